@@ -1,0 +1,128 @@
+"""The exceptions users see, and how an unsolved goal is printed.
+
+    ShapedError
+    ├── SignatureError     an annotation is missing, does not resolve, or is not understood     (TypeError)
+    ├── ShapeError         tensors break their signature: shape, rank, dtype, device, count     (ValueError)
+    ├── ProofError         refuted: some sizes break the program; the unsolved goal is shown
+    ├── Unprovable         neither proved nor refuted: depends on data, or on a loop over a size
+    ├── GradientError      the loss does not depend on a parameter that asks for a gradient
+    ├── NonFiniteError     a loss or a gradient is NaN or infinite; nothing was updated    (ArithmeticError)
+    ├── ExecutorError      no room for another executor, or the compiler refused a graph
+    └── StateError         a state dict does not fit; nothing was loaded                        (ValueError)
+
+A number out of range (a negative `lr`) is a plain ValueError. Each is raised before anything has changed.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import PurePath
+
+
+class ShapedError(Exception):
+    """Base of every error this library defines."""
+
+
+class SignatureError(ShapedError, TypeError):
+    """An annotation is missing, does not resolve, or says something we do not understand."""
+
+
+class ShapeError(ShapedError, ValueError):
+    """Tensors break their signature."""
+
+
+class GradientError(ShapedError):
+    """A parameter that asks for a gradient gets none."""
+
+
+class NonFiniteError(ShapedError, ArithmeticError):
+    """A loss or a gradient is NaN or infinite. Parameters and state are as they were."""
+
+
+class ExecutorError(ShapedError):
+    """The executor cache is full, or a graph could not be compiled."""
+
+
+class StateError(ShapedError, ValueError):
+    """A state dict does not fit. Nothing was loaded."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One line of the user's program, with the part that matters marked underneath."""
+
+    file: str
+    line: int
+    text: str = ""  # the stripped line
+    marks: str = ""  # "~~^~~", aligned with `text`
+
+    def __str__(self) -> str:
+        return f"{PurePath(self.file).name}:{self.line}"
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What was left to show when the proof got stuck, in the user's dimension names."""
+
+    operation: str = ""  # the operator's name: "matmul"
+    operands: str = ""  # "h : [batch, hidden]   @   p.w2.T : [classes, hidden]"
+    equation: str = ""  # "hidden = classes"
+    said: str = ""  # torch's own words, where no equation tells it better
+    context: Sequence[tuple[str, str, str]] = ()  # (name, shape, where it comes from)
+    hint: str = ""
+    sizes: Mapping[str, int] = field(default_factory=dict)  # concrete sizes that show the failure
+
+    def lines(self) -> list[str]:
+        """The goal as lines of `label  text`, one hypothesis a line."""
+        width = max((len(name) for name, _, _ in self.context), default=0)
+        shapes = max((len(shape) for _, shape, _ in self.context), default=0)
+        hypotheses = [f"{name:<{width}} : {shape:<{shapes}}     {where}".rstrip() for name, shape, where in self.context]
+        rows = [
+            (self.operation, self.operands),
+            ("goal", self.equation),
+            ("torch", self.said),
+            *(("" if i else "context", text) for i, text in enumerate(hypotheses)),
+            ("hint", self.hint),
+            ("refuted", ", ".join(f"{name} = {size}" for name, size in self.sizes.items())),
+        ]
+        pad = max(7, *(len(label) for label, text in rows if text))
+        return [f"{label:<{pad}}  {text}" for label, text in rows if text]
+
+
+class _Located(ShapedError):
+    """An error at a line of the user's program."""
+
+    def __init__(self, title: str, source: Source | None = None, goal: Goal | None = None) -> None:
+        self.title = title
+        self.source = source
+        self.goal = goal or Goal()
+        super().__init__(title)
+
+    def __str__(self) -> str:
+        lines = [self.title]
+        if self.source is not None:
+            lead = f"  {self.source}   "
+            lines.append(lead + self.source.text)
+            if self.source.marks:
+                lines.append(" " * len(lead) + self.source.marks)
+        return "\n".join(lines + [f"  {line}" for line in self.goal.lines()])
+
+
+class ProofError(_Located):
+    """Refuted. `source` is the line, `goal` what could not be shown and sizes for which it is false."""
+
+
+class Unprovable(_Located):
+    """Neither proved nor refuted; `goal.hint` says what to declare so that it can be."""
+
+
+def listing(names: Sequence[str]) -> str:
+    """`a`, `b` and `c`."""
+    quoted = [f"`{name}`" for name in names]
+    return " and ".join(filter(None, [", ".join(quoted[:-1]), quoted[-1]])) if quoted else "none"
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """`; did you mean \\`hidden\\`?` if something known is close, else an empty string."""
+    close = get_close_matches(name, known, n=1)
+    return f"; did you mean `{close[0]}`?" if close else ""

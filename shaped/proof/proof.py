@@ -1,0 +1,118 @@
+"""The checked statement, its derivation, and the graph that it is about."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from torch.fx import Graph, GraphModule, Node
+
+from shaped.errors import ShapeError
+from shaped.proof.conditions import Condition
+from shaped.proof.symbolic import Plan, World
+from shaped.proof.trace import Recorder, Setting, Step, Trace, trace
+
+# Nodes that compute nothing: they name, alias or measure a tensor.
+_BOOKKEEPING = ("detach", "alias", "sym_", "getitem", "lift_fresh", "_assert")
+
+
+@dataclass(frozen=True)
+class Proof:
+    """For all sizes that satisfy the conditions, the function is well-shaped and gives what its signature declares.
+
+    Attributes:
+        conditions: What it needed to assume about sizes, in the user's names.
+        steps: The derivation: each operation with its shapes in names and its source line.
+        dims: Every dimension name, in the order of the statement.
+        operations: How many operations the forward, backward and update graphs have (backward and update: losses only).
+        seconds: How long the proof took.
+        graph: The traced program over flat params ++ inputs: loss and gradients. It is what the compiled backend runs.
+        here: Sizes that are known (a trainer's parameters').
+        unused: Parameters that ask for a gradient and do not influence the result.
+    """
+
+    setting: Setting
+    side_conditions: tuple[Condition, ...]
+    steps: tuple[Step, ...]
+    dims: tuple[str, ...]
+    operations: Mapping[str, int]
+    seconds: float
+    graph: GraphModule
+    unused: tuple[str, ...]
+    static: Mapping[str, int]
+    lengths: Mapping[str, int]
+    here: Mapping[str, int] = field(default_factory=dict)
+    _trace: Trace | None = None
+    _region: tuple[Condition, ...] = ()  # where the traced graph itself is valid; outside, a branch apart is traced
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        return tuple(condition.text for condition in self.side_conditions)
+
+    def at(self, sizes: Mapping[str, int]) -> "Proof":
+        """The same proof, with sizes that have become known; they are checked against the conditions.
+
+        Raises:
+            ShapeError: A condition is false at these sizes.
+        """
+        self.check(sizes)
+        return replace(self, here=dict(sizes))
+
+    def check(self, sizes: Mapping[str, int]) -> None:
+        """Raise ShapeError if a condition whose names are all in `sizes` is false, or a size is below 1."""
+        wrong = [f"{name} = {size} is below 1" for name, size in sizes.items() if size < 1 and name in self.dims]
+        wrong += [
+            f"{condition.with_sizes(sizes)}{f'   (from {condition.source})' if condition.source else ''}"
+            for condition in self.side_conditions
+            if all(name in sizes for name in condition.names) and not condition.holds(sizes)
+        ]
+        if wrong:
+            raise ShapeError(f"`{self.setting.signature.name}` is proved only where\n  " + "\n  ".join(wrong))
+
+    def graph_at(self, sizes: Mapping[str, int]) -> GraphModule:
+        """The graph to run at these sizes.
+
+        The traced graph stands for all sizes of at least 2 that take the branches it took. A size of 1, or two sizes
+        that happen to be equal where the program asked, may take another branch, so those sizes are traced apart.
+        """
+        if all(condition.holds(sizes) for condition in self._region):
+            return self.graph
+        world = World(self.dims, Plan({}, constants={name: sizes[name] for name in self.dims}))
+        return trace(self.setting, world, Recorder(world)).graph
+
+    def __str__(self) -> str:
+        signature = self.setting.signature
+        owners = [argument.structure.name for argument in signature.arguments if argument.structure]
+        counts = ", ".join(f"{count} {phase}" for phase, count in self.operations.items())
+        counts = counts.replace(" forward", " operations forward", 1)
+        left = [str(signature), f"proved for all {', '.join(n for n in self.dims if n not in self.static)} >= 1"]
+        right = [f"gradients : {', '.join(owners)}" if "backward" in self.operations else "", f"{counts}, {self.seconds:.1f} s"]
+        if len(self.static) == len(self.dims):
+            left[1] = "proved at these sizes"
+        pad = max(map(len, left)) + 3
+        lines = [f"{a:<{pad}}{b}".rstrip() for a, b in zip(left, right, strict=True)]
+        lines.append(f"conditions   {', '.join(self.conditions) or 'none'}")
+        fixed = {**self.here, **self.static}
+        notes = [", ".join(f"{name} = {size}" for name, size in fixed.items() if name in self.dims)]
+        free = [name for name in self.dims if name not in fixed]
+        if self.here and free:
+            notes.append(f"{', '.join(free)} {'is' if len(free) == 1 else 'are'} free")
+        notes += [f"{path} has {length} entries" for path, length in self.lengths.items()]
+        if any(notes):
+            lines.append(f"here         {'; '.join(filter(None, notes))}")
+        return "\n".join(lines)
+
+
+def forward_graph(graph: GraphModule, results: int = 1) -> GraphModule:
+    """The part of a joint graph that computes its first results."""
+    copy = Graph()
+    mapping: dict[Node, Node] = {}
+    outputs = copy.graph_copy(graph.graph, mapping)
+    assert isinstance(outputs, tuple | list)
+    copy.output(tuple(outputs[:results]))
+    copy.eliminate_dead_code()
+    return GraphModule(graph, copy)
+
+
+def count_operations(graph: GraphModule) -> int:
+    """Nodes that compute something."""
+    nodes = [node for node in graph.graph.nodes if node.op == "call_function"]
+    return sum(not str(getattr(node.target, "__name__", node.target)).startswith(_BOOKKEEPING) for node in nodes)

@@ -1,0 +1,466 @@
+"""The search for a proof: trace, read what was asked, substitute, trace again, and state what is left."""
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import sympy
+import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from shaped_kernels import adam_reference
+
+from shaped.errors import Goal, ProofError, ShapedError, SignatureError, nearest
+from shaped.proof.conditions import Assumption, Condition, follows
+from shaped.proof.explain import explain
+from shaped.proof.proof import Proof, count_operations, forward_graph
+from shaped.proof.symbolic import Plan, Question, World, tracing
+from shaped.proof.trace import Recorder, Setting, Trace, run_forward, trace
+from shaped.shapes import Dim, TensorSpec, read_signature
+
+# Hints are 48 times a prime: far from 0 and 1, no small multiple of each other, and divisible by the usual head counts,
+# so that the first trace mostly goes through. What a hint decided is always read back as a question.
+_HINT = 48
+_PRIMES = (5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107, 109)
+_ATTEMPTS = 8
+_SEARCHED = 256  # where `(width - 3)//2 + 1 != 1` is a question, the sizes up to here that make it false are traced
+
+
+def prove(
+    fn: Callable[..., Any], assume: Sequence[str] = (), static: Sequence[str] | Mapping[str, int] = ()
+) -> Proof:
+    """Prove that an annotated function is well-shaped for all sizes of its dimension names.
+
+    If it returns one scalar and takes a ParamList, it is a loss: its gradients and an AdamW update are part of the proof.
+
+    Args:
+        fn: Any function whose tensors are annotated (`Float[Tensor, "batch pixels"]`) or gathered in a ParamList.
+        assume: Relations between sizes to take as given: `("dim % heads == 0", "seq <= context")`. With any, a condition
+            that does not follow from them is an error.
+        static: Names to prove at one size each, because the program loops or branches over them; a mapping gives the
+            sizes, and the statement says which were used.
+
+    Returns:
+        The Proof; print it.
+
+    Raises:
+        ProofError: Refuted: some sizes break it. Shows the line, the goal, the hypotheses and such sizes.
+        Unprovable: It depends on data, or on a loop over a size. Says what to declare.
+        SignatureError: An annotation or an assumption cannot be read.
+    """
+    signature = read_signature(fn)
+    structured = [argument.structure is not None for argument in signature.arguments for _ in argument.entries]
+    dtypes = tuple(entry.spec.default_dtype() for entry in signature.entries)
+    mask = tuple(s and dtype.is_floating_point for s, dtype in zip(structured, dtypes, strict=True))
+    return prove_setting(Setting(signature, dtypes, mask, torch.device("cpu")), assume, static)
+
+
+def prove_setting(
+    setting: Setting, assume: Sequence[str] = (), static: Sequence[str] | Mapping[str, int] = ()
+) -> Proof:
+    """Prove a function at given dtypes, device and gradient mask. The rest is as for `prove`."""
+    return _Search(setting, assume, static).proof()
+
+
+class _Search:
+    def __init__(self, setting: Setting, assume: Sequence[str], static: Sequence[str] | Mapping[str, int]) -> None:
+        if isinstance(assume, str):
+            raise SignatureError(f"assume is a list of relations: write assume=({assume!r},)")
+        if isinstance(static, str):
+            raise SignatureError(f"static is a list of names: write static=({static!r},)")
+        self.setting = setting
+        self.assumptions = tuple(Assumption.parse(text) for text in assume)
+        self.names = _statement_order(setting)
+        self.static = {name: static[name] for name in static} if isinstance(static, Mapping) else {
+            name: prime for name, prime in zip(static, (3, *_PRIMES), strict=False)
+        }  # fmt: skip
+        mentioned = itertools.chain(self.static, *(assumption.names for assumption in self.assumptions))
+        for name in mentioned:
+            if name not in self.names:
+                raise SignatureError(f"`{name}` is no dimension of `{setting.signature.name}`{nearest(name, self.names)}")
+
+    def proof(self) -> Proof:
+        started = time.perf_counter()
+        found, plan = self._first_trace(self._initial_plan())
+        found, plan = self._substitute_multiples(found, plan)
+        conditions = self._conditions(found, plan)
+        conditions += self._sizes_of_one(plan, conditions)
+        self._check_follows(conditions)
+        stated = [assumption.condition for assumption in self.assumptions]
+        known = {condition.text for condition in stated}
+        conditions = stated + [condition for condition in conditions if condition.text not in known]
+        results = len(self.setting.signature.result)
+        forward = count_operations(forward_graph(found.graph, results))
+        operations = {"forward": forward}
+        if self.setting.is_loss:
+            operations["backward"] = count_operations(found.graph) - forward
+            operations["update"] = self._update_operations(plan)
+        structures = [a.structure for a in self.setting.signature.arguments if a.structure is not None]
+        return Proof(
+            setting=self.setting,
+            side_conditions=tuple(conditions),
+            steps=tuple(found.steps),
+            dims=self.names,
+            operations=operations,
+            seconds=time.perf_counter() - started,
+            graph=found.graph,
+            unused=tuple(self.setting.signature.entries[i].path for i in found.without_gradient),
+            static=self.static,
+            lengths={k: v for s in structures for k, v in getattr(s, "lengths", {}).items()},
+            _trace=found,
+            _region=self._region(found, plan),
+        )
+
+    # -- finding a trace that goes through -------------------------------------------------------------------------
+
+    def _initial_plan(self) -> Plan:
+        free = [name for name in self.names if name not in self.static]
+        hints = {name: _HINT * _PRIMES[i % len(_PRIMES)] + _HINT * 109 * (i // len(_PRIMES)) for i, name in enumerate(free)}
+        plan = Plan(hints, dict(self.static))
+        for assumption in self.assumptions:
+            plan = self._assume(plan, assumption)
+        return plan
+
+    def _assume(self, plan: Plan, assumption: Assumption) -> Plan:
+        """Put an assumption into the plan by substitution; an inequality orders the hints."""
+        if assumption.divisor is not None and assumption.divisor[0] not in plan.constants:
+            name, divisor = assumption.divisor
+            return replace(plan, multiples={**plan.multiples, name: divisor})
+        if assumption.definition is not None:
+            name, dim = assumption.definition
+            if name in plan.constants:
+                name, dim = (dim.text, Dim(name)) if dim.is_name else (name, dim)
+            if dim.constant is not None:
+                return replace(plan, constants={**plan.constants, name: dim.constant})
+            return replace(plan, equal={**plan.equal, name: dim})
+        if assumption.left.is_name and assumption.right.is_name and not assumption.condition.holds(plan.hints):
+            return _swap(plan, assumption.left.text, assumption.right.text)
+        return plan
+
+    def _first_trace(self, plan: Plan) -> tuple[Trace, Plan]:
+        """Trace; where the hints were unlucky (not divisible, in the wrong order), repair them and try again.
+
+        What a repaired hint decided comes back as a question and so as a condition. If nothing helps, the failure of
+        the attempt that got furthest is the one to explain.
+        """
+        failures: list[tuple[int, Exception]] = []
+        waiting, seen = [plan], set()
+        while waiting and len(seen) < _ATTEMPTS:
+            plan = waiting.pop(0)
+            key = repr(plan)
+            if key in seen:
+                continue
+            seen.add(key)
+            world = World(self.names, plan)
+            recorder = Recorder(world)
+            kept: list[Any] = []
+            setting = replace(self.setting, call=_remember(self.setting, kept))
+            try:
+                return trace(setting, world, recorder), plan
+            except Exception as error:  # explained below, or re-raised as it is
+                tensors = kept or [None] * len(setting.signature.entries)
+                explained = explain(error, self.setting, world, recorder, tensors)
+                failures.append((len(recorder.steps), explained))
+                if isinstance(explained, ProofError):
+                    waiting.extend(_repairs(world, plan))
+                elif len(failures) == 1:
+                    break
+        _, error = max(failures, key=lambda failure: failure[0])
+        if isinstance(error, ProofError):
+            raise self._with_sizes(error) from None
+        if isinstance(error, ShapedError):
+            raise error from None
+        raise error
+
+    def _with_sizes(self, error: ProofError) -> ProofError:
+        """Add small concrete sizes for which the program really fails, if they are found."""
+        sizes: dict[str, int] = {}
+        primes = iter((2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97))
+        plan = self._initial_plan()
+        for name in [*[n for n in self.names if n not in plan.equal and n not in plan.multiples], *plan.multiples, *plan.equal]:
+            if name in plan.constants:
+                sizes[name] = plan.constants[name]
+            elif name in plan.equal:
+                sizes[name] = plan.equal[name].evaluate(sizes)
+            else:
+                factor = plan.multiples[name].evaluate(sizes) if name in plan.multiples else 1
+                sizes[name] = factor * next(primes, 101)
+        try:
+            run_forward(self.setting, World(self.names, Plan({}, constants=sizes)))
+        except Exception:
+            ordered = {name: sizes[name] for name in self.names}
+            return ProofError(error.title, error.source, replace(error.goal, sizes=ordered))
+        return error
+
+    # -- from questions to conditions ------------------------------------------------------------------------------
+
+    def _substitute_multiples(self, found: Trace, plan: Plan) -> tuple[Trace, Plan]:
+        """Where divisibility was needed (`dim % 4 == 0`), put dim = 4*(dim//4) and trace again.
+
+        The layout questions that hang on a floor division are then decided, so only real conditions remain.
+        """
+        for _ in range(len(self.names)):
+            needed = _needed_multiple(found, plan)
+            if needed is None:
+                break
+            name, divisor = needed
+            refined = replace(plan, multiples={**plan.multiples, name: Dim.parse(divisor)})
+            world = World(self.names, refined)
+            try:
+                again = trace(self.setting, world, Recorder(world))
+            except Exception:  # the first trace stands, with its own questions as conditions
+                break
+            found, plan = again, refined
+        return found, plan
+
+    def _conditions(self, found: Trace, plan: Plan) -> list[Condition]:
+        assumed = {a.divisor[0] for a in self.assumptions if a.divisor is not None}
+        conditions = [
+            Condition(f"{name} % {_bracketed(divisor.text)} == 0")
+            for name, divisor in plan.multiples.items()
+            if name not in assumed
+        ]
+        seen: set[str] = set()
+        for question in found.questions:
+            for fact in question.fact.args if isinstance(question.fact, sympy.And) else (question.fact,):
+                text = found.world.show(fact)
+                if text in seen or text in ("True", "False"):
+                    continue
+                seen.add(text)
+                condition = self._condition(fact, text, question, found, plan)
+                if condition is not None and condition.text not in {c.text for c in conditions}:
+                    conditions.append(condition)
+        return conditions
+
+    def _condition(self, fact: Any, text: str, question: Question, found: Trace, plan: Plan) -> Condition | None:
+        source = question.place.source() if question.place else None
+        if isinstance(fact, sympy.Eq) and not fact.has(*_division(fact)):
+            raise self._needs_equality(fact, found, question)
+        if isinstance(fact, sympy.Ne) and self._holds_when_equal(fact, found, plan):
+            return None
+        return Condition(text, source)
+
+    def _needs_equality(self, fact: Any, found: Trace, question: Question) -> ProofError:
+        goal = found.world.show(fact).replace("==", "=")
+        error = ProofError(
+            f"`{self.setting.signature.name}` is not well-shaped.",
+            question.place.source() if question.place else None,
+            Goal(equation=goal, hint=f'if it is meant, state it: assume=("{goal.replace("=", "==")}",)'),
+        )
+        return self._with_sizes(error)
+
+    def _holds_when_equal(self, fact: Any, found: Trace, plan: Plan) -> bool:
+        """Trace the other branch of `a != b`: put a = b and run the forward pass."""
+        for left, right in (fact.args, fact.args[::-1]):
+            name = found.world.symbols.get(left)
+            if name is None or left in right.free_symbols:
+                continue
+            if right.is_Integer:
+                other = replace(plan, constants={**plan.constants, name: int(right)})
+            elif name in self.names and name not in plan.multiples:
+                other = replace(plan, equal={**plan.equal, name: Dim.parse(found.world.show(right))})
+            else:
+                continue
+            if right.is_Integer and int(right) < 1:
+                return True  # sizes are at least 1
+            return self._passes(other)
+        symbols = sorted(fact.free_symbols, key=str)
+        if len(symbols) != 1 or symbols[0] not in found.world.symbols:
+            return False
+        name = found.world.symbols[symbols[0]]
+        equal = [size for size in range(1, _SEARCHED) if fact.subs(symbols[0], size) == sympy.false]
+        return 0 < len(equal) <= 4 and all(
+            self._passes(replace(plan, constants={**plan.constants, name: size})) for size in equal
+        )
+
+    def _passes(self, plan: Plan) -> bool:
+        try:
+            run_forward(self.setting, World(self.names, plan))
+        except Exception:
+            return False
+        return True
+
+    def _sizes_of_one(self, plan: Plan, conditions: Sequence[Condition]) -> list[Condition]:
+        """Size 1 traced apart: each symbol alone, then all at once. Where it fails, 2 is the least."""
+        symbols = list(World(self.names, plan).symbols.values())
+        lowered: list[Condition] = []
+        ones: dict[str, int] = {}
+        for name in symbols:
+            constants = self._with_ones(plan, conditions, {name})
+            if constants is None:
+                continue
+            if self._passes(replace(plan, constants={**plan.constants, **constants})):
+                ones[name] = 1
+            else:
+                lowered.append(Condition(f"{_bracketed(name)} >= 2"))
+        together = self._with_ones(plan, conditions, set(ones))
+        if len(ones) > 1 and together and not self._passes(replace(plan, constants={**plan.constants, **together})):
+            lowered.append(Condition(" or ".join(f"{_bracketed(name)} >= 2" for name in ones)))
+        return lowered
+
+    def _with_ones(self, plan: Plan, conditions: Sequence[Condition], names: set[str]) -> dict[str, int] | None:
+        """Constants that put these symbols to 1 and, where a condition forces it (seq <= context), others with them."""
+        chosen = set(names)
+        for _ in range(len(self.names) + 1):
+            world = World(self.names, replace(plan, constants={**plan.constants, **dict.fromkeys(chosen, 1)}))
+            sizes = {name: _hint(value) for name, value in world.values.items()}
+            stated = [*conditions, *(a.condition for a in self.assumptions)]
+            broken = [c for c in stated if set(c.names) <= set(sizes) and not c.holds(sizes)]
+            if not broken:
+                return dict.fromkeys(chosen, 1)
+            more = {name for c in broken for name in c.names if name in world.symbols.values()}
+            if not more:
+                return None
+            chosen |= more
+        return None
+
+    def _check_follows(self, conditions: Sequence[Condition]) -> None:
+        if not self.assumptions:
+            return
+        for condition in conditions:
+            if not follows(condition, self.assumptions):
+                raise ProofError(
+                    f"`{self.setting.signature.name}` needs more than was assumed.",
+                    condition.source,
+                    Goal(
+                        equation=condition.text,
+                        context=tuple((str(i), a.condition.text, "assumed") for i, a in enumerate(self.assumptions, 1)),
+                        hint=f'add "{condition.text}" to assume, or leave assume out to have conditions listed',
+                    ),
+                )
+
+    def _region(self, found: Trace, plan: Plan) -> tuple[Condition, ...]:
+        """Where the traced graph itself is valid: symbols of at least 2, and each question answered as it was."""
+        least = [Condition(f"{_bracketed(name)} >= 2") for name in found.world.symbols.values()]
+        return (*least, *(Condition(found.world.show(question.fact)) for question in found.questions))
+
+    # -- the update ------------------------------------------------------------------------------------------------
+
+    def _update_operations(self, plan: Plan) -> int:
+        """Trace AdamW on each distinct parameter signature: new parameter and moments keep it. Returns all operations.
+
+        SGD and Adam are parts of the same elementwise rule.
+        """
+        counts: dict[tuple[TensorSpec, torch.dtype], int] = {}
+        entries, dtypes = self.setting.signature.entries, self.setting.dtypes
+        total = 0
+        for i in self.setting.wanted:
+            key = (entries[i].spec, dtypes[i])
+            if key not in counts:
+                counts[key] = self._trace_update(i, plan)
+            total += counts[key]
+        return total
+
+    def _trace_update(self, index: int, plan: Plan) -> int:
+        world = World(self.names, plan)
+        entry, dtype = self.setting.signature.entries[index], self.setting.dtypes[index]
+        p, g, m, v = world.tensors([entry] * 4, [dtype] * 4, [False] * 4, self.setting.device)
+
+        def update(p: Any, g: Any, m: Any, v: Any) -> tuple[Any, ...]:
+            new = adam_reference(
+                p, g, m, v, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.01, step=1, decoupled=True
+            )
+            return new[:3]
+
+        with tracing(), torch.no_grad():
+            graph = make_fx(update, tracing_mode="real", _allow_non_fake_inputs=True)(p, g, m, v)
+        outputs = next(node for node in graph.graph.nodes if node.op == "output").args[0]
+        for result in outputs:
+            value = result.meta["val"]
+            if value.shape != p.shape or value.dtype != dtype:
+                raise AssertionError(f"the update changes the signature of {entry.path}")
+        return count_operations(graph)
+
+
+def _statement_order(setting: Setting) -> tuple[str, ...]:
+    """Names of the inputs alone first (batch), then those of the parameters."""
+    inside: dict[str, None] = {}
+    outside: dict[str, None] = {}
+    for argument in setting.signature.arguments:
+        for entry in argument.entries:
+            for dim in entry.spec.dims:
+                (inside if argument.structure else outside).update(dict.fromkeys(dim.names))
+    return tuple([name for name in outside if name not in inside] + list(inside))
+
+
+def _remember(setting: Setting, kept: list[Any]) -> Callable[[Sequence[Any]], Any]:
+    """The call, keeping the tensors it was traced on, so that a failure can name them."""
+    call = setting.call or setting.signature.call
+
+    def run(tensors: Sequence[Any]) -> Any:
+        kept[:] = tensors
+        return call(tensors)
+
+    return run
+
+
+def _swap(plan: Plan, a: str, b: str) -> Plan:
+    hints = dict(plan.hints)
+    if a in hints and b in hints:
+        hints[a], hints[b] = hints[b], hints[a]
+    return replace(plan, hints=hints)
+
+
+def _repairs(world: World, plan: Plan) -> list[Plan]:
+    """Other plans under which the last questions would be answered the other way."""
+    plans: list[Plan] = []
+    for asked, _ in reversed(world.env.answers):
+        for atom in asked.atoms(sympy.Function):
+            if type(atom).__name__ not in ("Mod", "PythonMod", "FloorDiv"):
+                continue
+            over, under = atom.args
+            name = world.symbols.get(over)
+            if name in plan.hints and name not in plan.multiples and name not in _names(under, world):
+                plans.append(replace(plan, multiples={**plan.multiples, name: Dim.parse(world.show(under))}))
+            elif under.is_Integer and 1 < int(under) < 10**6:
+                factor = int(under)
+                if any(hint % factor for hint in plan.hints.values()):
+                    hints = {n: h * factor // math.gcd(h, factor) for n, h in plan.hints.items()}
+                    plans.append(replace(plan, hints=hints))
+        if isinstance(asked, sympy.StrictLessThan | sympy.StrictGreaterThan | sympy.LessThan | sympy.GreaterThan):
+            names = [world.symbols.get(side) for side in asked.args]
+            if names[0] in plan.hints and names[1] in plan.hints:
+                plans.append(_swap(plan, str(names[0]), str(names[1])))
+    return plans
+
+
+def _needed_multiple(found: Trace, plan: Plan) -> tuple[str, str] | None:
+    """A name that the trace needed to be divisible: it occurs floor-divided, or as a remainder, in a true equality."""
+    for question in found.questions:
+        if not isinstance(question.fact, sympy.Eq):
+            continue
+        for atom in question.fact.atoms(*_division(question.fact)):
+            over, under = atom.args
+            name = found.world.symbols.get(over)
+            if name is None or name not in plan.hints or name in plan.multiples or name in plan.constants:
+                continue
+            if name in _names(under, found.world) or found.world.env.replace(over) != over:
+                continue
+            if all(n in plan.hints or n in plan.constants for n in _names(under, found.world)):
+                return name, found.world.show(under)
+    return None
+
+
+def _division(fact: Any) -> tuple[type, ...]:
+    kinds = {type(atom) for atom in fact.atoms(sympy.Function)}
+    return tuple(kind for kind in kinds if kind.__name__ in ("Mod", "PythonMod", "FloorDiv", "CleanDiv")) or (_Never,)
+
+
+class _Never(sympy.Function):
+    """Matches nothing."""
+
+
+def _names(expression: Any, world: World) -> set[str]:
+    return {world.symbols[symbol] for symbol in expression.free_symbols if symbol in world.symbols}
+
+
+def _hint(value: Any) -> int:
+    return value if isinstance(value, int) else int(value.node.hint)
+
+
+def _bracketed(text: str) -> str:
+    return text if text.isidentifier() or text.isdigit() else f"({text})"
+

@@ -1,0 +1,225 @@
+"""The symbolic world: sizes that stand for every size, tensors that have shapes and no data, and what torch asked of them.
+
+Each dimension name gets its own symbol with its own hint, so `hidden == pixels` is never true by accident. Every question
+that torch or the user's Python asks about sizes goes through `_Questions.evaluate_expr`: that is where guards are read.
+Nothing else in this library touches torch's symbolic shapes.
+"""
+
+import logging
+import math
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import sympy
+import torch
+from torch import SymInt, Tensor
+from torch._dynamo.source import ConstantSource
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+
+from shaped.errors import Goal, Unprovable
+from shaped.proof.source import Place, place_of_caller
+from shaped.shapes import Dim, Entry
+
+_PATCHED = threading.RLock()  # tracing patches math.sqrt for the time being: one trace at a time
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which symbol or number each dimension name stands for in one trace.
+
+    A name in none of the mappings is a symbol of its own, at least 2 (tracers specialise on 0 and 1).
+    """
+
+    hints: Mapping[str, int]  # a size for each name, used only to pick the branch that is traced first
+    constants: Mapping[str, int] = field(default_factory=dict)
+    equal: Mapping[str, Dim] = field(default_factory=dict)  # assumed: classes == hidden
+    multiples: Mapping[str, Dim] = field(default_factory=dict)  # dim % heads == 0, as dim := heads * (dim//heads)
+
+    def quotient(self, name: str) -> str:
+        """What the free symbol of a multiple is called."""
+        divisor = self.multiples[name].text
+        return f"{name}//{divisor}" if divisor.isalnum() else f"{name}//({divisor})"
+
+
+@dataclass(frozen=True)
+class Question:
+    """Something that was asked about sizes and could only be answered by looking at the hints."""
+
+    fact: sympy.Basic  # the answer as a relation that is true at the hints
+    place: Place | None
+
+
+class _Questions(ShapeEnv):
+    """torch's shape environment, keeping each question with the user's line that led to it."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.asked: list[Question] = []
+        self.answers: list[tuple[sympy.Basic, Any]] = []  # the latest, true or false, for the message of a failure
+        self.refuse: Callable[[sympy.Basic, Place | None], Exception] | None = None
+
+    def evaluate_expr(self, orig_expr: Any, *args: Any, **kwargs: Any) -> Any:
+        before = len(self.guards)
+        answer = super().evaluate_expr(orig_expr, *args, **kwargs)
+        if isinstance(orig_expr, sympy.Basic) and orig_expr.free_symbols:
+            self.answers.append((orig_expr, answer))
+            del self.answers[:-64]
+        if len(self.guards) > before:
+            place = place_of_caller()
+            if self.refuse is not None and isinstance(answer, int | sympy.Integer) and not isinstance(answer, bool):
+                raise self.refuse(orig_expr, place)  # a size was read as a plain number: range(n), int(n)
+            self.asked.extend(Question(guard.expr, place) for guard in self.guards[before:])
+        return answer
+
+
+class World:
+    """Symbols for one trace, made from a plan, and the fake tensors over them."""
+
+    def __init__(self, names: Sequence[str], plan: Plan) -> None:
+        self.plan = plan
+        self.env = _Questions(duck_shape=False)
+        self.env.refuse = self._specialised
+        self.mode = FakeTensorMode(shape_env=self.env, allow_non_fake_inputs=True)
+        self.symbols: dict[sympy.Symbol, str] = {}  # torch's symbol to the name it stands for
+        self.values: dict[str, int | SymInt] = {}
+        for name in names:
+            self._value(name)
+
+    def _value(self, name: str) -> int | SymInt:
+        if name in self.values:
+            return self.values[name]
+        plan = self.plan
+        value: Any
+        if name in plan.constants:
+            value = plan.constants[name]
+        elif name in plan.equal:
+            value = self._evaluate(plan.equal[name])
+        elif name in plan.multiples:
+            quotient = plan.quotient(name)
+            divisor = self._evaluate(plan.multiples[name])
+            value = divisor * self._symbol(quotient, plan.constants.get(quotient), plan.hints[name])
+        else:
+            value = self._symbol(name, None, plan.hints[name])
+        self.values[name] = value
+        return self.values[name]
+
+    def _evaluate(self, dim: Dim) -> Any:
+        return dim.evaluate({name: self._value(name) for name in dim.names})
+
+    def _symbol(self, name: str, constant: int | None, hint: int) -> int | SymInt:
+        if constant is not None:
+            return constant
+        source = ConstantSource(f"dim_{len(self.symbols)}")
+        symbol = self.env.create_symbol(hint, source, dynamic_dim=DimDynamic.DYNAMIC, constraint_dim=None)
+        self.symbols[symbol] = name
+        return self.env.create_symintnode(symbol, hint=hint, source=source)
+
+    def tensors(
+        self, entries: Sequence[Entry], dtypes: Sequence[torch.dtype], mask: Sequence[bool], device: torch.device
+    ) -> list[Tensor]:
+        """A fake tensor for each entry."""
+        with self.mode:
+            made = [
+                torch.empty([self._evaluate(dim) for dim in entry.spec.dims], dtype=dtype, device=device)
+                for entry, dtype in zip(entries, dtypes, strict=True)
+            ]
+        return [tensor.requires_grad_(want) for tensor, want in zip(made, mask, strict=True)]
+
+    def _specialised(self, expression: sympy.Basic, place: Place | None) -> Unprovable:
+        size = self.show(expression)
+        names = sorted(Dim.parse(size).names)
+        static = ", ".join(f'"{name}"' for name in names)
+        return Unprovable(
+            f"`{size}` is used as a plain number here, so this holds for one size only.",
+            place.source() if place else None,
+            Goal(hint=f"declare it: static=({static},) proves each size of it as it comes; or keep to tensor operations"),
+        )
+
+    def show(self, value: Any) -> str:
+        """A size in the user's names: `4*dim`, `seq - 1`, `dim//heads`."""
+        return show(value, self)
+
+
+def show(value: Any, world: World) -> str:
+    """Print a size or a relation over sizes in dimension names, as Python that evaluates to it."""
+    expression = value.node.expr if isinstance(value, SymInt) else sympy.sympify(value)
+    quotients = {world.plan.quotient(name): (name, dim) for name, dim in world.plan.multiples.items()}
+    replaced = {}
+    for symbol, name in world.symbols.items():
+        if name in quotients:
+            base, divisor = quotients[name]
+            replaced[symbol] = sympy.Symbol(base, positive=True, integer=True) / sympy.sympify(
+                divisor.text, {n: sympy.Symbol(n, positive=True, integer=True) for n in divisor.names}
+            )
+        else:
+            replaced[symbol] = sympy.Symbol(name, positive=True, integer=True)
+    return _python(expression.xreplace(replaced))
+
+
+_RELATIONS = {sympy.Eq: "==", sympy.Ne: "!=", sympy.Lt: "<", sympy.Le: "<=", sympy.Gt: ">", sympy.Ge: ">="}
+
+
+def _python(e: Any) -> str:
+    kind = type(e)
+    if kind in _RELATIONS:
+        left, right = e.args
+        if not left.free_symbols and right.free_symbols:
+            left, right, kind = right, left, type(e.reversed)
+        return f"{_python(left)} {_RELATIONS[kind]} {_python(right)}"
+    if isinstance(e, sympy.And):
+        return " and ".join(_python(part) for part in e.args)
+    if isinstance(e, sympy.Or):
+        return " or ".join(_python(part) for part in e.args)
+    if isinstance(e, sympy.Not):
+        return f"not ({_python(e.args[0])})"
+    if kind.__name__ in ("FloorDiv", "CleanDiv"):
+        return f"{_factor(e.args[0])}//{_factor(e.args[1])}"
+    if kind.__name__ in ("Mod", "PythonMod"):
+        return f"{_factor(e.args[0])} % {_factor(e.args[1])}"
+    if kind.__name__ in ("Max", "Min"):
+        return f"{kind.__name__.lower()}({', '.join(map(_python, e.args))})"
+    if isinstance(e, sympy.Mul):
+        over, under = e.as_numer_denom()
+        if under != 1:
+            return f"{_factor(over)}//{_factor(under)}"
+        number, rest = e.as_coeff_Mul()
+        parts = [_factor(part) for part in rest.as_ordered_factors()]
+        return ("-" if number == -1 else "" if number == 1 else f"{number}*") + "*".join(parts)
+    if isinstance(e, sympy.Add):
+        text = ""
+        for term in e.as_ordered_terms():
+            shown = _python(term)
+            text += shown if not text else f" - {shown[1:]}" if shown.startswith("-") else f" + {shown}"
+        return text
+    if isinstance(e, sympy.Pow) and e.args[1].is_Integer and e.args[1] > 0:
+        return f"{_factor(e.args[0])}**{e.args[1]}"
+    if isinstance(e, sympy.Pow) and e.args[1] == -1:
+        return f"1//{_factor(e.args[0])}"
+    return str(e)
+
+
+def _factor(e: Any) -> str:
+    text = _python(e)
+    return f"({text})" if isinstance(e, sympy.Add) or (" % " in text) or ("//" in text) else text
+
+
+@contextmanager
+def tracing() -> Iterator[None]:
+    """Settings of a trace: `math.sqrt` of a symbolic size stays symbolic; torch logs no failed meta function."""
+    sqrt = math.sqrt
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    with _PATCHED, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        level = logger.level
+        logger.setLevel(logging.CRITICAL)
+        math.sqrt = lambda x: torch.sym_sqrt(x) if isinstance(x, torch.SymInt | torch.SymFloat) else sqrt(x)
+        try:
+            yield
+        finally:
+            math.sqrt = sqrt
+            logger.setLevel(level)

@@ -1,0 +1,241 @@
+"""One trace: run a function on symbolic tensors, with gradients, and keep the graph, each step and each question asked."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import sympy
+import torch
+from torch import SymInt, Tensor
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from shaped.proof.source import Place, place_of_caller
+from shaped.proof.symbolic import Question, World, tracing
+from shaped.shapes import Signature
+
+# Losses that torch broadcasts with no more than a warning: [batch, 1] against [batch] becomes [batch, batch].
+_ALIKE = {"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy_with_logits", "poisson_nll_loss"}
+_ATTRIBUTES = {"shape", "dtype", "device", "ndim", "requires_grad", "is_leaf", "grad", "layout", "size", "dim", "numel"}
+_NAMES = {"T": "transpose", "mT": "transpose", "__matmul__": "matmul", "__rmatmul__": "matmul", "truediv": "div"}
+
+
+class Mismatch(RuntimeError):
+    """A shape fault that torch itself would let pass."""
+
+    def __init__(self, goal: str, said: str = "") -> None:
+        super().__init__(said or goal)
+        self.goal = goal
+
+
+class ResultMismatch(Mismatch):
+    """The result is not what the signature declares."""
+
+    def __init__(self, actual: str, declared: str, goal: str, hint: str) -> None:
+        super().__init__(goal)
+        self.actual, self.declared, self.hint = actual, declared, hint
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation of the user's program: a line of the derivation."""
+
+    operation: str
+    operands: tuple[str, ...]
+    result: str
+    place: str  # "model.py:14"
+
+    def __str__(self) -> str:
+        return f"{self.place:<16} {self.operation:<16} {', '.join(self.operands)} -> {self.result}"
+
+
+@dataclass
+class Call:
+    """An operation as the user's program calls it."""
+
+    function: Callable[..., Any]
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    place: Place | None
+
+    @property
+    def operands(self) -> list[Tensor]:
+        return [leaf for leaf in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
+
+
+class Recorder(TorchFunctionMode):
+    """Sees each operation as it stands in the user's program, before torch takes it apart."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self.world = world
+        self.steps: list[Step] = []
+        self.call: Call | None = None  # the one under way, or the last
+        self.returned = False  # the forward pass is over
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = operation_name(func)
+        if name in _ATTRIBUTES:
+            return func(*args, **(kwargs or {}))
+        self.call = call = Call(func, name, args, kwargs or {}, place_of_caller())
+        operands = call.operands
+        if name in _ALIKE and len(operands) > 1 and not same_shape(operands[0], operands[1], self.world):
+            shapes = [shape_text(t, self.world) for t in operands[:2]]
+            raise Mismatch(f"{shapes[0]} = {shapes[1]}", f"{name} would broadcast {shapes[0]} against {shapes[1]}")
+        result = func(*args, **(kwargs or {}))
+        results = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+        if results:
+            place = str(call.place.source()) if call.place else "?"
+            shown = [shape_text(tensor, self.world) for tensor in results]
+            known = tuple(shape_text(tensor, self.world) for tensor in operands)
+            self.steps.append(Step(name, known, ", ".join(shown), place))
+        return result
+
+
+@dataclass
+class Trace:
+    """What one successful trace found."""
+
+    graph: GraphModule  # flat params ++ inputs -> (results, gradients of the wanted ones)
+    steps: list[Step]
+    questions: list[Question]
+    world: World
+    without_gradient: list[int]  # wanted, but the result does not depend on them
+    results: list[Tensor] = field(default_factory=list)
+
+
+@dataclass
+class Setting:
+    """What is traced: the function, its tensors' dtypes and device, and which of them want a gradient."""
+
+    signature: Signature
+    dtypes: tuple[torch.dtype, ...]
+    mask: tuple[bool, ...]
+    device: torch.device
+    autocast: torch.dtype | None = None
+    call: Callable[[Sequence[Any]], Any] | None = None  # instead of signature.call: a module's stateless form
+
+    def context(self) -> AbstractContextManager[Any]:
+        if self.autocast is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.autocast, cache_enabled=False)
+
+    def run(self, tensors: Sequence[Any]) -> list[Any]:
+        """The function's results on flat tensors, under autocast if asked for."""
+        with self.context():
+            result = (self.call or self.signature.call)(tensors)
+        return list(result) if self.signature.result_is_tuple and isinstance(result, tuple) else [result]
+
+    @property
+    def wanted(self) -> list[int]:
+        return [i for i, want in enumerate(self.mask) if want]
+
+    @property
+    def is_loss(self) -> bool:
+        """Whether there is something to differentiate: one scalar result."""
+        return len(self.signature.result) == 1 and not self.signature.result[0].dims and bool(self.wanted)
+
+
+def trace(setting: Setting, world: World, recorder: Recorder) -> Trace:
+    """Trace forward and, for a loss, backward. Raises whatever the function raises; `recorder` knows where it was."""
+    tensors = world.tensors(setting.signature.entries, setting.dtypes, setting.mask, setting.device)
+    missing: list[int] = []
+    kept: list[Tensor] = []
+
+    def joint(*flat: Tensor) -> tuple[Any, ...]:
+        with recorder:
+            results = setting.run(flat)
+        check_results(setting.signature, results, world)
+        recorder.returned = True
+        kept.extend(results)
+        outputs = [tensor.detach() for tensor in results]
+        if not setting.is_loss:
+            return tuple(outputs)
+        wanted = [flat[i] for i in setting.wanted]
+        if results[0].requires_grad:
+            gradients = torch.autograd.grad(results[0], wanted, allow_unused=True)
+        else:
+            gradients = (None,) * len(wanted)
+        missing.extend(i for i, gradient in zip(setting.wanted, gradients, strict=True) if gradient is None)
+        return (*outputs, *gradients)
+
+    versions = [tensor._version for tensor in tensors]
+    with tracing(), world.mode:  # beneath make_fx's own mode, for factories such as torch.ones(seq, seq)
+        graph = make_fx(joint, tracing_mode="real", _allow_non_fake_inputs=True)(*tensors)
+    changed = [
+        entry.path
+        for entry, tensor, version in zip(setting.signature.entries, tensors, versions, strict=True)
+        if tensor._version != version
+    ]
+    if changed:
+        raise Mismatch("", f"the program writes into {', '.join(changed)}, which a proved step cannot carry")
+    return Trace(graph, recorder.steps, world.env.asked, world, missing, kept)
+
+
+def run_forward(setting: Setting, world: World) -> None:
+    """The forward pass alone, checked against the declared result; used for the branches that a trace did not take."""
+    tensors = world.tensors(setting.signature.entries, setting.dtypes, setting.mask, setting.device)
+    with tracing(), world.mode:
+        check_results(setting.signature, setting.run(tensors), world)
+
+
+def check_results(signature: Signature, results: Sequence[Any], world: World) -> None:
+    """Compare results with the declared ones; names that only a result uses are fixed by it."""
+    if len(results) != len(signature.result):
+        raise ResultMismatch(f"{len(results)} results", f"{len(signature.result)} results", "", "")
+    own: dict[str, Any] = {}
+    for actual, declared in zip(results, signature.result, strict=True):
+        wanted = "a scalar" if not declared.dims else f"{declared}"
+        if not isinstance(actual, Tensor):
+            raise ResultMismatch(f"a {type(actual).__name__}", wanted, "", "return a tensor")
+        shown = shape_text(actual, world)
+        hint = ".mean() or .sum() makes it one" if not declared.dims else ""
+        if actual.dim() != len(declared.dims):
+            raise ResultMismatch(shown, wanted, f"{shown} = {declared}", hint)
+        for dim, size in zip(declared.dims, actual.shape, strict=True):
+            unknown = [name for name in dim.names if name not in world.values]
+            if unknown and dim.is_name:
+                own.setdefault(dim.text, size)
+            expected = dim.evaluate({**world.values, **own}) if not set(unknown) - set(own) else size
+            if not same_size(expected, size):
+                raise ResultMismatch(shown, wanted, f"{world.show(size)} = {dim}", "")
+        if actual.dtype not in declared.dtypes:
+            name = str(actual.dtype).removeprefix("torch.")
+            raise ResultMismatch(f"{shown} of {name}", f"{wanted} of {declared.kind}", f"{name} is {declared.kind}", "")
+
+
+def expression(size: Any) -> sympy.Basic:
+    """The sympy form of an int or a symbolic size."""
+    return size.node.expr if isinstance(size, SymInt) else sympy.Integer(size)
+
+
+def same_size(a: Any, b: Any) -> bool:
+    """Whether two sizes are equal for all values of their symbols, without asking (and so guarding)."""
+    return bool(sympy.expand(expression(a) - expression(b)) == 0) or bool(
+        sympy.simplify(expression(a) - expression(b)) == 0
+    )
+
+
+def same_shape(a: Tensor, b: Tensor, world: World) -> bool:
+    return a.dim() == b.dim() and all(same_size(x, y) for x, y in zip(a.shape, b.shape, strict=True))
+
+
+def shape_text(tensor: Tensor, world: World) -> str:
+    """`[batch, 4*dim]`"""
+    return "[" + ", ".join(world.show(size) for size in tensor.shape) + "]"
+
+
+def operation_name(func: Callable[..., Any]) -> str:
+    """The name users know: `matmul`, `transpose` for `.T`, `add` for `+`."""
+    name = getattr(func, "__name__", str(func))
+    if name in ("__get__", "__set__"):
+        name = getattr(getattr(func, "__self__", None), "__name__", name)
+    name = _NAMES.get(name, name)
+    name = name.removeprefix("__").removesuffix("__")
+    return _NAMES.get(name, name)
