@@ -1,4 +1,22 @@
-"""shaped: a trainer whose shapes are proved before its first step."""
+"""shaped: a trainer whose shapes are proved before its first step.
 
+The door: what is imported here is public, and nothing else is.
+"""
+
+from shaped import init as init
+from shaped.errors import ExecutorError as ExecutorError
+from shaped.errors import GradientError as GradientError
+from shaped.errors import NonFiniteError as NonFiniteError
+from shaped.errors import ProofError as ProofError
+from shaped.errors import ShapedError as ShapedError
+from shaped.errors import ShapeError as ShapeError
+from shaped.errors import SignatureError as SignatureError
+from shaped.errors import StateError as StateError
+from shaped.errors import Unprovable as Unprovable
 from shaped.params import ParamList as ParamList
+from shaped.proof import Proof as Proof
 from shaped.proof import prove as prove
+from shaped.shapes import dims as dims
+from shaped.trainer import ScalarTrainer as ScalarTrainer
+
+__version__ = "0.1.0"

@@ -1,0 +1,32 @@
+"""Eager and compiled execution of a proved loss, and the executor cache."""
+
+from typing import Protocol
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from shaped.backends.compiled import Compiled as Compiled
+from shaped.backends.eager import Eager as Eager
+from shaped.backends.executors import Executor as Executor
+from shaped.backends.executors import Executors as Executors
+from shaped.backends.inductor import has_cpp_compiler as has_cpp_compiler
+from shaped.backends.program import Program as Program
+from shaped.optim import FusedOptimizer
+
+
+class Backend(Protocol):
+    """What a trainer asks of a backend. Both give the same numbers, up to rounding."""
+
+    name: str
+    program: Program
+    executors: Executors
+
+    def forward(self, inputs: Sequence[Tensor]) -> Tensor: ...
+
+    def loss_and_backward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]: ...
+
+    def update(self, inputs: Sequence[Tensor], optimizer: FusedOptimizer) -> tuple[Tensor, bool]: ...
+
+
+BACKENDS = {"eager": Eager, "compiled": Compiled}

@@ -1,0 +1,207 @@
+"""The compiled backend: the proved graph, with the update in it, lowered to one callable for the whole step.
+
+*The graph that was proved is the graph that runs*: the symbolic trace of loss and gradients is traced again at concrete
+sizes together with the update and lowered. `lr` and every other number that a schedule may touch are inputs of the
+graph (one float64 row for each group), so changing them compiles nothing.
+"""
+
+import time
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from shaped.backends.executors import Executor, Executors
+from shaped.backends.inductor import lower
+from shaped.backends.program import Case, Program
+from shaped.optim import FusedOptimizer, Update
+from shaped.proof import forward_graph
+
+
+class Compiled:
+    """Runs a program as compiled graphs, one executor for each mode and tuple of shapes."""
+
+    name = "compiled"
+
+    def __init__(self, program: Program, max_executors: int, max_norm: float | None) -> None:
+        self.program = program
+        self.executors = Executors(max_executors)
+        self._max_norm = max_norm
+        self._steps: dict[int, _Step] = {}
+
+    def forward(self, inputs: Sequence[Tensor]) -> Tensor:
+        """The loss."""
+        case, inputs = self._admit(inputs)
+
+        def build() -> Callable[..., tuple[Any, ...]]:
+            return _flat(forward_graph(case.graph))
+
+        loss: Tensor = self._executor("forward", case, (), build, inputs)([*self.program.plain, *inputs])[0]
+        return loss
+
+    def loss_and_backward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """The loss and the gradients of `program.used`, from one graph."""
+        case, inputs = self._admit(inputs)
+
+        def build() -> Callable[..., tuple[Any, ...]]:
+            run = _flat(case.graph)
+            kept = [1 + self.program.trainable.index(i) for i in self.program.used]
+            return lambda *flat: tuple((out := run(*flat))[i] for i in (0, *kept))
+
+        loss, *gradients = self._executor("loss_and_backward", case, (), build, inputs)(
+            [*self.program.plain, *inputs]
+        )
+        return loss, list(gradients)
+
+    def update(self, inputs: Sequence[Tensor], optimizer: FusedOptimizer) -> tuple[Tensor, bool]:
+        """One step. Where the loss or a gradient is not finite nothing changes and the flag is False."""
+        step = self._steps.get(id(optimizer))
+        if step is None:
+            step = self._steps[id(optimizer)] = _Step(self.program, optimizer, self._max_norm)
+        case, inputs = self._admit(inputs)
+        state = step.prepare()
+
+        def build() -> Callable[..., tuple[Any, ...]]:
+            return step.function(case.graph)
+
+        name = type(optimizer).__name__
+        loss, finite = self._executor(name, case, step.structure, build, inputs, state)([*state, *inputs])
+        if not finite.item():
+            return loss, False
+        step.commit()
+        return loss, True
+
+    def _admit(self, inputs: Sequence[Tensor]) -> tuple[Case, list[Tensor]]:
+        case = self.program.admit(inputs)
+        return case, [x.detach().contiguous() for x in inputs]  # executors are compiled for contiguous inputs
+
+    def _executor(
+        self,
+        mode: str,
+        case: Case,
+        structure: Hashable,
+        build: Callable[[], Callable[..., tuple[Any, ...]]],
+        inputs: Sequence[Tensor],
+        state: Sequence[Tensor] | None = None,
+    ) -> Executor:
+        def make() -> Executor:
+            started = time.perf_counter()
+            run, how = lower(build(), [*(self.program.plain if state is None else state), *inputs])
+            return Executor(mode, str(case), how, time.perf_counter() - started, run)
+
+        return self.executors.get((mode, case.key, structure), make, mode, str(case))
+
+
+def _flat(graph: GraphModule) -> Callable[..., tuple[Any, ...]]:
+    def run(*flat: Tensor) -> tuple[Any, ...]:
+        return tuple(graph(*flat))
+
+    return run
+
+
+class _Step:
+    """One optimizer's update as a part of the graph: its state as flat tensors, and the function to lower.
+
+    The flat arguments are: all parameters, then for each update its slots, its step count and its row of scalars, then
+    the inputs.
+    """
+
+    def __init__(self, program: Program, optimizer: FusedOptimizer, max_norm: float | None) -> None:
+        self._program = program
+        self._optimizer = optimizer
+        self._max_norm = max_norm
+        self._used = program.used_tensors
+        self._updates: list[Update] = []
+        self._state: list[Tensor] = []
+        self._rows: list[Tensor] = []
+        self._scalars: list[tuple[float, ...]] = []
+        self.structure: Hashable = ()
+
+    def prepare(self) -> list[Tensor]:
+        """The flat state, with the scalars as they are now."""
+        updates = self._optimizer.updates(self._used)
+        if len(updates) != len(self._updates) or any(a is not b for a, b in zip(updates, self._updates, strict=True)):
+            self._gather(updates)
+        for i, update in enumerate(updates):
+            scalars = update.scalars()
+            if scalars != self._scalars[i]:
+                self._rows[i].copy_(torch.tensor(scalars, dtype=torch.float64))
+                self._scalars[i] = scalars
+        return self._state
+
+    def _gather(self, updates: list[Update]) -> None:
+        self._updates = updates
+        self._rows = [torch.tensor(update.scalars(), dtype=torch.float64) for update in updates]
+        self._scalars = [update.scalars() for update in updates]
+        self._state = list(self._program.plain)
+        for update, row in zip(updates, self._rows, strict=True):
+            self._state.extend(tensor for slot in update.slots for tensor in slot)
+            self._state.extend([row] if update.step is None else [update.step, row])
+        flags = ("maximize", "nesterov", "amsgrad", "decoupled_weight_decay")
+        self.structure = tuple(
+            (tuple(update.indices), len(update.slots), tuple(update.group.get(flag) for flag in flags))
+            for update in updates
+        )
+
+    def commit(self) -> None:
+        for update in self._updates:
+            update.commit()
+
+    def function(self, graph: GraphModule) -> Callable[..., tuple[Any, ...]]:
+        """loss, gradients, verdict, clipping and update, writing into parameters and state where all is finite."""
+        program, updates = self._program, self._updates
+
+        def step(*flat: Tensor) -> tuple[Tensor, Tensor]:
+            count = len(program.tensors)
+            params, rest = flat[:count], list(flat[count : len(flat) - len(program.inputs)])
+            loss, *every = graph(*params, *flat[len(flat) - len(program.inputs) :])
+            gradients = [every[program.trainable.index(i)] for i in program.used]
+            finite = _finite(loss, gradients)
+            if self._max_norm is not None:
+                gradients = _clipped(gradients, self._max_norm)
+            used = [params[i] for i in program.used]
+            for update in updates:
+                size = len(update.params)
+                slots = [[rest.pop(0) for _ in range(size)] for _ in update.slots]
+                taken = rest.pop(0) if update.step is not None else None
+                self._apply(update, used, gradients, slots, taken, rest.pop(0), finite)
+            return loss, finite
+
+        return step
+
+    def _apply(
+        self,
+        update: Update,
+        used: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        slots: Sequence[Sequence[Tensor]],
+        taken: Tensor | None,
+        row: Tensor,
+        finite: Tensor,
+    ) -> None:
+        number = None if taken is None else taken.double() + 1
+        scalars = row.unbind()
+        for at, index in enumerate(update.indices):
+            old = (used[index], *(slot[at] for slot in slots))
+            p, state = self._optimizer.reference(update, old[0], gradients[index], old[1:], scalars, number)
+            for before, after in zip(old, (p, *state), strict=True):
+                before.copy_(torch.where(finite, after, before))
+        if taken is not None:
+            taken.add_(finite.to(taken.dtype))
+
+
+def _finite(loss: Tensor, gradients: Sequence[Tensor]) -> Tensor:
+    """0 * x is 0 for every finite x and NaN for the others, so one sum tells, and cannot overflow."""
+    verdict = torch.isfinite(loss)
+    for gradient in gradients:
+        verdict = verdict & ((gradient * 0).sum() == 0)
+    return verdict
+
+
+def _clipped(gradients: Sequence[Tensor], max_norm: float) -> list[Tensor]:
+    """As `torch.nn.utils.clip_grad_norm_`: scaled to a global 2-norm of at most `max_norm`."""
+    squares = torch.stack([gradient.float().square().sum() for gradient in gradients]).sum()
+    factor = torch.clamp(max_norm / (squares.sqrt() + 1e-6), max=1.0)
+    return [gradient * factor.to(gradient.dtype) for gradient in gradients]

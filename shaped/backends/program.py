@@ -1,0 +1,248 @@
+"""A loss bound to its parameters: its signature, its proofs, and the admission of batches.
+
+A batch is admitted once for each new tuple of shapes, dtypes and devices; after that, one dictionary look-up. A proof
+belongs to the dtypes (and the sizes of static dimensions) it was made for: a batch with others is proved before it runs.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from shaped.errors import GradientError, ProofError, SignatureError, listing
+from shaped.params import ParamList
+from shaped.proof import Proof, Setting, prove_setting
+from shaped.shapes import Argument, Entry, Signature, bind, describe, read_signature, resolve_hints
+
+
+@dataclass(frozen=True)
+class Case:
+    """An admitted tuple of shapes and dtypes."""
+
+    sizes: Mapping[str, int]
+    proof: Proof
+    key: tuple[Any, ...]
+
+    @property
+    def graph(self) -> GraphModule:
+        """The proved graph at these sizes: loss, then a gradient for each parameter that wants one."""
+        return self.proof.graph_at(self.sizes)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} = {size}" for name, size in self.sizes.items()) or "no named sizes"
+
+
+class Program:
+    """What both backends run.
+
+    Args:
+        loss: `loss(params, *inputs) -> Float[Tensor, ""]`, annotated; or, where `params` is a module, a loss over the
+            module (`loss(model: Net, x, y)`) or over its output (`loss(prediction, y)`, with `forward` annotated).
+        params: A ParamList or an nn.Module, used in place.
+        assume, static: As for `prove`.
+        autocast: Run the loss under torch.autocast in this dtype.
+        allow_unused: A parameter that does not influence the loss gets a zero gradient instead of an error.
+        check: Compare every batch with the signature before it runs.
+
+    Raises:
+        SignatureError, ProofError, Unprovable, GradientError: Before anything has run.
+    """
+
+    def __init__(
+        self,
+        loss: Callable[..., Any],
+        params: ParamList | nn.Module,
+        *,
+        assume: Sequence[str] = (),
+        static: Sequence[str] | Mapping[str, int] = (),
+        autocast: torch.dtype | None = None,
+        allow_unused: bool = False,
+        check: bool = True,
+    ) -> None:
+        if isinstance(params, nn.Module):
+            self.params, self.signature = _module_program(loss, params)
+        elif isinstance(params, ParamList):
+            self.params, self.signature = params, _loss_signature(loss, params)
+        else:
+            raise SignatureError(f"params is {describe(params)}: pass a ParamList or an nn.Module")
+        if not any(self.params.requires_grad):
+            raise GradientError(f"no entry of {type(self.params).__name__} asks for a gradient: nothing to train")
+        self._check_result()
+        self.inputs: tuple[Entry, ...] = self.signature.entries[len(self.params) :]
+        self.tensors = list(self.params)
+        self.plain = [t.detach() for t in self.tensors]  # the same storage, as compiled code wants it
+        simple = not any(argument.keyword for argument in self.signature.arguments if argument.entries)
+        self._direct = self.signature.function if simple and autocast is None else None
+        self._assume, self._autocast = tuple(assume), autocast
+        self._static = dict(static) if isinstance(static, Mapping) else dict.fromkeys(_names(static))
+        self._allow_unused, self.check = allow_unused, check
+        self._proofs: dict[tuple[Any, ...], Proof] = {}
+        self._cases: dict[tuple[Any, ...], Case] = {}
+        floating = next(t.dtype for t in self.tensors if t.requires_grad)
+        guess = tuple(entry.spec.default_dtype(floating) for entry in self.inputs)
+        known = {name: size for name, size in self.params.dims.items() if name in self._static}
+        self.proof = self._prove(guess, {**known, **{n: s for n, s in self._static.items() if s is not None}})
+        self.trainable = [i for i, t in enumerate(self.tensors) if t.requires_grad]
+        unused = set(self.proof.unused)
+        self.used = [i for i in self.trainable if self.signature.entries[i].path not in unused]
+        self.used_tensors = [self.tensors[i] for i in self.used]
+
+    def _check_result(self) -> None:
+        result = self.signature.result
+        if len(result) != 1 or result[0].dims or not result[0].floating:
+            declared = ", ".join(spec.quoted for spec in result)
+            raise SignatureError(
+                f'`{self.signature.name}` declares {declared}; a trainer needs one scalar: -> Float[Tensor, ""]'
+            )
+
+    def _prove(self, dtypes: tuple[torch.dtype, ...], static: Mapping[str, int]) -> Proof:
+        key = (dtypes, tuple(sorted(static.items())))
+        if key not in self._proofs:
+            setting = Setting(
+                self.signature,
+                tuple(t.dtype for t in self.tensors) + dtypes,
+                self.params.requires_grad + (False,) * len(dtypes),
+                self.params.device,
+                self._autocast,
+            )
+            unknown = [name for name in self._static if name not in static]
+            proof = prove_setting(setting, self._assume, {**_guess(unknown, static), **static})
+            if proof.unused and not self._allow_unused:
+                raise GradientError(
+                    f"`{self.signature.name}` does not depend on {listing(proof.unused)}: its gradient is missing. Use it, "
+                    "freeze it, or pass allow_unused=True"
+                )
+            self._proofs[key] = proof.at(self.params.dims)
+        return self._proofs[key]
+
+    def admit(self, inputs: Sequence[Any]) -> Case:
+        """Check a batch against the signature and return its case.
+
+        Raises:
+            ShapeError: It breaks the signature or a condition of the proof.
+            ProofError: The program fails for these dtypes.
+        """
+        try:
+            key = tuple([(x.shape, x.dtype, x.device) for x in inputs])
+        except AttributeError:
+            key = ()
+        case = self._cases.get(key)
+        if case is None:
+            case = self._cases[key] = self._admit(inputs, key)
+        return case
+
+    def _admit(self, inputs: Sequence[Any], key: tuple[Any, ...]) -> Case:
+        binding = bind(
+            self.inputs, inputs, owner="The batch", start=self.params.binding, device=self.params.device
+        )
+        sizes = binding.sizes
+        dtypes = tuple(x.dtype for x in inputs)
+        try:
+            proof = self._prove(dtypes, {name: sizes[name] for name in self._static})
+        except ProofError as error:
+            have = ", ".join(f"{e.path} {str(d).removeprefix('torch.')}" for e, d in zip(self.inputs, dtypes, strict=True))
+            raise ProofError(f"{error.title[:-1]} for the dtypes {have}.", error.source, error.goal) from None
+        proof.check(sizes)
+        return Case(sizes, proof, key)
+
+    def call(self, inputs: Sequence[Tensor]) -> Tensor:
+        """Run the user's function on the parameters and a batch."""
+        if self._direct is not None:  # the defaults of static arguments apply by themselves
+            result: Tensor = self._direct(self.params, *inputs)
+        else:
+            result = self.proof.setting.run([*self.tensors, *inputs])[0]
+        return result
+
+
+def _guess(names: Sequence[str], known: Mapping[str, int]) -> dict[str, int]:
+    """Sizes for static dimensions that only a batch will tell; the batch's own are proved when it comes."""
+    return {name: 3 + i for i, name in enumerate(names)}
+
+
+def _names(static: Any) -> Sequence[str]:
+    if isinstance(static, str):
+        raise SignatureError(f"static is a list of names: write static=({static!r},)")
+    return tuple(static)
+
+
+def _loss_signature(loss: Callable[..., Any], params: ParamList) -> Signature:
+    parameters = list(inspect.signature(inspect.unwrap(loss)).parameters)
+    if not parameters:
+        raise SignatureError(f"`{getattr(loss, '__name__', loss)}` takes no arguments; a loss takes params and inputs")
+    declared = resolve_hints(inspect.unwrap(loss)).get(parameters[0])
+    if isinstance(declared, type) and issubclass(declared, ParamList) and not isinstance(params, declared):
+        raise SignatureError(
+            f"`{getattr(loss, '__name__', loss)}` takes a {declared.__name__} as `{parameters[0]}`, "
+            f"and params is a {type(params).__name__}"
+        )
+    signature = read_signature(loss, {parameters[0]: params._layout})
+    others = [a.name for a in signature.arguments[1:] if a.structure is not None]
+    if others:
+        raise SignatureError(f"`{signature.name}`: {listing(others)} is a second parameter list; nest it in the first")
+    return signature
+
+
+def _module_program(loss: Callable[..., Any], module: nn.Module) -> tuple[ParamList, Signature]:
+    """Parameters of a module, and a loss that takes them: over the module itself, or over its output."""
+    params = ParamList.from_module(module)
+    bare = inspect.unwrap(loss)
+    names = list(inspect.signature(bare).parameters)
+    hints = resolve_hints(bare)
+    first = hints.get(names[0]) if names else None
+    over_module = isinstance(first, type) and issubclass(first, nn.Module)
+    bound = _Bound(module, bare, None if over_module else _arity(module))
+    fields = [f"module.{name}" for name in params.names]
+
+    def run(values: ParamList, *inputs: Tensor) -> Tensor:
+        result: Tensor = torch.func.functional_call(bound, dict(zip(fields, values, strict=True)), inputs)
+        return result
+
+    if over_module:
+        own = read_signature(bare, {names[0]: params._layout})
+        return params, replace(own, function=run)
+    forward = read_signature_of_forward(module)
+    rest = read_signature(bare).arguments[1:]
+    taken = {argument.name for argument in rest}
+    inputs = tuple(a if a.name not in taken else _renamed(a, f"input.{a.name}") for a in forward if a.entries)
+    arguments = (Argument("params", "structured", params.entries, params._layout), *inputs, *rest)
+    result = read_signature(bare)
+    return params, Signature(result.name, run, arguments, result.result, False)
+
+
+def _renamed(argument: Argument, name: str) -> Argument:
+    return replace(argument, name=name, entries=tuple(Entry(name, e.spec, e.origin) for e in argument.entries))
+
+
+def read_signature_of_forward(module: nn.Module) -> tuple[Argument, ...]:
+    """The annotated inputs of `forward`; SignatureError says what to write where there are none."""
+    try:
+        return read_signature(module.forward).arguments
+    except SignatureError as error:
+        raise SignatureError(
+            f"{error}. Annotate {type(module).__name__}.forward, or write the loss over the module: "
+            f'`def loss(model: {type(module).__name__}, x: Float[Tensor, "batch 64"], ...) -> Float[Tensor, ""]`'
+        ) from None
+
+
+def _arity(module: nn.Module) -> int:
+    return sum(bool(argument.entries) for argument in read_signature_of_forward(module))
+
+
+class _Bound(nn.Module):
+    """A module with its loss, so that one functional call swaps the parameters of both."""
+
+    def __init__(self, module: nn.Module, loss: Callable[..., Any], arity: int | None) -> None:
+        super().__init__()
+        self.module = module
+        self.loss = loss
+        self.arity = arity
+
+    def forward(self, *inputs: Tensor) -> Any:
+        if self.arity is None:
+            return self.loss(self.module, *inputs)
+        return self.loss(self.module(*inputs[: self.arity]), *inputs[self.arity :])
+

@@ -1,0 +1,167 @@
+"""The command line: `shaped train`, `shaped check`, `shaped doctor`."""
+
+import argparse
+import importlib.metadata
+import inspect
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from shaped.errors import ShapedError, SignatureError, nearest
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit status: 0 done, 1 refused (a message says why), 2 wrong usage."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        status: int = options.run(options)
+    except (ShapedError, ValueError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="shaped", description="A trainer whose shapes are proved before its first step.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    train = commands.add_parser("train", help="run a ready job, or the `train` of a Python file")
+    train.add_argument("job", metavar="RECIPE|FILE.py", help="digits, or a file with train(settings)")
+    train.add_argument("--backend", choices=("eager", "compiled"), default="compiled")
+    train.add_argument("--optimizer", choices=("sgd", "adam", "adamw"), default="adamw")
+    train.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
+    train.add_argument("--epochs", type=_positive, default=None)
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--out", type=Path, default=Path("runs"), help="folder for pictures (default: runs)")
+    train.set_defaults(run=_train)
+    check = commands.add_parser("check", help="prove the annotated functions of a file")
+    check.add_argument("target", metavar="FILE.py[:name]")
+    check.add_argument("--assume", action="append", default=[], metavar="RELATION", help='for example "dim %% heads == 0"')
+    check.add_argument("--static", action="append", default=[], metavar="NAME", help="prove this dimension at one size")
+    check.add_argument("--steps", action="store_true", help="print the derivation too")
+    check.set_defaults(run=_check)
+    doctor = commands.add_parser("doctor", help="say what runs here: torch, Triton, GPU, compiler")
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return value
+
+
+def _train(options: argparse.Namespace) -> int:
+    from shaped.recipes import Settings, find
+
+    train = find(options.job)
+    _check_device(options.device)
+    train(Settings(options.backend, options.optimizer, options.device, options.epochs, options.seed, options.out))
+    return 0
+
+
+def _check_device(name: str) -> None:
+    import torch
+
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ShapedError(f"--device {name}: {str(error).splitlines()[0]}") from None
+
+
+def _check(options: argparse.Namespace) -> int:
+    """A line for each function: proved with its conditions, or the error. Status 1 if any is not proved."""
+    from shaped.proof import prove
+    from shaped.recipes import load_file
+
+    path, _, name = options.target.partition(":")
+    module = load_file(Path(path))
+    assert isinstance(module, ModuleType)
+    found = _annotated(module)
+    if name and name not in found:
+        raise ShapedError(f"{path} has no annotated function `{name}`{nearest(name, list(found))}")
+    if not found:
+        raise ShapedError(f'{path} has no function whose arguments are annotated with shapes (x: Float[Tensor, "a b"])')
+    failed = 0
+    for function in [found[name]] if name else found.values():
+        try:
+            proof = prove(function, assume=tuple(options.assume), static=tuple(options.static))
+        except ShapedError as error:
+            failed += 1
+            print(f"{type(error).__name__}: {error}\n")
+            continue
+        print(f"{proof}\n")
+        if options.steps:
+            print(*proof.steps, sep="\n", end="\n\n")
+    print(f"{(1 if name else len(found)) - failed} proved, {failed} not")
+    return 1 if failed else 0
+
+
+def _annotated(module: ModuleType) -> dict[str, Callable[..., Any]]:
+    """Functions defined in a module that take a tensor or a ParamList, in the order of their definition."""
+    from shaped.shapes import read_signature
+
+    found: dict[str, Callable[..., Any]] = {}
+    for name, value in vars(module).items():
+        if not inspect.isfunction(inspect.unwrap(value) if callable(value) else None):
+            continue
+        if getattr(value, "__module__", None) != module.__name__ or "return" not in getattr(value, "__annotations__", {}):
+            continue
+        try:
+            entries = read_signature(value).entries
+        except SignatureError:
+            entries = ()
+        if entries:
+            found[name] = value
+    return found
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    """A line for each thing: what is there, and what works without it."""
+    import torch
+
+    from shaped.backends import has_cpp_compiler
+
+    rows = [
+        ("shaped", _version("shaped-trainer")),
+        ("python", sys.version.split()[0]),
+        ("torch", str(torch.__version__)),
+        ("triton", _version("triton") or "not installed: the updates run on the torch path"),
+        ("gpu", _gpu()),
+        ("compiler", "found" if has_cpp_compiler() else "no C++ compiler: backend='compiled' runs the traced step uncompiled"),
+        *((name, _version(name) or 'not installed: pip install "shaped-trainer[recipes]"') for name in _EXTRAS),
+        ("threads", str(torch.get_num_threads())),
+    ]
+    for name, value in rows:
+        print(f"{name:<13} {value}")
+    return 0
+
+
+_EXTRAS: typing.Final = ("scikit-learn", "rich", "matplotlib")
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _gpu() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        return "none: the updates run on the torch path"
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return f"{', '.join(names)} ({'ROCm ' + torch.version.hip if torch.version.hip else f'CUDA {torch.version.cuda}'})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""The handwritten digits that scikit-learn ships: 1,797 real 8x8 images of ten classes."""
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Generator, Tensor
+
+from shaped.errors import ShapedError
+
+Batch = tuple[Float[Tensor, "batch 64"], Int[Tensor, " batch"]]
+_TEST = 360  # one image in five is held out
+
+
+def digits(
+    batch_size: int = 64,
+    *,
+    seed: int = 0,
+    split: Literal["train", "test", "all"] = "train",
+    epoch: int = 0,
+    drop_last: bool = False,
+) -> Iterator[Batch]:
+    """Iterate once over the digits, in batches.
+
+    Args:
+        batch_size: Images in a batch; the last one is smaller unless `drop_last`.
+        seed: Fixes which images are held out for "test", and with `epoch` the order of the others.
+        split: "train" (1,437 images, shuffled), "test" (360, in order) or "all".
+        epoch: Another epoch is another order.
+        drop_last: Leave out a smaller last batch.
+
+    Yields:
+        Images as float32 [batch, 64], from 0 to 1, and classes as int64 [batch], from 0 to 9.
+
+    Raises:
+        ValueError: `batch_size` is below 1, or `split` is none of these.
+        ShapedError: scikit-learn is not installed.
+
+    Source: the UCI test set of optical recognition of handwritten digits (Alpaydin & Kaynak 1998), as shipped in
+    sklearn.datasets.load_digits.
+    """
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size!r}; it must be a whole number of at least 1")
+    if split not in ("train", "test", "all"):
+        raise ValueError(f"split is {split!r}; it is 'train', 'test' or 'all'")
+    return _batches(*_load(), batch_size, seed, split, epoch, drop_last)
+
+
+def _batches(
+    images: Tensor, classes: Tensor, batch_size: int, seed: int, split: str, epoch: int, drop_last: bool
+) -> Iterator[Batch]:
+    order = torch.randperm(len(images), generator=Generator().manual_seed(seed))
+    chosen = {"train": order[_TEST:], "test": order[:_TEST], "all": order}[split]
+    if split != "test":
+        shuffle = Generator().manual_seed((seed + 1) * 1_000_003 + epoch)
+        chosen = chosen[torch.randperm(len(chosen), generator=shuffle)]
+    for part in chosen.split(batch_size):
+        if len(part) == batch_size or not drop_last:
+            yield images[part], classes[part]
+
+
+def _load() -> tuple[Tensor, Tensor]:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise ShapedError('the digits come with scikit-learn: pip install "shaped-trainer[recipes]"') from None
+    images, classes = load_digits(return_X_y=True)
+    return torch.from_numpy(images).float() / 16, torch.from_numpy(classes).long()

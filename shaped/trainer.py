@@ -1,0 +1,472 @@
+"""ScalarTrainer: a proved loss, its parameters, and every way to take a step with them."""
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from shaped.backends import BACKENDS, Backend, Executors, Program
+from shaped.errors import NonFiniteError, StateError, listing
+from shaped.optim import SGD, Adam, AdamW, FusedOptimizer
+from shaped.params import ParamList
+from shaped.proof import Proof
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Eager against compiled on one batch: relative differences of the loss and of each gradient."""
+
+    loss: float
+    gradients: Mapping[str, float]  # max|a - b| / max|a|, by parameter
+
+    @property
+    def largest(self) -> float:
+        return max(self.loss, *self.gradients.values())
+
+    def __str__(self) -> str:
+        width = max(map(len, [*self.gradients, "loss"]))
+        rows = {"loss": self.loss, **self.gradients}
+        return "\n".join(f"  {name:<{width}}  {value:.1e}" for name, value in rows.items())
+
+
+class ScalarTrainer:
+    """Forward, backward and update of one scalar loss, proved at construction.
+
+    The parameters are trained in place. Every method checks its whole input before anything changes.
+
+    Args:
+        loss: `loss(params, *inputs) -> Float[Tensor, ""]`, annotated; for a module also a loss over the module or over
+            its output.
+        params: A ParamList or an nn.Module.
+        backend: "eager" (autograd, operation by operation) or "compiled" (the proved graph with the update, one
+            callable). They give the same numbers up to rounding.
+        optimizer: For `train_step`: a `shaped.optim` optimizer over these parameters.
+        assume: Relations between sizes to take as given, as for `prove`.
+        static: Dimension names that are proved at each size as it comes.
+        max_executors: How many compiled callables may exist; one more is an error that names this argument.
+        max_norm: Scale gradients to a global 2-norm of at most this before each update.
+        nonfinite: What a NaN or infinite loss or gradient does: "raise" NonFiniteError, or "skip" the update and count
+            it in `skipped`. Parameters, state and step counts stay as they were in both.
+        accumulate: Take an update at every n-th step only, with the mean of the n gradients.
+        autocast: Run the loss under torch.autocast in this dtype (torch.bfloat16).
+        check: Compare every batch with the signature. False only if something before does.
+        allow_unused: A parameter that does not influence the loss gets a zero gradient and no update, instead of an error.
+
+    Raises:
+        SignatureError, ProofError, Unprovable, GradientError: The loss or its annotations are wrong.
+        ValueError: An argument is out of range.
+    """
+
+    def __init__(
+        self,
+        loss: Callable[..., Any],
+        params: ParamList | nn.Module,
+        *,
+        backend: Literal["eager", "compiled"] = "eager",
+        optimizer: FusedOptimizer | None = None,
+        assume: Sequence[str] = (),
+        static: Sequence[str] | Mapping[str, int] = (),
+        max_executors: int = 20,
+        max_norm: float | None = None,
+        nonfinite: Literal["raise", "skip"] = "raise",
+        accumulate: int = 1,
+        autocast: torch.dtype | None = None,
+        check: bool = True,
+        allow_unused: bool = False,
+    ) -> None:
+        if backend not in BACKENDS:
+            raise ValueError(f"backend is {backend!r}; it is one of {', '.join(map(repr, BACKENDS))}")
+        if nonfinite not in ("raise", "skip"):
+            raise ValueError(f"nonfinite is {nonfinite!r}; it is 'raise' or 'skip'")
+        if not isinstance(accumulate, int) or isinstance(accumulate, bool) or accumulate < 1:
+            raise ValueError(f"accumulate is {accumulate!r}; it is a whole number of at least 1")
+        if max_norm is not None and not (math.isfinite(max_norm) and max_norm > 0):
+            raise ValueError(f"max_norm is {max_norm!r}; it is a positive number, or None")
+        program = Program(
+            loss, params, assume=assume, static=static, autocast=autocast, allow_unused=allow_unused, check=check
+        )
+        self._settings = {"max_executors": max_executors, "max_norm": max_norm}
+        self._nonfinite = nonfinite
+        self._accumulate = accumulate
+        self._shared = _Shared(program, optimizer)
+        self._backend: Backend = BACKENDS[backend](program, max_executors, max_norm)
+
+    # -- what is there ---------------------------------------------------------------------------------------------
+
+    @property
+    def backend(self) -> str:
+        """ "eager" or "compiled"."""
+        return self._backend.name
+
+    @property
+    def params(self) -> ParamList:
+        """The parameters that are trained (not a copy)."""
+        return self._program.params
+
+    @property
+    def proof(self) -> Proof:
+        """What was proved before the first step."""
+        return self._program.proof
+
+    @property
+    def executors(self) -> Executors:
+        """The compiled callables so far; print it for a table. Empty on the eager backend."""
+        return self._backend.executors
+
+    @property
+    def steps(self) -> int:
+        """Updates taken."""
+        return self._shared.steps
+
+    @property
+    def skipped(self) -> int:
+        """Updates skipped because something was not finite (`nonfinite="skip"`)."""
+        return self._shared.skipped
+
+    @property
+    def _program(self) -> Program:
+        return self._shared.program
+
+    def get_params(self) -> ParamList:
+        """A synchronised copy of the parameters."""
+        return self.params.values()
+
+    # -- without an update -----------------------------------------------------------------------------------------
+
+    def forward(self, *inputs: Tensor) -> Float[Tensor, ""]:
+        """The loss of a batch.
+
+        Args:
+            inputs: One tensor for each input of the signature, in order.
+
+        Returns:
+            The loss, shape (), on the parameters' device.
+
+        Raises:
+            ShapeError: The batch breaks the signature.
+        """
+        return self._backend.forward(inputs)
+
+    def backward(self, *inputs: Tensor) -> ParamList:
+        """The gradients of a batch: a list of the parameters' class and signature.
+
+        A frozen parameter's gradient is zero (a read-only view of one zero, so it takes no memory).
+        """
+        return self.loss_and_backward(*inputs)[1]
+
+    def loss_and_backward(self, *inputs: Tensor) -> tuple[Float[Tensor, ""], ParamList]:
+        """The loss of a batch and its gradients, from one pass."""
+        loss, gradients = self._backend.loss_and_backward(inputs)
+        return loss, self._typed(gradients)
+
+    def _typed(self, gradients: Sequence[Tensor]) -> ParamList:
+        found = dict(zip(self._program.used, gradients, strict=True))
+        return self.params.like(
+            [found[i] if i in found else p.new_zeros(()).expand(p.shape) for i, p in enumerate(self.params)]
+        )
+
+    # -- updates ---------------------------------------------------------------------------------------------------
+
+    def step(self, *inputs: Tensor, lr: float) -> Float[Tensor, ""]:
+        """Take one step of gradient descent, p <- p - lr*g, and return the loss it was computed from.
+
+        Args:
+            inputs: One tensor for each input of the signature, in order. New sizes recompile.
+            lr: Step size in parameter units per gradient unit; may change at every step.
+
+        Raises:
+            ShapeError: The batch breaks the signature. NonFiniteError: The loss or a gradient is not finite.
+            ValueError: `lr` is negative or not finite. Nothing has changed in any of these cases.
+        """
+        return self._update("sgd", SGD, inputs, lr, {})
+
+    def adam_step(
+        self, *inputs: Tensor, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
+    ) -> Float[Tensor, ""]:
+        """Take one Adam step and return the loss it was computed from.
+
+            m <- b1*m + (1 - b1)*g          c1 = 1 - b1**t,  t = 1, 2, ...
+            v <- b2*v + (1 - b2)*g*g        c2 = 1 - b2**t
+            p <- p - lr*(m/c1) / (sqrt(v/c2) + eps)
+
+        Args:
+            inputs: One tensor for each input of the signature, in order. New sizes recompile.
+            lr: Step size in parameter units per step (m/sqrt(v) has no unit); may change at every step.
+            betas: Decay per step of the two moments. Fixed by the first call, as is `eps`.
+            eps: Floor added to sqrt(v), so in gradient units.
+
+        Raises:
+            As for `step`, and ValueError where `betas` or `eps` differ from the first call's.
+
+        Source: Kingma & Ba 2015, arXiv:1412.6980, as torch.optim.Adam computes it.
+        """
+        return self._update("adam", Adam, inputs, lr, {"betas": tuple(betas), "eps": eps})
+
+    def adamw_step(
+        self,
+        *inputs: Tensor,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+    ) -> Float[Tensor, ""]:
+        """Take one AdamW step and return the loss it was computed from.
+
+            m <- b1*m + (1 - b1)*g          c1 = 1 - b1**t,  t = 1, 2, ...
+            v <- b2*v + (1 - b2)*g*g        c2 = 1 - b2**t
+            p <- p - lr*((m/c1) / (sqrt(v/c2) + eps) + weight_decay*p)
+
+        Args:
+            inputs: One tensor for each input of the signature, in order. New sizes recompile.
+            lr: Step size in parameter units per step (m/sqrt(v) has no unit); may change at every step.
+            betas: Decay per step of the two moments; each remembers about 1/(1 - b) steps. Fixed by the first call.
+            eps: Floor added to sqrt(v), so in gradient units. Fixed by the first call.
+            weight_decay: Share of `p` removed per step and per unit of `lr`. Fixed by the first call.
+
+        Returns:
+            The loss before the update: shape (), in the loss function's unit, still on the device.
+
+        Raises:
+            As for `step`, and ValueError where a hyper-parameter differs from the first call's.
+
+        Source: Loshchilov & Hutter 2019, arXiv:1711.05101, Algorithm 2; the decay is scaled by `lr`, as torch.optim.AdamW
+        does and the paper does not.
+        """
+        fixed = {"betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
+        return self._update("adamw", AdamW, inputs, lr, fixed)
+
+    def train_step(self, *inputs: Tensor) -> Float[Tensor, ""]:
+        """Take one step with the optimizer given at construction; its groups say lr and all else at each call.
+
+        Raises:
+            As for `step`, and ValueError where no optimizer was given.
+        """
+        if self._shared.optimizer is None:
+            raise ValueError("train_step needs an optimizer: ScalarTrainer(..., optimizer=shaped.optim.AdamW(params))")
+        return self._take(self._shared.optimizer, inputs)
+
+    def _update(
+        self, path: str, cls: type[Any], inputs: Sequence[Tensor], lr: float, fixed: dict[str, Any]
+    ) -> Float[Tensor, ""]:
+        lr = _number("lr", lr)
+        optimizer = self._shared.paths.get(path)
+        new = optimizer is None
+        if optimizer is None:
+            optimizer = cast(FusedOptimizer, cls(self._program.used_tensors, lr=lr, **fixed))
+        group = optimizer.param_groups[0]
+        for name, value in fixed.items():
+            if tuple(_flat(group[name])) != tuple(_flat(value)):
+                raise ValueError(
+                    f"{path}_step: {name} is {value}, and the first call fixed {name} = {group[name]}; only lr may change"
+                )
+        before, group["lr"] = group["lr"], lr
+        try:
+            loss = self._take(optimizer, inputs)
+        except BaseException:
+            group["lr"] = before
+            raise
+        if new:
+            self._shared.paths[path] = optimizer
+        return loss
+
+    def _take(self, optimizer: FusedOptimizer, inputs: Sequence[Tensor]) -> Float[Tensor, ""]:
+        shared = self._shared
+        if self._accumulate > 1:
+            return self._take_accumulated(optimizer, inputs)
+        loss, finite = self._backend.update(inputs, optimizer)
+        if finite:
+            shared.steps += 1
+        elif self._nonfinite == "raise":
+            raise self._not_finite(loss, inputs)
+        else:
+            shared.skipped += 1
+        return loss
+
+    def _take_accumulated(self, optimizer: FusedOptimizer, inputs: Sequence[Tensor]) -> Float[Tensor, ""]:
+        """Add gradients until there are `accumulate` of them; then update with their mean, on either backend."""
+        from shaped.backends.eager import all_finite, clip_
+
+        shared, used = self._shared, self._program.used_tensors
+        for update in optimizer.updates(used):
+            update.scalars()  # out of range: an error before any work
+        loss, gradients = self._backend.loss_and_backward(inputs)
+        if not all_finite([loss, *gradients]):
+            if self._nonfinite == "raise":
+                raise self._not_finite(loss, inputs)
+            shared.skipped += 1
+            return loss
+        if shared.sums is None:
+            shared.sums = [torch.zeros_like(p) for p in used]
+        torch._foreach_add_(shared.sums, gradients, alpha=1 / self._accumulate)
+        shared.waiting += 1
+        if shared.waiting == self._accumulate:
+            if self._settings["max_norm"] is not None:
+                clip_(shared.sums, self._settings["max_norm"])
+            optimizer.update(shared.sums, used)
+            shared.sums, shared.waiting = None, 0
+            shared.steps += 1
+        return loss
+
+    def _not_finite(self, loss: Tensor, inputs: Sequence[Tensor]) -> NonFiniteError:
+        """Name what was not finite; parameters are as before the step, so the pass can be repeated."""
+        where = f"at step {self.steps + 1}; nothing was updated"
+        if not torch.isfinite(loss):
+            return NonFiniteError(f"the loss is {loss.item()} {where}")
+        _, gradients = self._backend.loss_and_backward(inputs)
+        names = [self.params.names[i] for i in self._program.used]
+        wrong = [name for name, g in zip(names, gradients, strict=True) if not torch.isfinite(g).all()]
+        return NonFiniteError(f"the gradient of {listing(wrong)} is not finite {where} (the loss is {loss.item():.4g})")
+
+    # -- two backends ----------------------------------------------------------------------------------------------
+
+    def with_backend(self, backend: Literal["eager", "compiled"]) -> "ScalarTrainer":
+        """A trainer on another backend that shares parameters, proof, optimizers and step count with this one."""
+        if backend not in BACKENDS:
+            raise ValueError(f"backend is {backend!r}; it is one of {', '.join(map(repr, BACKENDS))}")
+        other = copy.copy(self)
+        other._backend = BACKENDS[backend](self._program, **self._settings)
+        return other
+
+    def compare_backends(self, *inputs: Tensor) -> Comparison:
+        """Loss and gradients of a batch on both backends, as relative differences. Changes nothing."""
+        (loss, mine), (other_loss, others) = (
+            self.with_backend(name).loss_and_backward(*inputs)  # type: ignore[arg-type]
+            for name in BACKENDS
+        )
+        named = zip(self.params.names, mine, others, strict=True)
+        return Comparison(_relative(loss, other_loss), {name: _relative(a, b) for name, a, b in named})
+
+    # -- state -----------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Parameters, optimizer state with step counts and hyper-parameters, and the signature they obey.
+
+        Tensors are copies. Gradients that wait for `accumulate` are not part of it: save after an update.
+        """
+        return {
+            "format": _FORMAT,
+            "signature": {entry.path: entry.spec.quoted for entry in self.params.entries},
+            "params": {n: t.detach().clone() for n, t in zip(self.params.names, self.params, strict=True)},
+            "optimizers": {
+                path: {"class": type(o).__name__, "state": copy.deepcopy(o.state_dict())}
+                for path, o in self._shared.optimizers().items()
+            },
+            "steps": self.steps,
+            "skipped": self.skipped,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state, all or nothing.
+
+        Raises:
+            StateError: It does not fit; every difference is listed and nothing has changed.
+        """
+        missing = [k for k in ("format", "signature", "params", "optimizers", "steps") if k not in state]
+        if missing:
+            raise StateError(f"the state dict lacks {listing(missing)}")
+        wrong = self._differences(state)
+        if wrong:
+            raise StateError("the state dict does not fit this trainer.\n  " + "\n  ".join(wrong))
+        loaded = {path: self._loaded(path, saved) for path, saved in state["optimizers"].items()}
+        self.params.set_values([state["params"][name] for name in self.params.names])
+        shared = self._shared
+        if "train" in loaded and shared.optimizer is not None:
+            shared.optimizer.load_state_dict(state["optimizers"]["train"]["state"])
+        shared.paths = {path: optimizer for path, optimizer in loaded.items() if path != "train"}
+        shared.steps, shared.skipped = int(state["steps"]), int(state.get("skipped", 0))
+        shared.sums, shared.waiting = None, 0
+
+    def _differences(self, state: Mapping[str, Any]) -> list[str]:
+        wrong = [] if state["format"] == _FORMAT else [f"format is {state['format']!r}, this version reads {_FORMAT}"]
+        mine = {entry.path: entry.spec.quoted for entry in self.params.entries}
+        tensors = dict(zip(self.params.names, self.params, strict=True))
+        wrong += [f"{name}: missing" for name in mine if name not in state["params"]]
+        wrong += [f"{name}: unknown" for name in state["params"] if name not in mine]
+        for name, tensor in tensors.items():
+            saved, spec = state["params"].get(name), state["signature"].get(name)
+            if spec is not None and spec != mine[name]:
+                wrong.append(f"{name}: declared {spec} there, {mine[name]} here")
+            if saved is not None and (saved.shape != tensor.shape or saved.dtype != tensor.dtype):
+                wrong.append(
+                    f"{name}: {saved.dtype} {tuple(saved.shape)} there, {tensor.dtype} {tuple(tensor.shape)} here"
+                )
+        for path, saved in state["optimizers"].items():
+            if path not in (*_PATHS, "train"):
+                wrong.append(f"optimizer `{path}`: unknown")
+            elif path == "train" and self._shared.optimizer is None:
+                wrong.append(f"it has an optimizer for train_step ({saved['class']}), and this trainer was given none")
+            elif path == "train" and type(self._shared.optimizer).__name__ != saved["class"]:
+                wrong.append(f"train_step used {saved['class']} there, {type(self._shared.optimizer).__name__} here")
+        return wrong
+
+    def _loaded(self, path: str, saved: Mapping[str, Any]) -> FusedOptimizer:
+        """A new optimizer with the saved state, so that a fault in it leaves ours as it was."""
+        try:
+            if path == "train":
+                assert self._shared.optimizer is not None
+                made = copy.copy(self._shared.optimizer)
+                made.param_groups = [dict(group) for group in made.param_groups]
+                made.state = copy.copy(made.state)
+            else:
+                made = cast(FusedOptimizer, _PATHS[path](self._program.used_tensors))
+            made.load_state_dict(saved["state"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise StateError(f"the state of optimizer `{path}` does not fit: {error}") from None
+        return made
+
+    def __repr__(self) -> str:
+        return f"ScalarTrainer({self.proof.setting.signature}, backend={self.backend!r}, {self.steps} steps)"
+
+
+_PATHS: Mapping[str, type[Any]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
+
+
+class _Shared:
+    """What trainers on two backends have in common."""
+
+    def __init__(self, program: Program, optimizer: FusedOptimizer | None) -> None:
+        self.program = program
+        self.optimizer = optimizer
+        self.paths: dict[str, FusedOptimizer] = {}  # "adamw" and its like, made by the first step that uses them
+        self.steps = 0
+        self.skipped = 0
+        self.sums: list[Tensor] | None = None
+        self.waiting = 0
+        if optimizer is not None:
+            if not isinstance(optimizer, FusedOptimizer):
+                raise ValueError(f"optimizer is a {type(optimizer).__name__}; use SGD, Adam or AdamW of shaped.optim")
+            mine = {id(p) for p in program.tensors}
+            theirs = [p for group in optimizer.param_groups for p in group["params"]]
+            absent = [name for name, p in zip(program.params.names, program.tensors, strict=True)
+                      if p.requires_grad and id(p) not in {id(q) for q in theirs}]  # fmt: skip
+            if absent or any(id(p) not in mine for p in theirs):
+                what = f"{listing(absent)} not in it" if absent else "it has tensors that are not parameters here"
+                raise ValueError(f"the optimizer was made for other parameters: {what}; make it as AdamW(params)")
+
+    def optimizers(self) -> dict[str, FusedOptimizer]:
+        return {**self.paths, **({"train": self.optimizer} if self.optimizer is not None else {})}
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value) or value < 0:
+        raise ValueError(f"{name} is {value!r}; it must be a finite number of at least 0")
+    return float(value)
+
+
+def _flat(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, (tuple, list)) else (value,)
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
+    scale = a.abs().max().item() if a.numel() else 0.0
+    difference = (a - b).abs().max().item() if a.numel() else 0.0
+    return difference / scale if scale else difference
