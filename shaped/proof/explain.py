@@ -20,11 +20,12 @@ _MATMUL = ("matmul", "mm", "bmm", "mv")
 _SYMBOLS = {"matmul": "@", "add": "+", "sub": "-", "mul": "*", "div": "/"}
 
 
-def explain(error: Exception, setting: Setting, world: World, recorder: Recorder, tensors: Sequence[Tensor]) -> Exception:
+def explain(error: Exception, setting: Setting, world: World, recorder: Recorder) -> Exception:
     """What to raise instead of `error`: ours where it is about shapes, itself where it is the user's own."""
     if isinstance(error, ProofError | Unprovable):
         return error
     name = setting.signature.name
+    tensors = recorder.tensors
     place = place_of_traceback(error.__traceback__)
     source = place.source() if place else None
     if isinstance(error, GuardOnDataDependentSymNode | DataDependentOutputException):
@@ -41,7 +42,8 @@ def explain(error: Exception, setting: Setting, world: World, recorder: Recorder
         return _explain_result(error, name, recorder)
     call = recorder.call
     if isinstance(error, Mismatch) and not error.goal:
-        return Unprovable(f"`{name}` cannot be one proved step: {error}", source, Goal(hint="use the form without _ at the end, or module.eval()"))
+        hint = "use the operation's form without _ at the end; for running statistics, put the module in eval()"
+        return Unprovable(f"`{name}` cannot be one proved step: {error}.", source, Goal(hint=hint))
     if recorder.returned:
         said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         return Unprovable(f"the gradient of `{name}` could not be traced.", source, Goal(said=_named(said, world)))
@@ -88,19 +90,17 @@ def _goal(error: Exception, call: Call, world: World, setting: Setting, tensors:
     labelled = [f"{t} : {s}" for t, s in zip(texts, shapes, strict=True)] if len(texts) == len(shapes) else shapes
     symbol = f"   {_SYMBOLS[call.name]}   " if call.name in _SYMBOLS and len(operands) == 2 else ", "
     equation = error.goal if isinstance(error, Mismatch) else _equation(call, operands, world)
-    dtypes = {str(operand.dtype).removeprefix("torch.") for operand in operands}
-    if not equation and len(dtypes) > 1 and "dtype" in str(error):
-        equation = " = ".join(sorted(dtypes))
     said = "" if equation else _named(str(error).strip().splitlines()[0], world)
     if isinstance(error, Mismatch):
         said = str(error)
+    changeable = not isinstance(error, Mismatch) or "broadcast" in str(error)
     return Goal(
         operation=call.name,
         operands=symbol.join(labelled),
         equation=equation or _last_answer(world),
         said=said,
         context=tuple(_context(texts, call.place, world, setting, tensors)),
-        hint=_hint(call, operands, texts, world, setting, tensors),
+        hint=_hint(call, operands, texts, world, setting, tensors) if changeable else "",
     )
 
 

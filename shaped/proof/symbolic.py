@@ -85,6 +85,7 @@ class World:
         self.env = _Questions(duck_shape=False)
         self.env.refuse = self._specialised
         self.mode = FakeTensorMode(shape_env=self.env, allow_non_fake_inputs=True)
+        self.mode.cache_enabled = False
         self.symbols: dict[sympy.Symbol, str] = {}  # torch's symbol to the name it stands for
         self.values: dict[str, int | SymInt] = {}
         for name in names:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import sympy
@@ -19,6 +19,9 @@ from shaped.shapes import Signature
 
 # Losses that torch broadcasts with no more than a warning: [batch, 1] against [batch] becomes [batch, batch].
 _ALIKE = {"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy_with_logits", "poisson_nll_loss"}
+# Products whose operands must have one dtype; torch's shape functions do not check it, its kernels do.
+_ONE_DTYPE = {"matmul", "mm", "bmm", "mv", "dot", "linear", "bilinear", "addmm", "baddbmm", "einsum", "outer", "inner"}
+_ONE_DTYPE |= {f"conv{n}d" for n in (1, 2, 3)} | {f"conv_transpose{n}d" for n in (1, 2, 3)}
 _ATTRIBUTES = {"shape", "dtype", "device", "ndim", "requires_grad", "is_leaf", "grad", "layout", "size", "dim", "numel"}
 _NAMES = {"T": "transpose", "mT": "transpose", "__matmul__": "matmul", "__rmatmul__": "matmul", "truediv": "div"}
 
@@ -76,6 +79,7 @@ class Recorder(TorchFunctionMode):
         self.steps: list[Step] = []
         self.call: Call | None = None  # the one under way, or the last
         self.returned = False  # the forward pass is over
+        self.tensors: Sequence[Tensor] = ()  # what the function was called on
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -85,9 +89,7 @@ class Recorder(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         self.call = call = Call(func, name, args, kwargs or {}, place_of_caller())
         operands = call.operands
-        if name in _ALIKE and len(operands) > 1 and not same_shape(operands[0], operands[1], self.world):
-            shapes = [shape_text(t, self.world) for t in operands[:2]]
-            raise Mismatch(f"{shapes[0]} = {shapes[1]}", f"{name} would broadcast {shapes[0]} against {shapes[1]}")
+        self._refuse(name, operands)
         result = func(*args, **(kwargs or {}))
         results = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
         if results:
@@ -96,6 +98,20 @@ class Recorder(TorchFunctionMode):
             known = tuple(shape_text(tensor, self.world) for tensor in operands)
             self.steps.append(Step(name, known, ", ".join(shown), place))
         return result
+
+    def _refuse(self, name: str, operands: Sequence[Tensor]) -> None:
+        """Faults that torch's shape functions let pass: silent broadcasting in losses, and dtypes no kernel takes."""
+        if name in _ALIKE and len(operands) > 1 and not same_shape(operands[0], operands[1], self.world):
+            shapes = [shape_text(t, self.world) for t in operands[:2]]
+            raise Mismatch(f"{shapes[0]} = {shapes[1]}", f"{name} would broadcast {shapes[0]} against {shapes[1]}")
+        dtypes = [str(t.dtype).removeprefix("torch.") for t in operands]
+        if name in _ONE_DTYPE and len(set(dtypes)) > 1 and not torch.is_autocast_enabled(operands[0].device.type):
+            first, other = dtypes[0], next(dtype for dtype in dtypes if dtype != dtypes[0])
+            raise Mismatch(f"{first} = {other}", f"{name} needs operands of one dtype, got {' and '.join(dtypes)}")
+        if name in ("cross_entropy", "nll_loss") and len(operands) > 1:
+            target = operands[1].dtype
+            if not (target.is_floating_point or target in (torch.int64, torch.uint8)):
+                raise Mismatch(f"{dtypes[1]} = int64", f"{name} takes class numbers as int64, got {dtypes[1]}")
 
 
 @dataclass
@@ -107,7 +123,6 @@ class Trace:
     questions: list[Question]
     world: World
     without_gradient: list[int]  # wanted, but the result does not depend on them
-    results: list[Tensor] = field(default_factory=list)
 
 
 @dataclass
@@ -146,14 +161,13 @@ def trace(setting: Setting, world: World, recorder: Recorder) -> Trace:
     """Trace forward and, for a loss, backward. Raises whatever the function raises; `recorder` knows where it was."""
     tensors = world.tensors(setting.signature.entries, setting.dtypes, setting.mask, setting.device)
     missing: list[int] = []
-    kept: list[Tensor] = []
 
     def joint(*flat: Tensor) -> tuple[Any, ...]:
+        recorder.tensors = flat
         with recorder:
             results = setting.run(flat)
         check_results(setting.signature, results, world)
         recorder.returned = True
-        kept.extend(results)
         outputs = [tensor.detach() for tensor in results]
         if not setting.is_loss:
             return tuple(outputs)
@@ -175,14 +189,18 @@ def trace(setting: Setting, world: World, recorder: Recorder) -> Trace:
     ]
     if changed:
         raise Mismatch("", f"the program writes into {', '.join(changed)}, which a proved step cannot carry")
-    return Trace(graph, recorder.steps, world.env.asked, world, missing, kept)
+    return Trace(graph, recorder.steps, world.env.asked, world, missing)
 
 
-def run_forward(setting: Setting, world: World) -> None:
-    """The forward pass alone, checked against the declared result; used for the branches that a trace did not take."""
+def run_forward(setting: Setting, world: World, recorder: Recorder | None = None) -> None:
+    """The forward pass alone, checked against the declared result: to find a plan, and for branches not taken."""
     tensors = world.tensors(setting.signature.entries, setting.dtypes, setting.mask, setting.device)
+    if recorder is not None:
+        recorder.tensors = tensors
     with tracing(), world.mode:
-        check_results(setting.signature, setting.run(tensors), world)
+        with recorder or nullcontext():
+            results = setting.run(tensors)
+        check_results(setting.signature, results, world)
 
 
 def check_results(signature: Signature, results: Sequence[Any], world: World) -> None:

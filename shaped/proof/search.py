@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import sympy
 import torch
@@ -84,8 +84,7 @@ class _Search:
 
     def proof(self) -> Proof:
         started = time.perf_counter()
-        found, plan = self._first_trace(self._initial_plan())
-        found, plan = self._substitute_multiples(found, plan)
+        found, plan = self._trace(self._find_plan(self._initial_plan()))
         conditions = self._conditions(found, plan)
         conditions += self._sizes_of_one(plan, conditions)
         self._check_follows(conditions)
@@ -140,40 +139,67 @@ class _Search:
             return _swap(plan, assumption.left.text, assumption.right.text)
         return plan
 
-    def _first_trace(self, plan: Plan) -> tuple[Trace, Plan]:
-        """Trace; where the hints were unlucky (not divisible, in the wrong order), repair them and try again.
+    def _find_plan(self, plan: Plan) -> Plan:
+        """Run the forward pass until it goes through; where the hints were unlucky, repair them and try again.
 
-        What a repaired hint decided comes back as a question and so as a condition. If nothing helps, the failure of
-        the attempt that got furthest is the one to explain.
+        Unlucky is: not divisible, or in the wrong order. What a repaired hint decided comes back as a question and so
+        as a condition. If nothing helps, the failure of the attempt that got furthest is the one to explain.
         """
         failures: list[tuple[int, Exception]] = []
         waiting, seen = [plan], set()
         while waiting and len(seen) < _ATTEMPTS:
             plan = waiting.pop(0)
-            key = repr(plan)
-            if key in seen:
+            if repr(plan) in seen:
                 continue
-            seen.add(key)
+            seen.add(repr(plan))
             world = World(self.names, plan)
             recorder = Recorder(world)
-            kept: list[Any] = []
-            setting = replace(self.setting, call=_remember(self.setting, kept))
             try:
-                return trace(setting, world, recorder), plan
-            except Exception as error:  # explained below, or re-raised as it is
-                tensors = kept or [None] * len(setting.signature.entries)
-                explained = explain(error, self.setting, world, recorder, tensors)
+                run_forward(self.setting, world, recorder)
+            except Exception as error:  # explained, or raised again as it is
+                explained = explain(error, self.setting, world, recorder)
                 failures.append((len(recorder.steps), explained))
-                if isinstance(explained, ProofError):
-                    waiting.extend(_repairs(world, plan))
-                elif len(failures) == 1:
+                if not isinstance(explained, ProofError):
                     break
+                waiting.extend(_repairs(world, plan))
+                continue
+            multiple = _needed_multiple(world, plan)
+            if multiple is None:
+                return plan
+            waiting.insert(0, _with_multiple(plan, multiple))
+        if not failures:  # substitution did not come to an end: the last plan that went through is good
+            return plan
         _, error = max(failures, key=lambda failure: failure[0])
+        self._raise(error)
+
+    def _raise(self, error: Exception) -> NoReturn:
         if isinstance(error, ProofError):
             raise self._with_sizes(error) from None
         if isinstance(error, ShapedError):
             raise error from None
         raise error
+
+    def _trace(self, plan: Plan) -> tuple[Trace, Plan]:
+        """Trace forward and backward. Where that needs another divisibility (dim = 4*(dim//4)), substitute and repeat.
+
+        The layout questions that hang on a floor division are then decided, so only real conditions remain.
+        """
+        found = self._trace_once(plan)
+        for _ in self.names:
+            multiple = _needed_multiple(found.world, plan)
+            if multiple is None:
+                break
+            plan = _with_multiple(plan, multiple)
+            found = self._trace_once(plan)
+        return found, plan
+
+    def _trace_once(self, plan: Plan) -> Trace:
+        world = World(self.names, plan)
+        recorder = Recorder(world)
+        try:
+            return trace(self.setting, world, recorder)
+        except Exception as error:
+            self._raise(explain(error, self.setting, world, recorder))
 
     def _with_sizes(self, error: ProofError) -> ProofError:
         """Add small concrete sizes for which the program really fails, if they are found."""
@@ -196,25 +222,6 @@ class _Search:
         return error
 
     # -- from questions to conditions ------------------------------------------------------------------------------
-
-    def _substitute_multiples(self, found: Trace, plan: Plan) -> tuple[Trace, Plan]:
-        """Where divisibility was needed (`dim % 4 == 0`), put dim = 4*(dim//4) and trace again.
-
-        The layout questions that hang on a floor division are then decided, so only real conditions remain.
-        """
-        for _ in range(len(self.names)):
-            needed = _needed_multiple(found, plan)
-            if needed is None:
-                break
-            name, divisor = needed
-            refined = replace(plan, multiples={**plan.multiples, name: Dim.parse(divisor)})
-            world = World(self.names, refined)
-            try:
-                again = trace(self.setting, world, Recorder(world))
-            except Exception:  # the first trace stands, with its own questions as conditions
-                break
-            found, plan = again, refined
-        return found, plan
 
     def _conditions(self, found: Trace, plan: Plan) -> list[Condition]:
         assumed = {a.divisor[0] for a in self.assumptions if a.divisor is not None}
@@ -386,15 +393,9 @@ def _statement_order(setting: Setting) -> tuple[str, ...]:
     return tuple([name for name in outside if name not in inside] + list(inside))
 
 
-def _remember(setting: Setting, kept: list[Any]) -> Callable[[Sequence[Any]], Any]:
-    """The call, keeping the tensors it was traced on, so that a failure can name them."""
-    call = setting.call or setting.signature.call
-
-    def run(tensors: Sequence[Any]) -> Any:
-        kept[:] = tensors
-        return call(tensors)
-
-    return run
+def _with_multiple(plan: Plan, multiple: tuple[str, str]) -> Plan:
+    name, divisor = multiple
+    return replace(plan, multiples={**plan.multiples, name: Dim.parse(divisor)})
 
 
 def _swap(plan: Plan, a: str, b: str) -> Plan:
@@ -427,20 +428,20 @@ def _repairs(world: World, plan: Plan) -> list[Plan]:
     return plans
 
 
-def _needed_multiple(found: Trace, plan: Plan) -> tuple[str, str] | None:
+def _needed_multiple(world: World, plan: Plan) -> tuple[str, str] | None:
     """A name that the trace needed to be divisible: it occurs floor-divided, or as a remainder, in a true equality."""
-    for question in found.questions:
+    for question in world.env.asked:
         if not isinstance(question.fact, sympy.Eq):
             continue
         for atom in question.fact.atoms(*_division(question.fact)):
             over, under = atom.args
-            name = found.world.symbols.get(over)
+            name = world.symbols.get(over)
             if name is None or name not in plan.hints or name in plan.multiples or name in plan.constants:
                 continue
-            if name in _names(under, found.world) or found.world.env.replace(over) != over:
+            if name in _names(under, world) or world.env.replace(over) != over:
                 continue
-            if all(n in plan.hints or n in plan.constants for n in _names(under, found.world)):
-                return name, found.world.show(under)
+            if all(n in plan.hints or n in plan.constants for n in _names(under, world)):
+                return name, world.show(under)
     return None
 
 

@@ -1,0 +1,59 @@
+"""Hyper-parameters: read as Python floats, refused with their name and range.
+
+Update rules receive floats that were checked here. A non-finite or negative number never reaches
+a parameter.
+"""
+
+import math
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+Scalar = float | Tensor  # a Python number, or a tensor of one element
+
+
+def number(name: str, value: object) -> float:
+    """Read a hyper-parameter as a Python float.
+
+    Args:
+        name: What the error message calls it.
+        value: A Python number or a tensor of one element; a tensor on a GPU waits for the device.
+
+    Returns:
+        The value as a float, finite or not.
+
+    Raises:
+        ValueError: `value` is no number, or a tensor of more elements.
+    """
+    if type(value) is float:  # the hot path
+        return value
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(f"{name} must have one element, got a tensor of shape {tuple(value.shape)}")
+        return float(value.item())
+    if not isinstance(value, Real):  # a string, although float() would read it
+        raise ValueError(f"{name} must be a number, got {value!r}")
+    return float(value)
+
+
+def at_least_zero(name: str, value: float) -> None:
+    """Refuse a number that is negative, infinite or NaN.
+
+    Args:
+        name: What the error message calls it.
+        value: The number.
+
+    Raises:
+        ValueError: `value` is outside [0, inf).
+    """
+    if not 0.0 <= value < math.inf:
+        raise ValueError(f"{name} must be a finite number >= 0, got {value}")
+
+
+def narrow(scalar: Scalar, dtype: torch.dtype) -> Scalar:
+    """Round a tensor scalar to the dtype of the elements it meets; a float is left to torch.
+
+    Without it a 0-dim float64 scalar would promote a 0-dim float32 parameter to float64.
+    """
+    return scalar.to(dtype) if isinstance(scalar, Tensor) else scalar

@@ -1,0 +1,188 @@
+"""Adam and AdamW with torch.optim's arguments, defaults and state dicts, over `shaped_kernels`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from shaped_kernels import adam_reference
+from shaped_kernels.adam import adam_scalars, check_adam, update_adam
+from shaped_kernels.lists import TensorLists
+
+from .base import FusedOptimizer, Group, Scalars, Update
+from .flags import FLAGS, check_flags
+
+
+class Adam(FusedOptimizer):
+    """Adam; with `decoupled_weight_decay`, AdamW.
+
+        g <- g + weight_decay*p         (p <- p - lr*weight_decay*p instead, if decoupled)
+        m <- b1*m + (1 - b1)*g          c1 = 1 - b1**t,  t = 1, 2, ...
+        v <- b2*v + (1 - b2)*g*g        c2 = 1 - b2**t
+        p <- p - lr*(m/c1) / (sqrt(v/c2) + eps)
+
+    Args:
+        params: Parameters, named parameters or groups, of float64, float32, bfloat16 or float16.
+        lr: Step size in parameter units per step (m/sqrt(v) has no unit); a float or a tensor of one element.
+        betas: Decay per step of the two moments; each remembers about 1/(1 - b) steps.
+        eps: Floor added to sqrt(v), so in gradient units.
+        weight_decay: Gradient units added per parameter unit; if decoupled, share of `p` removed
+            per step and per unit of `lr`.
+        amsgrad: Divide by the largest `v` so far.
+        foreach, fused, capturable: Kept in the group for torch's sake; our rule is always fused,
+            and counts on the CPU.
+        maximize: Climb instead of descend.
+        differentiable: Must be False.
+        decoupled_weight_decay: AdamW's decay.
+
+    Raises:
+        ValueError: A hyper-parameter is out of range, or a parameter is complex or sparse.
+
+    Source: Kingma & Ba 2015, arXiv:1412.6980; torch.optim.Adam, whose arithmetic and state dict these are.
+    """
+
+    _optional_keys: ClassVar[Mapping[str, Any]] = {
+        "amsgrad": False,
+        "maximize": False,
+        "capturable": False,
+        "decoupled_weight_decay": False,
+        **FLAGS,
+    }
+    _state_names = ("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        amsgrad: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        decoupled_weight_decay: bool = False,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "amsgrad": amsgrad,
+            "maximize": maximize,
+            "foreach": foreach,
+            "capturable": capturable,
+            "differentiable": differentiable,
+            "fused": fused,
+            "decoupled_weight_decay": decoupled_weight_decay,
+        }
+        super().__init__(params, defaults)
+
+    def _slot_names(self, group: Group) -> tuple[str, ...]:
+        return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if group["amsgrad"] else ("exp_avg", "exp_avg_sq")
+
+    def _scalars(self, group: Group, fresh: bool) -> Scalars:
+        return adam_scalars(group["lr"], group["betas"], group["eps"], group["weight_decay"])
+
+    def _check_group(self, group: Group) -> None:
+        check_flags(group)
+        check_adam(*self._scalars(group, fresh=False))
+
+    def _apply(self, update: Update, lists: TensorLists, grads: list[Tensor], scalars: Scalars) -> None:
+        assert update.step is not None
+        decoupled, maximize = update.group["decoupled_weight_decay"], update.group["maximize"]
+        update_adam(lists, grads, scalars, update.step, decoupled=decoupled, maximize=maximize)
+
+    def reference(
+        self,
+        update: Update,
+        p: Tensor,
+        g: Tensor,
+        slots: tuple[Tensor, ...],
+        scalars: Sequence[Tensor | float],
+        step: Tensor | float | None,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Compute one step as a pure function; see `FusedOptimizer.reference`."""
+        if step is None:
+            raise ValueError("Adam needs the number of this step, from 1")
+        lr, beta1, beta2, eps, weight_decay = scalars
+        new_p, *moments = adam_reference(
+            p,
+            g,
+            *slots,
+            lr=lr,
+            beta1=beta1,
+            beta2=beta2,
+            eps=eps,
+            weight_decay=weight_decay,
+            step=step,
+            decoupled=update.group["decoupled_weight_decay"],
+            maximize=update.group["maximize"],
+        )
+        return new_p, tuple(slot for slot in moments if slot is not None)
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay; a subclass of Adam because torch's is.
+
+        p <- p - lr*weight_decay*p
+        m <- b1*m + (1 - b1)*g          c1 = 1 - b1**t,  t = 1, 2, ...
+        v <- b2*v + (1 - b2)*g*g        c2 = 1 - b2**t
+        p <- p - lr*(m/c1) / (sqrt(v/c2) + eps)
+
+    Args:
+        params: Parameters, named parameters or groups, of float64, float32, bfloat16 or float16.
+        lr: Step size in parameter units per step (m/sqrt(v) has no unit); a float or a tensor of one element.
+        betas: Decay per step of the two moments; each remembers about 1/(1 - b) steps.
+        eps: Floor added to sqrt(v), so in gradient units.
+        weight_decay: Share of `p` removed per step and per unit of `lr`.
+        amsgrad: Divide by the largest `v` so far.
+        maximize: Climb instead of descend.
+        foreach, fused, capturable: Kept in the group for torch's sake; our rule is always fused,
+            and counts on the CPU.
+        differentiable: Must be False.
+
+    Raises:
+        ValueError: A hyper-parameter is out of range, or a parameter is complex or sparse.
+
+    Source: Loshchilov & Hutter 2019, arXiv:1711.05101, Algorithm 2; the decay is scaled by `lr`,
+    as torch.optim.AdamW does and the paper does not.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            foreach=foreach,
+            maximize=maximize,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+            decoupled_weight_decay=True,
+        )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:  # whatever was loaded, AdamW stays AdamW; torch does the same
+            group["decoupled_weight_decay"] = True

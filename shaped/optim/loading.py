@@ -1,0 +1,147 @@
+"""Reading an optimizer's state dict: every difference is found before anything is assigned.
+
+What `checked_state` returns is a copy that fits the optimizer, ready to be its `param_groups` and
+`state`; nothing in it is shared with the dict it came from.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from shaped_kernels.lists import WIDE, describe, dtype_name
+
+if TYPE_CHECKING:
+    from .base import FusedOptimizer
+
+State = defaultdict[Tensor, dict[str, Any]]
+
+
+def checked_state(optimizer: "FusedOptimizer", loaded: Mapping[str, Any]) -> tuple[list[dict[str, Any]], State]:
+    """Compare a state dict with an optimizer, and copy it into the optimizer's terms.
+
+    Args:
+        optimizer: Whose parameters, group sizes and state names count; unchanged.
+        loaded: A state dict in torch's layout.
+
+    Returns:
+        New `param_groups`, and the state of every parameter that has one; parameters with equal
+        step counts share one step tensor.
+
+    Raises:
+        ValueError: Listing every difference.
+    """
+    faults: list[str] = []
+    groups = _groups(optimizer, loaded, faults)
+    _refuse(optimizer, faults)  # without matching groups no entry can be told whose it is
+    state = _entries(optimizer, loaded, groups, faults)
+    _refuse(optimizer, faults)
+    _tie_steps(groups, state)
+    return groups, state
+
+
+def _refuse(optimizer: "FusedOptimizer", faults: list[str]) -> None:
+    if faults:
+        name = type(optimizer).__name__
+        raise ValueError(f"the state dict does not fit this {name}; nothing was changed.\n  " + "\n  ".join(faults))
+
+
+def _groups(optimizer: "FusedOptimizer", loaded: Mapping[str, Any], faults: list[str]) -> list[dict[str, Any]]:
+    """Copies of the loaded groups that hold our parameters, with every fault noted."""
+    faults += [f"{key}: missing" for key in ("state", "param_groups") if key not in loaded]
+    if faults:
+        return []
+    saved, mine = loaded["param_groups"], optimizer.param_groups
+    if len(saved) != len(mine):
+        faults.append(f"param_groups: expected {len(mine)} groups, got {len(saved)}")
+    groups = []
+    for i, (theirs, ours) in enumerate(zip(saved, mine, strict=False)):
+        here = f"param_groups[{i}]"
+        if len(theirs.get("params", ())) != len(ours["params"]):
+            faults.append(f"{here}: expected {len(ours['params'])} parameters, got {len(theirs.get('params', ()))}")
+        faults += [
+            f"{here}: lacks {key}"
+            for key in optimizer.defaults
+            if key not in theirs and key not in optimizer._optional_keys
+        ]
+        group = {**optimizer._optional_keys, **deepcopy({k: v for k, v in theirs.items() if k != "params"})}
+        if isinstance(group.get("betas"), list):  # json and yaml know no tuples
+            group["betas"] = tuple(group["betas"])
+        if "param_names" in ours:
+            group.setdefault("param_names", ours["param_names"])
+        groups.append({"params": ours["params"], **group})
+        faults += _number_faults(optimizer, here, {**optimizer.defaults, **group})
+    return groups
+
+
+def _number_faults(optimizer: "FusedOptimizer", here: str, group: dict[str, Any]) -> list[str]:
+    try:
+        optimizer._check_group(group)
+    except ValueError as error:
+        return [f"{here}: {error}"]
+    return []
+
+
+def _entries(
+    optimizer: "FusedOptimizer", loaded: Mapping[str, Any], groups: list[dict[str, Any]], faults: list[str]
+) -> State:
+    owner = {
+        key: (p, group)
+        for theirs, group in zip(loaded["param_groups"], groups, strict=True)
+        for key, p in zip(theirs["params"], group["params"], strict=True)
+    }
+    state: State = defaultdict(dict)
+    for key, entry in loaded["state"].items():
+        if key not in owner:
+            faults.append(f"state[{key}]: belongs to no parameter of the state dict's own groups")
+            continue
+        p, group = owner[key]
+        known = optimizer._state_names
+        # torch writes momentum_buffer=None for a parameter that has not moved yet.
+        present = {name: value for name, value in entry.items() if value is not None}
+        faults += [f"state[{key}]: unknown entry {name}" for name in present if name not in known]
+        needed = () if not present else (*(("step",) if optimizer._counts else ()), *optimizer._slot_names(group))
+        faults += [f"state[{key}]: lacks {name}" for name in needed if name not in present]
+        kept = {n: _fitted(f"state[{key}].{n}", n, v, p, faults) for n, v in present.items() if n in known}
+        if kept:
+            state[p] = kept
+    return state
+
+
+def _fitted(here: str, name: str, value: Any, p: Tensor, faults: list[str]) -> Any:
+    """A copy of one state value as `p` needs it; a fault is noted, and the value comes back as it is."""
+    if name == "step":
+        return _fitted_step(here, value, faults)
+    if not isinstance(value, Tensor):
+        faults.append(f"{here}: expected a tensor, got {type(value).__name__}")
+        return value
+    dtype = value.dtype if value.dtype in (p.dtype, WIDE.get(p.dtype)) else p.dtype
+    widened = value.layout is torch.strided and torch.promote_types(value.dtype, dtype) == dtype
+    if value.shape != p.shape or not widened:
+        faults.append(f"{here}: expected {dtype_name(p.dtype)} {tuple(p.shape)}, got {describe(value)}")
+        return value
+    # empty_like keeps the strides of a dense parameter, so that kernels may walk both alike.
+    return torch.empty_like(p, dtype=dtype, requires_grad=False).copy_(value.detach())
+
+
+def _fitted_step(here: str, value: Any, faults: list[str]) -> Any:
+    if isinstance(value, Tensor) and value.numel() != 1:
+        faults.append(f"{here}: expected one number, got {describe(value)}")
+        return value
+    count = float(value) if isinstance(value, int | float | Tensor) else float("nan")
+    if not (count >= 0 and count.is_integer()):
+        faults.append(f"{here}: expected a whole number of steps >= 0, got {value!r}")
+        return value
+    return torch.tensor(count, dtype=torch.float32)
+
+
+def _tie_steps(groups: list[dict[str, Any]], state: State) -> None:
+    for group in groups:
+        shared: dict[tuple[torch.device, float], Tensor] = {}
+        for p in group["params"]:
+            if "step" in state.get(p, {}):
+                step = state[p]["step"]
+                state[p]["step"] = shared.setdefault((p.device, float(step)), step)
