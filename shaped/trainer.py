@@ -15,6 +15,7 @@ from shaped.errors import NonFiniteError, StateError, listing
 from shaped.optim import SGD, Adam, AdamW, FusedOptimizer
 from shaped.params import ParamList
 from shaped.proof import Proof
+from shaped.shapes import describe
 
 _FORMAT = 1
 
@@ -57,7 +58,7 @@ class ScalarTrainer:
         accumulate: Take an update at every n-th step only, with the mean of the n gradients.
         autocast: Run the loss under torch.autocast in this dtype (torch.bfloat16).
         check: Compare every batch with the signature. False only if something before does.
-        allow_unused: A parameter that does not influence the loss gets a zero gradient and no update, instead of an error.
+        allow_unused: A parameter that does not influence the loss gets a zero gradient and no update, not an error.
 
     Raises:
         SignatureError, ProofError, Unprovable, GradientError: The loss or its annotations are wrong.
@@ -92,7 +93,7 @@ class ScalarTrainer:
         program = Program(
             loss, params, assume=assume, static=static, autocast=autocast, allow_unused=allow_unused, check=check
         )
-        self._settings = {"max_executors": max_executors, "max_norm": max_norm}
+        self._max_executors, self._max_norm = max_executors, max_norm
         self._nonfinite = nonfinite
         self._accumulate = accumulate
         self._shared = _Shared(program, optimizer)
@@ -236,8 +237,8 @@ class ScalarTrainer:
         Raises:
             As for `step`, and ValueError where a hyper-parameter differs from the first call's.
 
-        Source: Loshchilov & Hutter 2019, arXiv:1711.05101, Algorithm 2; the decay is scaled by `lr`, as torch.optim.AdamW
-        does and the paper does not.
+        Source: Loshchilov & Hutter 2019, arXiv:1711.05101, Algorithm 2; the decay is scaled by `lr`, as
+        torch.optim.AdamW does and the paper does not.
         """
         fixed = {"betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
         return self._update("adamw", AdamW, inputs, lr, fixed)
@@ -264,7 +265,8 @@ class ScalarTrainer:
         for name, value in fixed.items():
             if tuple(_flat(group[name])) != tuple(_flat(value)):
                 raise ValueError(
-                    f"{path}_step: {name} is {value}, and the first call fixed {name} = {group[name]}; only lr may change"
+                    f"{path}_step: {name} is {value}, and the first call fixed {name} = {group[name]}; "
+                    "only lr may change"
                 )
         before, group["lr"] = group["lr"], lr
         try:
@@ -307,8 +309,8 @@ class ScalarTrainer:
         torch._foreach_add_(shared.sums, gradients, alpha=1 / self._accumulate)
         shared.waiting += 1
         if shared.waiting == self._accumulate:
-            if self._settings["max_norm"] is not None:
-                clip_(shared.sums, self._settings["max_norm"])
+            if self._max_norm is not None:
+                clip_(shared.sums, self._max_norm)
             optimizer.update(shared.sums, used)
             shared.sums, shared.waiting = None, 0
             shared.steps += 1
@@ -331,15 +333,12 @@ class ScalarTrainer:
         if backend not in BACKENDS:
             raise ValueError(f"backend is {backend!r}; it is one of {', '.join(map(repr, BACKENDS))}")
         other = copy.copy(self)
-        other._backend = BACKENDS[backend](self._program, **self._settings)
+        other._backend = BACKENDS[backend](self._program, self._max_executors, self._max_norm)
         return other
 
     def compare_backends(self, *inputs: Tensor) -> Comparison:
         """Loss and gradients of a batch on both backends, as relative differences. Changes nothing."""
-        (loss, mine), (other_loss, others) = (
-            self.with_backend(name).loss_and_backward(*inputs)  # type: ignore[arg-type]
-            for name in BACKENDS
-        )
+        (loss, mine), (other_loss, others) = (self.with_backend(name).loss_and_backward(*inputs) for name in _NAMES)
         named = zip(self.params.names, mine, others, strict=True)
         return Comparison(_relative(loss, other_loss), {name: _relative(a, b) for name, a, b in named})
 
@@ -394,9 +393,7 @@ class ScalarTrainer:
             if spec is not None and spec != mine[name]:
                 wrong.append(f"{name}: declared {spec} there, {mine[name]} here")
             if saved is not None and (saved.shape != tensor.shape or saved.dtype != tensor.dtype):
-                wrong.append(
-                    f"{name}: {saved.dtype} {tuple(saved.shape)} there, {tensor.dtype} {tuple(tensor.shape)} here"
-                )
+                wrong.append(f"{name}: {describe(saved)} there, {describe(tensor)} here")
         for path, saved in state["optimizers"].items():
             if path not in (*_PATHS, "train"):
                 wrong.append(f"optimizer `{path}`: unknown")
@@ -425,6 +422,7 @@ class ScalarTrainer:
         return f"ScalarTrainer({self.proof.setting.signature}, backend={self.backend!r}, {self.steps} steps)"
 
 
+_NAMES: tuple[Literal["eager", "compiled"], ...] = ("eager", "compiled")
 _PATHS: Mapping[str, type[Any]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
 
 

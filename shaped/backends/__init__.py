@@ -1,8 +1,7 @@
 """Eager and compiled execution of a proved loss, and the executor cache."""
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
-
-from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -29,4 +28,4 @@ class Backend(Protocol):
     def update(self, inputs: Sequence[Tensor], optimizer: FusedOptimizer) -> tuple[Tensor, bool]: ...
 
 
-BACKENDS = {"eager": Eager, "compiled": Compiled}
+BACKENDS: Mapping[str, Callable[[Program, int, float | None], Backend]] = {"eager": Eager, "compiled": Compiled}

@@ -50,9 +50,7 @@ class Compiled:
             kept = [1 + self.program.trainable.index(i) for i in self.program.used]
             return lambda *flat: tuple((out := run(*flat))[i] for i in (0, *kept))
 
-        loss, *gradients = self._executor("loss_and_backward", case, (), build, inputs)(
-            [*self.program.plain, *inputs]
-        )
+        loss, *gradients = self._executor("loss_and_backward", case, (), build, inputs)([*self.program.plain, *inputs])
         return loss, list(gradients)
 
     def update(self, inputs: Sequence[Tensor], optimizer: FusedOptimizer) -> tuple[Tensor, bool]:

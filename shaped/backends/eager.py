@@ -53,9 +53,15 @@ class Eager:
 
 
 def all_finite(tensors: Sequence[Tensor]) -> bool:
-    """Whether every element is finite; waits for the device once."""
-    largest = torch._foreach_norm([t for t in tensors if t.numel()], math.inf)  # cannot overflow, and keeps NaN
-    return math.isfinite(torch.stack([norm.double() for norm in largest]).sum().item())
+    """Whether every element is finite; waits for the device once if so."""
+    norms = torch._foreach_norm(list(tensors))  # 5 us for a small network, where isfinite takes 33
+    if math.isfinite(sum(norm.item() for norm in norms) if norms[0].device.type == "cpu" else _total(norms)):
+        return True
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)  # a norm may overflow where no element does
+
+
+def _total(norms: Sequence[Tensor]) -> float:
+    return torch.stack([norm.double() for norm in norms]).sum().item()
 
 
 def clip_(gradients: Sequence[Tensor], max_norm: float) -> None:

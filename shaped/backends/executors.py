@@ -47,8 +47,8 @@ class Executors:
         if found is None:
             if len(self._made) >= self.limit:
                 raise ExecutorError(
-                    f"`{mode}` at {sizes} would be executor {self.limit + 1}, and max_executors is {self.limit}. Each new "
-                    f"tuple of shapes needs one: pad batches to few sizes, or raise max_executors.\n{self}"
+                    f"`{mode}` at {sizes} would be executor {self.limit + 1}, and max_executors is {self.limit}. Each "
+                    f"new tuple of shapes needs one: pad batches to few sizes, or raise max_executors.\n{self}"
                 )
             found = self._made[key] = make()
         return found

@@ -1,7 +1,7 @@
 """Lowering: one flat function of tensors to one compiled callable. The only file that names Inductor.
 
-The function is traced at concrete sizes with Inductor's decompositions, made functional (writes become copies at the end)
-and given to Inductor's inner compiler. What comes back is called directly: no Dynamo guards and no autograd at run time.
+The function is traced at concrete sizes with Inductor's decompositions, made functional (writes become copies at the
+end) and given to Inductor's inner compiler. What comes back is called directly: no Dynamo guards, no autograd.
 Facts read from torch 2.11, 2.13 and 2.15; the same calls work in all three.
 """
 
@@ -99,8 +99,8 @@ def _warn_once() -> None:
     if not _warned:
         _warned = True
         warnings.warn(
-            "no C++ compiler: the compiled backend runs the traced step operation by operation. Install g++ or clang, or "
-            "set CXX",
+            "no C++ compiler: the compiled backend runs the traced step operation by operation. Install g++ or clang, "
+            "or set CXX",
             RuntimeWarning,
             stacklevel=2,
         )

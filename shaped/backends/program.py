@@ -1,7 +1,8 @@
 """A loss bound to its parameters: its signature, its proofs, and the admission of batches.
 
 A batch is admitted once for each new tuple of shapes, dtypes and devices; after that, one dictionary look-up. A proof
-belongs to the dtypes (and the sizes of static dimensions) it was made for: a batch with others is proved before it runs.
+belongs to the dtypes (and the sizes of static dimensions) it was made for: a batch with others is proved before it
+runs.
 """
 
 import inspect
@@ -113,8 +114,8 @@ class Program:
             proof = prove_setting(setting, self._assume, {**_guess(unknown, static), **static})
             if proof.unused and not self._allow_unused:
                 raise GradientError(
-                    f"`{self.signature.name}` does not depend on {listing(proof.unused)}: its gradient is missing. Use it, "
-                    "freeze it, or pass allow_unused=True"
+                    f"`{self.signature.name}` does not depend on {listing(proof.unused)}: its gradient is missing. "
+                    "Use it, freeze it, or pass allow_unused=True"
                 )
             self._proofs[key] = proof.at(self.params.dims)
         return self._proofs[key]
@@ -136,15 +137,15 @@ class Program:
         return case
 
     def _admit(self, inputs: Sequence[Any], key: tuple[Any, ...]) -> Case:
-        binding = bind(
-            self.inputs, inputs, owner="The batch", start=self.params.binding, device=self.params.device
-        )
+        binding = bind(self.inputs, inputs, owner="The batch", start=self.params.binding, device=self.params.device)
         sizes = binding.sizes
         dtypes = tuple(x.dtype for x in inputs)
         try:
             proof = self._prove(dtypes, {name: sizes[name] for name in self._static})
         except ProofError as error:
-            have = ", ".join(f"{e.path} {str(d).removeprefix('torch.')}" for e, d in zip(self.inputs, dtypes, strict=True))
+            have = ", ".join(
+                f"{e.path} {str(d).removeprefix('torch.')}" for e, d in zip(self.inputs, dtypes, strict=True)
+            )
             raise ProofError(f"{error.title[:-1]} for the dtypes {have}.", error.source, error.goal) from None
         proof.check(sizes)
         return Case(sizes, proof, key)
@@ -245,4 +246,3 @@ class _Bound(nn.Module):
         if self.arity is None:
             return self.loss(self.module, *inputs)
         return self.loss(self.module(*inputs[: self.arity]), *inputs[self.arity :])
-

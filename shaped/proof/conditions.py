@@ -39,9 +39,7 @@ class Condition:
     @cached_property
     def names(self) -> tuple[str, ...]:
         nodes = ast.walk(ast.parse(self.text, mode="eval"))
-        return tuple(
-            dict.fromkeys(n.id for n in nodes if isinstance(n, ast.Name) and n.id not in ("max", "min"))
-        )
+        return tuple(dict.fromkeys(n.id for n in nodes if isinstance(n, ast.Name) and n.id not in ("max", "min")))
 
     def holds(self, sizes: Mapping[str, int]) -> bool:
         """Whether it is true at these sizes. The text is our own print of a size expression, never the user's code."""

@@ -30,13 +30,15 @@ def explain(error: Exception, setting: Setting, world: World, recorder: Recorder
     source = place.source() if place else None
     if isinstance(error, GuardOnDataDependentSymNode | DataDependentOutputException):
         return Unprovable(
-            f"`{name}` depends on data here: which branch is taken, or a number read with .item(), is not known from shapes.",
+            f"`{name}` depends on data here: a branch, or a number read with .item(), is not known from shapes.",
             source,
             Goal(hint="torch.where chooses without asking; keep the value in a tensor"),
         )
     if isinstance(error, DynamicOutputShapeException):
         return Unprovable(
-            f"`{name}` makes a tensor here whose shape depends on data.", source, Goal(hint="use a mask and torch.where")
+            f"`{name}` makes a tensor here whose shape depends on data.",
+            source,
+            Goal(hint="use a mask and torch.where"),
         )
     if isinstance(error, ResultMismatch):
         return _explain_result(error, name, recorder)
@@ -47,7 +49,13 @@ def explain(error: Exception, setting: Setting, world: World, recorder: Recorder
     if recorder.returned:
         said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         return Unprovable(f"the gradient of `{name}` could not be traced.", source, Goal(said=_named(said, world)))
-    if call is None or place is None or call.place is None or place.frame is not call.place.frame or not _from_torch(error):
+    if (
+        call is None
+        or place is None
+        or call.place is None
+        or place.frame is not call.place.frame
+        or not _from_torch(error)
+    ):
         return error.with_traceback(_user_part(error))
     return ProofError(f"`{name}` is not well-shaped.", call.place.source(), _goal(error, call, world, setting, tensors))
 
@@ -125,7 +133,8 @@ def _equation(call: Call, operands: Sequence[Tensor], world: World) -> str:
         classes = 1 if a.dim() > 1 else 0
         kept = [size for i, size in enumerate(a.shape) if i != classes]
         if len(kept) == b.dim():
-            return next((f"{world.show(x)} = {world.show(y)}" for x, y in zip(kept, b.shape) if not same_size(x, y)), "")
+            pairs = list(zip(kept, b.shape, strict=True))
+            return next((f"{world.show(x)} = {world.show(y)}" for x, y in pairs if not same_size(x, y)), "")
         return ""
     if call.name in _SYMBOLS or call.name in ("where", "maximum", "minimum", "pow", "eq", "lt", "gt", "le", "ge"):
         return _broadcast_goal(a.shape, b.shape, world)
@@ -168,7 +177,9 @@ def _context(
             found.append((position, (entry.path, shape_text(tensor, world), where)))
         else:
             line = assignment_line(place.frame, text, place.line + 1) if text.isidentifier() else None
-            found.append((len(entries), (text, shape_text(tensor, world), f"from {Source(place.file, line)}" if line else "")))
+            found.append(
+                (len(entries), (text, shape_text(tensor, world), f"from {Source(place.file, line)}" if line else ""))
+            )
     yield from (row for _, row in sorted(found, key=lambda pair: pair[0]))
 
 
@@ -210,7 +221,9 @@ def _changes(
             with tracing():
                 yield index, f"{simple}.unsqueeze(-1)", operand.unsqueeze(-1)
     for index in reversed(range(min(2, len(operands)))):
-        path = next((e.path for e, t in zip(setting.signature.entries, tensors, strict=True) if t is operands[index]), None)
+        path = next(
+            (e.path for e, t in zip(setting.signature.entries, tensors, strict=True) if t is operands[index]), None
+        )
         owner = texts[index].removesuffix(path) if path and texts[index].endswith(path) else None
         if not owner:
             continue

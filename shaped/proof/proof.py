@@ -8,13 +8,13 @@ from torch.fx import Graph, GraphModule, Node
 from shaped.errors import ShapeError
 from shaped.proof.conditions import Condition
 from shaped.proof.symbolic import Plan, World
-from shaped.proof.trace import Recorder, Setting, Step, Trace, trace
+from shaped.proof.trace import Recorder, Setting, Step, trace
 
 # Nodes that compute nothing: they name, alias or measure a tensor.
 _BOOKKEEPING = ("detach", "alias", "sym_", "getitem", "lift_fresh", "_assert")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Proof:
     """For all sizes that satisfy the conditions, the function is well-shaped and gives what its signature declares.
 
@@ -40,12 +40,14 @@ class Proof:
     static: Mapping[str, int]
     lengths: Mapping[str, int]
     here: Mapping[str, int] = field(default_factory=dict)
-    _trace: Trace | None = None
     _region: tuple[Condition, ...] = ()  # where the traced graph itself is valid; outside, a branch apart is traced
 
     @property
     def conditions(self) -> tuple[str, ...]:
         return tuple(condition.text for condition in self.side_conditions)
+
+    def __repr__(self) -> str:
+        return f"<Proof of {self.setting.signature}; conditions: {', '.join(self.conditions) or 'none'}>"
 
     def at(self, sizes: Mapping[str, int]) -> "Proof":
         """The same proof, with sizes that have become known; they are checked against the conditions.
@@ -84,7 +86,10 @@ class Proof:
         counts = ", ".join(f"{count} {phase}" for phase, count in self.operations.items())
         counts = counts.replace(" forward", " operations forward", 1)
         left = [str(signature), f"proved for all {', '.join(n for n in self.dims if n not in self.static)} >= 1"]
-        right = [f"gradients : {', '.join(owners)}" if "backward" in self.operations else "", f"{counts}, {self.seconds:.1f} s"]
+        right = [
+            f"gradients : {', '.join(owners)}" if "backward" in self.operations else "",
+            f"{counts}, {self.seconds:.1f} s",
+        ]
         if len(self.static) == len(self.dims):
             left[1] = "proved at these sizes"
         pad = max(map(len, left)) + 3

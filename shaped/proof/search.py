@@ -1,7 +1,6 @@
 """The search for a proof: trace, read what was asked, substitute, trace again, and state what is left."""
 
 import itertools
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -11,15 +10,15 @@ import sympy
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from shaped_kernels import adam_reference
-
 from shaped.errors import Goal, ProofError, ShapedError, SignatureError, nearest
 from shaped.proof.conditions import Assumption, Condition, follows
 from shaped.proof.explain import explain
+from shaped.proof.plans import divisions, needed_multiple, repairs, swapped, with_multiple
 from shaped.proof.proof import Proof, count_operations, forward_graph
 from shaped.proof.symbolic import Plan, Question, World, tracing
 from shaped.proof.trace import Recorder, Setting, Trace, run_forward, trace
 from shaped.shapes import Dim, TensorSpec, read_signature
+from shaped_kernels import adam_reference
 
 # Hints are 48 times a prime: far from 0 and 1, no small multiple of each other, and divisible by the usual head counts,
 # so that the first trace mostly goes through. What a hint decided is always read back as a question.
@@ -29,17 +28,16 @@ _ATTEMPTS = 8
 _SEARCHED = 256  # where `(width - 3)//2 + 1 != 1` is a question, the sizes up to here that make it false are traced
 
 
-def prove(
-    fn: Callable[..., Any], assume: Sequence[str] = (), static: Sequence[str] | Mapping[str, int] = ()
-) -> Proof:
+def prove(fn: Callable[..., Any], assume: Sequence[str] = (), static: Sequence[str] | Mapping[str, int] = ()) -> Proof:
     """Prove that an annotated function is well-shaped for all sizes of its dimension names.
 
-    If it returns one scalar and takes a ParamList, it is a loss: its gradients and an AdamW update are part of the proof.
+    If it returns one scalar and takes a ParamList, it is a loss: its gradients and an AdamW update are part of the
+    proof.
 
     Args:
         fn: Any function whose tensors are annotated (`Float[Tensor, "batch pixels"]`) or gathered in a ParamList.
-        assume: Relations between sizes to take as given: `("dim % heads == 0", "seq <= context")`. With any, a condition
-            that does not follow from them is an error.
+        assume: Relations between sizes to take as given: `("dim % heads == 0", "seq <= context")`. With any, a
+            condition that does not follow from them is an error.
         static: Names to prove at one size each, because the program loops or branches over them; a mapping gives the
             sizes, and the statement says which were used.
 
@@ -74,13 +72,14 @@ class _Search:
         self.setting = setting
         self.assumptions = tuple(Assumption.parse(text) for text in assume)
         self.names = _statement_order(setting)
-        self.static = {name: static[name] for name in static} if isinstance(static, Mapping) else {
-            name: prime for name, prime in zip(static, (3, *_PRIMES), strict=False)
-        }  # fmt: skip
+        guessed = dict(zip(static, (3, *_PRIMES), strict=False))  # a size that no other name is likely to have
+        self.static: Mapping[str, int] = dict(static) if isinstance(static, Mapping) else guessed
         mentioned = itertools.chain(self.static, *(assumption.names for assumption in self.assumptions))
         for name in mentioned:
             if name not in self.names:
-                raise SignatureError(f"`{name}` is no dimension of `{setting.signature.name}`{nearest(name, self.names)}")
+                raise SignatureError(
+                    f"`{name}` is no dimension of `{setting.signature.name}`{nearest(name, self.names)}"
+                )
 
     def proof(self) -> Proof:
         started = time.perf_counter()
@@ -109,7 +108,6 @@ class _Search:
             unused=tuple(self.setting.signature.entries[i].path for i in found.without_gradient),
             static=self.static,
             lengths={k: v for s in structures for k, v in getattr(s, "lengths", {}).items()},
-            _trace=found,
             _region=self._region(found, plan),
         )
 
@@ -117,7 +115,9 @@ class _Search:
 
     def _initial_plan(self) -> Plan:
         free = [name for name in self.names if name not in self.static]
-        hints = {name: _HINT * _PRIMES[i % len(_PRIMES)] + _HINT * 109 * (i // len(_PRIMES)) for i, name in enumerate(free)}
+        hints = {
+            name: _HINT * _PRIMES[i % len(_PRIMES)] + _HINT * 109 * (i // len(_PRIMES)) for i, name in enumerate(free)
+        }
         plan = Plan(hints, dict(self.static))
         for assumption in self.assumptions:
             plan = self._assume(plan, assumption)
@@ -136,7 +136,7 @@ class _Search:
                 return replace(plan, constants={**plan.constants, name: dim.constant})
             return replace(plan, equal={**plan.equal, name: dim})
         if assumption.left.is_name and assumption.right.is_name and not assumption.condition.holds(plan.hints):
-            return _swap(plan, assumption.left.text, assumption.right.text)
+            return swapped(plan, assumption.left.text, assumption.right.text)
         return plan
 
     def _find_plan(self, plan: Plan) -> Plan:
@@ -146,7 +146,8 @@ class _Search:
         as a condition. If nothing helps, the failure of the attempt that got furthest is the one to explain.
         """
         failures: list[tuple[int, Exception]] = []
-        waiting, seen = [plan], set()
+        waiting = [plan]
+        seen: set[str] = set()
         while waiting and len(seen) < _ATTEMPTS:
             plan = waiting.pop(0)
             if repr(plan) in seen:
@@ -161,16 +162,15 @@ class _Search:
                 failures.append((len(recorder.steps), explained))
                 if not isinstance(explained, ProofError):
                     break
-                waiting.extend(_repairs(world, plan))
+                waiting.extend(repairs(world, plan))
                 continue
-            multiple = _needed_multiple(world, plan)
+            multiple = needed_multiple(world, plan)
             if multiple is None:
                 return plan
-            waiting.insert(0, _with_multiple(plan, multiple))
+            waiting.insert(0, with_multiple(plan, multiple))
         if not failures:  # substitution did not come to an end: the last plan that went through is good
             return plan
-        _, error = max(failures, key=lambda failure: failure[0])
-        self._raise(error)
+        return self._raise(max(failures, key=lambda failure: failure[0])[1])
 
     def _raise(self, error: Exception) -> NoReturn:
         if isinstance(error, ProofError):
@@ -186,10 +186,10 @@ class _Search:
         """
         found = self._trace_once(plan)
         for _ in self.names:
-            multiple = _needed_multiple(found.world, plan)
+            multiple = needed_multiple(found.world, plan)
             if multiple is None:
                 break
-            plan = _with_multiple(plan, multiple)
+            plan = with_multiple(plan, multiple)
             found = self._trace_once(plan)
         return found, plan
 
@@ -206,7 +206,11 @@ class _Search:
         sizes: dict[str, int] = {}
         primes = iter((2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97))
         plan = self._initial_plan()
-        for name in [*[n for n in self.names if n not in plan.equal and n not in plan.multiples], *plan.multiples, *plan.equal]:
+        for name in [
+            *[n for n in self.names if n not in plan.equal and n not in plan.multiples],
+            *plan.multiples,
+            *plan.equal,
+        ]:
             if name in plan.constants:
                 sizes[name] = plan.constants[name]
             elif name in plan.equal:
@@ -243,18 +247,17 @@ class _Search:
         return conditions
 
     def _condition(self, fact: Any, text: str, question: Question, found: Trace, plan: Plan) -> Condition | None:
-        source = question.place.source() if question.place else None
-        if isinstance(fact, sympy.Eq) and not fact.has(*_division(fact)):
+        if isinstance(fact, sympy.Eq) and not divisions(fact):
             raise self._needs_equality(fact, found, question)
         if isinstance(fact, sympy.Ne) and self._holds_when_equal(fact, found, plan):
             return None
-        return Condition(text, source)
+        return Condition(text, question.source)
 
     def _needs_equality(self, fact: Any, found: Trace, question: Question) -> ProofError:
         goal = found.world.show(fact).replace("==", "=")
         error = ProofError(
             f"`{self.setting.signature.name}` is not well-shaped.",
-            question.place.source() if question.place else None,
+            question.source,
             Goal(equation=goal, hint=f'if it is meant, state it: assume=("{goal.replace("=", "==")}",)'),
         )
         return self._with_sizes(error)
@@ -393,75 +396,9 @@ def _statement_order(setting: Setting) -> tuple[str, ...]:
     return tuple([name for name in outside if name not in inside] + list(inside))
 
 
-def _with_multiple(plan: Plan, multiple: tuple[str, str]) -> Plan:
-    name, divisor = multiple
-    return replace(plan, multiples={**plan.multiples, name: Dim.parse(divisor)})
-
-
-def _swap(plan: Plan, a: str, b: str) -> Plan:
-    hints = dict(plan.hints)
-    if a in hints and b in hints:
-        hints[a], hints[b] = hints[b], hints[a]
-    return replace(plan, hints=hints)
-
-
-def _repairs(world: World, plan: Plan) -> list[Plan]:
-    """Other plans under which the last questions would be answered the other way."""
-    plans: list[Plan] = []
-    for asked, _ in reversed(world.env.answers):
-        for atom in asked.atoms(sympy.Function):
-            if type(atom).__name__ not in ("Mod", "PythonMod", "FloorDiv"):
-                continue
-            over, under = atom.args
-            name = world.symbols.get(over)
-            if name in plan.hints and name not in plan.multiples and name not in _names(under, world):
-                plans.append(replace(plan, multiples={**plan.multiples, name: Dim.parse(world.show(under))}))
-            elif under.is_Integer and 1 < int(under) < 10**6:
-                factor = int(under)
-                if any(hint % factor for hint in plan.hints.values()):
-                    hints = {n: h * factor // math.gcd(h, factor) for n, h in plan.hints.items()}
-                    plans.append(replace(plan, hints=hints))
-        if isinstance(asked, sympy.StrictLessThan | sympy.StrictGreaterThan | sympy.LessThan | sympy.GreaterThan):
-            names = [world.symbols.get(side) for side in asked.args]
-            if names[0] in plan.hints and names[1] in plan.hints:
-                plans.append(_swap(plan, str(names[0]), str(names[1])))
-    return plans
-
-
-def _needed_multiple(world: World, plan: Plan) -> tuple[str, str] | None:
-    """A name that the trace needed to be divisible: it occurs floor-divided, or as a remainder, in a true equality."""
-    for question in world.env.asked:
-        if not isinstance(question.fact, sympy.Eq):
-            continue
-        for atom in question.fact.atoms(*_division(question.fact)):
-            over, under = atom.args
-            name = world.symbols.get(over)
-            if name is None or name not in plan.hints or name in plan.multiples or name in plan.constants:
-                continue
-            if name in _names(under, world) or world.env.replace(over) != over:
-                continue
-            if all(n in plan.hints or n in plan.constants for n in _names(under, world)):
-                return name, world.show(under)
-    return None
-
-
-def _division(fact: Any) -> tuple[type, ...]:
-    kinds = {type(atom) for atom in fact.atoms(sympy.Function)}
-    return tuple(kind for kind in kinds if kind.__name__ in ("Mod", "PythonMod", "FloorDiv", "CleanDiv")) or (_Never,)
-
-
-class _Never(sympy.Function):
-    """Matches nothing."""
-
-
-def _names(expression: Any, world: World) -> set[str]:
-    return {world.symbols[symbol] for symbol in expression.free_symbols if symbol in world.symbols}
-
-
 def _hint(value: Any) -> int:
     return value if isinstance(value, int) else int(value.node.hint)
 
 
 def _bracketed(text: str) -> str:
     return text if text.isidentifier() or text.isdigit() else f"({text})"
-

@@ -1,4 +1,4 @@
-"""One trace: run a function on symbolic tensors, with gradients, and keep the graph, each step and each question asked."""
+"""One trace: run a function on symbolic tensors, with gradients; keep the graph, each step and each question asked."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -172,10 +172,9 @@ def trace(setting: Setting, world: World, recorder: Recorder) -> Trace:
         if not setting.is_loss:
             return tuple(outputs)
         wanted = [flat[i] for i in setting.wanted]
+        gradients: Sequence[Tensor | None] = [None] * len(wanted)
         if results[0].requires_grad:
             gradients = torch.autograd.grad(results[0], wanted, allow_unused=True)
-        else:
-            gradients = (None,) * len(wanted)
         missing.extend(i for i, gradient in zip(setting.wanted, gradients, strict=True) if gradient is None)
         return (*outputs, *gradients)
 

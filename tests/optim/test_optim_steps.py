@@ -107,7 +107,7 @@ def test_closures_compute_the_gradients_and_their_loss_comes_back() -> None:
     def closure() -> Any:
         optimizer.zero_grad()
         loss = (p**2).sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss
 
     assert optimizer.step(closure) == 2.0
@@ -148,7 +148,7 @@ def test_grad_scaler_runs_as_with_torchs_fused_class() -> None:
             optimizer.zero_grad()
             bad = float("inf") if step == 3 else 1.0
             loss = torch.stack([((p * bad) ** 2).sum() for p in params]).sum()
-            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            scaler.scale(loss).backward()
             if step % 2:
                 scaler.unscale_(optimizer)
             scaler.step(optimizer)
@@ -197,7 +197,7 @@ def test_autograd_notices_a_parameter_changed_under_it() -> None:
     optimizer = SGD([p], lr=0.1)
     optimizer.update([torch.ones(2)])
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,69 @@
+"""From what a trace asked to another plan: divisible hints, hints in another order, dim = heads*(dim//heads)."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import sympy
+
+from shaped.proof.symbolic import Plan, World
+from shaped.shapes import Dim
+
+
+def with_multiple(plan: Plan, multiple: tuple[str, str]) -> Plan:
+    name, divisor = multiple
+    return replace(plan, multiples={**plan.multiples, name: Dim.parse(divisor)})
+
+
+def swapped(plan: Plan, a: str, b: str) -> Plan:
+    hints = dict(plan.hints)
+    if a in hints and b in hints:
+        hints[a], hints[b] = hints[b], hints[a]
+    return replace(plan, hints=hints)
+
+
+def repairs(world: World, plan: Plan) -> list[Plan]:
+    """Other plans under which the last questions would be answered the other way."""
+    plans: list[Plan] = []
+    for asked, _ in reversed(world.env.answers):
+        for atom in divisions(asked):
+            over, under = atom.args
+            name = world.symbols.get(over)
+            if name in plan.hints and name not in plan.multiples and name not in _names(under, world):
+                plans.append(with_multiple(plan, (str(name), world.show(under))))
+            elif under.is_Integer and 1 < int(under) < 10**6:
+                factor = int(under)
+                if any(hint % factor for hint in plan.hints.values()):
+                    hints = {n: h * factor // math.gcd(h, factor) for n, h in plan.hints.items()}
+                    plans.append(replace(plan, hints=hints))
+        if isinstance(asked, sympy.StrictLessThan | sympy.StrictGreaterThan | sympy.LessThan | sympy.GreaterThan):
+            names = [world.symbols.get(side) for side in asked.args]
+            if names[0] in plan.hints and names[1] in plan.hints:
+                plans.append(swapped(plan, str(names[0]), str(names[1])))
+    return plans
+
+
+def needed_multiple(world: World, plan: Plan) -> tuple[str, str] | None:
+    """A name that the trace needed to be divisible: it occurs floor-divided, or as a remainder, in a true equality."""
+    for question in world.env.asked:
+        if not isinstance(question.fact, sympy.Eq):
+            continue
+        for atom in divisions(question.fact):
+            over, under = atom.args
+            name = world.symbols.get(over)
+            if name is None or name not in plan.hints or name in plan.multiples or name in plan.constants:
+                continue
+            if name in _names(under, world) or world.env.replace(over) != over:
+                continue
+            if all(n in plan.hints or n in plan.constants for n in _names(under, world)):
+                return name, world.show(under)
+    return None
+
+
+def divisions(fact: Any) -> list[Any]:
+    """The floor divisions and remainders in a relation."""
+    return [atom for atom in fact.atoms(sympy.Function) if type(atom).__name__ in ("Mod", "PythonMod", "FloorDiv")]
+
+
+def _names(expression: Any, world: World) -> set[str]:
+    return {world.symbols[symbol] for symbol in expression.free_symbols if symbol in world.symbols}
