@@ -2,7 +2,8 @@
 
 The function is traced at concrete sizes with Inductor's decompositions, made functional (writes become copies at the
 end) and given to Inductor's inner compiler. What comes back is called directly: no Dynamo guards, no autograd.
-Facts read from torch 2.11, 2.13 and 2.15; the same calls work in all three.
+Facts read from torch 2.11, 2.13 and 2.15; the same calls work in all three. They are imported where they are used:
+Inductor brings Triton and seconds of import that an eager user need not take.
 """
 
 import warnings
@@ -11,11 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._guards import TracingContext, tracing
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from shaped.errors import ExecutorError
 
@@ -34,6 +31,9 @@ def lower(function: Flat, examples: Sequence[Tensor]) -> tuple[Callable[[list[Te
         A callable that takes a list of tensors and may empty it, and "inductor", or "python" where there is no C++
         compiler (with one warning): then the traced operations run one by one, without autograd.
     """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
     fakes = [mode.from_tensor(tensor.detach(), static_shapes=True) for tensor in examples]
     graph = _concrete_graph(function, fakes, mode)
@@ -43,8 +43,9 @@ def lower(function: Flat, examples: Sequence[Tensor]) -> tuple[Callable[[list[Te
     return _compiled(graph, fakes, mode), "inductor"
 
 
-def _concrete_graph(function: Flat, fakes: Sequence[Tensor], mode: FakeTensorMode) -> GraphModule:
+def _concrete_graph(function: Flat, fakes: Sequence[Tensor], mode: Any) -> GraphModule:
     from torch._inductor.decomposition import select_decomp_table
+    from torch.fx.experimental.proxy_tensor import make_fx
 
     functional = torch.func.functionalize(function, remove="mutations")
     with mode, torch.no_grad():
@@ -53,7 +54,8 @@ def _concrete_graph(function: Flat, fakes: Sequence[Tensor], mode: FakeTensorMod
         )(*fakes)
 
 
-def _compiled(graph: GraphModule, fakes: Sequence[Tensor], mode: FakeTensorMode) -> Callable[[list[Tensor]], Any]:
+def _compiled(graph: GraphModule, fakes: Sequence[Tensor], mode: Any) -> Callable[[list[Tensor]], Any]:
+    from torch._guards import TracingContext, tracing
     from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx_inner
 

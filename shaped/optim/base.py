@@ -62,7 +62,7 @@ class Update:
 
         Does nothing when they are there already. Never counts: `step` is advanced by whoever updates.
         """
-        self._optimizer._opt_called = True  # torch's schedulers warn where nothing was updated before them
+        self._optimizer._opt_called = True
         if self.fresh:
             self._optimizer._adopt(self)
 
@@ -154,6 +154,8 @@ class FusedOptimizer(Optimizer, ABC):
 
     # GradScaler hands us its scale and its verdict on non-finite gradients instead of asking first.
     _step_supports_amp_scaling = True
+    # torch's schedulers warn where they are stepped before the optimizer; `step` and `commit` set it.
+    _opt_called = False
     # Keys of a group that torch's own classes fill in when an old checkpoint lacks them.
     _optional_keys: ClassVar[Mapping[str, Any]] = {}
     # Every name that an entry of `state` may have, whatever the group says.

@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -15,9 +15,10 @@ from shaped.proof.conditions import Assumption, Condition, follows
 from shaped.proof.explain import explain
 from shaped.proof.plans import divisions, needed_multiple, repairs, swapped, with_multiple
 from shaped.proof.proof import Proof, count_operations, forward_graph
+from shaped.proof.setting import Setting
 from shaped.proof.symbolic import Plan, Question, World, tracing
-from shaped.proof.trace import Recorder, Setting, Trace, run_forward, trace
-from shaped.shapes import Dim, TensorSpec, read_signature
+from shaped.proof.trace import Recorder, Trace, run_forward, trace
+from shaped.shapes import Dim, TensorSpec
 from shaped_kernels import adam_reference
 
 # Hints are 48 times a prime: far from 0 and 1, no small multiple of each other, and divisible by the usual head counts,
@@ -28,42 +29,9 @@ _ATTEMPTS = 8
 _SEARCHED = 256  # where `(width - 3)//2 + 1 != 1` is a question, the sizes up to here that make it false are traced
 
 
-def prove(fn: Callable[..., Any], assume: Sequence[str] = (), static: Sequence[str] | Mapping[str, int] = ()) -> Proof:
-    """Prove that an annotated function is well-shaped for all sizes of its dimension names.
+class Search:
+    """One search: what is traced, what is assumed, and which names are static."""
 
-    If it returns one scalar and takes a ParamList, it is a loss: its gradients and an AdamW update are part of the
-    proof.
-
-    Args:
-        fn: Any function whose tensors are annotated (`Float[Tensor, "batch pixels"]`) or gathered in a ParamList.
-        assume: Relations between sizes to take as given: `("dim % heads == 0", "seq <= context")`. With any, a
-            condition that does not follow from them is an error.
-        static: Names to prove at one size each, because the program loops or branches over them; a mapping gives the
-            sizes, and the statement says which were used.
-
-    Returns:
-        The Proof; print it.
-
-    Raises:
-        ProofError: Refuted: some sizes break it. Shows the line, the goal, the hypotheses and such sizes.
-        Unprovable: It depends on data, or on a loop over a size. Says what to declare.
-        SignatureError: An annotation or an assumption cannot be read.
-    """
-    signature = read_signature(fn)
-    structured = [argument.structure is not None for argument in signature.arguments for _ in argument.entries]
-    dtypes = tuple(entry.spec.default_dtype() for entry in signature.entries)
-    mask = tuple(s and dtype.is_floating_point for s, dtype in zip(structured, dtypes, strict=True))
-    return prove_setting(Setting(signature, dtypes, mask, torch.device("cpu")), assume, static)
-
-
-def prove_setting(
-    setting: Setting, assume: Sequence[str] = (), static: Sequence[str] | Mapping[str, int] = ()
-) -> Proof:
-    """Prove a function at given dtypes, device and gradient mask. The rest is as for `prove`."""
-    return _Search(setting, assume, static).proof()
-
-
-class _Search:
     def __init__(self, setting: Setting, assume: Sequence[str], static: Sequence[str] | Mapping[str, int]) -> None:
         if isinstance(assume, str):
             raise SignatureError(f"assume is a list of relations: write assume=({assume!r},)")

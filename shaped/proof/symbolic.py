@@ -17,6 +17,7 @@ from typing import Any
 import sympy
 import torch
 from torch import SymInt, Tensor
+from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
@@ -214,7 +215,10 @@ def _factor(e: Any) -> str:
 
 @contextmanager
 def tracing() -> Iterator[None]:
-    """Settings of a trace: `math.sqrt` of a symbolic size stays symbolic; torch logs no failed meta function."""
+    """Settings of a trace: `math.sqrt` of a symbolic size stays symbolic; torch logs no failed meta function.
+
+    The Python dispatcher keeps composite operations (matmul) from reading symbolic sizes as numbers in C++.
+    """
     sqrt = math.sqrt
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     with _PATCHED, warnings.catch_warnings():
@@ -223,7 +227,8 @@ def tracing() -> Iterator[None]:
         logger.setLevel(logging.CRITICAL)
         math.sqrt = lambda x: torch.sym_sqrt(x) if isinstance(x, torch.SymInt | torch.SymFloat) else sqrt(x)
         try:
-            yield
+            with enable_python_dispatcher():
+                yield
         finally:
             math.sqrt = sqrt
             logger.setLevel(level)

@@ -1,7 +1,7 @@
 """One trace: run a function on symbolic tensors, with gradients; keep the graph, each step and each question asked."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from shaped.proof.setting import Setting, Step
 from shaped.proof.source import Place, place_of_caller
 from shaped.proof.symbolic import Question, World, tracing
 from shaped.shapes import Signature
@@ -40,19 +41,6 @@ class ResultMismatch(Mismatch):
     def __init__(self, actual: str, declared: str, goal: str, hint: str) -> None:
         super().__init__(goal)
         self.actual, self.declared, self.hint = actual, declared, hint
-
-
-@dataclass(frozen=True)
-class Step:
-    """One operation of the user's program: a line of the derivation."""
-
-    operation: str
-    operands: tuple[str, ...]
-    result: str
-    place: str  # "model.py:14"
-
-    def __str__(self) -> str:
-        return f"{self.place:<16} {self.operation:<16} {', '.join(self.operands)} -> {self.result}"
 
 
 @dataclass
@@ -123,38 +111,6 @@ class Trace:
     questions: list[Question]
     world: World
     without_gradient: list[int]  # wanted, but the result does not depend on them
-
-
-@dataclass
-class Setting:
-    """What is traced: the function, its tensors' dtypes and device, and which of them want a gradient."""
-
-    signature: Signature
-    dtypes: tuple[torch.dtype, ...]
-    mask: tuple[bool, ...]
-    device: torch.device
-    autocast: torch.dtype | None = None
-    call: Callable[[Sequence[Any]], Any] | None = None  # instead of signature.call: a module's stateless form
-
-    def context(self) -> AbstractContextManager[Any]:
-        if self.autocast is None:
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=self.autocast, cache_enabled=False)
-
-    def run(self, tensors: Sequence[Any]) -> list[Any]:
-        """The function's results on flat tensors, under autocast if asked for."""
-        with self.context():
-            result = (self.call or self.signature.call)(tensors)
-        return list(result) if self.signature.result_is_tuple and isinstance(result, tuple) else [result]
-
-    @property
-    def wanted(self) -> list[int]:
-        return [i for i, want in enumerate(self.mask) if want]
-
-    @property
-    def is_loss(self) -> bool:
-        """Whether there is something to differentiate: one scalar result."""
-        return len(self.signature.result) == 1 and not self.signature.result[0].dims and bool(self.wanted)
 
 
 def trace(setting: Setting, world: World, recorder: Recorder) -> Trace:

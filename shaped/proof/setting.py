@@ -1,0 +1,55 @@
+"""What is traced, and a line of what a trace finds. Light to import: the tracer is loaded with the first proof."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from shaped.shapes import Signature
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation of the user's program: a line of the derivation."""
+
+    operation: str
+    operands: tuple[str, ...]
+    result: str
+    place: str  # "model.py:14"
+
+    def __str__(self) -> str:
+        return f"{self.place:<16} {self.operation:<16} {', '.join(self.operands)} -> {self.result}"
+
+
+@dataclass
+class Setting:
+    """What is traced: the function, its tensors' dtypes and device, and which of them want a gradient."""
+
+    signature: Signature
+    dtypes: tuple[torch.dtype, ...]
+    mask: tuple[bool, ...]
+    device: torch.device
+    autocast: torch.dtype | None = None
+    call: Callable[[Sequence[Any]], Any] | None = None  # instead of signature.call: a module's stateless form
+
+    def context(self) -> AbstractContextManager[Any]:
+        if self.autocast is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.autocast, cache_enabled=False)
+
+    def run(self, tensors: Sequence[Any]) -> list[Any]:
+        """The function's results on flat tensors, under autocast if asked for."""
+        with self.context():
+            result = (self.call or self.signature.call)(tensors)
+        return list(result) if self.signature.result_is_tuple and isinstance(result, tuple) else [result]
+
+    @property
+    def wanted(self) -> list[int]:
+        return [i for i, want in enumerate(self.mask) if want]
+
+    @property
+    def is_loss(self) -> bool:
+        """Whether there is something to differentiate: one scalar result."""
+        return len(self.signature.result) == 1 and not self.signature.result[0].dims and bool(self.wanted)
