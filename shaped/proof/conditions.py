@@ -45,7 +45,7 @@ class Condition:
         """Whether it is true at these sizes. The text is our own print of a size expression, never the user's code."""
         try:
             return bool(eval(self._code, {"__builtins__": {}, "max": max, "min": min}, dict(sizes)))
-        except ZeroDivisionError:
+        except (ZeroDivisionError, NameError):  # a name: a function of sizes that we cannot evaluate, so not shown
             return False
 
     def with_sizes(self, sizes: Mapping[str, int]) -> str:

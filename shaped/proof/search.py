@@ -11,6 +11,7 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from shaped.errors import Goal, ProofError, ShapedError, SignatureError, nearest
+from shaped.proof.branches import always, both_ways
 from shaped.proof.conditions import Assumption, Condition, follows
 from shaped.proof.explain import explain
 from shaped.proof.plans import divisions, needed_multiple, repairs, swapped, with_multiple
@@ -26,7 +27,6 @@ from shaped_kernels import adam_reference
 _HINT = 48
 _PRIMES = (5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107, 109)
 _ATTEMPTS = 8
-_SEARCHED = 256  # where `(width - 3)//2 + 1 != 1` is a question, the sizes up to here that make it false are traced
 
 
 class Search:
@@ -217,7 +217,7 @@ class Search:
     def _condition(self, fact: Any, text: str, question: Question, found: Trace, plan: Plan) -> Condition | None:
         if isinstance(fact, sympy.Eq) and not divisions(fact):
             raise self._needs_equality(fact, found, question)
-        if isinstance(fact, sympy.Ne) and self._holds_when_equal(fact, found, plan):
+        if always(fact) or both_ways(fact, found.world, plan, self._run):
             return None
         return Condition(text, question.source)
 
@@ -230,36 +230,16 @@ class Search:
         )
         return self._with_sizes(error)
 
-    def _holds_when_equal(self, fact: Any, found: Trace, plan: Plan) -> bool:
-        """Trace the other branch of `a != b`: put a = b and run the forward pass."""
-        for left, right in (fact.args, fact.args[::-1]):
-            name = found.world.symbols.get(left)
-            if name is None or left in right.free_symbols:
-                continue
-            if right.is_Integer:
-                other = replace(plan, constants={**plan.constants, name: int(right)})
-            elif name in self.names and name not in plan.multiples:
-                other = replace(plan, equal={**plan.equal, name: Dim.parse(found.world.show(right))})
-            else:
-                continue
-            if right.is_Integer and int(right) < 1:
-                return True  # sizes are at least 1
-            return self._passes(other)
-        symbols = sorted(fact.free_symbols, key=str)
-        if len(symbols) != 1 or symbols[0] not in found.world.symbols:
-            return False
-        name = found.world.symbols[symbols[0]]
-        equal = [size for size in range(1, _SEARCHED) if fact.subs(symbols[0], size) == sympy.false]
-        return 0 < len(equal) <= 4 and all(
-            self._passes(replace(plan, constants={**plan.constants, name: size})) for size in equal
-        )
+    def _run(self, plan: Plan) -> World | None:
+        world = World(self.names, plan)
+        try:
+            run_forward(self.setting, world)
+        except Exception:
+            return None
+        return world
 
     def _passes(self, plan: Plan) -> bool:
-        try:
-            run_forward(self.setting, World(self.names, plan))
-        except Exception:
-            return False
-        return True
+        return self._run(plan) is not None
 
     def _sizes_of_one(self, plan: Plan, conditions: Sequence[Condition]) -> list[Condition]:
         """Size 1 traced apart: each symbol alone, then all at once. Where it fails, 2 is the least."""

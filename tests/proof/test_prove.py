@@ -130,6 +130,30 @@ def shifted(x: Float[Tensor, "batch seq"]) -> Float[Tensor, "batch seq-1"]:
     return x[:, 1:] - x[:, :-1]
 
 
+def gated(x: Float[Tensor, "batch inputs"], w: Float[Tensor, "inputs 2*hidden"]) -> Float[Tensor, "batch hidden"]:
+    values, gates = (x @ w).chunk(2, dim=-1)
+    return values * torch.sigmoid(gates)
+
+
+def pooled(
+    x: Float[Tensor, "batch 1 height width"], w: Float[Tensor, "c 1 3 3"], v: Float[Tensor, "c2 c 3 3"]
+) -> Float[Tensor, "batch c2"]:
+    h = F.max_pool2d(F.relu(F.conv2d(x, w, padding=1)), 2)
+    return F.conv2d(h, v, padding=1).mean((2, 3))
+
+
+def half(x: Float[Tensor, "batch seq"]) -> Float[Tensor, " batch"]:
+    return x[:, : x.shape[1] // 2].sum(1)
+
+
+def branching(x: Float[Tensor, "batch seq"]) -> Float[Tensor, "batch seq"]:
+    return x if x.shape[1] > 0.5 * x.shape[0] else 2 * x
+
+
+def normalised(x: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch c h w"]:
+    return F.group_norm(x, 4)
+
+
 @pytest.mark.parametrize(
     ("function", "conditions"),
     [
@@ -139,6 +163,11 @@ def shifted(x: Float[Tensor, "batch seq"]) -> Float[Tensor, "batch seq-1"]:
         (squeezed, ("batch >= 2", "features >= 2")),  # at size 1 an axis goes, which the result does not declare
         (scaled, ()),
         (pairs, ()),
+        (gated, ()),  # chunk asks whether (3*hidden - 1)//hidden is 2, and it is for every size
+        (pooled, ("height >= 2", "width >= 2")),  # torch's kernels ask for batch >= 16; both answers go through
+        (half, ()),  # seq//2 <= seq asks nothing
+        (branching, ()),
+        (normalised, ("c % 4 == 0", "batch >= 2 or (c//4) >= 2 or h >= 2 or w >= 2")),  # as torch itself refuses
         (shifted, ()),  # at seq = 1 both sides are empty, as the result declares
     ],
 )
