@@ -439,7 +439,8 @@ class _Shared:
         self.waiting = 0
         if optimizer is not None:
             if not isinstance(optimizer, FusedOptimizer):
-                raise ValueError(f"optimizer is a {type(optimizer).__name__}; use SGD, Adam or AdamW of shaped.optim")
+                given = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
+                raise ValueError(f"optimizer is a {given}; use SGD, Adam or AdamW of shaped.optim")
             mine = {id(p) for p in program.tensors}
             theirs = [p for group in optimizer.param_groups for p in group["params"]]
             absent = [name for name, p in zip(program.params.names, program.tensors, strict=True)

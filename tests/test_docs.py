@@ -33,7 +33,6 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 COMPARED = ("output", "error")
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised inside torch's own compiler
 _FENCE = re.compile(r"^```(\w*)\s*$")
 _TEST = re.compile(r"(?m)^def test_(\w+)")
 _MARK = re.compile(r"^<!--\s*(output|error|file|not run)\s*:?\s*(.*?)\s*-->\s*$")

@@ -36,7 +36,6 @@ DTYPES = [torch.float32, torch.float64]
 TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-13}
 
 both = pytest.mark.parametrize("backend", BACKENDS)
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised inside torch's own compiler
 
 
 def bits(params: ParamList) -> list[Tensor]:
@@ -482,7 +481,7 @@ def test_a_missing_gradient_is_named_before_the_first_step_unless_it_is_allowed(
     with pytest.raises(GradientError) as caught:
         ScalarTrainer(first_layer, mlp())
     assert str(caught.value) == (
-        "`first_layer` does not depend on `b1`, `w2` and `b2`: its gradient is missing. Use it, freeze it, or pass "
+        "`first_layer` does not depend on `b1`, `w2` and `b2`: the gradient is missing. Use it, freeze it, or pass "
         "allow_unused=True"
     )
     params = mlp()
@@ -572,6 +571,43 @@ def test_a_module_is_trained_in_place_by_a_loss_over_it_or_over_its_output(backe
 
     for p, q in zip(module.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
+
+
+def test_the_prediction_must_be_what_forward_returns_for_all_sizes():
+    def misdeclared(logits: Float[Tensor, "batch 5"], y: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
+        return F.cross_entropy(logits, y)
+
+    with pytest.raises(ProofError) as caught:
+        ScalarTrainer(misdeclared, Net())
+    assert caught.value.goal.equation == "3 = 5"
+
+
+@both
+def test_new_storage_is_followed_and_a_new_dtype_is_refused(backend):
+    module = Net()
+    trainer = ScalarTrainer(module_loss, module, backend=backend)
+    x, y = batch()
+    before = trainer.loss_and_backward(x, y)[0]
+    for p in module.parameters():
+        p.data = p.data * 0.0
+    after = trainer.loss_and_backward(x, y)[0]
+
+    assert before != after
+    torch.testing.assert_close(after, torch.log(torch.tensor(3.0)))
+    module.double()
+    with pytest.raises(ShapeError, match="the parameters were changed; make a new trainer for them"):
+        trainer.step(x, y, lr=0.1)
+
+
+@both
+def test_a_class_number_out_of_range_is_an_error_and_nothing_has_changed(backend):
+    trainer = ScalarTrainer(mlp_loss, mlp(), backend=backend)
+    before = bits(trainer.params)
+    x, y = batch()
+
+    with pytest.raises((IndexError, ExecutorError)):
+        trainer.step(x, y + 7, lr=0.1)
+    assert same(before, trainer.params)
 
 
 def test_running_statistics_are_refused_rather_than_dropped():

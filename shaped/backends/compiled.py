@@ -7,6 +7,7 @@ graph (one float64 row for each group), so changing them compiles nothing.
 
 import time
 from collections.abc import Callable, Hashable, Sequence
+from operator import is_
 from typing import Any
 
 import torch
@@ -112,6 +113,7 @@ class _Step:
         self._max_norm = max_norm
         self._used = program.used_tensors
         self._updates: list[Update] = []
+        self._plain: list[Tensor] = []
         self._state: list[Tensor] = []
         self._rows: list[Tensor] = []
         self._scalars: list[tuple[float, ...]] = []
@@ -120,7 +122,8 @@ class _Step:
     def prepare(self) -> list[Tensor]:
         """The flat state, with the scalars as they are now."""
         updates = self._optimizer.updates(self._used)
-        if len(updates) != len(self._updates) or any(a is not b for a, b in zip(updates, self._updates, strict=True)):
+        same = len(updates) == len(self._updates) and all(map(is_, updates, self._updates))
+        if not same or self._plain is not self._program.plain:
             self._gather(updates)
         for i, update in enumerate(updates):
             scalars = update.scalars()
@@ -130,7 +133,7 @@ class _Step:
         return self._state
 
     def _gather(self, updates: list[Update]) -> None:
-        self._updates = updates
+        self._updates, self._plain = updates, self._program.plain
         self._rows = [torch.tensor(update.scalars(), dtype=torch.float64) for update in updates]
         self._scalars = [update.scalars() for update in updates]
         self._state = list(self._program.plain)

@@ -22,7 +22,13 @@ class Executor:
 
     def __call__(self, arguments: list[Tensor]) -> Sequence[Any]:
         self.calls += 1
-        return self.run(arguments)
+        try:
+            return self.run(arguments)
+        except (RuntimeError, IndexError) as error:  # an index out of range, no memory: values that no shape tells
+            said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ExecutorError(
+                f"`{self.mode}` at {self.sizes} failed while it ran: {said}. with_backend('eager') shows the operation"
+            ) from error
 
     def __str__(self) -> str:
         return f"{self.mode:<18} {self.how:<9} {self.seconds:6.1f} s  {self.calls:>8} calls  {self.sizes}"

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from shaped.errors import GradientError, ProofError, SignatureError, listing
+from shaped.errors import GradientError, ProofError, ShapeError, SignatureError, listing
 from shaped.params import ParamList
-from shaped.proof import Proof, Setting, prove_setting
-from shaped.shapes import Argument, Entry, Signature, bind, describe, read_signature, resolve_hints
+from shaped.proof import Proof, Setting, expect, prove_setting
+from shaped.shapes import Argument, Entry, Signature, TensorSpec, bind, describe, read_signature, resolve_hints
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Program:
         self._check_result()
         self.inputs: tuple[Entry, ...] = self.signature.entries[len(self.params) :]
         self.tensors = list(self.params)
-        self.plain = [t.detach() for t in self.tensors]  # the same storage, as compiled code wants it
+        self._remember_storage()
         simple = not any(argument.keyword for argument in self.signature.arguments if argument.entries)
         self._direct = self.signature.function if simple and autocast is None else None
         self._assume, self._autocast = tuple(assume), autocast
@@ -114,10 +114,10 @@ class Program:
             proof = prove_setting(setting, self._assume, {**_guess(unknown, static), **static})
             if proof.unused and not self._allow_unused:
                 raise GradientError(
-                    f"`{self.signature.name}` does not depend on {listing(proof.unused)}: its gradient is missing. "
+                    f"`{self.signature.name}` does not depend on {listing(proof.unused)}: the gradient is missing. "
                     "Use it, freeze it, or pass allow_unused=True"
                 )
-            self._proofs[key] = proof.at(self.params.dims)
+            self._proofs[key] = replace(proof.at(self.params.dims), per_size=tuple(self._static), static=static)
         return self._proofs[key]
 
     def admit(self, inputs: Sequence[Any]) -> Case:
@@ -127,6 +127,8 @@ class Program:
             ShapeError: It breaks the signature or a condition of the proof.
             ProofError: The program fails for these dtypes.
         """
+        if [t.data_ptr() for t in self.tensors] != self._addresses:
+            self._take_new_storage()
         try:
             key = tuple([(x.shape, x.dtype, x.device) for x in inputs])
         except AttributeError:
@@ -135,6 +137,21 @@ class Program:
         if case is None:
             case = self._cases[key] = self._admit(inputs, key)
         return case
+
+    def _remember_storage(self) -> None:
+        self.plain = [t.detach() for t in self.tensors]  # the same storage, as compiled code wants it
+        self._addresses = [t.data_ptr() for t in self.tensors]
+
+    def _take_new_storage(self) -> None:
+        """Someone assigned to `.data` or moved the module: go on with the new storage, if it is of the proved kind."""
+        changed = [
+            f"{name}: {describe(old)} on {old.device} when it was proved, {describe(new)} on {new.device} now"
+            for name, old, new in zip(self.params.names, self.plain, self.tensors, strict=True)
+            if (old.shape, old.dtype, old.device) != (new.shape, new.dtype, new.device)
+        ]
+        if changed:
+            raise ShapeError("the parameters were changed; make a new trainer for them.\n  " + "\n  ".join(changed))
+        self._remember_storage()
 
     def _admit(self, inputs: Sequence[Any], key: tuple[Any, ...]) -> Case:
         binding = bind(self.inputs, inputs, owner="The batch", start=self.params.binding, device=self.params.device)
@@ -195,7 +212,7 @@ def _module_program(loss: Callable[..., Any], module: nn.Module) -> tuple[ParamL
     hints = resolve_hints(bare)
     first = hints.get(names[0]) if names else None
     over_module = isinstance(first, type) and issubclass(first, nn.Module)
-    bound = _Bound(module, bare, None if over_module else _arity(module))
+    bound = _Bound(module, bare)
     fields = [f"module.{name}" for name in params.names]
 
     def run(values: ParamList, *inputs: Tensor) -> Tensor:
@@ -211,6 +228,7 @@ def _module_program(loss: Callable[..., Any], module: nn.Module) -> tuple[ParamL
     inputs = tuple(a if a.name not in taken else _renamed(a, f"input.{a.name}") for a in forward if a.entries)
     arguments = (Argument("params", "structured", params.entries, params._layout), *inputs, *rest)
     result = read_signature(bare)
+    bound.arity, bound.prediction = len(inputs), result.arguments[0].entries[0].spec
     return params, Signature(result.name, run, arguments, result.result, False)
 
 
@@ -229,20 +247,19 @@ def read_signature_of_forward(module: nn.Module) -> tuple[Argument, ...]:
         ) from None
 
 
-def _arity(module: nn.Module) -> int:
-    return sum(bool(argument.entries) for argument in read_signature_of_forward(module))
-
-
 class _Bound(nn.Module):
     """A module with its loss, so that one functional call swaps the parameters of both."""
 
-    def __init__(self, module: nn.Module, loss: Callable[..., Any], arity: int | None) -> None:
+    def __init__(self, module: nn.Module, loss: Callable[..., Any]) -> None:
         super().__init__()
         self.module = module
         self.loss = loss
-        self.arity = arity
+        self.arity = 0  # how many inputs are the module's own, where the loss is over its output
+        self.prediction: TensorSpec | None = None  # what the loss declares that output to be
 
     def forward(self, *inputs: Tensor) -> Any:
-        if self.arity is None:
+        if self.prediction is None:
             return self.loss(self.module, *inputs)
-        return self.loss(self.module(*inputs[: self.arity]), *inputs[self.arity :])
+        output = self.module(*inputs[: self.arity])
+        expect(output, self.prediction)
+        return self.loss(output, *inputs[self.arity :])

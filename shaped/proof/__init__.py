@@ -7,3 +7,4 @@ from shaped.proof.proof import prove as prove
 from shaped.proof.proof import prove_setting as prove_setting
 from shaped.proof.setting import Setting as Setting
 from shaped.proof.setting import Step as Step
+from shaped.proof.setting import expect as expect

@@ -5,19 +5,18 @@ branch goes through as well, the fact is no condition.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import sympy
 
+from shaped.proof.plans import hints_where
 from shaped.proof.symbolic import Plan, World
 from shaped.shapes import Dim
 
 Run = Callable[[Plan], World | None]  # the forward pass under a plan; None where it fails
 
-# Sizes to try where a question must come out the other way; torch's own thresholds are small powers of two.
-_TRIED = (2, 3, 4, 5, 7, 8, 15, 24, 31, 63, 100, 127, 255, 500, 1000, 4000)
 _FIRST, _FAR, _PERIOD = 2, 10**9, 720720  # 720720 is divisible by every number up to 16
 _SEARCHED, _WITNESSES = 64, 16
 
@@ -40,7 +39,7 @@ def both_ways(fact: Any, world: World, plan: Plan, run: Run) -> bool:
     """Whether the program is well-shaped where `fact`, which held at the hints, is false."""
     if isinstance(fact, sympy.Ne):
         return _when_equal(fact, world, plan, run)
-    hints = _hints_against(fact, world, plan)
+    hints = hints_where(fact, world, plan, sympy.false)
     if hints is None:
         return False
     other = run(replace(plan, hints=hints))
@@ -77,19 +76,6 @@ def _solutions(fact: Any, world: World) -> Iterator[dict[str, int]]:
     for sizes in itertools.product(range(2, _SEARCHED), repeat=len(symbols)):
         if fact.subs(dict(zip(symbols, sizes, strict=True))) == sympy.false:
             yield {world.symbols[symbol]: size for symbol, size in zip(symbols, sizes, strict=True)}
-
-
-def _hints_against(fact: Any, world: World, plan: Plan) -> Mapping[str, int] | None:
-    """Hints that make this fact false and leave every other one as it is."""
-    base = {plan.quotient(name): name for name in plan.multiples}
-    names = {symbol: world.symbols[symbol] for symbol in fact.free_symbols if symbol in world.symbols}
-    if not 1 <= len(names) <= 2 or len(names) != len(fact.free_symbols):
-        return None
-    for sizes in itertools.product(_TRIED, repeat=len(names)):
-        chosen = dict(zip(names, sizes, strict=True))
-        if fact.subs(chosen) == sympy.false:
-            return {**plan.hints, **{base.get(names[s], names[s]): size for s, size in chosen.items()}}
-    return None
 
 
 def _translated(fact: Any, world: World, other: World) -> Any:

@@ -6,7 +6,8 @@ A hint is only given if it was tried: the changed operation was run on the same 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from torch import Tensor
+import sympy
+from torch import SymInt, Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
@@ -14,7 +15,7 @@ from torch.utils import _pytree as pytree
 from shaped.errors import Goal, ProofError, Source, Unprovable
 from shaped.proof.source import Place, assignment_line, is_users, operand_expressions, place_of_traceback, tensors_in
 from shaped.proof.symbolic import World, tracing
-from shaped.proof.trace import Call, Mismatch, Recorder, ResultMismatch, Setting, same_size, shape_text
+from shaped.proof.trace import Call, Mismatch, Recorder, ResultMismatch, Setting, expression, same_size, shape_text
 
 _MATMUL = ("matmul", "mm", "bmm", "mv")
 _SYMBOLS = {"matmul": "@", "add": "+", "sub": "-", "mul": "*", "div": "/"}
@@ -114,6 +115,8 @@ def _goal(error: Exception, call: Call, world: World, setting: Setting, tensors:
 
 def _equation(call: Call, operands: Sequence[Tensor], world: World) -> str:
     """What is missing, for the operations whose rule is known; empty for the others."""
+    if call.name in ("view", "reshape", "unflatten") and len(operands) == 1:
+        return _view_goal(call, operands[0], world)
     if len(operands) < 2:
         return ""
     a, b = operands[0], operands[1]
@@ -139,6 +142,18 @@ def _equation(call: Call, operands: Sequence[Tensor], world: World) -> str:
     if call.name in _SYMBOLS or call.name in ("where", "maximum", "minimum", "pow", "eq", "lt", "gt", "le", "ge"):
         return _broadcast_goal(a.shape, b.shape, world)
     return ""
+
+
+def _view_goal(call: Call, operand: Tensor, world: World) -> str:
+    """`batch*hidden = 7*pixels`, or with one -1 `batch*hidden % 7 == 0`."""
+    sizes = pytree.tree_leaves(call.args[1:])
+    if not sizes or not all(isinstance(size, int | SymInt) for size in sizes):
+        return ""
+    known = [expression(size) for size in sizes if not same_size(size, -1)]
+    have, want = sympy.prod(map(expression, operand.shape)), sympy.prod(known)
+    if len(known) == len(sizes):
+        return f"{world.show(have)} = {world.show(want)}"
+    return f"{world.show(have)} % {world.show(want)} == 0" if want != 0 else ""
 
 
 def _broadcast_goal(a: Sequence[Any], b: Sequence[Any], world: World) -> str:

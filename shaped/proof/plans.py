@@ -1,6 +1,8 @@
 """From what a trace asked to another plan: divisible hints, hints in another order, dim = heads*(dim//heads)."""
 
+import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -9,17 +11,13 @@ import sympy
 from shaped.proof.symbolic import Plan, World
 from shaped.shapes import Dim
 
+# Sizes to try where a question must come out the other way; torch's own thresholds are small powers of two.
+_TRIED = (2, 3, 4, 5, 7, 8, 15, 24, 31, 63, 100, 127, 255, 500, 1000, 4000)
+
 
 def with_multiple(plan: Plan, multiple: tuple[str, str]) -> Plan:
     name, divisor = multiple
     return replace(plan, multiples={**plan.multiples, name: Dim.parse(divisor)})
-
-
-def swapped(plan: Plan, a: str, b: str) -> Plan:
-    hints = dict(plan.hints)
-    if a in hints and b in hints:
-        hints[a], hints[b] = hints[b], hints[a]
-    return replace(plan, hints=hints)
 
 
 def repairs(world: World, plan: Plan) -> list[Plan]:
@@ -36,11 +34,24 @@ def repairs(world: World, plan: Plan) -> list[Plan]:
                 if any(hint % factor for hint in plan.hints.values()):
                     hints = {n: h * factor // math.gcd(h, factor) for n, h in plan.hints.items()}
                     plans.append(replace(plan, hints=hints))
-        if isinstance(asked, sympy.StrictLessThan | sympy.StrictGreaterThan | sympy.LessThan | sympy.GreaterThan):
-            names = [world.symbols.get(side) for side in asked.args]
-            if names[0] in plan.hints and names[1] in plan.hints:
-                plans.append(swapped(plan, str(names[0]), str(names[1])))
+    for question in reversed(world.env.asked):
+        hints = hints_where(question.fact, world, plan, sympy.false)
+        if hints is not None and not isinstance(question.fact, sympy.Eq | sympy.Ne):
+            plans.append(replace(plan, hints=hints))
     return plans
+
+
+def hints_where(fact: Any, world: World, plan: Plan, wanted: Any) -> Mapping[str, int] | None:
+    """Hints that make a relation over one or two sizes true or false, the others left as they are; None if none do."""
+    base = {plan.quotient(name): name for name in plan.multiples}
+    names = {symbol: world.symbols[symbol] for symbol in fact.free_symbols if symbol in world.symbols}
+    if not 1 <= len(names) <= 2 or len(names) != len(fact.free_symbols):
+        return None
+    for sizes in itertools.product(_TRIED, repeat=len(names)):
+        chosen = dict(zip(names, sizes, strict=True))
+        if fact.subs(chosen) == wanted:
+            return {**plan.hints, **{base.get(names[s], names[s]): size for s, size in chosen.items()}}
+    return None
 
 
 def needed_multiple(world: World, plan: Plan) -> tuple[str, str] | None:

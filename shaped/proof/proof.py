@@ -42,6 +42,7 @@ class Proof:
     static: Mapping[str, int]
     lengths: Mapping[str, int]
     here: Mapping[str, int] = field(default_factory=dict)
+    per_size: tuple[str, ...] = ()  # static names whose every size is proved as it comes
     _region: tuple[Condition, ...] = ()  # where the traced graph itself is valid; outside, a branch apart is traced
 
     @property
@@ -90,21 +91,23 @@ class Proof:
         owners = [argument.structure.name for argument in signature.arguments if argument.structure]
         counts = ", ".join(f"{count} {phase}" for phase, count in self.operations.items())
         counts = counts.replace(" forward", " operations forward", 1)
-        left = [str(signature), f"proved for all {', '.join(n for n in self.dims if n not in self.static)} >= 1"]
+        left = [
+            str(signature),
+            f"proved for all {', '.join(n for n in self.dims if n not in self.static and n not in self.per_size)} >= 1",
+        ]
         right = [
             f"gradients : {', '.join(owners)}" if "backward" in self.operations else "",
             f"{counts}, {self.seconds:.1f} s",
         ]
-        if len(self.static) == len(self.dims):
-            left[1] = "proved at these sizes"
         pad = max(map(len, left)) + 3
         lines = [f"{a:<{pad}}{b}".rstrip() for a, b in zip(left, right, strict=True)]
         lines.append(f"conditions   {', '.join(self.conditions) or 'none'}")
         fixed = {**self.here, **self.static}
         notes = [", ".join(f"{name} = {size}" for name, size in fixed.items() if name in self.dims)]
-        free = [name for name in self.dims if name not in fixed]
+        free = [name for name in self.dims if name not in fixed and name not in self.per_size]
         if self.here and free:
             notes.append(f"{', '.join(free)} {'is' if len(free) == 1 else 'are'} free")
+        notes += [f"{name} is proved at each size as it comes" for name in self.per_size if name not in fixed]
         notes += [f"{path} has {length} entries" for path, length in self.lengths.items()]
         if any(notes):
             lines.append(f"here         {'; '.join(filter(None, notes))}")

@@ -10,15 +10,15 @@ import sympy
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from shaped.errors import Goal, ProofError, ShapedError, SignatureError, nearest
+from shaped.errors import Goal, ProofError, ShapedError, SignatureError, Unprovable, nearest
 from shaped.proof.branches import always, both_ways
 from shaped.proof.conditions import Assumption, Condition, follows
 from shaped.proof.explain import explain
-from shaped.proof.plans import divisions, needed_multiple, repairs, swapped, with_multiple
+from shaped.proof.plans import divisions, hints_where, needed_multiple, repairs, with_multiple
 from shaped.proof.proof import Proof, count_operations, forward_graph
 from shaped.proof.setting import Setting
 from shaped.proof.symbolic import Plan, Question, World, tracing
-from shaped.proof.trace import Recorder, Trace, run_forward, trace
+from shaped.proof.trace import Recorder, Trace, expression, run_forward, trace
 from shaped.shapes import Dim, TensorSpec
 from shaped_kernels import adam_reference
 
@@ -55,9 +55,8 @@ class Search:
         conditions = self._conditions(found, plan)
         conditions += self._sizes_of_one(plan, conditions)
         self._check_follows(conditions)
-        stated = [assumption.condition for assumption in self.assumptions]
-        known = {condition.text for condition in stated}
-        conditions = stated + [condition for condition in conditions if condition.text not in known]
+        if self.assumptions:  # from which all that was found follows
+            conditions = [assumption.condition for assumption in self.assumptions]
         results = len(self.setting.signature.result)
         forward = count_operations(forward_graph(found.graph, results))
         operations = {"forward": forward}
@@ -103,8 +102,12 @@ class Search:
             if dim.constant is not None:
                 return replace(plan, constants={**plan.constants, name: dim.constant})
             return replace(plan, equal={**plan.equal, name: dim})
-        if assumption.left.is_name and assumption.right.is_name and not assumption.condition.holds(plan.hints):
-            return swapped(plan, assumption.left.text, assumption.right.text)
+        if not assumption.condition.holds(plan.hints):
+            world = World(self.names, plan)
+            left, right = (expression(side.evaluate(world.values)) for side in (assumption.left, assumption.right))
+            relation = {"<=": sympy.Le, "<": sympy.Lt, ">=": sympy.Ge, ">": sympy.Gt}.get(assumption.relation)
+            hints = hints_where(relation(left, right), world, plan, sympy.true) if relation else None
+            return replace(plan, hints=hints) if hints else plan
         return plan
 
     def _find_plan(self, plan: Plan) -> Plan:
@@ -128,9 +131,9 @@ class Search:
             except Exception as error:  # explained, or raised again as it is
                 explained = explain(error, self.setting, world, recorder)
                 failures.append((len(recorder.steps), explained))
-                if not isinstance(explained, ProofError):
+                if isinstance(explained, Unprovable):
                     break
-                waiting.extend(repairs(world, plan))
+                waiting.extend(repairs(world, plan))  # the user's own `assert seq <= 16` too may need other hints
                 continue
             multiple = needed_multiple(world, plan)
             if multiple is None:

@@ -1,13 +1,34 @@
 """What is traced, and a line of what a trace finds. Light to import: the tracer is loaded with the first proof."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from shaped.shapes import Signature
+from shaped.shapes import Signature, TensorSpec
+
+# What the trace under way checks a result with; None where nothing is traced.
+_checker: ContextVar[Callable[[Any, TensorSpec], None] | None] = ContextVar("checker", default=None)
+
+
+def expect(value: Any, spec: TensorSpec) -> None:
+    """Within a trace, require that `value` has the shape and dtype of `spec` for all sizes; otherwise do nothing."""
+    checker = _checker.get()
+    if checker is not None:
+        checker(value, spec)
+
+
+@contextmanager
+def checking(checker: Callable[[Any, TensorSpec], None]) -> Iterator[None]:
+    """Let `expect` use this check."""
+    token = _checker.set(checker)
+    try:
+        yield
+    finally:
+        _checker.reset(token)
 
 
 @dataclass(frozen=True)

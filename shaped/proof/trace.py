@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import sympy
@@ -13,10 +14,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from shaped.proof.setting import Setting, Step
+from shaped.proof.setting import Setting, Step, checking
 from shaped.proof.source import Place, place_of_caller
 from shaped.proof.symbolic import Question, World, tracing
-from shaped.shapes import Signature
+from shaped.shapes import Signature, TensorSpec
 
 # Losses that torch broadcasts with no more than a warning: [batch, 1] against [batch] becomes [batch, batch].
 _ALIKE = {"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy_with_logits", "poisson_nll_loss"}
@@ -117,10 +118,11 @@ def trace(setting: Setting, world: World, recorder: Recorder) -> Trace:
     """Trace forward and, for a loss, backward. Raises whatever the function raises; `recorder` knows where it was."""
     tensors = world.tensors(setting.signature.entries, setting.dtypes, setting.mask, setting.device)
     missing: list[int] = []
+    world_check = partial(_check_within, world)
 
     def joint(*flat: Tensor) -> tuple[Any, ...]:
         recorder.tensors = flat
-        with recorder:
+        with recorder, checking(world_check):
             results = setting.run(flat)
         check_results(setting.signature, results, world)
         recorder.returned = True
@@ -153,7 +155,7 @@ def run_forward(setting: Setting, world: World, recorder: Recorder | None = None
     if recorder is not None:
         recorder.tensors = tensors
     with tracing(), world.mode:
-        with recorder or nullcontext():
+        with recorder or nullcontext(), checking(partial(_check_within, world)):
             results = setting.run(tensors)
         check_results(setting.signature, results, world)
 
@@ -164,23 +166,32 @@ def check_results(signature: Signature, results: Sequence[Any], world: World) ->
         raise ResultMismatch(f"{len(results)} results", f"{len(signature.result)} results", "", "")
     own: dict[str, Any] = {}
     for actual, declared in zip(results, signature.result, strict=True):
-        wanted = "a scalar" if not declared.dims else f"{declared}"
-        if not isinstance(actual, Tensor):
-            raise ResultMismatch(f"a {type(actual).__name__}", wanted, "", "return a tensor")
-        shown = shape_text(actual, world)
-        hint = ".mean() or .sum() makes it one" if not declared.dims else ""
-        if actual.dim() != len(declared.dims):
-            raise ResultMismatch(shown, wanted, f"{shown} = {declared}", hint)
-        for dim, size in zip(declared.dims, actual.shape, strict=True):
-            unknown = [name for name in dim.names if name not in world.values]
-            if unknown and dim.is_name:
-                own.setdefault(dim.text, size)
-            expected = dim.evaluate({**world.values, **own}) if not set(unknown) - set(own) else size
-            if not same_size(expected, size):
-                raise ResultMismatch(shown, wanted, f"{world.show(size)} = {dim}", "")
-        if actual.dtype not in declared.dtypes:
-            name = str(actual.dtype).removeprefix("torch.")
-            raise ResultMismatch(f"{shown} of {name}", f"{wanted} of {declared.kind}", f"{name} is {declared.kind}", "")
+        check_result(actual, declared, world, own)
+
+
+def check_result(actual: Any, declared: TensorSpec, world: World, own: dict[str, Any]) -> None:
+    """Compare one result with its spec; `own` collects the names that only results use."""
+    wanted = "a scalar" if not declared.dims else f"{declared}"
+    if not isinstance(actual, Tensor):
+        raise ResultMismatch(f"a {type(actual).__name__}", wanted, "", "return a tensor")
+    shown = shape_text(actual, world)
+    hint = ".mean() or .sum() makes it one" if not declared.dims else ""
+    if actual.dim() != len(declared.dims):
+        raise ResultMismatch(shown, wanted, f"{shown} = {declared}", hint)
+    for dim, size in zip(declared.dims, actual.shape, strict=True):
+        unknown = [name for name in dim.names if name not in world.values]
+        if unknown and dim.is_name:
+            own.setdefault(dim.text, size)
+        expected = dim.evaluate({**world.values, **own}) if not set(unknown) - set(own) else size
+        if not same_size(expected, size):
+            raise ResultMismatch(shown, wanted, f"{world.show(size)} = {dim}", "")
+    if actual.dtype not in declared.dtypes:
+        name = str(actual.dtype).removeprefix("torch.")
+        raise ResultMismatch(f"{shown} of {name}", f"{wanted} of {declared.kind}", f"{name} is {declared.kind}", "")
+
+
+def _check_within(world: World, value: Any, spec: TensorSpec) -> None:
+    check_result(value, spec, world, {})
 
 
 def expression(size: Any) -> sympy.Basic:

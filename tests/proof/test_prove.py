@@ -189,6 +189,17 @@ def test_where_the_other_branch_fails_the_inequality_is_a_condition():
     assert prove(asks).conditions == ("a != b",)
 
 
+def test_an_assertion_of_the_program_about_sizes_is_a_condition():
+    def bounded(x: Float[Tensor, "batch seq"], w: Float[Tensor, "context seq2"]) -> Float[Tensor, " batch"]:
+        assert x.shape[0] <= 16
+        if x.shape[1] > w.shape[0]:
+            raise ValueError("too long")
+        return x.sum(1)
+
+    assert prove(bounded).conditions == ("batch <= 16", "seq <= context")
+    assert prove(bounded, assume=("batch <= 16", "seq <= context")).conditions == ("batch <= 16", "seq <= context")
+
+
 def test_assumptions_are_part_of_the_statement_and_what_they_imply_is_proved():
     def residual(x: Float[Tensor, "batch inner"], w: Float[Tensor, "inner outer"]) -> Float[Tensor, "batch outer"]:
         return x + x @ w

@@ -123,6 +123,14 @@ def test_a_view_that_fits_no_general_size():
     assert "goal     batch*hidden % pixels == 0" in message(does_not_divide)
 
 
+def never_divides(x: Float[Tensor, "batch n"]) -> Float[Tensor, "batch n"]:
+    return x.view(x.shape[0], x.shape[1] + 1)
+
+
+def test_a_view_of_another_number_of_elements():
+    assert "goal     batch*n = batch*(n + 1)" in message(never_divides)
+
+
 def summed_over_the_wrong_axis(p: MLP, x: Float[Tensor, "batch pixels"]) -> Float[Tensor, " batch"]:
     return (x @ p.w1).sum(0)
 
