@@ -4,11 +4,10 @@ import argparse
 import importlib.metadata
 import inspect
 import sys
-import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from shaped.errors import ShapedError, SignatureError, nearest
 
@@ -19,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         status: int = options.run(options)
-    except (ShapedError, ValueError) as error:
+    except (ShapedError, ValueError, OSError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -29,7 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="shaped", description="A trainer whose shapes are proved before its first step.")
+    parser = argparse.ArgumentParser(
+        prog="shaped", description="A trainer whose shapes are proved before its first step."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     train = commands.add_parser("train", help="run a ready job, or the `train` of a Python file")
     train.add_argument("job", metavar="RECIPE|FILE.py", help="digits, or a file with train(settings)")
@@ -42,7 +43,9 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(run=_train)
     check = commands.add_parser("check", help="prove the annotated functions of a file")
     check.add_argument("target", metavar="FILE.py[:name]")
-    check.add_argument("--assume", action="append", default=[], metavar="RELATION", help='for example "dim %% heads == 0"')
+    check.add_argument(
+        "--assume", action="append", default=[], metavar="RELATION", help='for example "dim %% heads == 0"'
+    )
     check.add_argument("--static", action="append", default=[], metavar="NAME", help="prove this dimension at one size")
     check.add_argument("--steps", action="store_true", help="print the derivation too")
     check.set_defaults(run=_check)
@@ -52,28 +55,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
+    return int(text)
 
 
 def _train(options: argparse.Namespace) -> int:
+    from shaped.drawing import check_device
     from shaped.recipes import Settings, find
 
     train = find(options.job)
-    _check_device(options.device)
+    check_device(options.device)
     train(Settings(options.backend, options.optimizer, options.device, options.epochs, options.seed, options.out))
     return 0
-
-
-def _check_device(name: str) -> None:
-    import torch
-
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ShapedError(f"--device {name}: {str(error).splitlines()[0]}") from None
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -83,44 +77,51 @@ def _check(options: argparse.Namespace) -> int:
 
     path, _, name = options.target.partition(":")
     module = load_file(Path(path))
-    assert isinstance(module, ModuleType)
-    found = _annotated(module)
-    if name and name not in found:
-        raise ShapedError(f"{path} has no annotated function `{name}`{nearest(name, list(found))}")
+    functions = _functions(module)
+    if name and name not in functions:
+        raise ShapedError(f"{path} has no function `{name}`{nearest(name, list(functions))}")
+    found = {key: value for key, value in functions.items() if (key == name if name else _has_shapes(value))}
     if not found:
         raise ShapedError(f'{path} has no function whose arguments are annotated with shapes (x: Float[Tensor, "a b"])')
     failed = 0
-    for function in [found[name]] if name else found.values():
+    for function in found.values():
         try:
             proof = prove(function, assume=tuple(options.assume), static=tuple(options.static))
-        except ShapedError as error:
+        except Exception as error:  # ours, or the function's own while it was traced
             failed += 1
             print(f"{type(error).__name__}: {error}\n")
             continue
         print(f"{proof}\n")
         if options.steps:
             print(*proof.steps, sep="\n", end="\n\n")
-    print(f"{(1 if name else len(found)) - failed} proved, {failed} not")
+    print(f"{len(found) - failed} proved, {failed} not")
     return 1 if failed else 0
 
 
-def _annotated(module: ModuleType) -> dict[str, Callable[..., Any]]:
-    """Functions defined in a module that take a tensor or a ParamList, in the order of their definition."""
-    from shaped.shapes import read_signature
+def _functions(module: ModuleType) -> dict[str, Callable[..., Any]]:
+    """The functions that a module itself defines, in order."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if callable(value) and inspect.isfunction(inspect.unwrap(value)) and value.__module__ == module.__name__
+    }
 
-    found: dict[str, Callable[..., Any]] = {}
-    for name, value in vars(module).items():
-        if not inspect.isfunction(inspect.unwrap(value) if callable(value) else None):
-            continue
-        if getattr(value, "__module__", None) != module.__name__ or "return" not in getattr(value, "__annotations__", {}):
-            continue
-        try:
-            entries = read_signature(value).entries
-        except SignatureError:
-            entries = ()
-        if entries:
-            found[name] = value
-    return found
+
+def _has_shapes(function: Callable[..., Any]) -> bool:
+    """Whether a function is meant to be proved: its result has a shape, or it declares none and an argument has one.
+
+    So a helper over parameters that returns a float is left out, and a loss with a forgotten annotation is not.
+    """
+    from shaped.shapes import is_tensor_annotation, resolve_hints
+
+    try:
+        hints = resolve_hints(inspect.unwrap(function))
+    except SignatureError:
+        return True  # and `prove` will say what does not resolve
+    if "return" not in hints:
+        return any(map(is_tensor_annotation, hints.values()))
+    result = hints["return"]
+    return any(map(is_tensor_annotation, get_args(result) if get_origin(result) is tuple else (result,)))
 
 
 def _doctor(options: argparse.Namespace) -> int:
@@ -129,22 +130,20 @@ def _doctor(options: argparse.Namespace) -> int:
 
     from shaped.backends import has_cpp_compiler
 
+    missing = 'not installed: pip install "shaped-trainer[recipes]"'
     rows = [
-        ("shaped", _version("shaped-trainer")),
+        ("shaped", _version("shaped-trainer") or "a checkout that is not installed"),
         ("python", sys.version.split()[0]),
         ("torch", str(torch.__version__)),
         ("triton", _version("triton") or "not installed: the updates run on the torch path"),
         ("gpu", _gpu()),
-        ("compiler", "found" if has_cpp_compiler() else "no C++ compiler: backend='compiled' runs the traced step uncompiled"),
-        *((name, _version(name) or 'not installed: pip install "shaped-trainer[recipes]"') for name in _EXTRAS),
+        ("compiler", "found" if has_cpp_compiler() else "none: backend='compiled' runs the traced step uncompiled"),
+        *((name, _version(name) or missing) for name in ("scikit-learn", "rich", "matplotlib")),
         ("threads", str(torch.get_num_threads())),
     ]
     for name, value in rows:
         print(f"{name:<13} {value}")
     return 0
-
-
-_EXTRAS: typing.Final = ("scikit-learn", "rich", "matplotlib")
 
 
 def _version(name: str) -> str:

@@ -76,7 +76,9 @@ class Goal:
         """The goal as lines of `label  text`, one hypothesis a line."""
         width = max((len(name) for name, _, _ in self.context), default=0)
         shapes = max((len(shape) for _, shape, _ in self.context), default=0)
-        hypotheses = [f"{name:<{width}} : {shape:<{shapes}}     {where}".rstrip() for name, shape, where in self.context]
+        hypotheses = [
+            f"{name:<{width}} : {shape:<{shapes}}     {where}".rstrip() for name, shape, where in self.context
+        ]
         rows = [
             (self.operation, self.operands),
             ("goal", self.equation),
@@ -85,7 +87,7 @@ class Goal:
             ("hint", self.hint),
             ("refuted", ", ".join(f"{name} = {size}" for name, size in self.sizes.items())),
         ]
-        pad = max(7, *(len(label) for label, text in rows if text))
+        pad = max([7, *(len(label) for label, text in rows if text)])
         return [f"{label:<{pad}}  {text}" for label, text in rows if text]
 
 

@@ -30,7 +30,7 @@ class Initializer:
         return f"init.{self.name}"
 
 
-# The functions return Any so that `w: Float[Tensor, "a b"] = init.zeros()` passes a type checker, as dataclass fields do.
+# They return Any so that `w: Float[Tensor, "a b"] = init.zeros()` passes a type checker, as dataclass fields do.
 
 
 def zeros() -> Any:
@@ -45,11 +45,14 @@ def ones() -> Any:
 
 def constant(value: float, *, name: str = "") -> Any:
     """All `value`."""
+    _finite("value", value)
     return Initializer(name or f"constant({value})", lambda shape, _, dtype: torch.full(shape, value, dtype=dtype))
 
 
 def normal(std: float = 0.02, mean: float = 0.0) -> Any:
     """Independent normal values. 0.02 is GPT-2's."""
+    _finite("std", std, 0)
+    _finite("mean", mean)
     return Initializer(
         f"normal({std})", lambda shape, g, dtype: torch.empty(shape, dtype=dtype).normal_(mean, std, generator=g)
     )
@@ -57,8 +60,10 @@ def normal(std: float = 0.02, mean: float = 0.0) -> Any:
 
 def uniform(bound: float) -> Any:
     """Independent values, uniform in [-bound, bound]."""
+    _finite("bound", bound, 0)
     return Initializer(
-        f"uniform({bound})", lambda shape, g, dtype: torch.empty(shape, dtype=dtype).uniform_(-bound, bound, generator=g)
+        f"uniform({bound})",
+        lambda shape, g, dtype: torch.empty(shape, dtype=dtype).uniform_(-bound, bound, generator=g),
     )
 
 
@@ -74,7 +79,7 @@ def fan_in(gain: float = 1.0) -> Any:
         bound = gain / math.sqrt(max(inputs, 1))
         return torch.empty(shape, dtype=dtype).uniform_(-bound, bound, generator=generator)
 
-    return Initializer(f"fan_in({gain})", draw)
+    return Initializer(f"fan_in({_finite('gain', gain, 0)})", draw)
 
 
 def orthogonal(gain: float = 1.0) -> Any:
@@ -87,6 +92,13 @@ def orthogonal(gain: float = 1.0) -> Any:
         flat = torch.empty(max(rows, columns), min(rows, columns), dtype=dtype).normal_(generator=generator)
         q, r = torch.linalg.qr(flat)
         q = q * r.diagonal().sign()  # makes the draw uniform over orthogonal matrices
-        return gain * (q.T if rows < columns else q).reshape(shape)
+        drawn: Tensor = gain * (q.T if rows < columns else q).reshape(shape)
+        return drawn
 
-    return Initializer(f"orthogonal({gain})", draw)
+    return Initializer(f"orthogonal({_finite('gain', gain)})", draw)
+
+
+def _finite(name: str, value: float, least: float = -math.inf) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < least:
+        raise ValueError(f"{name} is {value!r}; it is a finite number{' of at least 0' if least == 0 else ''}")
+    return value

@@ -6,14 +6,26 @@ The class says what is declared; a `Layout` adds how long each nested list is, a
 
 import inspect
 import itertools
+import operator
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, get_args, get_origin
 
-from shaped.errors import SignatureError
+from shaped.errors import SignatureError, listing, nearest
 from shaped.init import Initializer
-from shaped.shapes import Dim, Entry, TensorSpec, is_tensor_annotation, read_tensor, resolve_hints, split_annotated
+from shaped.shapes import (
+    Dim,
+    Entry,
+    TensorSpec,
+    compose,
+    is_tensor_annotation,
+    read_tensor,
+    resolve_hints,
+    spell,
+    split_annotated,
+)
 
 DEFAULT_LENGTH = 2  # of `blocks: list[Block]` where nobody says; a proof states the length that it used
 
@@ -40,9 +52,10 @@ class Layout:
 
     @property
     def name(self) -> str:
-        return self.cls.__name__
+        """The class's."""
+        return str(self.cls.__name__)
 
-    @property
+    @cached_property
     def entries(self) -> tuple[Entry, ...]:
         """Every tensor with its path, dimension names read in the outermost class's terms."""
         return tuple(self._entries("", {}))
@@ -53,7 +66,7 @@ class Layout:
             if field.spec is not None:
                 yield Entry(path, field.spec.rename(renames), field.origin)
                 continue
-            inner = {**renames, **{name: dim.substitute(renames) for name, dim in field.renames.items()}}
+            inner = compose(field.renames, renames)
             if isinstance(child, tuple):
                 for i, one in enumerate(child):
                     yield from one._entries(f"{path}.{i}.", inner)
@@ -100,25 +113,40 @@ class Layout:
         return made
 
 
+def dimension_names(fields: Sequence[Field]) -> tuple[str, ...]:
+    """Every dimension name of these fields, nested ones in the outermost terms, in order of appearance."""
+    found: list[str] = []
+    for field in fields:
+        inner = field.spec.dims if field.spec else [Dim(n).substitute(field.renames) for n in _names_in(field.nested)]
+        found.extend(name for dim in inner for name in dim.names)
+    return tuple(dict.fromkeys(found))
+
+
+def _names_in(nested: Any) -> tuple[str, ...]:
+    return dimension_names(nested._fields)
+
+
 def read_fields(cls: type, base: type) -> tuple[Field, ...]:
     """The fields that a class body declares, in order; `base` is ParamList itself.
 
     Raises:
         SignatureError: An annotation does not resolve or is not understood, or a name is one that ParamList uses.
     """
-    own = [
-        name
-        for name, annotation in inspect.get_annotations(cls).items()
-        if not name.startswith("_") and get_origin(annotation) is not ClassVar and "ClassVar" not in str(annotation)[:16]
-    ]
-    if not own:
-        return ()
     hints = resolve_hints(cls)
-    reserved = [name for name in own if hasattr(base, name)]
-    if reserved:
-        raise SignatureError(f"{cls.__name__}.{reserved[0]}: ParamList has an attribute of that name; choose another")
+    own = [name for name in inspect.get_annotations(cls) if ClassVar not in (hints[name], get_origin(hints[name]))]
+    check_names(cls.__name__, own, base)
     lines = _declaration_lines(cls)
     return tuple(_read_field(cls, name, hints[name], lines.get(name), base) for name in own)
+
+
+def check_names(owner: str, names: Sequence[str], base: type) -> None:
+    """Raise SignatureError where a field's name would hide something of ParamList's."""
+    hidden = [name for name in names if hasattr(base, name) or name.startswith("_")]
+    if hidden:
+        raise SignatureError(
+            f"{owner}: no entry may be named {listing(hidden)}: ParamList keeps its own attributes, and names with an "
+            "underscore in front, for itself"
+        )
 
 
 def _read_field(cls: type, name: str, annotation: Any, origin: tuple[str, int] | None, base: type) -> Field:
@@ -132,16 +160,20 @@ def _read_field(cls: type, name: str, annotation: Any, origin: tuple[str, int] |
     is_list = get_origin(bare) is list
     if is_list:
         bare, inner = split_annotated(get_args(bare)[0])
-        renames = {**inner, **renames}
+        renames = compose(inner, renames)
     if not (isinstance(bare, type) and issubclass(bare, base)):
-        shown = getattr(bare, "__name__", str(bare))
         raise SignatureError(
-            f'{where}: `{shown}` is no tensor and no ParamList; write Float[Tensor, "rows columns"], a ParamList class, '
-            "or list[...] of one"
+            f'{where}: `{spell(bare)}` is no tensor and no ParamList; write Float[Tensor, "rows columns"], '
+            "a ParamList class, or list[...] of one"
         )
     if default is not None and not (is_list and isinstance(default, int) and not isinstance(default, bool)):
         wanted = "the list's length" if is_list else "nothing: the nested class has its own initialisers"
         raise SignatureError(f"{where}: its value must be {wanted}, not {default!r}")
+    known = _names_in(bare)
+    for unknown in set(renames) - set(known):
+        raise SignatureError(
+            f"{where}: {bare.__name__} has the dimensions {listing(known)}, not `{unknown}`{nearest(unknown, known)}"
+        )
     return Field(name, None, bare, is_list, renames, default, origin)
 
 
@@ -161,3 +193,52 @@ def _declaration_lines(cls: type) -> dict[str, tuple[str, int]]:
         for node in ast.iter_child_nodes(body)
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
     }
+
+
+def list_names(cls: Any) -> set[str]:
+    """The names of the list fields of a class and of those nested in it."""
+    own = {field.name for field in cls._fields if field.is_list}
+    return own.union(*(list_names(field.nested) for field in cls._fields if field.nested is not None))
+
+
+def whole_sizes(cls: Any, sizes: Mapping[str, Any]) -> dict[str, int]:
+    """The sizes as ints; everything that is wrong with them is reported at once."""
+    names, lists = dimension_names(cls._fields), list_names(cls)
+    missing = [name for name in names if name not in sizes]
+    wrong = [f"{listing(missing)} missing"] if missing else []
+    wrong += [f"`{name}` is the name of an argument of init" for name in missing if name in _ARGUMENTS]
+    wrong += [f"`{n}` is not one of them{nearest(n, [*names, *lists])}" for n in sizes if n not in {*names, *lists}]
+    whole = {name: _whole(size) for name, size in sizes.items()}
+    wrong += [
+        f"{name} = {sizes[name]!r} is not a {'positive ' * (name in names)}whole number"
+        for name, size in whole.items()
+        if size is None or size < (name in names)
+    ]
+    if wrong:
+        raise SignatureError(f"{cls.__name__} has the dimensions {listing(names)}: {'; '.join(wrong)}")
+    return {name: size for name, size in whole.items() if size is not None}
+
+
+_ARGUMENTS = ("seed", "device", "dtype", "frozen")
+
+
+def _whole(size: Any) -> int | None:
+    try:
+        return None if isinstance(size, bool) else operator.index(size)
+    except TypeError:
+        return None
+
+
+def frozen_entries(owner: str, entries: Sequence[Entry], frozen: Sequence[str]) -> list[bool]:
+    """Which entries stand at or under one of the paths."""
+    if isinstance(frozen, str) or not isinstance(frozen, Sequence):
+        raise SignatureError(f"{owner}: frozen is {frozen!r}; it is a list of paths, such as ({entries[0].path!r},)")
+    for path in frozen:
+        if not any(_under(entry.path, path) for entry in entries):
+            known = [entry.path for entry in entries]
+            raise SignatureError(f"{owner}: nothing to freeze at `{path}`{nearest(str(path), known)}")
+    return [any(_under(entry.path, path) for path in frozen) for entry in entries]
+
+
+def _under(path: str, prefix: Any) -> bool:
+    return f"{path}.".startswith(f"{prefix}.")

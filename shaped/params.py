@@ -10,7 +10,7 @@ Construction checks every entry and binds each dimension name to one size. After
 receives a `ParamList` checks them again. Gradients and optimizer moments are lists of the same class.
 """
 
-import zlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self, cast
 
@@ -18,20 +18,28 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from shaped import init
+from shaped.drawing import check_device, check_dtype, check_seed, draw_entry
 from shaped.errors import ShapeError, SignatureError, listing, nearest
-from shaped.layout import DEFAULT_LENGTH, Field, Layout, read_fields
-from shaped.shapes import Binding, Dim, Entry, TensorSpec, bind, describe
-
+from shaped.layout import (
+    DEFAULT_LENGTH,
+    Field,
+    Layout,
+    check_names,
+    frozen_entries,
+    list_names,
+    read_fields,
+    whole_sizes,
+)
+from shaped.shapes import Binding, Dim, Entry, TensorSpec, bind, class_of, describe, spell
 
 
 class ParamList:
     """Ordered, named tensors and the signature they obey. Subclass it, with one annotated field for each entry.
 
-    A field is a tensor (`w: Float[Tensor, "a b"]`, with an initialiser as its value if the default does not suit), another
-    ParamList (at other dimension names by `Annotated[Conv, dims(cin="rgb")]`), or a list of them (`blocks: list[Block] = 4`).
-    Dimension names mean one number through the whole tree. `ParamList[Float[Tensor, "a b"], Float[Tensor, "b"]]` is the
-    anonymous, positional form.
+    A field is a tensor (`w: Float[Tensor, "a b"]`, with an initialiser as its value if the default does not suit),
+    another ParamList (at other dimension names by `Annotated[Conv, dims(cin="rgb")]`), or a list of them
+    (`blocks: list[Block] = 4`). Dimension names mean one number through the whole tree.
+    `ParamList[Float[Tensor, "a b"], Float[Tensor, "b"]]` is the anonymous, positional form.
 
     Iteration, `len` and unpacking go over the tensors in declaration order, nested ones included. Fields cannot be
     assigned: `set_values` writes into the tensors, all or nothing.
@@ -51,33 +59,30 @@ class ParamList:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls._fields = cls._fields + read_fields(cls, ParamList)
+        inherited = [field for base in reversed(cls.__mro__[1:]) for field in getattr(base, "_fields", ())]
+        cls._fields = tuple({field.name: field for field in (*inherited, *read_fields(cls, ParamList))}.values())
         pytree.register_pytree_node(cls, _flatten, _unflatten, flatten_with_keys_fn=_flatten_with_keys)
 
     def __class_getitem__(cls, annotations: Any) -> "type[ParamList]":
         items = annotations if isinstance(annotations, tuple) else (annotations,)
-        named = {str(i): item for i, item in enumerate(items)}
-        title = f"ParamList[{', '.join(getattr(item, '__name__', str(item)) for item in items)}]"
-        return _make_class(title, named)
+        title = f"{cls.__name__}[{', '.join(map(spell, items))}]"
+        if cls is not ParamList or not items or any(isinstance(item, str) for item in items):
+            raise SignatureError(f'{title}: the anonymous form is ParamList[Float[Tensor, "a b"], Float[Tensor, " b"]]')
+        return _make_class(title, {str(i): item for i, item in enumerate(items)})
 
-    def __init__(self, *values: Any, requires_grad: Sequence[bool] | None = None, **named: Any) -> None:
+    def __init__(self, /, *values: Any, requires_grad: Sequence[bool] | None = None, **named: Any) -> None:
         cls = type(self)
-        if not cls._fields:
-            raise ShapeError(f"{cls.__name__} has no entries: declare at least one annotated field")
         layout, tensors = _collect(cls, _by_field(cls, values, named))
-        entries = layout.entries
-        if not entries:
-            raise ShapeError(f"{cls.__name__} has no tensors: each of its lists is empty")
-        binding = bind(entries, tensors, owner=cls.__name__)
-        _refuse_shared_memory(entries, tensors)
-        mask = _mask(cls.__name__, entries, tensors, requires_grad)
-        built = layout.build([_leaf(t, want) for t, want in zip(tensors, mask, strict=True)])
-        self.__dict__.update(built.__dict__)
-        self.__dict__["_binding"] = binding
+        _refuse_empty(layout)
+        binding = bind(layout.entries, tensors, owner=cls.__name__)
+        _refuse_shared_memory(layout.entries, tensors)
+        mask = _mask(cls.__name__, layout.entries, tensors, requires_grad)
+        self.__dict__.update(_finish(layout, tensors, mask, binding).__dict__)
 
     @classmethod
     def init(
         cls,
+        /,
         *,
         seed: int = 0,
         device: torch.device | str | None = None,
@@ -88,33 +93,31 @@ class ParamList:
         """Draw a list at the given sizes.
 
         Args:
-            seed: Each entry draws from its own generator, made from `seed` and its path: adding an entry changes no other.
+            seed: Each entry draws from a generator of its own, made from `seed` and its path: adding an entry
+                changes no other.
             device: Where the tensors live. The values do not depend on it.
-            dtype: For floating-point entries whose annotation admits it; the default is torch's default dtype.
+            dtype: For the floating-point entries whose annotation admits it; the default is torch's default dtype.
             frozen: Paths, or prefixes of paths, that ask for no gradient.
             sizes: Every dimension name, and the lengths of lists (`blocks=4`).
 
         Raises:
             SignatureError: A size is missing, unknown or not a positive whole number, or `frozen` matches nothing.
+            ValueError: `seed`, `device` or `dtype` is not usable here.
         """
-        layout = cls.layout(**{k: v for k, v in sizes.items() if k in _list_names(cls)})
+        whole = whole_sizes(cls, sizes)
+        layout = cls.layout(**{name: whole[name] for name in list_names(cls) if name in whole})
+        _refuse_empty(layout)
         entries = layout.entries
-        names = list(dict.fromkeys(name for entry in entries for dim in entry.spec.dims for name in dim.names))
-        _check_sizes(cls.__name__, names, sizes, _list_names(cls))
-        for prefix in frozen:
-            if not any(_under(entry.path, prefix) for entry in entries):
-                raise SignatureError(
-                    f"{cls.__name__}: nothing to freeze at `{prefix}`{nearest(prefix, [e.path for e in entries])}"
-                )
+        kept = frozen_entries(cls.__name__, entries, frozen)
+        check_seed(seed)
+        check_device(device)
+        check_dtype(entries, dtype)
         tensors = [
-            _draw(entry, initializer, sizes, seed, dtype).to(device)
+            draw_entry(entry, initializer, whole, seed, dtype).to(device)
             for entry, initializer in zip(entries, layout.initializers, strict=True)
         ]
-        mask = [
-            tensor.dtype.is_floating_point and not any(_under(entry.path, prefix) for prefix in frozen)
-            for entry, tensor in zip(entries, tensors, strict=True)
-        ]
-        return cast(Self, _finish(layout, tensors, mask))
+        mask = _mask(cls.__name__, entries, tensors, None)
+        return cast(Self, _finish(layout, tensors, [m and not k for m, k in zip(mask, kept, strict=True)]))
 
     @classmethod
     def from_module(cls, module: nn.Module) -> "ParamList":
@@ -122,16 +125,28 @@ class ParamList:
 
         The tensors are the module's own: training the list trains the module. Tied parameters appear once. Buffers ask
         for no gradient.
+
+        Raises:
+            SignatureError: It is no module, or a name is one that ParamList uses.
+            ShapeError: It has no parameters, some have no shape yet (a lazy module), or some share memory.
         """
+        if not isinstance(module, nn.Module) or cls is not ParamList:
+            raise SignatureError(
+                f"{cls.__name__}.from_module({describe(module)}): write ParamList.from_module(nn.Module)"
+            )
+        name = type(module).__name__
         named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-        if not named:
-            raise ShapeError(f"{type(module).__name__} has no parameters")
-        made = _make_class(type(module).__name__, {})
-        made._fields = tuple(
-            Field(name, _fixed_spec(tensor), None, False, {}, None, None) for name, tensor in named.items()
-        )
-        mask = [tensor.requires_grad for tensor in named.values()]
-        return _finish(made.layout(), list(named.values()), mask)
+        lazy = [path for path, tensor in named.items() if nn.parameter.is_lazy(tensor)]
+        if lazy or not named:
+            what = f"no shape yet for {listing(lazy)}: run the module once" if lazy else "no parameters"
+            raise ShapeError(f"{name} has {what}")
+        check_names(name, list(named), ParamList)
+        made = _make_class(name, {})
+        made._fields = tuple(Field(path, _fixed_spec(t), None, False, {}, None, None) for path, t in named.items())
+        layout, tensors = made.layout(), list(named.values())
+        trained = [i for i, tensor in enumerate(tensors) if tensor.requires_grad]
+        _refuse_shared_memory([layout.entries[i] for i in trained], [tensors[i] for i in trained])
+        return _finish(layout, tensors, [tensor.requires_grad for tensor in tensors])
 
     @classmethod
     def layout(cls, **lengths: int) -> Layout:
@@ -143,7 +158,9 @@ class ParamList:
             elif field.is_list:
                 length = lengths.get(field.name, field.default if field.default is not None else DEFAULT_LENGTH)
                 if not isinstance(length, int) or isinstance(length, bool) or length < 0:
-                    raise SignatureError(f"{cls.__name__}.{field.name}: a list's length is a whole number, not {length!r}")
+                    raise SignatureError(
+                        f"{cls.__name__}.{field.name}: a list's length is a whole number, not {length!r}"
+                    )
                 children.append((field.nested.layout(**lengths),) * length)
             else:
                 children.append(field.nested.layout(**lengths))
@@ -167,11 +184,13 @@ class ParamList:
     @property
     def dims(self) -> dict[str, int]:
         """Size of each dimension name."""
-        return dict(self._binding.sizes)
+        return dict(self.binding.sizes)
 
     @property
     def binding(self) -> Binding:
-        """The sizes, and which entry fixed each."""
+        """The sizes, and which entry fixed each. What a pytree function made is checked when it is first asked."""
+        if "_binding" not in self.__dict__:
+            self.__dict__["_binding"] = bind(self.entries, self._tensors, owner=type(self).__name__)
         return self._binding
 
     @property
@@ -181,6 +200,7 @@ class ParamList:
 
     @property
     def device(self) -> torch.device:
+        """Where the tensors live."""
         return self._tensors[0].device
 
     @property
@@ -191,43 +211,44 @@ class ParamList:
     def values(self) -> Self:
         """A copy: same class, same mask, tensors of its own."""
         copies = [t.detach().clone().requires_grad_(t.requires_grad) for t in self._tensors]
-        return cast(Self, _finish(self._layout, copies, self.requires_grad, self._binding))
+        return cast(Self, _finish(self._layout, copies, self.requires_grad, self.binding))
 
     def set_values(self, other: "ParamList | Sequence[Tensor]") -> None:
-        """Copy the tensors of `other` into these, all or nothing.
+        """Copy the tensors of `other` into these, all or nothing; from any device, and cast to each tensor's dtype.
 
         Raises:
             ShapeError: `other` breaks this list's signature at its present sizes; nothing was copied.
         """
+        owner = f"The new value of {type(self).__name__}"
+        if not isinstance(other, ParamList | list | tuple):
+            raise ShapeError(f"{owner} is {describe(other)}: pass a ParamList, or a list of {len(self)} tensors")
         tensors = list(other)
-        binding = bind(
-            self.entries, tensors, owner=f"The new value of {type(self).__name__}", start=self._binding,
-            device=tensors[0].device if tensors and isinstance(tensors[0], Tensor) else None,
-        )  # fmt: skip
-        if binding.sizes != self._binding.sizes:
-            raise AssertionError("bind keeps the sizes it started from")
-        with torch.no_grad():
-            for mine, new in zip(self._tensors, tensors, strict=True):
-                mine.copy_(new)
+        bind(self.entries, tensors, owner=owner, start=self.binding)
+        if any(tensor.is_meta for tensor in tensors) and not self._tensors[0].is_meta:
+            raise ShapeError(f"{owner} is on the meta device, where tensors have no values")
+        mine = {tensor.untyped_storage().data_ptr() for tensor in self._tensors}
+        with torch.no_grad():  # what shares memory with this list is read before anything is written
+            new = [t.clone() if t.untyped_storage().data_ptr() in mine else t for t in tensors]
+            for old, value in zip(self._tensors, new, strict=True):
+                old.copy_(value)
 
     def like(self, tensors: Sequence[Tensor]) -> Self:
         """A list of the same class and sizes over other tensors (gradients, moments); asks for no gradients."""
-        return cast(Self, _finish(self._layout, list(tensors), [False] * len(self._tensors), self._binding))
+        return cast(Self, _finish(self._layout, list(tensors), [False] * len(self._tensors), self.binding))
 
-    def __getitem__(self, key: str | int) -> Any:
-        if isinstance(key, int):
+    def __getitem__(self, key: str | int | slice) -> Any:
+        if isinstance(key, slice) or (isinstance(key, int) and -len(self) <= key < len(self)):
             return self._tensors[key]
-        found: Any = self.__dict__.get(key) if key in {f.name for f in self._fields} else None
-        if found is not None:
-            return found
-        found = self
-        for part in key.split("."):
-            if isinstance(found, tuple) and part.isdigit() and int(part) < len(found):
+        if isinstance(key, int):
+            raise IndexError(f"{type(self).__name__} has {len(self)} tensors and none at {key}")
+        found: Any = self
+        for part in [key] if key in {field.name for field in self._fields} else str(key).split("."):
+            if isinstance(found, tuple) and part.isdecimal() and int(part) < len(found):
                 found = found[int(part)]
             elif isinstance(found, ParamList) and part in {f.name for f in found._fields}:
                 found = found.__dict__[part]
             else:
-                raise KeyError(f"{type(self).__name__} has no entry `{key}`{nearest(key, self.names)}")
+                raise KeyError(f"{type(self).__name__} has no entry `{key}`{nearest(str(key), self.names)}")
         return found
 
     def __getattr__(self, name: str) -> Any:
@@ -236,11 +257,11 @@ class ParamList:
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(
-            f"a {type(self).__name__} keeps its tensors: write new values into them with set_values, or build a new list"
+            f"{type(self).__name__} keeps its tensors: write new values into them with set_values, or build a new list"
         )
 
     def __delattr__(self, name: str) -> None:
-        raise AttributeError(f"a {type(self).__name__} keeps its tensors")
+        raise AttributeError(f"{type(self).__name__} keeps its tensors")
 
     def __len__(self) -> int:
         return len(self._tensors)
@@ -249,10 +270,8 @@ class ParamList:
         return iter(self._tensors)
 
     def __repr__(self) -> str:
-        if "_binding" not in self.__dict__:
-            return f"{type(self).__name__}({len(self._tensors)} entries)"
         rows = [
-            f"  {entry.path}: {entry.spec} = {describe(tensor)}{'' if tensor.requires_grad else ', no gradient'}"
+            f"  {entry.path}: {entry.spec} = {describe(tensor)}{'' if _asks(tensor) else ', no gradient'}"
             for entry, tensor in zip(self.entries, self._tensors, strict=True)
         ]
         return "\n".join([f"{type(self).__name__}(", *rows, ")"])
@@ -265,6 +284,10 @@ class ParamList:
             else:
                 for part in value if field.is_list else (value,):
                     yield from part._leaves()
+
+
+def _asks(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.requires_grad
 
 
 def _finish(
@@ -313,10 +336,11 @@ def _collect(cls: type[ParamList], given: Mapping[str, Any]) -> tuple[Layout, li
             children.append(None)
             tensors.append(value)
             continue
-        parts = list(value) if field.is_list and not isinstance(value, ParamList) else [value]
+        parts = list(value) if field.is_list and isinstance(value, list | tuple) else [value]
         for part in parts:
             if not isinstance(part, field.nested):
-                raise ShapeError(f"{cls.__name__}.{field.name}: expected a {field.nested.__name__}, got {describe(part)}")
+                wanted = f"a list of {field.nested.__name__}" if field.is_list else field.nested.__name__
+                raise ShapeError(f"{cls.__name__}.{field.name}: expected {wanted}, got {describe(part)}")
             tensors.extend(part)
         layouts = tuple(part._layout for part in parts)
         children.append(layouts if field.is_list else layouts[0])
@@ -329,79 +353,55 @@ def _mask(
     differentiable = [t.dtype.is_floating_point or t.dtype.is_complex for t in tensors]
     if wanted is None:
         return tuple(differentiable)
+    if not isinstance(wanted, list | tuple) or not all(isinstance(want, bool) for want in wanted):
+        raise ShapeError(f"{owner}: requires_grad is {wanted!r}; it is a list with True or False for each tensor")
     if len(wanted) != len(entries):
         raise ShapeError(f"{owner}: requires_grad has {len(wanted)} entries, the list has {len(entries)}")
     impossible = [e.path for e, d, w in zip(entries, differentiable, wanted, strict=True) if w and not d]
     if impossible:
         raise ShapeError(f"{owner}: {listing(impossible)} cannot have a gradient, only floating-point tensors can")
-    return tuple(bool(w) for w in wanted)
+    return tuple(wanted)
+
+
+def _refuse_empty(layout: Layout) -> None:
+    if not layout.entries:
+        why = "each of its lists is empty" if layout.cls._fields else "declare at least one annotated field"
+        raise SignatureError(f"{layout.name} has no entries: {why}")
 
 
 def _refuse_shared_memory(entries: Sequence[Entry], tensors: Sequence[Tensor]) -> None:
-    """Two entries over one storage would be updated twice."""
-    seen: dict[tuple[torch.device, int], str] = {}
-    for entry, tensor in zip(entries, tensors, strict=True):
-        if tensor.numel() == 0 or tensor.device.type == "meta":
-            continue
-        first = seen.setdefault((tensor.device, tensor.data_ptr()), entry.path)
-        if first != entry.path:
-            raise ShapeError(
-                f"{listing([first, entry.path])} share memory: keep one entry and use it twice in the loss, or clone one"
-            )
-
-
-def _list_names(cls: type[ParamList]) -> set[str]:
-    own = {field.name for field in cls._fields if field.is_list}
-    return own.union(*(_list_names(field.nested) for field in cls._fields if field.nested is not None))
-
-
-def _check_sizes(owner: str, names: Sequence[str], sizes: Mapping[str, int], lists: set[str]) -> None:
-    missing = [name for name in names if name not in sizes]
-    unknown = [name for name in sizes if name not in names and name not in lists]
-    wrong = [f"{listing(missing)} missing"] if missing else []
-    wrong += [f"`{name}` is not one of them{nearest(name, [*names, *lists])}" for name in unknown]
-    wrong += [
-        f"{name} = {sizes[name]!r} is not a positive whole number"
-        for name in names
-        if name in sizes and (not isinstance(sizes[name], int) or isinstance(sizes[name], bool) or sizes[name] < 1)
+    """Two entries over the same memory would be updated twice."""
+    spans = [
+        (str(t.device), t.data_ptr(), t.data_ptr() + _extent(t), entry.path)
+        for entry, t in zip(entries, tensors, strict=True)
+        if t.numel() and not t.is_meta
     ]
-    if wrong:
-        raise SignatureError(f"{owner} has the dimensions {listing(names)}: {'; '.join(wrong)}")
+    for (device, _, end, first), (other, start, _, second) in itertools.pairwise(sorted(spans)):
+        if device == other and start < end:
+            raise ShapeError(
+                f"{listing([first, second])} share memory: keep one entry and use it twice in the loss, or clone one"
+            )
+    for entry, tensor in zip(entries, tensors, strict=True):
+        if any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
+            raise ShapeError(f"`{entry.path}` is expanded, so its elements share memory: clone it")
 
 
-def _under(path: str, prefix: str) -> bool:
-    return path == prefix or path.startswith(prefix + ".")
-
-
-def _draw(
-    entry: Entry, initializer: init.Initializer | None, sizes: Mapping[str, int], seed: int, dtype: torch.dtype | None
-) -> Tensor:
-    shape = tuple(int(dim.evaluate(sizes)) for dim in entry.spec.dims)
-    if min(shape, default=1) < 1:
-        raise SignatureError(f"{entry.path} : {entry.spec} would have the shape {shape}")
-    wanted = entry.spec.default_dtype(dtype)
-    if initializer is None:
-        initializer = init.fan_in() if len(shape) > 1 and wanted.is_floating_point else init.zeros()
-    assert initializer is not None
-    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}:{entry.path}".encode()))
-    return initializer.draw(shape, generator, torch.float64 if wanted == torch.float64 else torch.float32).to(wanted)
+def _extent(tensor: Tensor) -> int:
+    """Bytes from the first element to the end of the last."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return (last + 1) * tensor.element_size()
 
 
 def _fixed_spec(tensor: Tensor) -> TensorSpec:
-    name = str(tensor.dtype).removeprefix("torch.").capitalize()
-    return TensorSpec(tuple(Dim(str(size)) for size in tensor.shape), (tensor.dtype,), name)
+    return TensorSpec(tuple(Dim(str(size)) for size in tensor.shape), (tensor.dtype,), class_of(tensor.dtype))
 
 
 def _flatten(params: ParamList) -> tuple[list[Any], Any]:
-    return list(params._tensors), (params._layout, params.__dict__.get("_binding"))
+    return list(params._tensors), params._layout
 
 
-def _unflatten(leaves: Any, context: Any) -> ParamList:
-    layout, binding = context
-    made = layout.build(list(leaves))
-    if binding is not None:
-        made.__dict__["_binding"] = binding
-    return cast(ParamList, made)
+def _unflatten(leaves: Any, layout: Any) -> ParamList:
+    return cast(ParamList, layout.build(list(leaves)))
 
 
 def _flatten_with_keys(params: ParamList) -> tuple[list[tuple[Any, Any]], Any]:

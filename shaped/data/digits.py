@@ -1,6 +1,8 @@
 """The handwritten digits that scikit-learn ships: 1,797 real 8x8 images of ten classes."""
 
+import math
 from collections.abc import Iterator
+from functools import cache
 from typing import Literal
 
 import torch
@@ -34,14 +36,15 @@ def digits(
         Images as float32 [batch, 64], from 0 to 1, and classes as int64 [batch], from 0 to 9.
 
     Raises:
-        ValueError: `batch_size` is below 1, or `split` is none of these.
+        ValueError: `batch_size` is below 1, `epoch` below 0, one of them or `seed` no whole number, or `split` unknown.
         ShapedError: scikit-learn is not installed.
 
     Source: the UCI test set of optical recognition of handwritten digits (Alpaydin & Kaynak 1998), as shipped in
     sklearn.datasets.load_digits.
     """
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size!r}; it must be a whole number of at least 1")
+    for name, value, least in (("batch_size", batch_size, 1), ("epoch", epoch, 0), ("seed", seed, -math.inf)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name} is {value!r}; it is a whole number{f' of at least {least}' * (least >= 0)}")
     if split not in ("train", "test", "all"):
         raise ValueError(f"split is {split!r}; it is 'train', 'test' or 'all'")
     return _batches(*_load(), batch_size, seed, split, epoch, drop_last)
@@ -50,16 +53,20 @@ def digits(
 def _batches(
     images: Tensor, classes: Tensor, batch_size: int, seed: int, split: str, epoch: int, drop_last: bool
 ) -> Iterator[Batch]:
-    order = torch.randperm(len(images), generator=Generator().manual_seed(seed))
+    order = _permutation(len(images), seed)
     chosen = {"train": order[_TEST:], "test": order[:_TEST], "all": order}[split]
     if split != "test":
-        shuffle = Generator().manual_seed((seed + 1) * 1_000_003 + epoch)
-        chosen = chosen[torch.randperm(len(chosen), generator=shuffle)]
-    for part in chosen.split(batch_size):
+        chosen = chosen[_permutation(len(chosen), (seed + 1) * 1_000_003 + epoch)]
+    for part in torch.split(chosen, batch_size):
         if len(part) == batch_size or not drop_last:
             yield images[part], classes[part]
 
 
+def _permutation(length: int, seed: int) -> Tensor:
+    return torch.randperm(length, generator=Generator().manual_seed(seed % 2**63))
+
+
+@cache
 def _load() -> tuple[Tensor, Tensor]:
     try:
         from sklearn.datasets import load_digits

@@ -1,9 +1,12 @@
 """Ready jobs: each is a module with `train(settings) -> Outcome`, found by name or in a user's own file."""
 
+import sys
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module, util
 from pathlib import Path
+from types import ModuleType
 from typing import Literal
 
 from shaped.errors import ShapedError, nearest
@@ -42,28 +45,41 @@ def find(name: str) -> Callable[[Settings], Outcome]:
     elif name.endswith(".py"):
         module = load_file(Path(name))
     else:
-        raise ShapedError(f"no recipe `{name}`{nearest(name, list(RECIPES))} Recipes: {', '.join(RECIPES)}; or a FILE.py")
+        known = f"there are {', '.join(RECIPES)}, or a FILE.py of your own"
+        raise ShapedError(f"no recipe `{name}`{nearest(name, list(RECIPES)) or ':'} {known}")
     train: Callable[[Settings], Outcome] | None = getattr(module, "train", None)
     if not callable(train):
         raise ShapedError(f"{name} has no function `train(settings: shaped.recipes.Settings)`")
     return train
 
 
-def load_file(path: Path) -> object:
+def load_file(path: Path) -> ModuleType:
     """Import a Python file by path, with its folder importable, as `python FILE.py` would have it.
 
     Raises:
-        ShapedError: There is no such file.
+        ShapedError: There is no such file, it is no Python file, or it raises an error when it is imported.
     """
-    import sys
-
     if not path.is_file():
         raise ShapedError(f"no file {path}")
-    spec = util.spec_from_file_location(path.stem, path.resolve())
-    assert spec is not None
-    assert spec.loader is not None
+    file = path.resolve()
+    name = path.stem if path.stem not in sys.modules else str(file)  # never in the place of a module that is in use
+    spec = util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ShapedError(f"{path} is not a Python file")
     module = util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    sys.path.insert(0, str(path.resolve().parent))
-    spec.loader.exec_module(module)
+    sys.modules[name] = module
+    if str(file.parent) not in sys.path:
+        sys.path.insert(0, str(file.parent))
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise ShapedError(f"{path} cannot be imported. {_line(error, file)}{type(error).__name__}: {error}") from error
     return module
+
+
+def _line(error: BaseException, file: Path) -> str:
+    """Where in the file it happened: "Line 3: "."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+    line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+    return f"Line {line}: " if line else ""

@@ -38,22 +38,28 @@ def loss(p: MLP, x: Float[Tensor, "batch pixels"], y: Int[Tensor, " batch"]) -> 
 
 def make_optimizer(name: str, params: MLP) -> FusedOptimizer:
     """Each rule with a learning rate that suits it here."""
-    if name == "sgd":
-        return SGD(params, lr=0.1, momentum=0.9, nesterov=True)
-    return Adam(params, lr=3e-3) if name == "adam" else AdamW(params, lr=3e-3, weight_decay=0.05)
+    match name:
+        case "sgd":
+            return SGD(params, lr=0.1, momentum=0.9, nesterov=True)
+        case "adam":
+            return Adam(params, lr=3e-3)
+        case "adamw":
+            return AdamW(params, lr=3e-3, weight_decay=0.05)
+    raise ValueError(f"optimizer is {name!r}; it is 'sgd', 'adam' or 'adamw'")
 
 
 def train(settings: Settings) -> Outcome:
     """Train, print what is proved and what is reached, and save the learning curves."""
     epochs = EPOCHS if settings.epochs is None else settings.epochs
+    curves, folder = Curves(), Path(settings.out)
+    folder.mkdir(parents=True, exist_ok=True)  # what could fail after the training fails before it
     params = MLP.init(pixels=64, hidden=HIDDEN, classes=10, seed=settings.seed, device=settings.device)
     optimizer = make_optimizer(settings.optimizer, params)
     trainer = ScalarTrainer(loss, params, backend=settings.backend, optimizer=optimizer)
     say(str(trainer.proof))
     batches = len(list(_batches("train", settings, 0)))
     schedule = CosineAnnealingLR(optimizer, T_max=epochs * batches)
-    test = [(x, y) for x, y in _batches("test", settings, 0)]
-    curves = Curves()
+    test = list(_batches("test", settings, 0))
     started = time.perf_counter()
     with bar(f"digits, {settings.backend}, {settings.optimizer}", total=epochs * batches) as advance:
         for epoch in range(epochs):
@@ -65,14 +71,15 @@ def train(settings: Settings) -> Outcome:
                 advance(f"loss {value.item():.3f}")
             curves.add(loss=(total / batches).item(), accuracy=accuracy(trainer.params, test))
     seconds = time.perf_counter() - started
-    final = accuracy(trainer.params, test)
     name = f"digits-{settings.backend}-{settings.optimizer}-seed{settings.seed}.png"
-    picture = curves.save(Path(settings.out) / name, title=f"digits: {settings.backend}, {settings.optimizer}")
-    say(f"test accuracy {final:.1%} on {sum(len(y) for _, y in test)} images, {seconds:.1f} s of training")
+    picture = curves.save(folder / name, title=f"digits: {settings.backend}, {settings.optimizer}")
+    images = sum(len(y) for _, y in test)
+    say(f"test accuracy {curves.last('accuracy'):.1%} on {images} images, {seconds:.1f} s of training")
     if settings.backend == "compiled":
         say(f"executors\n{trainer.executors}")
     say(f"curves        {picture}")
-    return Outcome({"accuracy": final, "seconds": seconds, "loss": curves.last("loss")}, (picture,))
+    figures = {"accuracy": curves.last("accuracy"), "seconds": seconds, "loss": curves.last("loss")}
+    return Outcome(figures, (picture,))
 
 
 @torch.no_grad()

@@ -54,6 +54,14 @@ class Curves:
     """Figures by epoch, and their plot."""
 
     def __init__(self) -> None:
+        """
+        Raises:
+            ShapedError: matplotlib is not installed; better now than after the training.
+        """
+        try:
+            import matplotlib.figure  # noqa: F401
+        except ImportError:
+            raise ShapedError(f"a recipe plots with matplotlib: {_INSTALL}") from None
         self._series: dict[str, list[float]] = {}
 
     def add(self, **figures: float) -> None:
@@ -62,23 +70,15 @@ class Curves:
             self._series.setdefault(name, []).append(value)
 
     def last(self, name: str) -> float:
+        """The newest figure; NaN before the first epoch."""
         values = self._series.get(name)
         return values[-1] if values else float("nan")
 
     def save(self, path: Path, title: str) -> Path:
-        """Plot each series in a panel of its own.
+        """Plot each series in a panel of its own."""
+        from matplotlib.figure import Figure
 
-        Raises:
-            ShapedError: matplotlib is not installed.
-        """
-        try:
-            from matplotlib.backends.backend_agg import FigureCanvasAgg
-            from matplotlib.figure import Figure
-        except ImportError:
-            raise ShapedError(f"a recipe plots with matplotlib: {_INSTALL}") from None
-        path.parent.mkdir(parents=True, exist_ok=True)
         figure = Figure(figsize=(9, 3.6), layout="constrained")
-        FigureCanvasAgg(figure)
         axes = figure.subplots(1, max(len(self._series), 1), squeeze=False)[0]
         for axis, (name, values) in zip(axes, self._series.items(), strict=False):
             axis.plot(range(1, len(values) + 1), values, linewidth=1.8)

@@ -3,10 +3,13 @@
 from shaped.shapes.annotations import Entry as Entry
 from shaped.shapes.annotations import Renames as Renames
 from shaped.shapes.annotations import TensorSpec as TensorSpec
+from shaped.shapes.annotations import class_of as class_of
+from shaped.shapes.annotations import compose as compose
 from shaped.shapes.annotations import dims as dims
 from shaped.shapes.annotations import is_tensor_annotation as is_tensor_annotation
 from shaped.shapes.annotations import read_tensor as read_tensor
 from shaped.shapes.annotations import resolve_hints as resolve_hints
+from shaped.shapes.annotations import spell as spell
 from shaped.shapes.annotations import split_annotated as split_annotated
 from shaped.shapes.binding import Binding as Binding
 from shaped.shapes.binding import bind as bind
@@ -15,5 +18,4 @@ from shaped.shapes.dims import Dim as Dim
 from shaped.shapes.signature import Argument as Argument
 from shaped.shapes.signature import Signature as Signature
 from shaped.shapes.signature import Structure as Structure
-from shaped.shapes.signature import Structured as Structured
 from shaped.shapes.signature import read_signature as read_signature

@@ -4,7 +4,8 @@ jaxtyping gives the notation (`Float[Tensor, "batch pixels"]`); nothing of its r
 `isinstance` guards or specialises silently when sizes are symbolic, and forgets each name when a call returns.
 """
 
-import types
+import functools
+import inspect
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -37,16 +38,16 @@ class TensorSpec:
 
     @property
     def floating(self) -> bool:
+        """Whether a dtype that it admits can have gradients."""
         return any(dtype.is_floating_point or dtype.is_complex for dtype in self.dtypes)
 
     def default_dtype(self, floating: torch.dtype | None = None) -> torch.dtype:
-        """The dtype to assume where no tensor says: `floating` if admitted, float32, int64, bool, else the first."""
-        for dtype in (floating, torch.get_default_dtype(), torch.int64, torch.bool):
-            if dtype in self.dtypes:
-                return typing.cast(torch.dtype, dtype)
-        return self.dtypes[0]
+        """The dtype to assume where no tensor says: `floating` if admitted, torch's default, int64, else the first."""
+        wanted = (floating, torch.get_default_dtype(), torch.int64)
+        return next((dtype for dtype in wanted if dtype is not None and dtype in self.dtypes), self.dtypes[0])
 
     def rename(self, mapping: Mapping[str, Dim]) -> "TensorSpec":
+        """The same spec in other dimension names."""
         return TensorSpec(tuple(dim.substitute(mapping) for dim in self.dims), self.dtypes, self.kind)
 
 
@@ -71,16 +72,23 @@ def dims(**mapping: str | int) -> Renames:
 
     A name that is not mapped keeps its own name and so is shared through the whole tree.
     """
-    return Renames({name: Dim.parse(str(text)) for name, text in mapping.items()})
+    return Renames({name: _read_dim(str(text), f"dims({name}={text!r})") for name, text in mapping.items()})
+
+
+def compose(inner: Mapping[str, Dim], outer: Mapping[str, Dim]) -> dict[str, Dim]:
+    """One renaming for two: names are read as `inner` says, and what that gives as `outer` says."""
+    return {**outer, **{name: dim.substitute(outer) for name, dim in inner.items()}}
 
 
 def split_annotated(annotation: Any) -> tuple[Any, Mapping[str, Dim]]:
-    """The bare annotation and its `dims(...)`, if any."""
+    """The bare annotation and its `dims(...)`, composed from the inside out where there are several."""
     if get_origin(annotation) is not Annotated:
         return annotation, {}
     bare, *extras = get_args(annotation)
-    renames = [extra for extra in extras if isinstance(extra, Renames)]
-    return bare, renames[0].mapping if renames else {}
+    renames: Mapping[str, Dim] = {}
+    for extra in extras:
+        renames = compose(renames, extra.mapping) if isinstance(extra, Renames) else renames
+    return bare, renames
 
 
 def is_tensor_annotation(annotation: Any) -> bool:
@@ -91,24 +99,26 @@ def is_tensor_annotation(annotation: Any) -> bool:
 def read_tensor(annotation: Any, where: str) -> TensorSpec:
     """The spec of one jaxtyping annotation; SignatureError says what is wrong `where`."""
     if not is_tensor_annotation(annotation):
-        raise SignatureError(f"{where}: `{_name(annotation)}` has no shape; write for example {_EXAMPLE}")
+        raise SignatureError(f"{where}: `{spell(annotation)}` has no shape; write for example {_EXAMPLE}")
     if not (isinstance(annotation.array_type, type) and issubclass(annotation.array_type, Tensor)):
         raise SignatureError(
-            f"{where}: the array type is `{_name(annotation.array_type)}`, not torch.Tensor; write {_EXAMPLE}"
+            f"{where}: the array type is `{spell(annotation.array_type)}`, not torch.Tensor; write {_EXAMPLE}"
         )
-    read = tuple(_read_dim(token, i, where) for i, token in enumerate(annotation.dim_str.split()))
-    return TensorSpec(read, _torch_dtypes(annotation.dtypes), annotation.dtype.__name__)
+    kind, dtypes = annotation.dtype.__name__, _torch_dtypes(annotation.dtypes)
+    if not dtypes:
+        raise SignatureError(f"{where}: torch has no dtype that is a {kind}")
+    return TensorSpec(tuple(_read_dim(token, where) for token in annotation.dim_str.split()), dtypes, kind)
 
 
-def _read_dim(token: str, axis: int, where: str) -> Dim:
+def _read_dim(token: str, where: str) -> Dim:
     if token.startswith("*") or token == "...":
         raise SignatureError(
             f"{where}: `{token}` stands for any number of axes, and a proof needs the rank: name each axis"
         )
-    if token[0] in "#?":
+    if token.startswith(("#", "?")):
         raise SignatureError(f"{where}: `{token}` is not supported: write the plain name, or 1 for a broadcast axis")
-    if token == "_":
-        raise SignatureError(f"{where}: axis {axis} is `_`; give it a name, so that an error can speak of it")
+    if token.startswith("_"):
+        raise SignatureError(f"{where}: `{token}` is an axis without a name; name it, so that an error can speak of it")
     try:
         return Dim.parse(token.split("=", 1)[-1])  # "rows=3" documents a fixed size
     except SignatureError as error:
@@ -117,27 +127,44 @@ def _read_dim(token: str, axis: int, where: str) -> Dim:
 
 def _torch_dtypes(names: Any) -> tuple[torch.dtype, ...]:
     """jaxtyping's dtype names that torch has; `Shaped` admits any dtype and lists none."""
-    every = [value for value in vars(torch).values() if isinstance(value, torch.dtype)]
-    if not isinstance(names, (list, tuple)):
-        return tuple(dict.fromkeys(every))
-    return tuple(dict.fromkeys(dtype for dtype in every if str(dtype).removeprefix("torch.") in names))
+    every = dict.fromkeys(value for value in vars(torch).values() if isinstance(value, torch.dtype))
+    return tuple(dtype for dtype in every if not isinstance(names, list | tuple) or _bare(dtype) in names)
+
+
+def _bare(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def class_of(dtype: torch.dtype) -> str:
+    """jaxtyping's class for one dtype: Float32, BFloat16, UInt8, Float8e4m3fn."""
+    return _bare(dtype).capitalize().replace("Uint", "UInt").replace("Bf", "BF").replace("_", "")
+
+
+def annotated_part(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function that bears the annotations: inside wrappers and partials, and behind a callable object."""
+    inner = inspect.unwrap(function)
+    while isinstance(inner, functools.partial):
+        inner = inspect.unwrap(inner.func)
+    if not callable(inner):
+        raise SignatureError(f"{inner!r} is not a function with annotated arguments")
+    return inner if inspect.isroutine(inner) or isinstance(inner, type) else type(inner).__call__
 
 
 def resolve_hints(owner: type | Callable[..., Any]) -> dict[str, Any]:
     """Annotations as objects, strings resolved; SignatureError names one that does not resolve."""
+    owner = annotated_part(owner)
     name = getattr(owner, "__qualname__", str(owner))
     try:
         return typing.get_type_hints(owner, include_extras=True)
     except NameError as error:
         raise SignatureError(
-            f"`{name}`: an annotation is a string that does not resolve ({error}); import the name at the top of the "
-            "module, or drop `from __future__ import annotations`"
+            f"`{name}`: an annotation is a string that does not resolve ({error}); define or import the name at the "
+            "top of the module, or drop `from __future__ import annotations`"
         ) from None
     except (SyntaxError, TypeError, AttributeError) as error:
         raise SignatureError(f"`{name}`: an annotation does not resolve: {error}") from None
 
 
-def _name(annotation: Any) -> str:
-    if isinstance(annotation, (types.GenericAlias, str)):
-        return str(annotation)
-    return getattr(annotation, "__name__", str(annotation))
+def spell(annotation: Any) -> str:
+    """An annotation as its author wrote it, as nearly as can be told."""
+    return annotation.__name__ if isinstance(annotation, type) and not get_origin(annotation) else str(annotation)

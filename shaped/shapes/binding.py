@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from shaped.errors import ShapeError
-from shaped.shapes.annotations import Entry
+from shaped.shapes.annotations import Entry, class_of
 from shaped.shapes.dims import Dim
 
 
@@ -24,9 +24,11 @@ class Binding:
     fixed_by: dict[str, str] = field(default_factory=dict)  # "w1 (64, 128)"
 
     def copy(self) -> "Binding":
+        """Another binding, which may be added to."""
         return Binding(dict(self.sizes), dict(self.fixed_by))
 
     def fix(self, name: str, size: int, by: str) -> None:
+        """Give a name its size."""
         self.sizes[name] = size
         self.fixed_by[name] = by
 
@@ -72,15 +74,19 @@ def bind(
 
 
 def describe(tensor: Any) -> str:
-    """`float32 (64, 128)`, or the type's name where it is no tensor."""
-    if not isinstance(tensor, Tensor):
-        return f"a {type(tensor).__name__}"
+    """`float32 (64, 128)`, or the type's name where it is no tensor with a shape."""
+    if not isinstance(tensor, Tensor) or tensor.is_nested:
+        name = type(tensor).__name__
+        return f"a{'n' * (name[0] in 'aeiouAEIOU')} {name}"
     return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
 
 def _has_rank(entry: Entry, tensor: Any, complaints: dict[str, list[str]]) -> bool:
     if not isinstance(tensor, Tensor):
         complaints[entry.path] = [f"not a tensor: pass a torch.Tensor of shape {entry.spec}"]
+        return False
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        complaints[entry.path] = ["it is sparse or nested: pass a dense tensor"]
         return False
     if tensor.dim() != len(entry.spec.dims):
         complaints[entry.path] = [f"rank {tensor.dim()} instead of {len(entry.spec.dims)}"]
@@ -123,13 +129,13 @@ def _size_complaints(entry: Entry, tensor: Tensor, binding: Binding) -> list[str
             continue
         unknown = [name for name in dim.names if name not in binding.sizes]
         if unknown:
-            lines.append(f"axis {dim} = {size} does not fix {', '.join(unknown)}: no whole number fits")
+            lines.append(f"axis {dim} = {size} does not tell {', '.join(unknown)}: not exactly one size fits")
         elif dim.constant is not None:
             lines.append(f"axis {dim} is fixed by the annotation, not {size}")
         else:
             setters = "; ".join(f"{n} = {binding.sizes[n]}, set by {binding.fixed_by[n]}" for n in dim.names)
-            is_what = f"axis {dim} is {expected}, " if not dim.is_name else f"axis {dim} is {expected}, set by "
-            lines.append(is_what + (setters if not dim.is_name else binding.fixed_by[dim.text]))
+            value = "no whole number" if expected is None else expected
+            lines.append(f"axis {dim} is {value}, {setters.removeprefix(f'{dim} = {expected}, ')}")
     return lines
 
 
@@ -139,10 +145,8 @@ def _type_complaints(
     lines = []
     if tensor.dtype not in entry.spec.dtypes:
         want = str(entry.spec.default_dtype()).removeprefix("torch.")
-        have = str(tensor.dtype).removeprefix("torch.")
         agrees = "" if complaints.get(entry.path) else "the shape agrees, the dtype does not: "
-        declare = f", or declare it {have.capitalize()}" if have.isalnum() else ""
-        lines.append(f"{agrees}pass {entry.path}.to(torch.{want}){declare}")
+        lines.append(f"{agrees}pass {entry.path}.to(torch.{want}), or declare it {class_of(tensor.dtype)}")
     if tensor.device != device:
         lines.append(f"on {tensor.device}, the others on {device}: move it with .to({str(device)!r})")
     return lines

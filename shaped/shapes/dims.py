@@ -22,6 +22,8 @@ _OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Pow: operator.pow,
 }
 
+_LARGEST_POWER = 9  # so that reading `9**9**9` does not compute it
+
 
 @dataclass(frozen=True)
 class Dim:
@@ -35,8 +37,13 @@ class Dim:
         try:
             node = ast.parse(text.strip(), mode="eval").body
         except SyntaxError:
-            raise SignatureError(f"`{text}` is not a dimension: write a name, an integer, or 2*dim, dim//heads") from None
-        return Dim(_canonical(_checked(node, text)))
+            example = "write a name, an integer, or 2*dim, dim//heads"
+            raise SignatureError(f"`{text}` is not a dimension: {example}") from None
+        dim = Dim(_canonical(_checked(node, text)))
+        try:
+            return dim if dim.constant is None else Dim(str(dim.constant))
+        except ZeroDivisionError:
+            raise SignatureError(f"`{text}` divides by zero") from None
 
     @cached_property
     def _node(self) -> ast.expr:
@@ -50,6 +57,7 @@ class Dim:
 
     @property
     def is_name(self) -> bool:
+        """Whether it is one name and nothing more."""
         return self.names == (self.text,)
 
     @cached_property
@@ -65,16 +73,16 @@ class Dim:
         """Put expressions in place of names."""
         if not any(name in mapping for name in self.names):
             return self
-        return Dim(_canonical(_Substitution(mapping).visit(ast.parse(self.text, mode="eval").body)))
+        return Dim.parse(_canonical(_Substitution(mapping).visit(ast.parse(self.text, mode="eval").body)))
 
     def solve(self, value: int, sizes: Mapping[str, int]) -> tuple[str, int] | None:
         """The one unknown name and the size that gives `value`, if it is linear in it; else None."""
         unknown = [name for name in self.names if name not in sizes]
-        if len(unknown) != 1:
+        if len(unknown) != 1 or _is_rounded(self._node, unknown[0]):
             return None
         try:
             at = [self.evaluate({**sizes, unknown[0]: x}) for x in (0, 1, 2, 1009)]
-        except (ZeroDivisionError, ValueError):
+        except ZeroDivisionError:
             return None
         slope, offset = at[1] - at[0], at[0]
         if slope == 0 or any(y != offset + slope * x for x, y in zip((2, 1009), at[2:], strict=True)):
@@ -102,6 +110,12 @@ def _evaluate(node: ast.expr, sizes: Mapping[str, Any]) -> Any:
 def _checked(node: ast.expr, text: str) -> ast.expr:
     for part in ast.walk(node):
         match part:
+            case ast.Constant(value=bool()):
+                pass
+            case ast.BinOp(op=ast.Pow(), right=power) if not _is_small(power):
+                raise SignatureError(f"`{text}`: a power is a number from 0 to {_LARGEST_POWER}, as in size**2")
+            case ast.BinOp(op=ast.FloorDiv() | ast.Mod(), right=ast.Constant(value=0)):
+                raise SignatureError(f"`{text}` divides by zero")
             case ast.Constant(value=int()) | ast.Name() | ast.UnaryOp(op=ast.USub()) | ast.Load() | ast.USub():
                 continue
             case ast.BinOp(op=op) if type(op) in _OPERATORS:
@@ -112,6 +126,17 @@ def _checked(node: ast.expr, text: str) -> ast.expr:
                 raise SignatureError(f"`{text}` divides with /: sizes are whole numbers, write // instead")
         raise SignatureError(f"`{text}` is not a dimension: only names, integers, + - * // % and ** are allowed")
     return node
+
+
+def _is_small(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, int) and node.value <= _LARGEST_POWER
+
+
+def _is_rounded(node: ast.expr, name: str) -> bool:
+    """Whether // or % or ** is applied to an expression in `name`, so that a value does not tell its size."""
+    parts = [part for part in ast.walk(node) if isinstance(part, ast.BinOp)]
+    rounding = [part for part in parts if isinstance(part.op, ast.FloorDiv | ast.Mod | ast.Pow)]
+    return any(isinstance(below, ast.Name) and below.id == name for part in rounding for below in ast.walk(part))
 
 
 def _canonical(node: ast.expr) -> str:

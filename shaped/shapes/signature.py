@@ -3,10 +3,18 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args, get_origin, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, get_origin
 
 from shaped.errors import SignatureError
-from shaped.shapes.annotations import Entry, TensorSpec, is_tensor_annotation, read_tensor, resolve_hints
+from shaped.shapes.annotations import (
+    Entry,
+    TensorSpec,
+    annotated_part,
+    is_tensor_annotation,
+    read_tensor,
+    resolve_hints,
+    spell,
+)
 
 
 class Structure(Protocol):
@@ -19,14 +27,6 @@ class Structure(Protocol):
     def entries(self) -> tuple[Entry, ...]: ...
 
     def build(self, tensors: Sequence[Any]) -> Any: ...
-
-
-@runtime_checkable
-class Structured(Protocol):
-    """A class that has a structure (ParamList)."""
-
-    @classmethod
-    def layout(cls) -> Structure: ...
 
 
 @dataclass(frozen=True)
@@ -97,14 +97,17 @@ def read_signature(function: Callable[..., Any], structures: Mapping[str, Struct
         SignatureError: An argument or the result is unannotated, or an annotation is not understood.
     """
     bare = inspect.unwrap(function)
-    name = getattr(bare, "__name__", type(bare).__name__)
-    target = bare if inspect.isroutine(bare) else type(bare).__call__
+    target = annotated_part(bare)
+    name = target.__name__ if target.__name__ != "__call__" else type(bare).__name__
+    if isinstance(target, type):
+        raise SignatureError(f"`{name}` is a class, not a function with annotated arguments")
+    try:
+        parameters = inspect.signature(bare).parameters.values()
+    except ValueError:
+        raise SignatureError(f"`{name}` is built in and says nothing of its shapes: wrap it in a function") from None
     hints = resolve_hints(target)
     origin = _origin(target)
-    arguments = [
-        _argument(parameter, hints, name, origin, structures or {})
-        for parameter in inspect.signature(bare).parameters.values()
-    ]
+    arguments = [_argument(parameter, hints, name, origin, structures or {}) for parameter in parameters]
     result, is_tuple = _result(hints, name)
     return Signature(name, bare, tuple(arguments), result, is_tuple)
 
@@ -118,11 +121,14 @@ def _argument(
 ) -> Argument:
     where = f"`{function}`, argument `{parameter.name}`"
     if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-        raise SignatureError(f"{where}: a signature has a fixed number of arguments; name each instead of *{where}")
+        stars = "*" if parameter.kind is parameter.VAR_POSITIONAL else "**"
+        raise SignatureError(f"{where}: name each argument instead of {stars}{parameter.name}; a signature is fixed")
     keyword = parameter.kind is parameter.KEYWORD_ONLY
     structure = structures.get(parameter.name)
-    if structure is None and isinstance(hints.get(parameter.name), Structured):
-        structure = hints[parameter.name].layout()
+    if structure is None and inspect.ismethod(layout := getattr(hints.get(parameter.name), "layout", None)):
+        structure = layout()  # a ParamList class
+    if structure is not None and not structure.entries:
+        raise SignatureError(f"{where}: {structure.name} declares no entries; annotate with the class that is passed")
     if structure is not None:
         return Argument(parameter.name, "structured", structure.entries, structure, keyword=keyword)
     if parameter.name not in hints:
@@ -137,13 +143,9 @@ def _argument(
         return Argument(parameter.name, "static", default=parameter.default, keyword=keyword)
     if annotation in (int, float, bool, str):
         raise SignatureError(f"{where} is a plain {annotation.__name__}: give it a default, which the proof then uses")
-    raise SignatureError(f"{where}: {_no_shape(annotation)}")
-
-
-def _no_shape(annotation: Any) -> str:
-    """Why an annotation that is no tensor and no ParamList cannot be an argument."""
-    shown = getattr(annotation, "__name__", str(annotation))
-    return f'`{shown}` has no shape; annotate it as a ParamList or as Float[Tensor, "batch features"]'
+    raise SignatureError(
+        f'{where}: `{spell(annotation)}` has no shape; annotate it as a ParamList or as Float[Tensor, "batch features"]'
+    )
 
 
 def _result(hints: Mapping[str, Any], name: str) -> tuple[tuple[TensorSpec, ...], bool]:

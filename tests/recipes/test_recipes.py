@@ -1,0 +1,148 @@
+"""Recipes: found by name or file, they train, report and leave a picture."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from shaped import ShapedError
+from shaped.recipes import RECIPES, Outcome, Settings, find, load_file
+from shaped.recipes.digits import MLP, make_optimizer
+from shaped.recipes.display import Curves, bar
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_digits_are_learned_in_a_few_epochs_and_a_picture_is_written(
+    optimizer: str, seed: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = Settings("eager", optimizer, epochs=6, seed=seed, out=tmp_path / "new" / "folder")  # type: ignore[arg-type]
+    outcome = find("digits")(settings)
+    printed = capsys.readouterr().out
+
+    # 96 to 98 % over these; a network that learns nothing has 10 %.
+    assert outcome.figures["accuracy"] > 0.93
+    assert outcome.files == (tmp_path / "new" / "folder" / f"digits-eager-{optimizer}-seed{seed}.png",)
+    assert outcome.files[0].read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert printed.index("proved for all batch, pixels, hidden, classes >= 1") < printed.index("test accuracy")
+
+
+def test_a_run_is_a_function_of_its_seed(tmp_path: Path) -> None:
+    first, second, other = (
+        find("digits")(Settings("eager", epochs=1, seed=seed, out=tmp_path)).figures["loss"] for seed in (0, 0, 1)
+    )
+
+    assert first == second != other
+
+
+@pytest.mark.slow
+def test_the_compiled_digits_reach_97_percent(tmp_path: Path) -> None:
+    assert find("digits")(Settings(out=tmp_path)).figures["accuracy"] >= 0.97
+
+
+def test_every_recipe_is_there() -> None:
+    assert all(callable(find(name)) for name in RECIPES)
+
+
+def test_an_unknown_optimizer_is_refused() -> None:
+    with pytest.raises(ValueError) as caught:
+        make_optimizer("adamax", MLP.init(pixels=1, hidden=1, classes=1))
+
+    assert str(caught.value) == "optimizer is 'adamax'; it is 'sgd', 'adam' or 'adamw'"
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_before_the_training(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        find("digits")(Settings("eager", out=tmp_path / "file"))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("digts", "no recipe `digts`; did you mean `digits`? there are digits, or a FILE.py of your own"),
+        ("zzz", "no recipe `zzz`: there are digits, or a FILE.py of your own"),
+        ("nowhere.py", "no file nowhere.py"),
+    ],
+)
+def test_an_unknown_recipe_is_refused_with_those_there_are(name: str, message: str) -> None:
+    with pytest.raises(ShapedError) as caught:
+        find(name)
+
+    assert str(caught.value) == message
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_the_train_of_a_file_is_a_job_and_imports_its_neighbours(script_folder: Path) -> None:
+    write(script_folder, "neighbour_of_job.py", "FIGURE = 2.0\n")
+    job = write(
+        script_folder,
+        "my_job.py",
+        "from neighbour_of_job import FIGURE\nfrom shaped.recipes import Outcome\n"
+        "def train(settings): return Outcome({'figure': FIGURE})\n",
+    )
+
+    assert find(str(job))(Settings()) == Outcome({"figure": 2.0})
+
+
+def test_a_file_never_takes_the_place_of_a_module_in_use(script_folder: Path) -> None:
+    import json
+
+    module = load_file(write(script_folder, "json.py", "mine = True\n"))
+
+    assert module.mine
+    assert sys.modules["json"] is json
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1\ny = nothing\n", "Line 2: NameError: name 'nothing' is not defined"),
+        ("def f(:\n", "Line 1: SyntaxError: invalid syntax (broken_job.py, line 1)"),
+        ("import sys\n\nsys.exit(3)\n", "Line 3: SystemExit: 3"),
+        ("import nothing_at_all\n", "Line 1: ModuleNotFoundError: No module named 'nothing_at_all'"),
+    ],
+)
+def test_a_file_that_fails_names_its_line_and_leaves_no_module(text: str, message: str, script_folder: Path) -> None:
+    path = write(script_folder, "broken_job.py", text)
+    with pytest.raises(ShapedError) as caught:
+        load_file(path)
+
+    assert str(caught.value) == f"{path} cannot be imported. {message}"
+    assert "broken_job" not in sys.modules
+
+
+def test_what_is_no_job_is_refused(script_folder: Path) -> None:
+    empty, text = write(script_folder, "empty_job.py", ""), write(script_folder, "notes.md", "")
+    with pytest.raises(ShapedError) as no_train:
+        find(str(empty))
+    with pytest.raises(ShapedError) as no_python:
+        load_file(text)
+
+    assert str(no_train.value) == f"{empty} has no function `train(settings: shaped.recipes.Settings)`"
+    assert str(no_python.value) == f"{text} is not a Python file"
+
+
+def test_without_a_terminal_the_bar_prints_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with bar("digits", total=2) as advance:
+        advance("loss 2.0")
+        advance("loss 1.0")
+
+    assert capsys.readouterr().out.strip() == "digits: 2 steps, loss 1.0"
+
+
+def test_curves_keep_the_newest_figure_and_are_empty_at_first(tmp_path: Path) -> None:
+    curves = Curves()
+    first = curves.last("loss")
+    curves.save(tmp_path / "empty.png", title="nothing yet")
+    curves.add(loss=2.0)
+    curves.add(loss=1.0, accuracy=0.5)
+
+    assert first != first, "NaN"
+    assert (curves.last("loss"), curves.last("accuracy")) == (1.0, 0.5)
+    assert curves.save(tmp_path / "curves.png", title="t").stat().st_size > (tmp_path / "empty.png").stat().st_size

@@ -1,0 +1,156 @@
+"""Signatures: every annotated callable is read, whatever it is wrapped in; the rest is refused by name."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from beartype import beartype
+from jaxtyping import Float, Int, jaxtyped
+from torch import Tensor
+
+from shaped import ParamList, SignatureError
+from shaped.shapes import read_signature
+
+
+class Line(ParamList):
+    w: Float[Tensor, "features"]
+
+
+def scaled(p: Line, x: Float[Tensor, "batch features"], scale: float = 2.0) -> Float[Tensor, " batch"]:
+    return x @ p.w * scale
+
+
+def passed_through(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("a wrapper runs inside a trace")
+
+    return wrapper
+
+
+class Scaled:
+    def __call__(self, p: Line, x: Float[Tensor, "batch features"], scale: float = 2.0) -> Float[Tensor, " batch"]:
+        return x @ p.w * scale
+
+    def method(self, p: Line, x: Float[Tensor, "batch features"], scale: float = 2.0) -> Float[Tensor, " batch"]:
+        return x @ p.w * scale
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        scaled,
+        passed_through(scaled),
+        passed_through(passed_through(scaled)),
+        jaxtyped(typechecker=beartype)(scaled),
+        functools.partial(scaled, scale=2.0),
+        Scaled(),
+        Scaled().method,
+    ],
+    ids=["plain", "wrapped", "wrapped twice", "jaxtyped", "partial", "callable object", "bound method"],
+)
+def test_a_callable_is_read_and_called_whatever_it_is_wrapped_in(function: Callable[..., Any]) -> None:
+    signature = read_signature(function)
+    w, x = torch.ones(3), torch.ones(2, 3)
+
+    assert [entry.path for entry in signature.entries] == ["w", "x"]
+    assert [argument.kind for argument in signature.arguments] == ["structured", "tensor", "static"]
+    assert str(signature).endswith(" : Line, [batch, features] -> [batch]")
+    assert signature.call([w, x]).tolist() == [6.0, 6.0]
+
+
+def test_keyword_only_arguments_are_passed_by_name() -> None:
+    def loss(x: Float[Tensor, " a"], *, y: Float[Tensor, " a"], minus: bool = True) -> Float[Tensor, " a"]:
+        return x - y if minus else x + y
+
+    signature = read_signature(loss)
+
+    assert [argument.keyword for argument in signature.arguments] == [False, True, True]
+    assert signature.call([torch.tensor([3.0]), torch.tensor([1.0])]).item() == 2.0
+
+
+def test_an_optional_argument_is_static_at_its_default() -> None:
+    def loss(x: Float[Tensor, " a"], mask: Float[Tensor, " a"] | None = None) -> Float[Tensor, " a"]:
+        return x if mask is None else x * mask
+
+    assert [argument.kind for argument in read_signature(loss).arguments] == ["tensor", "static"]
+
+
+def test_a_tuple_of_tensors_is_a_result() -> None:
+    def both(x: Float[Tensor, "a b"]) -> tuple[Float[Tensor, " a"], Float[Tensor, ""]]:
+        return x.sum(1), x.sum()
+
+    signature = read_signature(both)
+
+    assert signature.result_is_tuple
+    assert str(signature) == "both : [a, b] -> [a], scalar"
+
+
+def test_an_entry_knows_the_line_that_declares_it() -> None:
+    params, inputs = read_signature(scaled).entries
+    field = inspect.getsourcelines(Line)[1] + 1
+
+    assert params.origin == (__file__, field)
+    assert inputs.origin == (__file__, inspect.getsourcelines(scaled)[1])
+
+
+def no_result(x: Float[Tensor, " a"]): ...  # type: ignore[no-untyped-def]
+def unannotated(x, y: Float[Tensor, " a"]) -> Float[Tensor, " a"]: ...  # type: ignore[no-untyped-def, empty-body]
+def many(*xs: Float[Tensor, " a"]) -> Float[Tensor, ""]: ...  # type: ignore[empty-body]
+def named(**xs: Float[Tensor, " a"]) -> Float[Tensor, ""]: ...  # type: ignore[empty-body]
+def plain(x: Float[Tensor, " a"], scale: float) -> Float[Tensor, ""]: ...  # type: ignore[empty-body]
+def bare(x: Tensor) -> Float[Tensor, ""]: ...  # type: ignore[empty-body]
+def base(p: ParamList) -> Float[Tensor, ""]: ...  # type: ignore[empty-body]
+def nothing(x: Float[Tensor, " a"]) -> None: ...
+def wrong_result(x: Float[Tensor, " a"]) -> tuple[Float[Tensor, ""], int]: ...  # type: ignore[empty-body]
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (no_result, '`no_result` has no return annotation; a loss returns Float[Tensor, ""]'),
+        (
+            unannotated,
+            '`unannotated`, argument `x` has no annotation; write for example `x: Float[Tensor, "batch features"]`',
+        ),
+        (
+            many,
+            "`many`, argument `xs`: name each argument instead of *xs; a signature is fixed",
+        ),
+        (
+            named,
+            "`named`, argument `xs`: name each argument instead of **xs; a signature is fixed",
+        ),
+        (plain, "`plain`, argument `scale` is a plain float: give it a default, which the proof then uses"),
+        (
+            bare,
+            "`bare`, argument `x`: `Tensor` has no shape; "
+            'annotate it as a ParamList or as Float[Tensor, "batch features"]',
+        ),
+        (base, "`base`, argument `p`: ParamList declares no entries; annotate with the class that is passed"),
+        (nothing, '`nothing`, its result: `NoneType` has no shape; write for example Float[Tensor, "batch pixels"]'),
+        (
+            wrong_result,
+            '`wrong_result`, result 1: `int` has no shape; write for example Float[Tensor, "batch pixels"]',
+        ),
+        (3, "3 is not a function with annotated arguments"),
+        (Line, "`Line` is a class, not a function with annotated arguments"),
+        (torch.relu, "`relu` is built in and says nothing of its shapes: wrap it in a function"),
+    ],
+    ids=lambda value: getattr(value, "__name__", "") if callable(value) else "",
+)
+def test_what_is_not_annotated_is_refused_with_what_to_write(function: Any, message: str) -> None:
+    with pytest.raises(SignatureError) as caught:
+        read_signature(function)
+
+    assert str(caught.value) == message
+
+
+def test_an_integer_input_has_its_own_dtypes() -> None:
+    def f(y: Int[Tensor, " a"]) -> Int[Tensor, " a"]:
+        return y
+
+    assert read_signature(f).entries[0].spec.default_dtype() == torch.int64

@@ -1,0 +1,221 @@
+"""The command line: exit status 0 for done, 1 for refused with a message, 2 for wrong usage."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from shaped.cli import main
+
+MODEL = """
+from jaxtyping import Float
+from torch import Tensor
+from shaped import ParamList
+
+class Line(ParamList):
+    w: Float[Tensor, "features out"]
+
+def loss(p: Line, x: Float[Tensor, "batch features"]) -> Float[Tensor, ""]:
+    return (x @ p.w).square().mean()
+"""
+WRONG = """
+def transposed(p: Line, x: Float[Tensor, "batch features"]) -> Float[Tensor, "batch out"]:
+    return x @ p.w.T
+
+def forgotten(p: Line, x) -> Float[Tensor, ""]:
+    return x.sum()
+
+def no_result(p: Line, x: Float[Tensor, "batch features"]):
+    return x
+
+def raises(x: Float[Tensor, "batch features"]) -> Float[Tensor, ""]:
+    raise RuntimeError("not today")
+"""
+
+
+@pytest.fixture
+def model(script_folder: Path) -> Path:
+    path = script_folder / "checked_model.py"
+    path.write_text(MODEL)
+    return path
+
+
+def test_check_prints_the_proof_of_each_function(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status = main(["check", str(model)])
+    out = re.sub(r"\d+\.\d s", "0.0 s", capsys.readouterr().out)
+
+    assert status == 0
+    assert out.startswith("loss : Line, [batch, features] -> scalar")
+    assert "conditions   none\n" in out
+    assert out.endswith("\n\n1 proved, 0 not\n")
+
+
+def test_check_prints_the_derivation_when_asked(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--steps", str(model)]) == 0
+    assert "checked_model.py:10" in capsys.readouterr().out
+
+
+def test_check_reports_each_function_that_is_not_well_shaped(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model.write_text(MODEL + WRONG)
+    status = main(["check", str(model)])
+    out = capsys.readouterr().out
+
+    assert status == 1
+    assert "ProofError: `transposed` is not well-shaped.\n  checked_model.py:13   return x @ p.w.T\n" in out
+    assert "SignatureError: `forgotten`, argument `x` has no annotation" in out
+    assert "SignatureError: `no_result` has no return annotation" in out
+    assert "RuntimeError: not today\n" in out
+    assert out.endswith("1 proved, 4 not\n")
+
+
+def test_check_takes_one_function_by_name(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model.write_text(MODEL + WRONG)
+
+    assert main(["check", f"{model}:loss"]) == 0
+    assert capsys.readouterr().out.endswith("1 proved, 0 not\n")
+    assert main(["check", f"{model}:transposed"]) == 1
+    assert capsys.readouterr().out.startswith("ProofError: `transposed` is not well-shaped.")
+
+
+def test_check_takes_assumptions_and_static_names(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", f"{model}:loss", "--assume", "features <= 64", "--static", "batch"]) == 0
+    assert "features <= 64" in capsys.readouterr().out
+    assert main(["check", f"{model}:loss", "--static", "bach"]) == 1
+    assert "`bach` is no dimension of `loss`; did you mean `batch`?" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "message"),
+    [
+        (MODEL, ":los", "ShapedError: {path} has no function `los`; did you mean `loss`?\n"),
+        (
+            "def f(x): return x\n",
+            "",
+            "ShapedError: {path} has no function whose arguments are annotated with shapes "
+            '(x: Float[Tensor, "a b"])\n',
+        ),
+        ("import nothing_at_all\n", "", "ShapedError: {path} cannot be imported. Line 1: ModuleNotFoundError: "
+         "No module named 'nothing_at_all'\n"),
+        (
+            'from shaped import ParamList\nclass A(ParamList):\n    w: int\n',
+            "",
+            "ShapedError: {path} cannot be imported. Line 2: SignatureError: A.w: `int` is no tensor and no ParamList; "
+            'write Float[Tensor, "rows columns"], a ParamList class, or list[...] of one\n',
+        ),
+    ],
+    ids=["no such function", "nothing annotated", "fails to import", "a wrong class"],
+)  # fmt: skip
+def test_check_refuses_with_a_message(
+    text: str, name: str, message: str, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model.write_text(text)
+    status = main(["check", f"{model}{name}"])
+
+    assert status == 1
+    assert capsys.readouterr().err == message.format(path=model)
+
+
+def test_check_leaves_helpers_out(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model.write_text(MODEL + "\ndef helper(p: Line, data: list) -> float:\n    return 0.0\n")
+
+    assert main(["check", str(model)]) == 0
+    assert capsys.readouterr().out.endswith("1 proved, 0 not\n")
+
+
+def test_train_runs_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--backend", "eager", "--optimizer", "sgd", "--epochs", "1", "--seed", "-2", "--out", str(tmp_path)]
+    status = main(["train", "digits", *options])
+    out = capsys.readouterr().out
+
+    assert status == 0
+    assert re.search(r"^test accuracy \d\d\.\d% on 360 images, \d+\.\d s of training$", out, re.MULTILINE)
+    assert (tmp_path / "digits-eager-sgd-seed-2.png").is_file()
+
+
+def test_train_runs_the_train_of_a_file(script_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job = script_folder / "train_job.py"
+    job.write_text("def train(settings): print('epochs', settings.epochs, settings.backend)\n")
+
+    assert main(["train", str(job), "--epochs", "3"]) == 0
+    assert capsys.readouterr().out == "epochs 3 compiled\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["train", "digts"],
+            "ShapedError: no recipe `digts`; did you mean `digits`? there are digits, or a FILE.py of your own\n",
+        ),
+        (["train", "nowhere.py"], "ShapedError: no file nowhere.py\n"),
+        (["check", "nowhere.py"], "ShapedError: no file nowhere.py\n"),
+        (["check", "tests"], "ShapedError: no file tests\n"),
+    ],
+    ids=" ".join,
+)
+def test_what_is_not_there_is_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status = main(arguments)
+
+    assert status == 1
+    assert capsys.readouterr().err == message
+
+
+def test_a_device_that_is_not_there_is_refused_before_anything_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "digits", "--device", "gpu"]) == 1
+
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("ValueError: device 'gpu' cannot be used: ")
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+
+    assert main(["train", "digits", "--out", str(tmp_path / "file")]) == 1
+    assert capsys.readouterr().err.startswith("FileExistsError: ")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["train"], ["trian", "digits"], ["train", "digits", "--epochs", "0"], ["train", "digits", "--backend", "jax"]],
+    ids=str,
+)
+def test_wrong_usage_has_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+
+    assert caught.value.code == 2
+    assert "usage: shaped" in capsys.readouterr().err
+
+
+def test_an_epoch_count_is_a_whole_number_of_at_least_1(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "digits", "--epochs", "many"])
+
+    assert "argument --epochs: many is not a whole number of at least 1\n" in capsys.readouterr().err
+
+
+def test_an_interrupt_has_the_shells_status(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model.write_text("def train(settings): raise KeyboardInterrupt\n")
+
+    assert main(["train", str(model)]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_doctor_has_a_line_for_each_thing(capsys: pytest.CaptureFixture[str]) -> None:
+    status = main(["doctor"])
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+
+    assert status == 0
+    assert names == [
+        "shaped",
+        "python",
+        "torch",
+        "triton",
+        "gpu",
+        "compiler",
+        "scikit-learn",
+        "rich",
+        "matplotlib",
+        "threads",
+    ]
