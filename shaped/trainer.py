@@ -438,7 +438,7 @@ class _Shared:
         self.sums: list[Tensor] | None = None
         self.waiting = 0
         if optimizer is not None:
-            if not isinstance(optimizer, FusedOptimizer):
+            if not isinstance(cast(object, optimizer), FusedOptimizer):
                 given = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
                 raise ValueError(f"optimizer is a {given}; use SGD, Adam or AdamW of shaped.optim")
             mine = {id(p) for p in program.tensors}

@@ -1,4 +1,8 @@
-"""Without a GPU, Triton's kernels run in its interpreter; that is chosen before anything imports triton."""
+"""Settings for all tests.
+
+Without a GPU, Triton's kernels run in its interpreter; that is chosen before anything imports triton. Examples of
+properties have no deadline, since the machine may be compiling beside them, and are the same in each CI run.
+"""
 
 import os
 import sys
@@ -7,9 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+settings.register_profile("shaped", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("shaped")
 
 
 @pytest.fixture

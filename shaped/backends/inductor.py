@@ -6,6 +6,7 @@ Facts read from torch 2.11, 2.13 and 2.15; the same calls work in all three. The
 Inductor brings Triton and seconds of import that an eager user need not take.
 """
 
+import contextlib
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -58,12 +59,18 @@ def _compiled(graph: GraphModule, fakes: Sequence[Tensor], mode: Any) -> Callabl
     from torch._guards import TracingContext, tracing
     from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx_inner
+    from torch._inductor.fx_passes.joint_graph import joint_graph_passes
+    from torch._inductor.virtualized import V
 
     # Sizes were admitted at the door, so the generated code need not assert them again.
-    with tracing(TracingContext(mode)), config.patch(size_asserts=False), torch.no_grad(), warnings.catch_warnings():
+    settings = (tracing(TracingContext(mode)), V.set_fake_mode(mode), config.patch(size_asserts=False))
+    with contextlib.ExitStack() as stack, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        for setting in settings:
+            stack.enter_context(setting)
         try:
-            compiled = compile_fx_inner(graph, list(fakes))
+            # The passes before lowering: constant folding, patterns, and random operations drawn from one seed.
+            compiled = compile_fx_inner(joint_graph_passes(graph), list(fakes))
         except Exception as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ExecutorError(f"the compiler refused the step: {first}. backend='eager' runs it") from error

@@ -17,7 +17,17 @@ from torch.fx import GraphModule
 from shaped.errors import GradientError, ProofError, ShapeError, SignatureError, listing
 from shaped.params import ParamList
 from shaped.proof import Proof, Setting, expect, prove_setting
-from shaped.shapes import Argument, Entry, Signature, TensorSpec, bind, describe, read_signature, resolve_hints
+from shaped.shapes import (
+    Argument,
+    Entry,
+    Signature,
+    TensorSpec,
+    annotated_part,
+    bind,
+    describe,
+    read_signature,
+    resolve_hints,
+)
 
 
 @dataclass(frozen=True)
@@ -70,15 +80,18 @@ class Program:
             self.params, self.signature = params, _loss_signature(loss, params)
         else:
             raise SignatureError(f"params is {describe(params)}: pass a ParamList or an nn.Module")
+        if self.params.device.type == "meta":
+            raise ShapeError(f"{type(self.params).__name__} is on the meta device, which holds no values to train")
         if not any(self.params.requires_grad):
             raise GradientError(f"no entry of {type(self.params).__name__} asks for a gradient: nothing to train")
         self._check_result()
         self.inputs: tuple[Entry, ...] = self.signature.entries[len(self.params) :]
         self.tensors = list(self.params)
         self._remember_storage()
-        simple = not any(argument.keyword for argument in self.signature.arguments if argument.entries)
+        taking = [bool(argument.entries) and not argument.keyword for argument in self.signature.arguments]
+        simple = taking == sorted(taking, reverse=True) and sum(taking) == 1 + len(self.inputs)
         self._direct = self.signature.function if simple and autocast is None else None
-        self._assume, self._autocast = tuple(assume), autocast
+        self._assume, self._autocast = assume, autocast
         self._static = dict(static) if isinstance(static, Mapping) else dict.fromkeys(_names(static))
         self._allow_unused, self.check = allow_unused, check
         self._proofs: dict[tuple[Any, ...], Proof] = {}
@@ -130,9 +143,9 @@ class Program:
         if [t.data_ptr() for t in self.tensors] != self._addresses:
             self._take_new_storage()
         try:
-            key = tuple([(x.shape, x.dtype, x.device) for x in inputs])
-        except AttributeError:
-            key = ()
+            key = tuple([(x.shape, x.dtype, x.device, x.layout) for x in inputs])
+        except (AttributeError, RuntimeError):  # no tensor, or one without a shape: refused, with the reason
+            return self._admit(inputs, ())
         case = self._cases.get(key)
         if case is None:
             case = self._cases[key] = self._admit(inputs, key)
@@ -188,30 +201,38 @@ def _names(static: Any) -> Sequence[str]:
 
 
 def _loss_signature(loss: Callable[..., Any], params: ParamList) -> Signature:
-    parameters = list(inspect.signature(inspect.unwrap(loss)).parameters)
-    if not parameters:
-        raise SignatureError(f"`{getattr(loss, '__name__', loss)}` takes no arguments; a loss takes params and inputs")
-    declared = resolve_hints(inspect.unwrap(loss)).get(parameters[0])
+    first, declared = _first_argument(loss)
     if isinstance(declared, type) and issubclass(declared, ParamList) and not isinstance(params, declared):
         raise SignatureError(
-            f"`{getattr(loss, '__name__', loss)}` takes a {declared.__name__} as `{parameters[0]}`, "
+            f"`{getattr(loss, '__name__', loss)}` takes a {declared.__name__} as `{first}`, "
             f"and params is a {type(params).__name__}"
         )
-    signature = read_signature(loss, {parameters[0]: params._layout})
+    signature = read_signature(loss, {first: params._layout})
     others = [a.name for a in signature.arguments[1:] if a.structure is not None]
     if others:
         raise SignatureError(f"`{signature.name}`: {listing(others)} is a second parameter list; nest it in the first")
     return signature
 
 
+def _first_argument(loss: Callable[..., Any]) -> tuple[str, Any]:
+    """Name and annotation of the argument that takes the parameters."""
+    bare = inspect.unwrap(loss)
+    try:
+        names = list(inspect.signature(bare).parameters)
+    except (TypeError, ValueError):
+        read_signature(loss)  # says what is wrong with it
+        raise
+    if not names:
+        raise SignatureError(f"`{getattr(loss, '__name__', loss)}` takes no arguments; a loss takes params and inputs")
+    return names[0], resolve_hints(annotated_part(bare)).get(names[0])
+
+
 def _module_program(loss: Callable[..., Any], module: nn.Module) -> tuple[ParamList, Signature]:
     """Parameters of a module, and a loss that takes them: over the module itself, or over its output."""
     params = ParamList.from_module(module)
     bare = inspect.unwrap(loss)
-    names = list(inspect.signature(bare).parameters)
-    hints = resolve_hints(bare)
-    first = hints.get(names[0]) if names else None
-    over_module = isinstance(first, type) and issubclass(first, nn.Module)
+    name, declared = _first_argument(loss)
+    over_module = isinstance(declared, type) and issubclass(declared, nn.Module)
     bound = _Bound(module, bare)
     fields = [f"module.{name}" for name in params.names]
 
@@ -220,7 +241,7 @@ def _module_program(loss: Callable[..., Any], module: nn.Module) -> tuple[ParamL
         return result
 
     if over_module:
-        own = read_signature(bare, {names[0]: params._layout})
+        own = read_signature(bare, {name: params._layout})
         return params, replace(own, function=run)
     forward = read_signature_of_forward(module)
     rest = read_signature(bare).arguments[1:]

@@ -38,6 +38,7 @@ class Condition:
 
     @cached_property
     def names(self) -> tuple[str, ...]:
+        """The dimension names it speaks of."""
         nodes = ast.walk(ast.parse(self.text, mode="eval"))
         return tuple(dict.fromkeys(n.id for n in nodes if isinstance(n, ast.Name) and n.id not in ("max", "min")))
 
@@ -80,6 +81,7 @@ class Assumption:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """The dimension names it speaks of."""
         return tuple(dict.fromkeys(self.left.names + self.right.names))
 
     @property

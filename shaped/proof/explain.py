@@ -13,9 +13,10 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 
 from shaped.errors import Goal, ProofError, Source, Unprovable
+from shaped.proof.setting import Setting
 from shaped.proof.source import Place, assignment_line, is_users, operand_expressions, place_of_traceback, tensors_in
 from shaped.proof.symbolic import World, tracing
-from shaped.proof.trace import Call, Mismatch, Recorder, ResultMismatch, Setting, expression, same_size, shape_text
+from shaped.proof.trace import Call, Mismatch, Recorder, ResultMismatch, expression, same_size, shape_text
 
 _MATMUL = ("matmul", "mm", "bmm", "mv")
 _SYMBOLS = {"matmul": "@", "add": "+", "sub": "-", "mul": "*", "div": "/"}

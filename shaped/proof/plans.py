@@ -32,8 +32,8 @@ def repairs(world: World, plan: Plan) -> list[Plan]:
             elif under.is_Integer and 1 < int(under) < 10**6:
                 factor = int(under)
                 if any(hint % factor for hint in plan.hints.values()):
-                    hints = {n: h * factor // math.gcd(h, factor) for n, h in plan.hints.items()}
-                    plans.append(replace(plan, hints=hints))
+                    divisible = {n: h * factor // math.gcd(h, factor) for n, h in plan.hints.items()}
+                    plans.append(replace(plan, hints=divisible))
     for question in reversed(world.env.asked):
         hints = hints_where(question.fact, world, plan, sympy.false)
         if hints is not None and not isinstance(question.fact, sympy.Eq | sympy.Ne):

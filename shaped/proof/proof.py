@@ -47,6 +47,7 @@ class Proof:
 
     @property
     def conditions(self) -> tuple[str, ...]:
+        """What it needed to assume about sizes, in the user's names."""
         return tuple(condition.text for condition in self.side_conditions)
 
     def __repr__(self) -> str:

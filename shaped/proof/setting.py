@@ -56,6 +56,7 @@ class Setting:
     call: Callable[[Sequence[Any]], Any] | None = None  # instead of signature.call: a module's stateless form
 
     def context(self) -> AbstractContextManager[Any]:
+        """torch.autocast where it is asked for."""
         if self.autocast is None:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.autocast, cache_enabled=False)
@@ -68,6 +69,7 @@ class Setting:
 
     @property
     def wanted(self) -> list[int]:
+        """Positions of the tensors that want a gradient."""
         return [i for i, want in enumerate(self.mask) if want]
 
     @property

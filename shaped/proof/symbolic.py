@@ -97,9 +97,11 @@ def constant_quotient(over: Any, under: Any) -> Any:
     The fraction is monotone in m and tends to a/c, so it is enough to compare its floor at m = 2 with that at the end.
     """
     c, m = under.as_coeff_Mul()
-    a = sympy.expand(over).coeff(m) if m != 1 else None
-    b = sympy.expand(over - a * m) if a is not None else None
-    if not (a is not None and a.is_Integer and b.is_Integer and c.is_Integer and c > 0):
+    if m == 1:
+        return None
+    a = sympy.expand(over).coeff(m)
+    b = sympy.expand(over - a * m)
+    if not (a.is_Integer and b.is_Integer and c.is_Integer and c > 0):
         return None
     first = (2 * a + b) // (2 * c)
     last = sympy.ceiling(a / c) - 1 if b < 0 else a // c  # from below a/c is never reached

@@ -3,6 +3,7 @@
 from shaped.shapes.annotations import Entry as Entry
 from shaped.shapes.annotations import Renames as Renames
 from shaped.shapes.annotations import TensorSpec as TensorSpec
+from shaped.shapes.annotations import annotated_part as annotated_part
 from shaped.shapes.annotations import class_of as class_of
 from shaped.shapes.annotations import compose as compose
 from shaped.shapes.annotations import dims as dims
