@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from shaped.backends import BACKENDS, Backend, Executors, Program
+from shaped.backends import BACKENDS, Backend, Executors, Program, all_finite, clipped
 from shaped.errors import NonFiniteError, StateError, listing
 from shaped.optim import SGD, Adam, AdamW, FusedOptimizer
 from shaped.params import ParamList
@@ -82,14 +82,16 @@ class ScalarTrainer:
         check: bool = True,
         allow_unused: bool = False,
     ) -> None:
-        if backend not in BACKENDS:
+        if not isinstance(backend, str) or backend not in BACKENDS:
             raise ValueError(f"backend is {backend!r}; it is one of {', '.join(map(repr, BACKENDS))}")
         if nonfinite not in ("raise", "skip"):
             raise ValueError(f"nonfinite is {nonfinite!r}; it is 'raise' or 'skip'")
         if not isinstance(accumulate, int) or isinstance(accumulate, bool) or accumulate < 1:
             raise ValueError(f"accumulate is {accumulate!r}; it is a whole number of at least 1")
-        if max_norm is not None and not (math.isfinite(max_norm) and max_norm > 0):
+        if max_norm is not None and not (_is_number(max_norm) and max_norm > 0):
             raise ValueError(f"max_norm is {max_norm!r}; it is a positive number, or None")
+        if not isinstance(max_executors, int) or isinstance(max_executors, bool) or max_executors < 1:
+            raise ValueError(f"max_executors is {max_executors!r}; it must be a whole number of at least 1")
         program = Program(
             loss, params, assume=assume, static=static, autocast=autocast, allow_unused=allow_unused, check=check
         )
@@ -98,6 +100,7 @@ class ScalarTrainer:
         self._accumulate = accumulate
         self._shared = _Shared(program, optimizer)
         self._backend: Backend = BACKENDS[backend](program, max_executors, max_norm)
+        self._shared.backends[backend] = self._backend
 
     # -- what is there ---------------------------------------------------------------------------------------------
 
@@ -208,7 +211,7 @@ class ScalarTrainer:
 
         Source: Kingma & Ba 2015, arXiv:1412.6980, as torch.optim.Adam computes it.
         """
-        return self._update("adam", Adam, inputs, lr, {"betas": tuple(betas), "eps": eps})
+        return self._update("adam", Adam, inputs, lr, {"betas": _pair(betas), "eps": _number("eps", eps)})
 
     def adamw_step(
         self,
@@ -240,7 +243,11 @@ class ScalarTrainer:
         Source: Loshchilov & Hutter 2019, arXiv:1711.05101, Algorithm 2; the decay is scaled by `lr`, as
         torch.optim.AdamW does and the paper does not.
         """
-        fixed = {"betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
+        fixed = {
+            "betas": _pair(betas),
+            "eps": _number("eps", eps),
+            "weight_decay": _number("weight_decay", weight_decay),
+        }
         return self._update("adamw", AdamW, inputs, lr, fixed)
 
     def train_step(self, *inputs: Tensor) -> Float[Tensor, ""]:
@@ -293,9 +300,12 @@ class ScalarTrainer:
 
     def _take_accumulated(self, optimizer: FusedOptimizer, inputs: Sequence[Tensor]) -> Float[Tensor, ""]:
         """Add gradients until there are `accumulate` of them; then update with their mean, on either backend."""
-        from shaped.backends.eager import all_finite, clip_
-
         shared, used = self._shared, self._program.used_tensors
+        if shared.waiting and shared.waiting_for is not optimizer:
+            raise ValueError(
+                f"{shared.waiting} of {self._accumulate} gradients wait for another kind of step; take that one until "
+                "its update"
+            )
         for update in optimizer.updates(used):
             update.scalars()  # out of range: an error before any work
         loss, gradients = self._backend.loss_and_backward(inputs)
@@ -308,10 +318,10 @@ class ScalarTrainer:
             shared.sums = [torch.zeros_like(p) for p in used]
         torch._foreach_add_(shared.sums, gradients, alpha=1 / self._accumulate)
         shared.waiting += 1
+        shared.waiting_for = optimizer
         if shared.waiting == self._accumulate:
-            if self._max_norm is not None:
-                clip_(shared.sums, self._max_norm)
-            optimizer.update(shared.sums, used)
+            sums = shared.sums if self._max_norm is None else clipped(shared.sums, self._max_norm)
+            optimizer.update(sums, used)
             shared.sums, shared.waiting = None, 0
             shared.steps += 1
         return loss
@@ -324,16 +334,21 @@ class ScalarTrainer:
         _, gradients = self._backend.loss_and_backward(inputs)
         names = [self.params.names[i] for i in self._program.used]
         wrong = [name for name, g in zip(names, gradients, strict=True) if not torch.isfinite(g).all()]
+        if not wrong:  # the pass draws at random, and this draw was finite
+            return NonFiniteError(f"a gradient is not finite {where}")
         return NonFiniteError(f"the gradient of {listing(wrong)} is not finite {where} (the loss is {loss.item():.4g})")
 
     # -- two backends ----------------------------------------------------------------------------------------------
 
     def with_backend(self, backend: Literal["eager", "compiled"]) -> "ScalarTrainer":
         """A trainer on another backend that shares parameters, proof, optimizers and step count with this one."""
-        if backend not in BACKENDS:
+        if not isinstance(backend, str) or backend not in BACKENDS:
             raise ValueError(f"backend is {backend!r}; it is one of {', '.join(map(repr, BACKENDS))}")
         other = copy.copy(self)
-        other._backend = BACKENDS[backend](self._program, self._max_executors, self._max_norm)
+        known = self._shared.backends
+        if backend not in known:
+            known[backend] = BACKENDS[backend](self._program, self._max_executors, self._max_norm)
+        other._backend = known[backend]
         return other
 
     def compare_backends(self, *inputs: Tensor) -> Comparison:
@@ -367,10 +382,9 @@ class ScalarTrainer:
         Raises:
             StateError: It does not fit; every difference is listed and nothing has changed.
         """
-        missing = [k for k in ("format", "signature", "params", "optimizers", "steps") if k not in state]
-        if missing:
-            raise StateError(f"the state dict lacks {listing(missing)}")
-        wrong = self._differences(state)
+        if not isinstance(state, Mapping):
+            raise StateError(f"a state dict is a mapping, not a {type(state).__name__}")
+        wrong = _malformed(state) or self._differences(state)
         if wrong:
             raise StateError("the state dict does not fit this trainer.\n  " + "\n  ".join(wrong))
         loaded = {path: self._loaded(path, saved) for path, saved in state["optimizers"].items()}
@@ -379,7 +393,7 @@ class ScalarTrainer:
         if "train" in loaded and shared.optimizer is not None:
             shared.optimizer.load_state_dict(state["optimizers"]["train"]["state"])
         shared.paths = {path: optimizer for path, optimizer in loaded.items() if path != "train"}
-        shared.steps, shared.skipped = int(state["steps"]), int(state.get("skipped", 0))
+        shared.steps, shared.skipped = state["steps"], state["skipped"]
         shared.sums, shared.waiting = None, 0
 
     def _differences(self, state: Mapping[str, Any]) -> list[str]:
@@ -392,10 +406,18 @@ class ScalarTrainer:
             saved, spec = state["params"].get(name), state["signature"].get(name)
             if spec is not None and spec != mine[name]:
                 wrong.append(f"{name}: declared {spec} there, {mine[name]} here")
-            if saved is not None and (saved.shape != tensor.shape or saved.dtype != tensor.dtype):
+            if saved is not None and not isinstance(saved, Tensor):
+                wrong.append(f"{name}: a {type(saved).__name__}, not a tensor")
+            elif saved is not None and (saved.shape != tensor.shape or saved.dtype != tensor.dtype):
                 wrong.append(f"{name}: {describe(saved)} there, {describe(tensor)} here")
+        if self._shared.optimizer is not None and "train" not in state["optimizers"]:
+            wrong.append("it has no state for train_step, and this trainer was given an optimizer for it")
         for path, saved in state["optimizers"].items():
-            if path not in (*_PATHS, "train"):
+            if not isinstance(saved, Mapping) or not {"class", "state"} <= set(saved):
+                wrong.append(f"optimizer `{path}`: it lacks `class` or `state`")
+            elif path in _PATHS and saved["class"] != _PATHS[path].__name__:
+                wrong.append(f"optimizer `{path}`: its class is {saved['class']}, not {_PATHS[path].__name__}")
+            elif path not in (*_PATHS, "train"):
                 wrong.append(f"optimizer `{path}`: unknown")
             elif path == "train" and self._shared.optimizer is None:
                 wrong.append(f"it has an optimizer for train_step ({saved['class']}), and this trainer was given none")
@@ -414,12 +436,27 @@ class ScalarTrainer:
             else:
                 made = cast(FusedOptimizer, _PATHS[path](self._program.used_tensors))
             made.load_state_dict(saved["state"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StateError(f"the state of optimizer `{path}` does not fit: {error}") from None
         return made
 
     def __repr__(self) -> str:
         return f"ScalarTrainer({self.proof.setting.signature}, backend={self.backend!r}, {self.steps} steps)"
+
+
+def _malformed(state: Mapping[str, Any]) -> list[str]:
+    """What keeps a mapping from being a state dict at all."""
+    mappings = ("signature", "params", "optimizers")
+    wrong = []
+    for key in (*mappings, "format", "steps", "skipped"):
+        kind: type = Mapping if key in mappings else int
+        if key not in state:
+            wrong.append(f"{key}: missing")
+        elif not isinstance(state[key], kind):
+            wrong.append(f"{key}: a {type(state[key]).__name__}")
+        elif kind is int and state[key] < 0:
+            wrong.append(f"{key} = {state[key]} is negative")
+    return wrong
 
 
 _NAMES: tuple[Literal["eager", "compiled"], ...] = ("eager", "compiled")
@@ -437,6 +474,8 @@ class _Shared:
         self.skipped = 0
         self.sums: list[Tensor] | None = None
         self.waiting = 0
+        self.waiting_for: FusedOptimizer | None = None
+        self.backends: dict[str, Backend] = {}  # by name, so that going back and forth compiles nothing again
         if optimizer is not None:
             if not isinstance(cast(object, optimizer), FusedOptimizer):
                 given = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
@@ -453,12 +492,23 @@ class _Shared:
         return {**self.paths, **({"train": self.optimizer} if self.optimizer is not None else {})}
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _number(name: str, value: Any) -> float:
     if isinstance(value, Tensor) and value.numel() == 1:
         value = value.item()
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value) or value < 0:
+    if not _is_number(value) or value < 0:
         raise ValueError(f"{name} is {value!r}; it must be a finite number of at least 0")
     return float(value)
+
+
+def _pair(betas: Any) -> tuple[float, float]:
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        raise ValueError(f"betas is {betas!r}; it is a pair of numbers in [0, 1)")
+    first, second = (_number(f"betas[{i}]", beta) for i, beta in enumerate(betas))
+    return first, second
 
 
 def _flat(value: Any) -> Sequence[Any]:

@@ -9,6 +9,8 @@ from shaped.backends.compiled import Compiled as Compiled
 from shaped.backends.eager import Eager as Eager
 from shaped.backends.executors import Executor as Executor
 from shaped.backends.executors import Executors as Executors
+from shaped.backends.gradients import all_finite as all_finite
+from shaped.backends.gradients import clipped as clipped
 from shaped.backends.inductor import has_cpp_compiler as has_cpp_compiler
 from shaped.backends.program import Program as Program
 from shaped.optim import FusedOptimizer

@@ -15,10 +15,13 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from shaped.backends.executors import Executor, Executors
+from shaped.backends.gradients import clipped, finite_flag
 from shaped.backends.inductor import lower
 from shaped.backends.program import Case, Program
 from shaped.optim import FusedOptimizer, Update
 from shaped.proof import forward_graph
+
+_STEPS = 4  # one for each update path: step, adam_step, adamw_step, train_step
 
 
 class Compiled:
@@ -58,6 +61,8 @@ class Compiled:
         """One step. Where the loss or a gradient is not finite nothing changes and the flag is False."""
         step = self._steps.get(id(optimizer))
         if step is None:
+            while len(self._steps) >= _STEPS:  # loading a state makes new optimizers; the old ones must not stay alive
+                del self._steps[next(iter(self._steps))]
             step = self._steps[id(optimizer)] = _Step(self.program, optimizer, self._max_norm)
         case, inputs = self._admit(inputs)
         state = step.prepare()
@@ -73,6 +78,7 @@ class Compiled:
         return loss, True
 
     def _admit(self, inputs: Sequence[Tensor]) -> tuple[Case, list[Tensor]]:
+        self.program.follow_storage()
         case = self.program.admit(inputs)
         return case, [x.detach().contiguous() for x in inputs]  # executors are compiled for contiguous inputs
 
@@ -90,7 +96,8 @@ class Compiled:
             run, how = lower(build(), [*(self.program.plain if state is None else state), *inputs])
             return Executor(mode, str(case), how, time.perf_counter() - started, run)
 
-        return self.executors.get((mode, case.key, structure), make, mode, str(case))
+        key = (mode, case.key, self.program.strides, structure)
+        return self.executors.get(key, make, mode, str(case))
 
 
 def _flat(graph: GraphModule) -> Callable[..., tuple[Any, ...]]:
@@ -134,19 +141,23 @@ class _Step:
 
     def _gather(self, updates: list[Update]) -> None:
         self._updates, self._plain = updates, self._program.plain
-        self._rows = [torch.tensor(update.scalars(), dtype=torch.float64) for update in updates]
+        device = self._program.params.device
+        self._rows = [torch.tensor(update.scalars(), dtype=torch.float64, device=device) for update in updates]
         self._scalars = [update.scalars() for update in updates]
         self._state = list(self._program.plain)
         for update, row in zip(updates, self._rows, strict=True):
             self._state.extend(tensor for slot in update.slots for tensor in slot)
             self._state.extend([row] if update.step is None else [update.step, row])
+        slots = tuple((t.dtype, t.stride()) for update in updates for slot in update.slots for t in slot)
         flags = ("maximize", "nesterov", "amsgrad", "decoupled_weight_decay")
-        self.structure = tuple(
+        kinds = tuple(
             (tuple(update.indices), len(update.slots), tuple(update.group.get(flag) for flag in flags))
             for update in updates
         )
+        self.structure = (slots, kinds)  # all that the lowered code takes for granted
 
     def commit(self) -> None:
+        torch.autograd.graph.increment_version(self._used)  # compiled code writes unseen by autograd
         for update in self._updates:
             update.commit()
 
@@ -159,9 +170,9 @@ class _Step:
             params, rest = flat[:count], list(flat[count : len(flat) - len(program.inputs)])
             loss, *every = graph(*params, *flat[len(flat) - len(program.inputs) :])
             gradients = [every[program.trainable.index(i)] for i in program.used]
-            finite = _finite(loss, gradients)
+            finite = finite_flag(loss, gradients)
             if self._max_norm is not None:
-                gradients = _clipped(gradients, self._max_norm)
+                gradients = clipped(gradients, self._max_norm)
             used = [params[i] for i in program.used]
             for update in updates:
                 size = len(update.params)
@@ -191,18 +202,3 @@ class _Step:
                 before.copy_(torch.where(finite, after, before))
         if taken is not None:
             taken.add_(finite.to(taken.dtype))
-
-
-def _finite(loss: Tensor, gradients: Sequence[Tensor]) -> Tensor:
-    """0 * x is 0 for every finite x and NaN for the others, so one sum tells, and cannot overflow."""
-    verdict = torch.isfinite(loss)
-    for gradient in gradients:
-        verdict = verdict & ((gradient * 0).sum() == 0)
-    return verdict
-
-
-def _clipped(gradients: Sequence[Tensor], max_norm: float) -> list[Tensor]:
-    """As `torch.nn.utils.clip_grad_norm_`: scaled to a global 2-norm of at most `max_norm`."""
-    squares = torch.stack([gradient.float().square().sum() for gradient in gradients]).sum()
-    factor = torch.clamp(max_norm / (squares.sqrt() + 1e-6), max=1.0)
-    return [gradient * factor.to(gradient.dtype) for gradient in gradients]

@@ -42,7 +42,7 @@ class Executors:
     """
 
     def __init__(self, limit: int) -> None:
-        if not isinstance(limit, int) or limit < 1:
+        if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
             raise ValueError(f"max_executors is {limit!r}; it must be a whole number of at least 1")
         self.limit = limit
         self._made: dict[Hashable, Executor] = {}

@@ -7,6 +7,7 @@ Inductor brings Triton and seconds of import that an eager user need not take.
 """
 
 import contextlib
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from shaped.errors import ExecutorError
 
 Flat = Callable[..., tuple[Any, ...]]
 _warned = False
+_LOWERING = threading.RLock()  # Inductor's settings are the process's: one graph at a time
 
 
 def lower(function: Flat, examples: Sequence[Tensor]) -> tuple[Callable[[list[Tensor]], Sequence[Any]], str]:
@@ -32,13 +34,18 @@ def lower(function: Flat, examples: Sequence[Tensor]) -> tuple[Callable[[list[Te
         A callable that takes a list of tensors and may empty it, and "inductor", or "python" where there is no C++
         compiler (with one warning): then the traced operations run one by one, without autograd.
     """
+    with _LOWERING:
+        return _lower(function, examples)
+
+
+def _lower(function: Flat, examples: Sequence[Tensor]) -> tuple[Callable[[list[Tensor]], Sequence[Any]], str]:
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
     fakes = [mode.from_tensor(tensor.detach(), static_shapes=True) for tensor in examples]
     graph = _concrete_graph(function, fakes, mode)
-    if examples[0].device.type == "cpu" and not has_cpp_compiler():
+    if any(tensor.device.type == "cpu" for tensor in examples) and not has_cpp_compiler():
         _warn_once()
         return _interpreted(graph), "python"
     return _compiled(graph, fakes, mode), "inductor"

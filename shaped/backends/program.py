@@ -29,6 +29,8 @@ from shaped.shapes import (
     resolve_hints,
 )
 
+_CASES = 4096  # admitted tuples of shapes that are remembered
+
 
 @dataclass(frozen=True)
 class Case:
@@ -37,11 +39,7 @@ class Case:
     sizes: Mapping[str, int]
     proof: Proof
     key: tuple[Any, ...]
-
-    @property
-    def graph(self) -> GraphModule:
-        """The proved graph at these sizes: loss, then a gradient for each parameter that wants one."""
-        return self.proof.graph_at(self.sizes)
+    graph: GraphModule  # the proved graph at these sizes: loss, then a gradient for each parameter that wants one
 
     def __str__(self) -> str:
         return ", ".join(f"{name} = {size}" for name, size in self.sizes.items()) or "no named sizes"
@@ -74,7 +72,9 @@ class Program:
         allow_unused: bool = False,
         check: bool = True,
     ) -> None:
+        self._modules: list[nn.Module] = []  # whose train() and eval() change what the loss computes
         if isinstance(params, nn.Module):
+            self._modules = list(params.modules())
             self.params, self.signature = _module_program(loss, params)
         elif isinstance(params, ParamList):
             self.params, self.signature = params, _loss_signature(loss, params)
@@ -93,12 +93,17 @@ class Program:
         self._direct = self.signature.function if simple and autocast is None else None
         self._assume, self._autocast = assume, autocast
         self._static = dict(static) if isinstance(static, Mapping) else dict.fromkeys(_names(static))
+        if autocast is not None and not (isinstance(autocast, torch.dtype) and autocast.is_floating_point):
+            raise ValueError(f"autocast is {autocast!r}; it is a floating-point dtype such as torch.bfloat16, or None")
         self._allow_unused, self.check = allow_unused, check
         self._proofs: dict[tuple[Any, ...], Proof] = {}
         self._cases: dict[tuple[Any, ...], Case] = {}
         floating = next(t.dtype for t in self.tensors if t.requires_grad)
         guess = tuple(entry.spec.default_dtype(floating) for entry in self.inputs)
         known = {name: size for name, size in self.params.dims.items() if name in self._static}
+        for name, size in known.items():
+            if self._static[name] not in (None, size):
+                raise ShapeError(f"static: {name} = {self._static[name]}, and it is {size} in the parameters")
         self.proof = self._prove(guess, {**known, **{n: s for n, s in self._static.items() if s is not None}})
         self.trainable = [i for i, t in enumerate(self.tensors) if t.requires_grad]
         unused = set(self.proof.unused)
@@ -114,7 +119,7 @@ class Program:
             )
 
     def _prove(self, dtypes: tuple[torch.dtype, ...], static: Mapping[str, int]) -> Proof:
-        key = (dtypes, tuple(sorted(static.items())))
+        key = (dtypes, tuple(sorted(static.items())), *(module.training for module in self._modules))
         if key not in self._proofs:
             setting = Setting(
                 self.signature,
@@ -140,23 +145,31 @@ class Program:
             ShapeError: It breaks the signature or a condition of the proof.
             ProofError: The program fails for these dtypes.
         """
-        if [t.data_ptr() for t in self.tensors] != self._addresses:
-            self._take_new_storage()
         try:
-            key = tuple([(x.shape, x.dtype, x.device, x.layout) for x in inputs])
+            key: tuple[Any, ...] = tuple([(x.shape, x.dtype, x.device, x.layout) for x in inputs])
         except (AttributeError, RuntimeError):  # no tensor, or one without a shape: refused, with the reason
             return self._admit(inputs, ())
+        if self._modules:
+            key += tuple([module.training for module in self._modules])
         case = self._cases.get(key)
         if case is None:
+            if len(self._cases) >= _CASES:
+                del self._cases[next(iter(self._cases))]
             case = self._cases[key] = self._admit(inputs, key)
         return case
 
     def _remember_storage(self) -> None:
         self.plain = [t.detach() for t in self.tensors]  # the same storage, as compiled code wants it
         self._addresses = [t.data_ptr() for t in self.tensors]
+        self.strides = tuple(t.stride() for t in self.tensors)
+
+    def follow_storage(self) -> None:
+        """Notice `.data` assigned or a module moved; compiled code would go on with the old memory."""
+        if [t.data_ptr() for t in self.tensors] != self._addresses:
+            self._take_new_storage()
 
     def _take_new_storage(self) -> None:
-        """Someone assigned to `.data` or moved the module: go on with the new storage, if it is of the proved kind."""
+        """Go on with the new storage, if it is of the proved kind."""
         changed = [
             f"{name}: {describe(old)} on {old.device} when it was proved, {describe(new)} on {new.device} now"
             for name, old, new in zip(self.params.names, self.plain, self.tensors, strict=True)
@@ -177,8 +190,14 @@ class Program:
                 f"{e.path} {str(d).removeprefix('torch.')}" for e, d in zip(self.inputs, dtypes, strict=True)
             )
             raise ProofError(f"{error.title[:-1]} for the dtypes {have}.", error.source, error.goal) from None
+        if proof.unused != self.proof.unused:
+            differ = sorted(set(proof.unused) ^ set(self.proof.unused))
+            raise GradientError(
+                f"at these static sizes `{self.signature.name}` depends on other parameters than at first: "
+                f"{listing(differ)} differ; make a trainer for these sizes"
+            )
         proof.check(sizes)
-        return Case(sizes, proof, key)
+        return Case(sizes, proof, key, proof.graph_at(sizes))
 
     def call(self, inputs: Sequence[Tensor]) -> Tensor:
         """Run the user's function on the parameters and a batch."""
@@ -195,8 +214,8 @@ def _guess(names: Sequence[str], known: Mapping[str, int]) -> dict[str, int]:
 
 
 def _names(static: Any) -> Sequence[str]:
-    if isinstance(static, str):
-        raise SignatureError(f"static is a list of names: write static=({static!r},)")
+    if not isinstance(static, (list, tuple, set, frozenset)):
+        raise SignatureError(f'static is a list of names such as ("seq",), or a mapping to sizes, not {static!r}')
     return tuple(static)
 
 

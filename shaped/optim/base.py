@@ -245,7 +245,12 @@ class FusedOptimizer(Optimizer, ABC):
             for u, admitted, scalars in ready:
                 if u.step is not None:
                     u.step.add_(1)
-                self._apply(u, u._lists, admitted, scalars)
+                try:
+                    self._apply(u, u._lists, admitted, scalars)
+                except BaseException:  # a kernel that does not launch: nothing moved, so nothing was counted
+                    if u.step is not None:
+                        u.step.sub_(1)
+                    raise
                 # torch's fused operators do not count versions; autograd then misses a stale saved tensor.
                 torch.autograd.graph.increment_version(u.params)
                 u.commit()

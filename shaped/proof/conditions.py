@@ -9,6 +9,7 @@ Each question of a trace ends as one of
 """
 
 import ast
+import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,12 +41,14 @@ class Condition:
     def names(self) -> tuple[str, ...]:
         """The dimension names it speaks of."""
         nodes = ast.walk(ast.parse(self.text, mode="eval"))
-        return tuple(dict.fromkeys(n.id for n in nodes if isinstance(n, ast.Name) and n.id not in ("max", "min")))
+        tree = list(nodes)
+        functions = {node.func.id for node in tree if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+        return tuple(dict.fromkeys(n.id for n in tree if isinstance(n, ast.Name) and n.id not in functions))
 
     def holds(self, sizes: Mapping[str, int]) -> bool:
         """Whether it is true at these sizes. The text is our own print of a size expression, never the user's code."""
         try:
-            return bool(eval(self._code, {"__builtins__": {}, "max": max, "min": min}, dict(sizes)))
+            return bool(eval(self._code, {"__builtins__": {}, "max": max, "min": min, "sqrt": math.sqrt}, dict(sizes)))
         except (ZeroDivisionError, NameError):  # a name: a function of sizes that we cannot evaluate, so not shown
             return False
 

@@ -46,7 +46,7 @@ def explain(error: Exception, setting: Setting, world: World, recorder: Recorder
         return _explain_result(error, name, recorder)
     call = recorder.call
     if isinstance(error, Mismatch) and not error.goal:
-        hint = "use the operation's form without _ at the end; for running statistics, put the module in eval()"
+        hint = "use an operation that makes a new tensor; for running statistics, put the module in eval()"
         return Unprovable(f"`{name}` cannot be one proved step: {error}.", source, Goal(hint=hint))
     if recorder.returned:
         said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

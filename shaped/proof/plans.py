@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,8 @@ from shaped.proof.symbolic import Plan, World
 from shaped.shapes import Dim
 
 # Sizes to try where a question must come out the other way; torch's own thresholds are small powers of two.
-_TRIED = (2, 3, 4, 5, 7, 8, 15, 24, 31, 63, 100, 127, 255, 500, 1000, 4000)
+# Far apart and without small relations first, so that no two sizes meet by accident.
+_TRIED = (53, 211, 1009, 4001, 15, 8, 7, 5, 4, 3, 2)
 
 
 def with_multiple(plan: Plan, multiple: tuple[str, str]) -> Plan:
@@ -42,14 +43,15 @@ def repairs(world: World, plan: Plan) -> list[Plan]:
 
 
 def hints_where(fact: Any, world: World, plan: Plan, wanted: Any) -> Mapping[str, int] | None:
-    """Hints that make a relation over one or two sizes true or false, the others left as they are; None if none do."""
+    """Hints that make a relation over sizes true or false, the others left as they are; None if none are found."""
     base = {plan.quotient(name): name for name in plan.multiples}
     names = {symbol: world.symbols[symbol] for symbol in fact.free_symbols if symbol in world.symbols}
-    if not 1 <= len(names) <= 2 or len(names) != len(fact.free_symbols):
+    if not names or len(names) != len(fact.free_symbols) or len(names) > len(_TRIED):
         return None
-    for sizes in itertools.product(_TRIED, repeat=len(names)):
+    grid = itertools.product(_TRIED, repeat=len(names)) if len(names) <= 2 else _staircases(len(names))
+    for sizes in grid:
         chosen = dict(zip(names, sizes, strict=True))
-        if fact.subs(chosen) == wanted:
+        if len(set(sizes)) == len(sizes) and fact.subs(chosen) == wanted:
             return {**plan.hints, **{base.get(names[s], names[s]): size for s, size in chosen.items()}}
     return None
 
@@ -69,6 +71,11 @@ def needed_multiple(world: World, plan: Plan) -> tuple[str, str] | None:
             if all(n in plan.hints or n in plan.constants for n in _names(under, world)):
                 return name, world.show(under)
     return None
+
+
+def _staircases(count: int) -> Iterator[tuple[int, ...]]:
+    """For many names, neighbours of the list only: all large, ..., all small."""
+    return (_TRIED[i : i + count] for i in range(len(_TRIED) - count + 1))
 
 
 def divisions(fact: Any) -> list[Any]:

@@ -11,7 +11,7 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from shaped.errors import Goal, ProofError, ShapedError, SignatureError, Unprovable, nearest
-from shaped.proof.branches import always, both_ways
+from shaped.proof.branches import always, other_branches, together
 from shaped.proof.conditions import Assumption, Condition, follows
 from shaped.proof.explain import explain
 from shaped.proof.plans import divisions, hints_where, needed_multiple, repairs, with_multiple
@@ -26,17 +26,21 @@ from shaped_kernels import adam_reference
 # so that the first trace mostly goes through. What a hint decided is always read back as a question.
 _HINT = 48
 _PRIMES = (5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107, 109)
-_ATTEMPTS = 8
+_ATTEMPTS = 8  # plans tried before a failure is believed
+_PAIRED = 6  # questions that are also answered the other way two at a time
+_SETS = 64  # sets of sizes of one tried when all at once fails
 
 
 class Search:
     """One search: what is traced, what is assumed, and which names are static."""
 
     def __init__(self, setting: Setting, assume: Sequence[str], static: Sequence[str] | Mapping[str, int]) -> None:
-        if isinstance(assume, str):
-            raise SignatureError(f"assume is a list of relations: write assume=({assume!r},)")
-        if isinstance(static, str):
-            raise SignatureError(f"static is a list of names: write static=({static!r},)")
+        if not isinstance(assume, (list, tuple)) or not all(isinstance(text, str) for text in assume):
+            raise SignatureError(f'assume is a list of relations such as ("seq <= context",), not {assume!r}')
+        if not isinstance(static, (list, tuple, set, frozenset, Mapping)) or not all(
+            isinstance(n, str) for n in static
+        ):
+            raise SignatureError(f'static is a list of names such as ("seq",), or a mapping to sizes, not {static!r}')
         self.setting = setting
         self.assumptions = tuple(Assumption.parse(text) for text in assume)
         self.names = _statement_order(setting)
@@ -48,12 +52,16 @@ class Search:
                 raise SignatureError(
                     f"`{name}` is no dimension of `{setting.signature.name}`{nearest(name, self.names)}"
                 )
+        for name, size in self.static.items():
+            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+                raise SignatureError(f"static: {name} = {size!r} is not a positive whole number")
+        _refuse_circles(self.assumptions)
 
     def proof(self) -> Proof:
         started = time.perf_counter()
         found, plan = self._trace(self._find_plan(self._initial_plan()))
         conditions = self._conditions(found, plan)
-        conditions += self._sizes_of_one(plan, conditions)
+        conditions += self._sizes_of_one(found, plan, conditions)
         self._check_follows(conditions)
         if self.assumptions:  # from which all that was found follows
             conditions = [assumption.condition for assumption in self.assumptions]
@@ -206,23 +214,31 @@ class Search:
             if name not in assumed
         ]
         seen: set[str] = set()
+        dropped: list[tuple[Condition, list[Plan]]] = []
         for question in found.questions:
             for fact in question.fact.args if isinstance(question.fact, sympy.And) else (question.fact,):
                 text = found.world.show(fact)
                 if text in seen or text in ("True", "False"):
                     continue
                 seen.add(text)
-                condition = self._condition(fact, text, question, found, plan)
-                if condition is not None and condition.text not in {c.text for c in conditions}:
+                if isinstance(fact, sympy.Eq) and not divisions(fact):
+                    raise self._needs_equality(fact, found, question)
+                condition = Condition(text, question.source)
+                branches = [] if always(fact) else other_branches(fact, found.world, plan, self._run)
+                if branches is None:
                     conditions.append(condition)
-        return conditions
+                elif branches:
+                    dropped.append((condition, branches))
+        return conditions + self._in_pairs(dropped, plan)
 
-    def _condition(self, fact: Any, text: str, question: Question, found: Trace, plan: Plan) -> Condition | None:
-        if isinstance(fact, sympy.Eq) and not divisions(fact):
-            raise self._needs_equality(fact, found, question)
-        if always(fact) or both_ways(fact, found.world, plan, self._run):
-            return None
-        return Condition(text, question.source)
+    def _in_pairs(self, dropped: Sequence[tuple[Condition, list[Plan]]], plan: Plan) -> list[Condition]:
+        """Two questions answered the other way at once; where that fails, the second stays a condition."""
+        kept: list[Condition] = []
+        for (_, first), (condition, second) in itertools.combinations(dropped[:_PAIRED], 2):
+            both = together(plan, first[0], second[0])
+            if condition not in kept and both is not None and not self._passes(both):
+                kept.append(condition)
+        return kept + [condition for condition, _ in dropped[_PAIRED:]]
 
     def _needs_equality(self, fact: Any, found: Trace, question: Question) -> ProofError:
         goal = found.world.show(fact).replace("==", "=")
@@ -244,23 +260,31 @@ class Search:
     def _passes(self, plan: Plan) -> bool:
         return self._run(plan) is not None
 
-    def _sizes_of_one(self, plan: Plan, conditions: Sequence[Condition]) -> list[Condition]:
-        """Size 1 traced apart: each symbol alone, then all at once. Where it fails, 2 is the least."""
-        symbols = list(World(self.names, plan).symbols.values())
-        lowered: list[Condition] = []
-        ones: dict[str, int] = {}
-        for name in symbols:
-            constants = self._with_ones(plan, conditions, {name})
-            if constants is None:
-                continue
-            if self._passes(replace(plan, constants={**plan.constants, **constants})):
-                ones[name] = 1
-            else:
-                lowered.append(Condition(f"{_bracketed(name)} >= 2"))
-        together = self._with_ones(plan, conditions, set(ones))
-        if len(ones) > 1 and together and not self._passes(replace(plan, constants={**plan.constants, **together})):
-            lowered.append(Condition(" or ".join(f"{_bracketed(name)} >= 2" for name in ones)))
-        return lowered
+    def _sizes_of_one(self, found: Trace, plan: Plan, conditions: Sequence[Condition]) -> list[Condition]:
+        """Size 1 traced apart: each symbol alone, then all at once; of a set of ones that fails, one is at least 2."""
+        symbols = list(found.world.symbols.values())
+        good = [name for name in symbols if self._passes_at_one(found, plan, conditions, (name,))]
+        failing: list[tuple[str, ...]] = [(name,) for name in symbols if name not in good]
+        if len(good) > 1 and not self._passes_at_one(found, plan, conditions, tuple(good)):
+            sets = itertools.chain.from_iterable(itertools.combinations(good, n) for n in range(2, len(good) + 1))
+            for ones in itertools.islice(sets, _SETS):
+                known = any(set(smaller) <= set(ones) for smaller in failing)
+                if not known and not self._passes_at_one(found, plan, conditions, ones):
+                    failing.append(ones)
+        return [Condition(" or ".join(f"{_bracketed(name)} >= 2" for name in ones)) for ones in failing]
+
+    def _passes_at_one(self, found: Trace, plan: Plan, conditions: Sequence[Condition], ones: Sequence[str]) -> bool:
+        """Whether the program is well-shaped there; where a condition excludes it, there is nothing to show."""
+        constants = self._with_ones(plan, conditions, set(ones))
+        if constants is None:
+            return True
+        at_one = replace(plan, constants={**plan.constants, **constants})
+        world = self._run(at_one)
+        if world is None:
+            return False
+        known = {found.world.show(question.fact) for question in found.questions}
+        new = [question.fact for question in world.env.asked if world.show(question.fact) not in known]
+        return all(always(fact) or other_branches(fact, world, at_one, self._run) is not None for fact in new)
 
     def _with_ones(self, plan: Plan, conditions: Sequence[Condition], names: set[str]) -> dict[str, int] | None:
         """Constants that put these symbols to 1 and, where a condition forces it (seq <= context), others with them."""
@@ -334,6 +358,26 @@ class Search:
             if value.shape != p.shape or value.dtype != dtype:
                 raise AssertionError(f"the update changes the signature of {entry.path}")
         return count_operations(graph)
+
+
+def _refuse_circles(assumptions: Sequence[Assumption]) -> None:
+    """`a == b` and `b == a + 1` define each other, which no substitution can follow."""
+    defined: dict[str, tuple[str, ...]] = {}
+    for assumption in assumptions:
+        if assumption.definition is None:
+            continue
+        name, dim = assumption.definition
+        waiting, reached = list(dim.names), set[str]()
+        while waiting:
+            inner = waiting.pop()
+            if inner == name or name in defined:
+                raise SignatureError(
+                    f"assume: `{assumption.condition.text}` defines `{name}` by itself or a second time"
+                )
+            if inner not in reached:
+                reached.add(inner)
+                waiting.extend(defined.get(inner, ()))
+        defined[name] = dim.names
 
 
 def _statement_order(setting: Setting) -> tuple[str, ...]:

@@ -164,7 +164,7 @@ class World:
 
     def _specialised(self, expression: sympy.Basic, place: Place | None) -> Unprovable:
         size = self.show(expression)
-        names = sorted(Dim.parse(size).names)
+        names = sorted({name for s in expression.free_symbols for name in self._names(s)})
         static = ", ".join(f'"{name}"' for name in names)
         return Unprovable(
             f"`{size}` is used as a plain number here, so this holds for one size only.",
@@ -173,6 +173,11 @@ class World:
                 hint=f"declare it: static=({static},) proves each size of it as it comes; or keep to tensor operations"
             ),
         )
+
+    def _names(self, symbol: Any) -> tuple[str, ...]:
+        """The dimension names behind a symbol: its own, or those of a quotient `dim//heads`."""
+        name = self.symbols.get(symbol)
+        return Dim.parse(name).names if name else ()
 
     def show(self, value: Any) -> str:
         """A size in the user's names: `4*dim`, `seq - 1`, `dim//heads`."""
@@ -215,6 +220,10 @@ def _python(e: Any) -> str:
         return f"{_factor(e.args[0])}//{_factor(e.args[1])}"
     if kind.__name__ in ("Mod", "PythonMod"):
         return f"{_factor(e.args[0])} % {_factor(e.args[1])}"
+    if kind.__name__ in ("ToFloat", "OpaqueUnaryFn_sqrt"):
+        return _python(e.args[0]) if kind.__name__ == "ToFloat" else f"sqrt({_python(e.args[0])})"
+    if isinstance(e, sympy.Float):
+        return f"{float(e):g}"
     if kind.__name__ in ("Max", "Min"):
         return f"{kind.__name__.lower()}({', '.join(map(_python, e.args))})"
     if isinstance(e, sympy.Mul):
@@ -248,15 +257,14 @@ def tracing() -> Iterator[None]:
 
     The Python dispatcher keeps composite operations (matmul) from reading symbolic sizes as numbers in C++.
     """
-    sqrt = math.sqrt
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     with _PATCHED, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        level = logger.level
+        level, sqrt = logger.level, math.sqrt
         logger.setLevel(logging.CRITICAL)
         math.sqrt = lambda x: torch.sym_sqrt(x) if isinstance(x, torch.SymInt | torch.SymFloat) else sqrt(x)
         try:
-            with enable_python_dispatcher():
+            with enable_python_dispatcher(), torch.inference_mode(False), torch.enable_grad():
                 yield
         finally:
             math.sqrt = sqrt

@@ -97,6 +97,8 @@ class Recorder(TorchFunctionMode):
         if name in _ONE_DTYPE and len(set(dtypes)) > 1 and not torch.is_autocast_enabled(operands[0].device.type):
             first, other = dtypes[0], next(dtype for dtype in dtypes if dtype != dtypes[0])
             raise Mismatch(f"{first} = {other}", f"{name} needs operands of one dtype, got {' and '.join(dtypes)}")
+        if name == "as_strided":
+            raise Mismatch("", "as_strided reads storage whatever the shape, so nothing is shown of it")
         if name in ("cross_entropy", "nll_loss") and len(operands) > 1:
             target = operands[1].dtype
             if not (target.is_floating_point or target in (torch.int64, torch.uint8)):
@@ -145,7 +147,7 @@ def trace(setting: Setting, world: World, recorder: Recorder) -> Trace:
         if tensor._version != version
     ]
     if changed:
-        raise Mismatch("", f"the program writes into {', '.join(changed)}, which a proved step cannot carry")
+        raise Mismatch("", f"the program writes into {', '.join(changed)}")
     return Trace(graph, recorder.steps, world.env.asked, world, missing)
 
 
@@ -179,10 +181,13 @@ def check_result(actual: Any, declared: TensorSpec, world: World, own: dict[str,
     if actual.dim() != len(declared.dims):
         raise ResultMismatch(shown, wanted, f"{shown} = {declared}", hint)
     for dim, size in zip(declared.dims, actual.shape, strict=True):
-        unknown = [name for name in dim.names if name not in world.values]
-        if unknown and dim.is_name:
+        if dim.is_name and dim.text not in world.values:
             own.setdefault(dim.text, size)
-        expected = dim.evaluate({**world.values, **own}) if not set(unknown) - set(own) else size
+        unknown = [name for name in dim.names if name not in world.values and name not in own]
+        if unknown:
+            hint = f"`{unknown[0]}` is no dimension of the arguments, and an expression does not fix it: name the axis"
+            raise ResultMismatch(shown, wanted, f"{world.show(size)} = {dim}", hint)
+        expected = dim.evaluate({**world.values, **own})
         if not same_size(expected, size):
             raise ResultMismatch(shown, wanted, f"{world.show(size)} = {dim}", "")
     if actual.dtype not in declared.dtypes:

@@ -226,7 +226,9 @@ def test_a_condition_follows_from_a_stronger_assumption():
     [
         (("dim",), 'assume: `dim` is not one comparison; write for example "dim % heads == 0" or "seq <= context"'),
         (("contxt >= seq",), "`contxt` is no dimension of `gpt_loss`; did you mean `context`?"),
-        ("seq <= context", "assume is a list of relations: write assume=('seq <= context',)"),
+        ("seq <= context", "assume is a list of relations such as (\"seq <= context\",), not 'seq <= context'"),
+        (("dim == dim",), "assume: `dim == dim` defines `dim` by itself or a second time"),
+        (("dim == vocab", "vocab == dim"), "assume: `vocab == dim` defines `vocab` by itself or a second time"),
     ],
 )
 def test_an_assumption_that_cannot_be_read_is_a_signature_error(assume, message):

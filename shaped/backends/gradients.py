@@ -1,0 +1,41 @@
+"""What is done to gradients before an update, on both backends: is everything finite, and clipping by global norm."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def all_finite(tensors: Sequence[Tensor]) -> bool:
+    """Whether every element is finite; waits for the device once if so."""
+    norms = torch._foreach_norm(list(tensors))  # 5 us for a small network, where isfinite takes 33
+    if math.isfinite(sum(norm.item() for norm in norms) if norms[0].device.type == "cpu" else _total(norms)):
+        return True
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)  # a norm may overflow where no element does
+
+
+def _total(norms: Sequence[Tensor]) -> float:
+    return torch.stack([norm.double() for norm in norms]).sum().item()
+
+
+def finite_flag(loss: Tensor, gradients: Sequence[Tensor]) -> Tensor:
+    """The same as a 0-dim bool tensor, for a traced step.
+
+    Spelled with isfinite: of `gradient * 0` and its like, Inductor's constant folding makes 0.
+    """
+    verdict = torch.isfinite(loss)
+    for gradient in gradients:
+        verdict = verdict & torch.isfinite(gradient).all()
+    return verdict
+
+
+def clipped(gradients: Sequence[Tensor], max_norm: float) -> list[Tensor]:
+    """Gradients scaled to a global 2-norm of at most `max_norm`, as `torch.nn.utils.clip_grad_norm_` scales them.
+
+    The norm is taken in float64 if a gradient is, else in float32.
+    """
+    wide = torch.float64 if any(gradient.dtype == torch.float64 for gradient in gradients) else torch.float32
+    norms = [torch.linalg.vector_norm(gradient, dtype=wide) for gradient in gradients]
+    factor = torch.clamp(max_norm / (torch.linalg.vector_norm(torch.stack(norms)) + 1e-6), max=1.0)
+    return [gradient * factor.to(gradient.dtype) for gradient in gradients]
