@@ -303,6 +303,54 @@ def test_names_that_only_the_result_uses_are_fixed_by_it():
     assert prove(flat).conditions == ()
 
 
+def widened(x: Float[Tensor, "a 4*b"]) -> Float[Tensor, "a*b 4"]:
+    return 2 * x.view(-1, 4)
+
+
+def joined(x: Float[Tensor, " b-1"], y: Float[Tensor, " b-1"]) -> Float[Tensor, "2*b-2"]:  # fmt: skip
+    return torch.cat([x, y])
+
+
+def test_axes_may_be_declared_as_expressions_only():
+    assert prove(widened).conditions == ()
+    assert prove(joined).conditions == ()
+
+
+def test_a_result_expression_over_an_unknown_name_is_refused():
+    def doubled(x: Float[Tensor, " n"]) -> Float[Tensor, "2*k"]:
+        return x * 2
+
+    with pytest.raises(ProofError, match="`k` is no dimension of the arguments"):
+        prove(doubled)
+
+
+def test_a_branch_on_one_size_that_asks_for_more_stays_a_condition():
+    def special(x: Float[Tensor, "n m"], y: Float[Tensor, " k"]) -> Float[Tensor, "n m"]:
+        return x * y[4] if x.shape[1] == 3 else x
+
+    def thousand(x: Float[Tensor, "n m"]) -> Float[Tensor, " n"]:
+        return x.sum(0) if x.shape[0] == 1000 else x.sum(1)
+
+    assert prove(special).conditions == ("m != 3",)
+    assert prove(thousand).conditions == ("n != 1000",)
+
+
+def test_two_branches_taken_at_once_are_tried_too():
+    def crossed(x: Float[Tensor, "a b"]) -> Float[Tensor, "a b"]:
+        left = torch.zeros(1) if x.shape[0] > 100 else torch.zeros(3)
+        right = torch.zeros(1) if x.shape[1] > 100 else torch.zeros(4)
+        return x + (left + right).sum()
+
+    assert prove(crossed).conditions == ("b > 100",)
+
+
+def test_of_a_set_of_ones_that_fails_one_must_be_larger():
+    def unsqueezed(x: Float[Tensor, "a b c"]) -> Float[Tensor, "a*b c"]:
+        return x.flatten(0, 1).squeeze(0)
+
+    assert "a >= 2 or b >= 2" in prove(unsqueezed).conditions
+
+
 def test_one_size_of_a_result_name_must_fit_everywhere():
     def square(x: Float[Tensor, "batch rows columns"]) -> Float[Tensor, "n n"]:
         return x.sum(0)
