@@ -2,7 +2,6 @@
 
 Each dimension name gets its own symbol with its own hint, so `hidden == pixels` is never true by accident. Every
 question that torch or the user's Python asks about sizes goes through `_Questions.evaluate_expr`: it reads guards.
-Nothing else in this library touches torch's symbolic shapes.
 """
 
 import logging
