@@ -11,13 +11,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from shaped.backends import BACKENDS, Backend, Executors, Program, all_finite, clipped
-from shaped.errors import NonFiniteError, StateError, listing
-from shaped.optim import SGD, Adam, AdamW, FusedOptimizer
+from shaped.errors import NonFiniteError, listing
+from shaped.optim import FusedOptimizer
 from shaped.params import ParamList
 from shaped.proof import Proof
-from shaped.shapes import describe
-
-_FORMAT = 1
+from shaped.state import PATHS, TrainingState
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,7 @@ class ScalarTrainer:
         self._max_executors, self._max_norm = max_executors, max_norm
         self._nonfinite = nonfinite
         self._accumulate = accumulate
-        self._shared = _Shared(program, optimizer)
+        self._shared = TrainingState(program, optimizer)
         self._backend: Backend = BACKENDS[backend](program, max_executors, max_norm)
         self._shared.backends[backend] = self._backend
 
@@ -189,7 +187,7 @@ class ScalarTrainer:
             ShapeError: The batch breaks the signature. NonFiniteError: The loss or a gradient is not finite.
             ValueError: `lr` is negative or not finite. Nothing has changed in any of these cases.
         """
-        return self._update("sgd", SGD, inputs, lr, {})
+        return self._update("sgd", inputs, lr, {})
 
     def adam_step(
         self, *inputs: Tensor, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
@@ -211,7 +209,7 @@ class ScalarTrainer:
 
         Source: Kingma & Ba 2015, arXiv:1412.6980, as torch.optim.Adam computes it.
         """
-        return self._update("adam", Adam, inputs, lr, {"betas": _pair(betas), "eps": _number("eps", eps)})
+        return self._update("adam", inputs, lr, {"betas": _pair(betas), "eps": _number("eps", eps)})
 
     def adamw_step(
         self,
@@ -248,7 +246,7 @@ class ScalarTrainer:
             "eps": _number("eps", eps),
             "weight_decay": _number("weight_decay", weight_decay),
         }
-        return self._update("adamw", AdamW, inputs, lr, fixed)
+        return self._update("adamw", inputs, lr, fixed)
 
     def train_step(self, *inputs: Tensor) -> Float[Tensor, ""]:
         """Take one step with the optimizer given at construction; its groups say lr and all else at each call.
@@ -260,14 +258,12 @@ class ScalarTrainer:
             raise ValueError("train_step needs an optimizer: ScalarTrainer(..., optimizer=shaped.optim.AdamW(params))")
         return self._take(self._shared.optimizer, inputs)
 
-    def _update(
-        self, path: str, cls: type[Any], inputs: Sequence[Tensor], lr: float, fixed: dict[str, Any]
-    ) -> Float[Tensor, ""]:
+    def _update(self, path: str, inputs: Sequence[Tensor], lr: float, fixed: dict[str, Any]) -> Float[Tensor, ""]:
         lr = _number("lr", lr)
         optimizer = self._shared.paths.get(path)
         new = optimizer is None
         if optimizer is None:
-            optimizer = cast(FusedOptimizer, cls(self._program.used_tensors, lr=lr, **fixed))
+            optimizer = cast(FusedOptimizer, PATHS[path](self._program.used_tensors, lr=lr, **fixed))
         group = optimizer.param_groups[0]
         for name, value in fixed.items():
             if tuple(_flat(group[name])) != tuple(_flat(value)):
@@ -364,17 +360,7 @@ class ScalarTrainer:
 
         Tensors are copies. Gradients that wait for `accumulate` are not part of it: save after an update.
         """
-        return {
-            "format": _FORMAT,
-            "signature": {entry.path: entry.spec.quoted for entry in self.params.entries},
-            "params": {n: t.detach().clone() for n, t in zip(self.params.names, self.params, strict=True)},
-            "optimizers": {
-                path: {"class": type(o).__name__, "state": copy.deepcopy(o.state_dict())}
-                for path, o in self._shared.optimizers().items()
-            },
-            "steps": self.steps,
-            "skipped": self.skipped,
-        }
+        return self._shared.pack()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state, all or nothing.
@@ -382,114 +368,13 @@ class ScalarTrainer:
         Raises:
             StateError: It does not fit; every difference is listed and nothing has changed.
         """
-        if not isinstance(state, Mapping):
-            raise StateError(f"a state dict is a mapping, not a {type(state).__name__}")
-        wrong = _malformed(state) or self._differences(state)
-        if wrong:
-            raise StateError("the state dict does not fit this trainer.\n  " + "\n  ".join(wrong))
-        loaded = {path: self._loaded(path, saved) for path, saved in state["optimizers"].items()}
-        self.params.set_values([state["params"][name] for name in self.params.names])
-        shared = self._shared
-        if "train" in loaded and shared.optimizer is not None:
-            shared.optimizer.load_state_dict(state["optimizers"]["train"]["state"])
-        shared.paths = {path: optimizer for path, optimizer in loaded.items() if path != "train"}
-        shared.steps, shared.skipped = state["steps"], state["skipped"]
-        shared.sums, shared.waiting = None, 0
-
-    def _differences(self, state: Mapping[str, Any]) -> list[str]:
-        wrong = [] if state["format"] == _FORMAT else [f"format is {state['format']!r}, this version reads {_FORMAT}"]
-        mine = {entry.path: entry.spec.quoted for entry in self.params.entries}
-        tensors = dict(zip(self.params.names, self.params, strict=True))
-        wrong += [f"{name}: missing" for name in mine if name not in state["params"]]
-        wrong += [f"{name}: unknown" for name in state["params"] if name not in mine]
-        for name, tensor in tensors.items():
-            saved, spec = state["params"].get(name), state["signature"].get(name)
-            if spec is not None and spec != mine[name]:
-                wrong.append(f"{name}: declared {spec} there, {mine[name]} here")
-            if saved is not None and not isinstance(saved, Tensor):
-                wrong.append(f"{name}: a {type(saved).__name__}, not a tensor")
-            elif saved is not None and (saved.shape != tensor.shape or saved.dtype != tensor.dtype):
-                wrong.append(f"{name}: {describe(saved)} there, {describe(tensor)} here")
-        if self._shared.optimizer is not None and "train" not in state["optimizers"]:
-            wrong.append("it has no state for train_step, and this trainer was given an optimizer for it")
-        for path, saved in state["optimizers"].items():
-            if not isinstance(saved, Mapping) or not {"class", "state"} <= set(saved):
-                wrong.append(f"optimizer `{path}`: it lacks `class` or `state`")
-            elif path in _PATHS and saved["class"] != _PATHS[path].__name__:
-                wrong.append(f"optimizer `{path}`: its class is {saved['class']}, not {_PATHS[path].__name__}")
-            elif path not in (*_PATHS, "train"):
-                wrong.append(f"optimizer `{path}`: unknown")
-            elif path == "train" and self._shared.optimizer is None:
-                wrong.append(f"it has an optimizer for train_step ({saved['class']}), and this trainer was given none")
-            elif path == "train" and type(self._shared.optimizer).__name__ != saved["class"]:
-                wrong.append(f"train_step used {saved['class']} there, {type(self._shared.optimizer).__name__} here")
-        return wrong
-
-    def _loaded(self, path: str, saved: Mapping[str, Any]) -> FusedOptimizer:
-        """A new optimizer with the saved state, so that a fault in it leaves ours as it was."""
-        try:
-            if path == "train":
-                assert self._shared.optimizer is not None
-                made = copy.copy(self._shared.optimizer)
-                made.param_groups = [dict(group) for group in made.param_groups]
-                made.state = copy.copy(made.state)
-            else:
-                made = cast(FusedOptimizer, _PATHS[path](self._program.used_tensors))
-            made.load_state_dict(saved["state"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StateError(f"the state of optimizer `{path}` does not fit: {error}") from None
-        return made
+        self._shared.load(state)
 
     def __repr__(self) -> str:
         return f"ScalarTrainer({self.proof.setting.signature}, backend={self.backend!r}, {self.steps} steps)"
 
 
-def _malformed(state: Mapping[str, Any]) -> list[str]:
-    """What keeps a mapping from being a state dict at all."""
-    mappings = ("signature", "params", "optimizers")
-    wrong = []
-    for key in (*mappings, "format", "steps", "skipped"):
-        kind: type = Mapping if key in mappings else int
-        if key not in state:
-            wrong.append(f"{key}: missing")
-        elif not isinstance(state[key], kind):
-            wrong.append(f"{key}: a {type(state[key]).__name__}")
-        elif kind is int and state[key] < 0:
-            wrong.append(f"{key} = {state[key]} is negative")
-    return wrong
-
-
 _NAMES: tuple[Literal["eager", "compiled"], ...] = ("eager", "compiled")
-_PATHS: Mapping[str, type[Any]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
-
-
-class _Shared:
-    """What trainers on two backends have in common."""
-
-    def __init__(self, program: Program, optimizer: FusedOptimizer | None) -> None:
-        self.program = program
-        self.optimizer = optimizer
-        self.paths: dict[str, FusedOptimizer] = {}  # "adamw" and its like, made by the first step that uses them
-        self.steps = 0
-        self.skipped = 0
-        self.sums: list[Tensor] | None = None
-        self.waiting = 0
-        self.waiting_for: FusedOptimizer | None = None
-        self.backends: dict[str, Backend] = {}  # by name, so that going back and forth compiles nothing again
-        if optimizer is not None:
-            if not isinstance(cast(object, optimizer), FusedOptimizer):
-                given = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
-                raise ValueError(f"optimizer is a {given}; use SGD, Adam or AdamW of shaped.optim")
-            mine = {id(p) for p in program.tensors}
-            theirs = [p for group in optimizer.param_groups for p in group["params"]]
-            absent = [name for name, p in zip(program.params.names, program.tensors, strict=True)
-                      if p.requires_grad and id(p) not in {id(q) for q in theirs}]  # fmt: skip
-            if absent or any(id(p) not in mine for p in theirs):
-                what = f"{listing(absent)} not in it" if absent else "it has tensors that are not parameters here"
-                raise ValueError(f"the optimizer was made for other parameters: {what}; make it as AdamW(params)")
-
-    def optimizers(self) -> dict[str, FusedOptimizer]:
-        return {**self.paths, **({"train": self.optimizer} if self.optimizer is not None else {})}
 
 
 def _is_number(value: Any) -> bool:

@@ -93,6 +93,22 @@ def test_ten_steps_are_those_of_torch_optim(backend, dtype, rule):
         torch.testing.assert_close(mine, theirs, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
 
+@pytest.mark.gpu
+@both
+@pytest.mark.parametrize("rule", RULES)
+def test_ten_steps_on_a_gpu_are_those_of_torch_optim(backend, rule):
+    params = mlp(device="cuda")
+    trainer = ScalarTrainer(mlp_loss, params, backend=backend, max_norm=0.5)
+    step, oracle = RULES[rule]
+    plain = Plain(params, oracle)
+
+    for seed in range(10):
+        x, y = (tensor.cuda() for tensor in batch(seed=seed))
+        torch.testing.assert_close(step(trainer, x, y), plain.step(x, y, max_norm=0.5), rtol=1e-5, atol=1e-5)
+    for mine, theirs in zip(trainer.params, plain.params, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.smoke
 @both
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -3,8 +3,8 @@
 from shaped.proof.conditions import Condition as Condition
 from shaped.proof.proof import Proof as Proof
 from shaped.proof.proof import forward_graph as forward_graph
-from shaped.proof.proof import prove as prove
-from shaped.proof.proof import prove_setting as prove_setting
+from shaped.proof.proving import prove as prove
+from shaped.proof.proving import prove_setting as prove_setting
 from shaped.proof.setting import Setting as Setting
 from shaped.proof.setting import Step as Step
 from shaped.proof.setting import expect as expect

@@ -1,16 +1,13 @@
 """The checked statement, its derivation, and the graph that it is about."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-import torch
 from torch.fx import Graph, GraphModule, Node
 
 from shaped.errors import ShapeError
 from shaped.proof.conditions import Condition
 from shaped.proof.setting import Setting, Step
-from shaped.shapes import read_signature
 
 # Nodes that compute nothing: they name, alias or measure a tensor.
 _BOOKKEEPING = ("detach", "alias", "sym_", "getitem", "lift_fresh", "_assert")
@@ -118,43 +115,6 @@ class Proof:
         if any(notes):
             lines.append(f"here         {'; '.join(filter(None, notes))}")
         return "\n".join(lines)
-
-
-def prove(fn: Callable[..., Any], assume: Sequence[str] = (), static: Sequence[str] | Mapping[str, int] = ()) -> Proof:
-    """Prove that an annotated function is well-shaped for all sizes of its dimension names.
-
-    If it returns one scalar and takes a ParamList, it is a loss: its gradients and an AdamW update are part of the
-    proof.
-
-    Args:
-        fn: Any function whose tensors are annotated (`Float[Tensor, "batch pixels"]`) or gathered in a ParamList.
-        assume: Relations between sizes to take as given: `("dim % heads == 0", "seq <= context")`. With any, a
-            condition that does not follow from them is an error.
-        static: Names to prove at one size each, because the program loops or branches over them; a mapping gives the
-            sizes, and the statement says which were used.
-
-    Returns:
-        The Proof; print it.
-
-    Raises:
-        ProofError: Refuted: some sizes break it. Shows the line, the goal, the hypotheses and such sizes.
-        Unprovable: It depends on data, or on a loop over a size. Says what to declare.
-        SignatureError: An annotation or an assumption cannot be read.
-    """
-    signature = read_signature(fn)
-    structured = [argument.structure is not None for argument in signature.arguments for _ in argument.entries]
-    dtypes = tuple(entry.spec.default_dtype() for entry in signature.entries)
-    mask = tuple(s and dtype.is_floating_point for s, dtype in zip(structured, dtypes, strict=True))
-    return prove_setting(Setting(signature, dtypes, mask, torch.device("cpu")), assume, static)
-
-
-def prove_setting(
-    setting: Setting, assume: Sequence[str] = (), static: Sequence[str] | Mapping[str, int] = ()
-) -> Proof:
-    """Prove a function at given dtypes, device and gradient mask. The rest is as for `prove`."""
-    from shaped.proof.search import Search  # brings sympy and the tracer: a second that `import shaped` need not take
-
-    return Search(setting, assume, static).proof()
 
 
 def forward_graph(graph: GraphModule, results: int = 1) -> GraphModule:

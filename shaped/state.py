@@ -1,0 +1,138 @@
+"""What a run consists of besides its parameters: optimizers, counts, waiting gradients; saved and loaded whole.
+
+Trainers on two backends share one. A state dict is plain: tensors, numbers, strings, lists and mappings.
+"""
+
+import copy
+from collections.abc import Mapping
+from typing import Any, cast
+
+from torch import Tensor
+
+from shaped.backends import Backend, Program
+from shaped.errors import StateError, listing
+from shaped.optim import SGD, Adam, AdamW, FusedOptimizer
+from shaped.shapes import describe
+
+PATHS: Mapping[str, type[Any]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}  # update paths and their optimizers
+_FORMAT = 1
+
+
+class TrainingState:
+    """Optimizers by update path, steps taken, gradients that wait, and the backends made so far."""
+
+    def __init__(self, program: Program, optimizer: FusedOptimizer | None) -> None:
+        self.program = program
+        self.optimizer = optimizer
+        self.paths: dict[str, FusedOptimizer] = {}  # "adamw" and its like, made by the first step that uses them
+        self.steps = 0
+        self.skipped = 0
+        self.sums: list[Tensor] | None = None
+        self.waiting = 0
+        self.waiting_for: FusedOptimizer | None = None
+        self.backends: dict[str, Backend] = {}  # by name, so that going back and forth compiles nothing again
+        if optimizer is not None:
+            if not isinstance(cast(object, optimizer), FusedOptimizer):
+                given = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
+                raise ValueError(f"optimizer is a {given}; use SGD, Adam or AdamW of shaped.optim")
+            mine = {id(p) for p in program.tensors}
+            theirs = [p for group in optimizer.param_groups for p in group["params"]]
+            absent = [name for name, p in zip(program.params.names, program.tensors, strict=True)
+                      if p.requires_grad and id(p) not in {id(q) for q in theirs}]  # fmt: skip
+            if absent or any(id(p) not in mine for p in theirs):
+                what = f"{listing(absent)} not in it" if absent else "it has tensors that are not parameters here"
+                raise ValueError(f"the optimizer was made for other parameters: {what}; make it as AdamW(params)")
+
+    def optimizers(self) -> dict[str, FusedOptimizer]:
+        """Every optimizer by path; the one of `train_step` is `train`."""
+        return {**self.paths, **({"train": self.optimizer} if self.optimizer is not None else {})}
+
+    def pack(self) -> dict[str, Any]:
+        """Everything as a state dict; tensors are copies."""
+        return {
+            "format": _FORMAT,
+            "signature": {entry.path: entry.spec.quoted for entry in self.program.params.entries},
+            "params": {
+                n: t.detach().clone() for n, t in zip(self.program.params.names, self.program.params, strict=True)
+            },
+            "optimizers": {
+                path: {"class": type(o).__name__, "state": copy.deepcopy(o.state_dict())}
+                for path, o in self.optimizers().items()
+            },
+            "steps": self.steps,
+            "skipped": self.skipped,
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take over a state dict, all or nothing; StateError lists every difference."""
+        if not isinstance(state, Mapping):
+            raise StateError(f"a state dict is a mapping, not a {type(state).__name__}")
+        wrong = _malformed(state) or self._differences(state)
+        if wrong:
+            raise StateError("the state dict does not fit this trainer.\n  " + "\n  ".join(wrong))
+        loaded = {path: self._loaded(path, saved) for path, saved in state["optimizers"].items()}
+        self.program.params.set_values([state["params"][name] for name in self.program.params.names])
+        if "train" in loaded and self.optimizer is not None:
+            self.optimizer.load_state_dict(state["optimizers"]["train"]["state"])
+        self.paths = {path: optimizer for path, optimizer in loaded.items() if path != "train"}
+        self.steps, self.skipped = state["steps"], state["skipped"]
+        self.sums, self.waiting = None, 0
+
+    def _differences(self, state: Mapping[str, Any]) -> list[str]:
+        wrong = [] if state["format"] == _FORMAT else [f"format is {state['format']!r}, this version reads {_FORMAT}"]
+        mine = {entry.path: entry.spec.quoted for entry in self.program.params.entries}
+        tensors = dict(zip(self.program.params.names, self.program.params, strict=True))
+        wrong += [f"{name}: missing" for name in mine if name not in state["params"]]
+        wrong += [f"{name}: unknown" for name in state["params"] if name not in mine]
+        for name, tensor in tensors.items():
+            saved, spec = state["params"].get(name), state["signature"].get(name)
+            if spec is not None and spec != mine[name]:
+                wrong.append(f"{name}: declared {spec} there, {mine[name]} here")
+            if saved is not None and not isinstance(saved, Tensor):
+                wrong.append(f"{name}: a {type(saved).__name__}, not a tensor")
+            elif saved is not None and (saved.shape != tensor.shape or saved.dtype != tensor.dtype):
+                wrong.append(f"{name}: {describe(saved)} there, {describe(tensor)} here")
+        if self.optimizer is not None and "train" not in state["optimizers"]:
+            wrong.append("it has no state for train_step, and this trainer was given an optimizer for it")
+        for path, saved in state["optimizers"].items():
+            if not isinstance(saved, Mapping) or not {"class", "state"} <= set(saved):
+                wrong.append(f"optimizer `{path}`: it lacks `class` or `state`")
+            elif path in PATHS and saved["class"] != PATHS[path].__name__:
+                wrong.append(f"optimizer `{path}`: its class is {saved['class']}, not {PATHS[path].__name__}")
+            elif path not in (*PATHS, "train"):
+                wrong.append(f"optimizer `{path}`: unknown")
+            elif path == "train" and self.optimizer is None:
+                wrong.append(f"it has an optimizer for train_step ({saved['class']}), and this trainer was given none")
+            elif path == "train" and type(self.optimizer).__name__ != saved["class"]:
+                wrong.append(f"train_step used {saved['class']} there, {type(self.optimizer).__name__} here")
+        return wrong
+
+    def _loaded(self, path: str, saved: Mapping[str, Any]) -> FusedOptimizer:
+        """A new optimizer with the saved state, so that a fault in it leaves ours as it was."""
+        try:
+            if path == "train":
+                assert self.optimizer is not None
+                made = copy.copy(self.optimizer)
+                made.param_groups = [dict(group) for group in made.param_groups]
+                made.state = copy.copy(made.state)
+            else:
+                made = cast(FusedOptimizer, PATHS[path](self.program.used_tensors))
+            made.load_state_dict(saved["state"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StateError(f"the state of optimizer `{path}` does not fit: {error}") from None
+        return made
+
+
+def _malformed(state: Mapping[str, Any]) -> list[str]:
+    """What keeps a mapping from being a state dict at all."""
+    mappings = ("signature", "params", "optimizers")
+    wrong = []
+    for key in (*mappings, "format", "steps", "skipped"):
+        kind: type = Mapping if key in mappings else int
+        if key not in state:
+            wrong.append(f"{key}: missing")
+        elif not isinstance(state[key], kind):
+            wrong.append(f"{key}: a {type(state[key]).__name__}")
+        elif kind is int and state[key] < 0:
+            wrong.append(f"{key} = {state[key]} is negative")
+    return wrong
