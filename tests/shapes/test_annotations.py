@@ -21,7 +21,7 @@ DTYPES = sorted(
 )
 
 
-@pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
+@pytest.mark.filterwarnings("ignore:.* support is experimental")
 @pytest.mark.parametrize("name", DTYPES)
 def test_every_dtype_class_admits_the_torch_dtypes_that_jaxtyping_lets_through(name: str) -> None:
     kind = getattr(jaxtyping, name)
