@@ -12,7 +12,7 @@ from typing import Any
 
 import sympy
 
-from shaped.proof.plans import hints_where
+from shaped.proof.plans import hints_where, value_at
 from shaped.proof.symbolic import Plan, World
 from shaped.shapes import Dim
 
@@ -140,7 +140,8 @@ def _solutions(fact: Any, world: World) -> Iterator[dict[str, int]]:
     bounds = [f for f in asked if len(f.free_symbols) == 1 and isinstance(f, sympy.Le | sympy.Lt | sympy.Ge | sympy.Gt)]
     for sizes in itertools.product(range(2, _SEARCHED), repeat=len(symbols)):
         chosen = dict(zip(symbols, sizes, strict=True))
-        if fact.subs(chosen) == sympy.false and not any(bound.subs(chosen) == sympy.false for bound in bounds):
+        within = all(value_at(bound, chosen) != sympy.false for bound in bounds)
+        if within and value_at(fact, chosen) == sympy.false:
             yield {world.symbols[symbol]: size for symbol, size in zip(symbols, sizes, strict=True)}
 
 

@@ -51,7 +51,7 @@ def hints_where(fact: Any, world: World, plan: Plan, wanted: Any) -> Mapping[str
     grid = itertools.product(_TRIED, repeat=len(names)) if len(names) <= 2 else _staircases(len(names))
     for sizes in grid:
         chosen = dict(zip(names, sizes, strict=True))
-        if len(set(sizes)) == len(sizes) and fact.subs(chosen) == wanted:
+        if len(set(sizes)) == len(sizes) and value_at(fact, chosen) == wanted:
             return {**plan.hints, **{base.get(names[s], names[s]): size for s, size in chosen.items()}}
     return None
 
@@ -71,6 +71,14 @@ def needed_multiple(world: World, plan: Plan) -> tuple[str, str] | None:
             if all(n in plan.hints or n in plan.constants for n in _names(under, world)):
                 return name, world.show(under)
     return None
+
+
+def value_at(fact: Any, sizes: Mapping[Any, int]) -> Any:
+    """A relation at some sizes: sympy's true or false; None where it divides by zero there."""
+    try:
+        return fact.subs(sizes)
+    except ZeroDivisionError:
+        return None
 
 
 def _staircases(count: int) -> Iterator[tuple[int, ...]]:

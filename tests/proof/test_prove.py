@@ -311,6 +311,13 @@ def joined(x: Float[Tensor, " b-1"], y: Float[Tensor, " b-1"]) -> Float[Tensor, 
     return torch.cat([x, y])
 
 
+def test_a_question_that_divides_by_zero_somewhere_is_still_read():
+    def windows(x: Float[Tensor, "n t"]) -> Float[Tensor, "n t//4"]:
+        return x[:, : x.shape[1] - x.shape[1] % 4].reshape(x.shape[0], -1, 4).mean(-1)
+
+    assert prove(windows).conditions == ("t % 4 == 0",)
+
+
 def test_axes_may_be_declared_as_expressions_only():
     assert prove(widened).conditions == ()
     assert prove(joined).conditions == ()
