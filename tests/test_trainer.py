@@ -726,6 +726,16 @@ def test_new_storage_is_followed_and_a_new_dtype_is_refused(backend):
 
 
 @both
+def test_freezing_a_parameter_needs_a_new_trainer(backend):
+    params = mlp()
+    trainer = ScalarTrainer(mlp_loss, params, backend=backend)
+    params.w1.requires_grad_(False)
+
+    with pytest.raises(GradientError, match="requires_grad of `w1` was changed; make a new trainer for this mask"):
+        trainer.step(*batch(), lr=0.1)
+
+
+@both
 def test_a_class_number_out_of_range_is_an_error_and_nothing_has_changed(backend):
     trainer = ScalarTrainer(mlp_loss, mlp(), backend=backend)
     before = bits(trainer.params)

@@ -88,6 +88,7 @@ class Program:
         self.inputs: tuple[Entry, ...] = self.signature.entries[len(self.params) :]
         self.tensors = list(self.params)
         self._remember_storage()
+        self._mask = [t.requires_grad for t in self.tensors]
         taking = [bool(argument.entries) and not argument.keyword for argument in self.signature.arguments]
         simple = taking == sorted(taking, reverse=True) and sum(taking) == 1 + len(self.inputs)
         self._direct = self.signature.function if simple and autocast is None else None
@@ -164,9 +165,13 @@ class Program:
         self.strides = tuple(t.stride() for t in self.tensors)
 
     def follow_storage(self) -> None:
-        """Notice `.data` assigned or a module moved; compiled code would go on with the old memory."""
+        """Notice `.data` assigned, a module moved, a parameter frozen; compiled code would go on as before."""
         if [t.data_ptr() for t in self.tensors] != self._addresses:
             self._take_new_storage()
+        if [t.requires_grad for t in self.tensors] != self._mask:
+            changed = [n for n, t, was in zip(self.params.names, self.tensors, self._mask, strict=True)
+                       if t.requires_grad != was]  # fmt: skip
+            raise GradientError(f"requires_grad of {listing(changed)} was changed; make a new trainer for this mask")
 
     def _take_new_storage(self) -> None:
         """Go on with the new storage, if it is of the proved kind."""
