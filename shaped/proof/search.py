@@ -1,6 +1,7 @@
 """The search for a proof: trace, read what was asked, substitute, trace again, and state what is left."""
 
 import itertools
+import operator
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -61,6 +62,7 @@ class Search:
         started = time.perf_counter()
         found, plan = self._trace(self._find_plan(self._initial_plan()))
         conditions = self._conditions(found, plan)
+        conditions += _nonzero_divisors(found)
         conditions += self._sizes_of_one(found, plan, conditions)
         self._check_follows(conditions)
         if self.assumptions:  # from which all that was found follows
@@ -358,6 +360,18 @@ class Search:
             if value.shape != p.shape or value.dtype != dtype:
                 raise AssertionError(f"the update changes the signature of {entry.path}")
         return count_operations(graph)
+
+
+def _nonzero_divisors(found: Trace) -> list[Condition]:
+    """Sizes that the program divides by and that may be 0: Python would raise there, and no question was asked."""
+    texts: dict[str, None] = {}
+    for node in found.graph.graph.nodes:
+        if node.target not in (operator.floordiv, operator.mod, operator.truediv) or len(node.args) != 2:
+            continue
+        divisor = getattr(node.args[1], "meta", {}).get("val")
+        if isinstance(divisor, torch.SymInt) and not found.world.env.bound_sympy(expression(divisor)).lower > 0:
+            texts[f"{found.world.show(divisor)} != 0"] = None
+    return [Condition(text) for text in texts]
 
 
 def _refuse_circles(assumptions: Sequence[Assumption]) -> None:
