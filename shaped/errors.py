@@ -22,6 +22,9 @@ from pathlib import PurePath
 class ShapedError(Exception):
     """Base of every error this library defines."""
 
+    def __init_subclass__(cls) -> None:
+        cls.__module__ = "shaped"  # a traceback ends in `shaped.ProofError: ...`, the name that users import
+
 
 class SignatureError(ShapedError, TypeError):
     """An annotation is missing, does not resolve, or says something we do not understand."""

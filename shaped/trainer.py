@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from shaped.backends import BACKENDS, Backend, Executors, Program, all_finite, clipped
-from shaped.errors import NonFiniteError, listing
+from shaped.errors import NonFiniteError, ShapedError, listing
 from shaped.optim import FusedOptimizer
 from shaped.params import ParamList
 from shaped.proof import Proof
@@ -90,9 +90,12 @@ class ScalarTrainer:
             raise ValueError(f"max_norm is {max_norm!r}; it is a positive number, or None")
         if not isinstance(max_executors, int) or isinstance(max_executors, bool) or max_executors < 1:
             raise ValueError(f"max_executors is {max_executors!r}; it must be a whole number of at least 1")
-        program = Program(
-            loss, params, assume=assume, static=static, autocast=autocast, allow_unused=allow_unused, check=check
-        )
+        try:
+            program = Program(
+                loss, params, assume=assume, static=static, autocast=autocast, allow_unused=allow_unused, check=check
+            )
+        except ShapedError as error:
+            raise error.with_traceback(None) from None  # the message shows the user's line; our frames would hide it
         self._max_executors, self._max_norm = max_executors, max_norm
         self._nonfinite = nonfinite
         self._accumulate = accumulate

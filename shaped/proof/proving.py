@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from shaped.errors import ShapedError
 from shaped.proof.proof import Proof
 from shaped.proof.setting import Setting
 from shaped.shapes import read_signature
@@ -35,7 +36,10 @@ def prove(fn: Callable[..., Any], assume: Sequence[str] = (), static: Sequence[s
     structured = [argument.structure is not None for argument in signature.arguments for _ in argument.entries]
     dtypes = tuple(entry.spec.default_dtype() for entry in signature.entries)
     mask = tuple(s and dtype.is_floating_point for s, dtype in zip(structured, dtypes, strict=True))
-    return prove_setting(Setting(signature, dtypes, mask, torch.device("cpu")), assume, static)
+    try:
+        return prove_setting(Setting(signature, dtypes, mask, torch.device("cpu")), assume, static)
+    except ShapedError as error:
+        raise error.with_traceback(None) from None  # the message shows the user's line; our frames would hide it
 
 
 def prove_setting(

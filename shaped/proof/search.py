@@ -85,7 +85,7 @@ class Search:
             unused=tuple(self.setting.signature.entries[i].path for i in found.without_gradient),
             static=self.static,
             lengths={k: v for s in structures for k, v in getattr(s, "lengths", {}).items()},
-            _region=self._region(found, plan),
+            _region=self._region(found),
         )
 
     # -- finding a trace that goes through -------------------------------------------------------------------------
@@ -319,7 +319,7 @@ class Search:
                     ),
                 )
 
-    def _region(self, found: Trace, plan: Plan) -> tuple[Condition, ...]:
+    def _region(self, found: Trace) -> tuple[Condition, ...]:
         """Where the traced graph itself is valid: symbols of at least 2, and each question answered as it was."""
         least = [Condition(f"{_bracketed(name)} >= 2") for name in found.world.symbols.values()]
         return (*least, *(Condition(found.world.show(question.fact)) for question in found.questions))

@@ -115,7 +115,7 @@ class World:
         self.env = _Questions(duck_shape=False)
         self.env.refuse = self._specialised
         self.mode = FakeTensorMode(shape_env=self.env, allow_non_fake_inputs=True)
-        self.mode.cache_enabled = False  # with symbolic shapes a cache hit costs more than the operation: 2.3x measured
+        self.mode.cache_enabled = False  # a hit costs more than the operation: 2.9 for 6.7 s, 2-layer GPT, torch 2.13
         self.symbols: dict[sympy.Symbol, str] = {}  # torch's symbol to the name it stands for
         self.values: dict[str, int | SymInt] = {}
         for name in names:

@@ -1,6 +1,10 @@
 """Deliberate mistakes, and the whole of what a user reads."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +14,8 @@ from torch import Tensor
 
 from shaped import ProofError, prove
 from tests.models import MLP
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def message(function: Callable[..., object]) -> str:
@@ -177,6 +183,24 @@ def test_the_example_sizes_really_fail():
 
     with pytest.raises(RuntimeError):
         transposed(params, x, torch.zeros(sizes["batch"], dtype=torch.int64))
+
+
+def test_a_program_that_fails_shows_none_of_our_frames_above_the_message(tmp_path):
+    script = tmp_path / "model.py"
+    script.write_text(
+        "from tests.models import MLP, mlp\n"
+        "from tests.proof.test_refusal import transposed\n"
+        "from shaped import ScalarTrainer\n"
+        "ScalarTrainer(transposed, mlp())\n"
+    )
+    paths = f"{ROOT}:{ROOT / 'kernels'}"
+    run = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths}, check=False
+    )
+    frames = [line.split('"')[1] for line in run.stderr.splitlines() if line.startswith("  File ")]
+
+    assert "shaped.ProofError: `transposed` is not well-shaped." in run.stderr
+    assert [frame.rsplit("/", 1)[-1] for frame in frames] == ["model.py", "trainer.py"]
 
 
 def test_no_library_frame_and_no_internal_symbol_is_shown():
