@@ -34,6 +34,7 @@ class Compiled:
         self.executors = Executors(max_executors)
         self._max_norm = max_norm
         self._steps: dict[int, _Step] = {}
+        self._layouts: dict[Hashable, int] = {}  # strides and dtypes of parameters and state, numbered as they come
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
         """The loss."""
@@ -42,7 +43,8 @@ class Compiled:
         def build() -> Callable[..., tuple[Any, ...]]:
             return _flat(forward_graph(case.graph))
 
-        loss: Tensor = self._executor("forward", case, (), build, inputs)([*self.program.plain, *inputs])[0]
+        run = self._executor("forward", case, self._layout(), build, inputs)
+        loss: Tensor = run([*self.program.plain, *inputs])[0]
         return loss
 
     def loss_and_backward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -54,7 +56,8 @@ class Compiled:
             kept = [1 + self.program.trainable.index(i) for i in self.program.used]
             return lambda *flat: tuple((out := run(*flat))[i] for i in (0, *kept))
 
-        loss, *gradients = self._executor("loss_and_backward", case, (), build, inputs)([*self.program.plain, *inputs])
+        executor = self._executor("loss_and_backward", case, self._layout(), build, inputs)
+        loss, *gradients = executor([*self.program.plain, *inputs])
         return loss, list(gradients)
 
     def update(self, inputs: Sequence[Tensor], optimizer: FusedOptimizer) -> tuple[Tensor, bool]:
@@ -65,7 +68,7 @@ class Compiled:
                 del self._steps[next(iter(self._steps))]
             step = self._steps[id(optimizer)] = _Step(self.program, optimizer, self._max_norm)
         case, inputs = self._admit(inputs)
-        state = step.prepare()
+        state = step.prepare(self._layout)
 
         def build() -> Callable[..., tuple[Any, ...]]:
             return step.function(case.graph)
@@ -76,6 +79,10 @@ class Compiled:
             return loss, False
         step.commit()
         return loss, True
+
+    def _layout(self, state: Hashable = ()) -> int:
+        """A number for what lowered code takes for granted, so that no step hashes hundreds of strides."""
+        return self._layouts.setdefault((self.program.strides, state), len(self._layouts))
 
     def _admit(self, inputs: Sequence[Tensor]) -> tuple[Case, list[Tensor]]:
         self.program.follow_storage()
@@ -96,8 +103,7 @@ class Compiled:
             run, how = lower(build(), [*(self.program.plain if state is None else state), *inputs])
             return Executor(mode, str(case), how, time.perf_counter() - started, run)
 
-        key = (mode, case.key, self.program.strides, structure)
-        return self.executors.get(key, make, mode, str(case))
+        return self.executors.get((mode, case.key, structure), make, mode, case)
 
 
 def _flat(graph: GraphModule) -> Callable[..., tuple[Any, ...]]:
@@ -124,14 +130,15 @@ class _Step:
         self._state: list[Tensor] = []
         self._rows: list[Tensor] = []
         self._scalars: list[tuple[float, ...]] = []
-        self.structure: Hashable = ()
+        self.structure = 0
 
-    def prepare(self) -> list[Tensor]:
-        """The flat state, with the scalars as they are now."""
+    def prepare(self, number: Callable[[Hashable], int]) -> list[Tensor]:
+        """The flat state, with the scalars as they are now; `number` names a layout when it is a new one."""
         updates = self._optimizer.updates(self._used)
         same = len(updates) == len(self._updates) and all(map(is_, updates, self._updates))
         if not same or self._plain is not self._program.plain:
             self._gather(updates)
+            self.structure = number(self._kinds())
         for i, update in enumerate(updates):
             scalars = update.scalars()
             if scalars != self._scalars[i]:
@@ -148,13 +155,18 @@ class _Step:
         for update, row in zip(updates, self._rows, strict=True):
             self._state.extend(tensor for slot in update.slots for tensor in slot)
             self._state.extend([row] if update.step is None else [update.step, row])
-        slots = tuple((t.dtype, t.stride()) for update in updates for slot in update.slots for t in slot)
+
+    def _kinds(self) -> Hashable:
+        """All that the lowered code takes for granted of the state and the groups."""
         flags = ("maximize", "nesterov", "amsgrad", "decoupled_weight_decay")
-        kinds = tuple(
-            (tuple(update.indices), len(update.slots), tuple(update.group.get(flag) for flag in flags))
-            for update in updates
+        return tuple(
+            (
+                tuple(update.indices),
+                tuple((t.dtype, t.stride()) for slot in update.slots for t in slot),
+                tuple(update.group.get(flag) for flag in flags),
+            )
+            for update in self._updates
         )
-        self.structure = (slots, kinds)  # all that the lowered code takes for granted
 
     def commit(self) -> None:
         torch.autograd.graph.increment_version(self._used)  # compiled code writes unseen by autograd

@@ -47,8 +47,8 @@ class Executors:
         self.limit = limit
         self._made: dict[Hashable, Executor] = {}
 
-    def get(self, key: Hashable, make: Callable[[], Executor], mode: str, sizes: str) -> Executor:
-        """The executor for a key, made if it is new."""
+    def get(self, key: Hashable, make: Callable[[], Executor], mode: str, sizes: object) -> Executor:
+        """The executor for a key, made if it is new; `mode` and `sizes` are for the message if there is no room."""
         found = self._made.get(key)
         if found is None:
             if len(self._made) >= self.limit:

@@ -130,7 +130,7 @@ class Program:
                 self._autocast,
             )
             unknown = [name for name in self._static if name not in static]
-            proof = prove_setting(setting, self._assume, {**_guess(unknown, static), **static})
+            proof = prove_setting(setting, self._assume, {**_guess(unknown), **static})
             if proof.unused and not self._allow_unused:
                 raise GradientError(
                     f"`{self.signature.name}` does not depend on {listing(proof.unused)}: the gradient is missing. "
@@ -213,7 +213,7 @@ class Program:
         return result
 
 
-def _guess(names: Sequence[str], known: Mapping[str, int]) -> dict[str, int]:
+def _guess(names: Sequence[str]) -> dict[str, int]:
     """Sizes for static dimensions that only a batch will tell; the batch's own are proved when it comes."""
     return {name: 3 + i for i, name in enumerate(names)}
 
