@@ -56,20 +56,20 @@ def hints_where(fact: Any, world: World, plan: Plan, wanted: Any) -> Mapping[str
     return None
 
 
-def needed_multiple(world: World, plan: Plan) -> tuple[str, str] | None:
-    """A name that the trace needed to be divisible: it occurs floor-divided, or as a remainder, in a true equality."""
-    for question in world.env.asked:
-        if not isinstance(question.fact, sympy.Eq):
+def needed_multiple(fact: Any, world: World) -> tuple[str, str] | None:
+    """A name that a true equality needs to be divisible, since it occurs there floor-divided or as a remainder."""
+    plan = world.plan
+    if not isinstance(fact, sympy.Eq):
+        return None
+    for atom in divisions(fact):
+        over, under = atom.args
+        name = world.symbols.get(over)
+        if name is None or name not in plan.hints or name in plan.multiples or name in plan.constants:
             continue
-        for atom in divisions(question.fact):
-            over, under = atom.args
-            name = world.symbols.get(over)
-            if name is None or name not in plan.hints or name in plan.multiples or name in plan.constants:
-                continue
-            if name in _names(under, world) or world.env.replace(over) != over:
-                continue
-            if all(n in plan.hints or n in plan.constants for n in _names(under, world)):
-                return name, world.show(under)
+        if name in _names(under, world) or world.env.replace(over) != over:
+            continue
+        if all(n in plan.hints or n in plan.constants for n in _names(under, world)):
+            return name, world.show(under)
     return None
 
 

@@ -5,6 +5,7 @@ import operator
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NoReturn
 
 import sympy
@@ -60,7 +61,7 @@ class Search:
 
     def proof(self) -> Proof:
         started = time.perf_counter()
-        found, plan = self._trace(self._find_plan(self._initial_plan()))
+        found, plan = self._find(self._initial_plan())
         conditions = self._conditions(found, plan)
         conditions += _nonzero_divisors(found)
         conditions += self._sizes_of_one(found, plan, conditions)
@@ -120,8 +121,8 @@ class Search:
             return replace(plan, hints=hints) if hints else plan
         return plan
 
-    def _find_plan(self, plan: Plan) -> Plan:
-        """Run the forward pass until it goes through; where the hints were unlucky, repair them and try again.
+    def _find(self, plan: Plan) -> tuple[Trace, Plan]:
+        """Trace until it goes through; where the hints were unlucky, repair them and try again.
 
         Unlucky is: not divisible, or in the wrong order. What a repaired hint decided comes back as a question and so
         as a condition. If nothing helps, the failure of the attempt that got furthest is the one to explain.
@@ -129,29 +130,26 @@ class Search:
         failures: list[tuple[int, Exception]] = []
         waiting = [plan]
         seen: set[str] = set()
-        while waiting and len(seen) < _ATTEMPTS:
+        while waiting and len(seen) < _ATTEMPTS + len(self.names):
             plan = waiting.pop(0)
             if repr(plan) in seen:
                 continue
             seen.add(repr(plan))
             world = World(self.names, plan)
             recorder = Recorder(world)
+            if len(plan.multiples) <= len(self.names):
+                world.env.notice = partial(_substitute, world)
             try:
-                run_forward(self.setting, world, recorder)
+                return trace(self.setting, world, recorder), plan
+            except _Substitution as needed:
+                waiting.insert(0, with_multiple(plan, needed.multiple))
             except Exception as error:  # explained, or raised again as it is
                 explained = explain(error, self.setting, world, recorder)
                 failures.append((len(recorder.steps), explained))
                 if isinstance(explained, Unprovable):
                     break
                 waiting.extend(repairs(world, plan))  # the user's own `assert seq <= 16` too may need other hints
-                continue
-            multiple = needed_multiple(world, plan)
-            if multiple is None:
-                return plan
-            waiting.insert(0, with_multiple(plan, multiple))
-        if not failures:  # substitution did not come to an end: the last plan that went through is good
-            return plan
-        return self._raise(max(failures, key=lambda failure: failure[0])[1])
+        self._raise(max(failures, key=lambda failure: failure[0])[1])
 
     def _raise(self, error: Exception) -> NoReturn:
         if isinstance(error, ProofError):
@@ -159,28 +157,6 @@ class Search:
         if isinstance(error, ShapedError):
             raise error from None
         raise error
-
-    def _trace(self, plan: Plan) -> tuple[Trace, Plan]:
-        """Trace forward and backward. Where that needs another divisibility (dim = 4*(dim//4)), substitute and repeat.
-
-        The layout questions that hang on a floor division are then decided, so only real conditions remain.
-        """
-        found = self._trace_once(plan)
-        for _ in self.names:
-            multiple = needed_multiple(found.world, plan)
-            if multiple is None:
-                break
-            plan = with_multiple(plan, multiple)
-            found = self._trace_once(plan)
-        return found, plan
-
-    def _trace_once(self, plan: Plan) -> Trace:
-        world = World(self.names, plan)
-        recorder = Recorder(world)
-        try:
-            return trace(self.setting, world, recorder)
-        except Exception as error:
-            self._raise(explain(error, self.setting, world, recorder))
 
     def _with_sizes(self, error: ProofError) -> ProofError:
         """Add small concrete sizes for which the program really fails, if they are found."""
@@ -360,6 +336,20 @@ class Search:
             if value.shape != p.shape or value.dtype != dtype:
                 raise AssertionError(f"the update changes the signature of {entry.path}")
         return count_operations(graph)
+
+
+class _Substitution(BaseException):
+    """Ends a trace that needs dim = heads*(dim//heads); no `except Exception` of the user's stops it."""
+
+    def __init__(self, multiple: tuple[str, str]) -> None:
+        self.multiple = multiple
+
+
+def _substitute(world: World, fact: Any) -> None:
+    """Trace again where a divisibility was asked for: the layout questions that hang on the floor division vanish."""
+    multiple = needed_multiple(fact, world)
+    if multiple is not None:
+        raise _Substitution(multiple)
 
 
 def _nonzero_divisors(found: Trace) -> list[Condition]:

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import sympy
@@ -18,10 +19,10 @@ import torch
 from torch import SymInt, Tensor
 from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.source import ConstantSource
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
 from shaped.errors import Goal, Source, Unprovable
+from shaped.proof.fake import RememberingMode
 from shaped.proof.source import Place, place_of_caller
 from shaped.shapes import Dim, Entry
 
@@ -63,6 +64,7 @@ class _Questions(ShapeEnv):
         self.answers: list[tuple[sympy.Basic, Any]] = []  # the latest, true or false, for the message of a failure
         self._settled: dict[sympy.Basic, sympy.Basic] = {}
         self.refuse: Callable[[sympy.Basic, Place | None], Exception] | None = None
+        self.notice: Callable[[sympy.Basic], None] | None = None  # told of each fact that only the hints could decide
 
     def evaluate_expr(self, orig_expr: Any, *args: Any, **kwargs: Any) -> Any:
         before = len(self.guards)
@@ -76,7 +78,10 @@ class _Questions(ShapeEnv):
             if self.refuse is not None and isinstance(answer, int | sympy.Integer) and not isinstance(answer, bool):
                 raise self.refuse(orig_expr, place)  # a size was read as a plain number: range(n), int(n)
             source = place.source() if place else None
-            self.asked.extend(Question(guard.expr, source) for guard in self.guards[before:])
+            for guard in self.guards[before:]:
+                self.asked.append(Question(guard.expr, source))
+                if self.notice is not None:
+                    self.notice(guard.expr)
         return answer
 
     def _settle(self, expression: Any) -> Any:
@@ -114,10 +119,10 @@ class World:
         self.plan = plan
         self.env = _Questions(duck_shape=False)
         self.env.refuse = self._specialised
-        self.mode = FakeTensorMode(shape_env=self.env, allow_non_fake_inputs=True)
-        self.mode.cache_enabled = False  # a hit costs more than the operation: 2.9 for 6.7 s, 2-layer GPT, torch 2.13
+        self.mode = RememberingMode(self.env)
         self.symbols: dict[sympy.Symbol, str] = {}  # torch's symbol to the name it stands for
         self.values: dict[str, int | SymInt] = {}
+        self._shown: dict[Any, str] = {}
         for name in names:
             self._value(name)
 
@@ -179,24 +184,24 @@ class World:
         return Dim.parse(name).names if name else ()
 
     def show(self, value: Any) -> str:
-        """A size in the user's names: `4*dim`, `seq - 1`, `dim//heads`."""
-        return show(value, self)
+        """A size or a relation over sizes in the user's names, as Python that evaluates to it: `4*dim`, `dim//heads`."""
+        expression = value.node.expr if isinstance(value, SymInt) else sympy.sympify(value)
+        if expression not in self._shown:
+            self._shown[expression] = _python(expression.xreplace(self._names_of_symbols))
+        return self._shown[expression]
 
-
-def show(value: Any, world: World) -> str:
-    """Print a size or a relation over sizes in dimension names, as Python that evaluates to it."""
-    expression = value.node.expr if isinstance(value, SymInt) else sympy.sympify(value)
-    quotients = {world.plan.quotient(name): (name, dim) for name, dim in world.plan.multiples.items()}
-    replaced = {}
-    for symbol, name in world.symbols.items():
-        if name in quotients:
-            base, divisor = quotients[name]
-            replaced[symbol] = sympy.Symbol(base, positive=True, integer=True) / sympy.sympify(
-                divisor.text, {n: sympy.Symbol(n, positive=True, integer=True) for n in divisor.names}
-            )
-        else:
-            replaced[symbol] = sympy.Symbol(name, positive=True, integer=True)
-    return _python(expression.xreplace(replaced))
+    @cached_property
+    def _names_of_symbols(self) -> dict[Any, Any]:
+        """What stands for each symbol when it is shown."""
+        quotients = {self.plan.quotient(name): (name, dim) for name, dim in self.plan.multiples.items()}
+        replaced = {}
+        for symbol, name in self.symbols.items():
+            base, divisor = quotients.get(name, (name, None))
+            replaced[symbol] = sympy.Symbol(base, positive=True, integer=True)
+            if divisor is not None:
+                names = {n: sympy.Symbol(n, positive=True, integer=True) for n in divisor.names}
+                replaced[symbol] /= sympy.sympify(divisor.text, names)
+        return replaced
 
 
 _RELATIONS = {sympy.Eq: "==", sympy.Ne: "!=", sympy.Lt: "<", sympy.Le: "<=", sympy.Gt: ">", sympy.Ge: ">="}
