@@ -18,6 +18,7 @@ from shaped.init import Initializer
 from shaped.shapes import (
     Dim,
     Entry,
+    Origin,
     TensorSpec,
     compose,
     is_tensor_annotation,
@@ -40,7 +41,7 @@ class Field:
     is_list: bool
     renames: Mapping[str, Dim]
     default: Any  # an Initializer, a list's length, or None
-    origin: tuple[str, int] | None
+    origin: Origin
 
 
 @dataclass(frozen=True)
@@ -149,14 +150,17 @@ def check_names(owner: str, names: Sequence[str], base: type) -> None:
         )
 
 
-def _read_field(cls: type, name: str, annotation: Any, origin: tuple[str, int] | None, base: type) -> Field:
+def _read_field(cls: type, name: str, annotation: Any, origin: Origin, base: type) -> Field:
     where = f"{cls.__name__}.{name}"
     default = cls.__dict__.get(name)
     bare, renames = split_annotated(annotation)
     if is_tensor_annotation(bare):
         if default is not None and not isinstance(default, Initializer):
             raise SignatureError(f"{where}: its value must be an initialiser such as init.zeros(), not {default!r}")
-        return Field(name, read_tensor(bare, where).rename(renames), None, False, {}, default, origin)
+        spec = read_tensor(bare, where).rename(renames)
+        if spec.axes is not None:
+            raise SignatureError(f"{where}: a parameter has a fixed number of axes: name each instead of *{spec.axes}")
+        return Field(name, spec, None, False, {}, default, origin)
     is_list = get_origin(bare) is list
     if is_list:
         bare, inner = split_annotated(get_args(bare)[0])

@@ -145,11 +145,12 @@ class ScalarTrainer:
 
     # -- without an update -----------------------------------------------------------------------------------------
 
-    def forward(self, *inputs: Tensor) -> Float[Tensor, ""]:
+    def forward(self, *inputs: Any, **named: Any) -> Float[Tensor, ""]:
         """The loss of a batch.
 
         Args:
-            inputs: One tensor for each input of the signature, in order.
+            inputs, named: The batch: a tensor, or a container of tensors, for each input of the signature, by position
+                or by name.
 
         Returns:
             The loss, shape (), on the parameters' device.
@@ -157,17 +158,20 @@ class ScalarTrainer:
         Raises:
             ShapeError: The batch breaks the signature.
         """
-        return self._backend.forward(inputs)
+        return self._backend.forward(self._program.arrange(inputs, named))
 
-    def backward(self, *inputs: Tensor) -> ParamList:
+    def backward(self, *inputs: Any, **named: Any) -> ParamList:
         """The gradients of a batch: a list of the parameters' class and signature.
 
         A frozen parameter's gradient is zero (a read-only view of one zero, so it takes no memory).
         """
-        return self.loss_and_backward(*inputs)[1]
+        return self.loss_and_backward(*inputs, **named)[1]
 
-    def loss_and_backward(self, *inputs: Tensor) -> tuple[Float[Tensor, ""], ParamList]:
+    def loss_and_backward(self, *inputs: Any, **named: Any) -> tuple[Float[Tensor, ""], ParamList]:
         """The loss of a batch and its gradients, from one pass."""
+        return self._typed_pass(self._program.arrange(inputs, named))
+
+    def _typed_pass(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ParamList]:
         loss, gradients = self._backend.loss_and_backward(inputs)
         return loss, self._typed(gradients)
 
@@ -179,21 +183,22 @@ class ScalarTrainer:
 
     # -- updates ---------------------------------------------------------------------------------------------------
 
-    def step(self, *inputs: Tensor, lr: float) -> Float[Tensor, ""]:
+    def step(self, *inputs: Any, lr: float, **named: Any) -> Float[Tensor, ""]:
         """Take one step of gradient descent, p <- p - lr*g, and return the loss it was computed from.
 
         Args:
-            inputs: One tensor for each input of the signature, in order. New sizes recompile.
+            inputs, named: The batch: a tensor, or a container of tensors, for each input of the signature, by position
+                or by name. New sizes recompile.
             lr: Step size in parameter units per gradient unit; may change at every step.
 
         Raises:
             ShapeError: The batch breaks the signature. NonFiniteError: The loss or a gradient is not finite.
             ValueError: `lr` is negative or not finite. Nothing has changed in any of these cases.
         """
-        return self._update("sgd", inputs, lr, {})
+        return self._update("sgd", self._program.arrange(inputs, named), lr, {})
 
     def adam_step(
-        self, *inputs: Tensor, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
+        self, *inputs: Any, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, **named: Any
     ) -> Float[Tensor, ""]:
         """Take one Adam step and return the loss it was computed from.
 
@@ -202,7 +207,8 @@ class ScalarTrainer:
             p <- p - lr*(m/c1) / (sqrt(v/c2) + eps)
 
         Args:
-            inputs: One tensor for each input of the signature, in order. New sizes recompile.
+            inputs, named: The batch: a tensor, or a container of tensors, for each input of the signature, by position
+                or by name. New sizes recompile.
             lr: Step size in parameter units per step (m/sqrt(v) has no unit); may change at every step.
             betas: Decay per step of the two moments. Fixed by the first call, as is `eps`.
             eps: Floor added to sqrt(v), so in gradient units.
@@ -212,15 +218,17 @@ class ScalarTrainer:
 
         Source: Kingma & Ba 2015, arXiv:1412.6980, as torch.optim.Adam computes it.
         """
-        return self._update("adam", inputs, lr, {"betas": _pair(betas), "eps": _number("eps", eps)})
+        fixed = {"betas": _pair(betas), "eps": _number("eps", eps)}
+        return self._update("adam", self._program.arrange(inputs, named), lr, fixed)
 
     def adamw_step(
         self,
-        *inputs: Tensor,
+        *inputs: Any,
         lr: float,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
+        **named: Any,
     ) -> Float[Tensor, ""]:
         """Take one AdamW step and return the loss it was computed from.
 
@@ -229,7 +237,8 @@ class ScalarTrainer:
             p <- p - lr*((m/c1) / (sqrt(v/c2) + eps) + weight_decay*p)
 
         Args:
-            inputs: One tensor for each input of the signature, in order. New sizes recompile.
+            inputs, named: The batch: a tensor, or a container of tensors, for each input of the signature, by position
+                or by name. New sizes recompile.
             lr: Step size in parameter units per step (m/sqrt(v) has no unit); may change at every step.
             betas: Decay per step of the two moments; each remembers about 1/(1 - b) steps. Fixed by the first call.
             eps: Floor added to sqrt(v), so in gradient units. Fixed by the first call.
@@ -249,9 +258,9 @@ class ScalarTrainer:
             "eps": _number("eps", eps),
             "weight_decay": _number("weight_decay", weight_decay),
         }
-        return self._update("adamw", inputs, lr, fixed)
+        return self._update("adamw", self._program.arrange(inputs, named), lr, fixed)
 
-    def train_step(self, *inputs: Tensor) -> Float[Tensor, ""]:
+    def train_step(self, *inputs: Any, **named: Any) -> Float[Tensor, ""]:
         """Take one step with the optimizer given at construction; its groups say lr and all else at each call.
 
         Raises:
@@ -259,7 +268,7 @@ class ScalarTrainer:
         """
         if self._shared.optimizer is None:
             raise ValueError("train_step needs an optimizer: ScalarTrainer(..., optimizer=shaped.optim.AdamW(params))")
-        return self._take(self._shared.optimizer, inputs)
+        return self._take(self._shared.optimizer, self._program.arrange(inputs, named))
 
     def _update(self, path: str, inputs: Sequence[Tensor], lr: float, fixed: dict[str, Any]) -> Float[Tensor, ""]:
         lr = _number("lr", lr)
@@ -350,11 +359,12 @@ class ScalarTrainer:
         other._backend = known[backend]
         return other
 
-    def compare_backends(self, *inputs: Tensor) -> Comparison:
+    def compare_backends(self, *inputs: Any, **named: Any) -> Comparison:
         """Loss and gradients of a batch on both backends, as relative differences. Changes nothing."""
-        (loss, mine), (other_loss, others) = (self.with_backend(name).loss_and_backward(*inputs) for name in _NAMES)
-        named = zip(self.params.names, mine, others, strict=True)
-        return Comparison(_relative(loss, other_loss), {name: _relative(a, b) for name, a, b in named})
+        flat = self._program.arrange(inputs, named)
+        (loss, mine), (other_loss, others) = (self.with_backend(name)._typed_pass(flat) for name in _NAMES)
+        pairs = zip(self.params.names, mine, others, strict=True)
+        return Comparison(_relative(loss, other_loss), {name: _relative(a, b) for name, a, b in pairs})
 
     # -- state -----------------------------------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ from shaped.shapes import (
     annotated_part,
     bind,
     describe,
+    ranks_of,
     read_signature,
     resolve_hints,
 )
@@ -89,9 +90,10 @@ class Program:
         self.tensors = list(self.params)
         self._remember_storage()
         self._mask = [t.requires_grad for t in self.tensors]
+        self._flat = all(a.kind != "container" for a in self.signature.arguments)  # a batch is its tensors
         taking = [bool(argument.entries) and not argument.keyword for argument in self.signature.arguments]
         simple = taking == sorted(taking, reverse=True) and sum(taking) == 1 + len(self.inputs)
-        self._direct = self.signature.function if simple and autocast is None else None
+        self._direct = self.signature.function if simple and self._flat and autocast is None else None
         self._assume, self._autocast = assume, autocast
         self._static = dict(static) if isinstance(static, Mapping) else dict.fromkeys(_names(static))
         if autocast is not None and not (isinstance(autocast, torch.dtype) and autocast.is_floating_point):
@@ -119,11 +121,17 @@ class Program:
                 f'`{self.signature.name}` declares {declared}; a trainer needs one scalar: -> Float[Tensor, ""]'
             )
 
-    def _prove(self, dtypes: tuple[torch.dtype, ...], static: Mapping[str, int]) -> Proof:
-        key = (dtypes, tuple(sorted(static.items())), *(module.training for module in self._modules))
+    def arrange(self, inputs: Sequence[Any], named: Mapping[str, Any]) -> Sequence[Any]:
+        """The flat tensors of a batch that is given by position, by name and in containers."""
+        return inputs if self._flat and not named else self.signature.arrange(inputs, named)
+
+    def _prove(
+        self, dtypes: tuple[torch.dtype, ...], static: Mapping[str, int], ranks: Mapping[str, int] | None = None
+    ) -> Proof:
+        key = (dtypes, tuple(sorted(static.items())), str(ranks), *(module.training for module in self._modules))
         if key not in self._proofs:
             setting = Setting(
-                self.signature,
+                self.signature.at_ranks(ranks) if ranks else self.signature,
                 tuple(t.dtype for t in self.tensors) + dtypes,
                 self.params.requires_grad + (False,) * len(dtypes),
                 self.params.device,
@@ -185,11 +193,13 @@ class Program:
         self._remember_storage()
 
     def _admit(self, inputs: Sequence[Any], key: tuple[Any, ...]) -> Case:
-        binding = bind(self.inputs, inputs, owner="The batch", start=self.params.binding, device=self.params.device)
+        ranks = ranks_of(self.inputs, inputs)
+        entries = self.signature.at_ranks(ranks).entries[len(self.params) :] if ranks else self.inputs
+        binding = bind(entries, inputs, owner="The batch", start=self.params.binding, device=self.params.device)
         sizes = binding.sizes
         dtypes = tuple(x.dtype for x in inputs)
         try:
-            proof = self._prove(dtypes, {name: sizes[name] for name in self._static})
+            proof = self._prove(dtypes, {name: sizes[name] for name in self._static}, ranks)
         except ProofError as error:
             have = ", ".join(
                 f"{e.path} {str(d).removeprefix('torch.')}" for e, d in zip(self.inputs, dtypes, strict=True)
@@ -232,7 +242,7 @@ def _loss_signature(loss: Callable[..., Any], params: ParamList) -> Signature:
             f"and params is a {type(params).__name__}"
         )
     signature = read_signature(loss, {first: params._layout})
-    others = [a.name for a in signature.arguments[1:] if a.structure is not None]
+    others = [a.name for a in signature.arguments[1:] if a.kind == "parameters"]
     if others:
         raise SignatureError(f"`{signature.name}`: {listing(others)} is a second parameter list; nest it in the first")
     return signature
@@ -271,10 +281,10 @@ def _module_program(loss: Callable[..., Any], module: nn.Module) -> tuple[ParamL
     rest = read_signature(bare).arguments[1:]
     taken = {argument.name for argument in rest}
     inputs = tuple(a if a.name not in taken else _renamed(a, f"input.{a.name}") for a in forward if a.entries)
-    arguments = (Argument("params", "structured", params.entries, params._layout), *inputs, *rest)
+    arguments = (Argument("params", "parameters", params.entries, params._layout), *inputs, *rest)
     result = read_signature(bare)
     bound.arity, bound.prediction = len(inputs), result.arguments[0].entries[0].spec
-    return params, Signature(result.name, run, arguments, result.result, False)
+    return params, Signature(result.name, run, arguments, result.returns)
 
 
 def _renamed(argument: Argument, name: str) -> Argument:

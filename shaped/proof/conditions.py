@@ -32,6 +32,7 @@ class Condition:
 
     text: str  # Python over the names: "seq <= context"
     source: Source | None = None
+    where: str = ""  # the ranks that it is about, where not all: "*batch has 0 axes"
 
     @cached_property
     def _code(self) -> CodeType:
@@ -57,7 +58,7 @@ class Condition:
         return f"{self.text}, and " + ", ".join(f"{name} = {sizes[name]}" for name in self.names)
 
     def __str__(self) -> str:
-        return self.text
+        return f"{self.text} where {self.where}" if self.where else self.text
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Tensors without data whose operations are worked out once.
 
-The shape of a result depends on the operation and on its operands' shapes alone. So the second block of a transformer, and
-the hundredth, costs a look-up for each operation: what torch's shape functions gave, and asked, the first time stands.
+The shape of a result depends on the operation and on its operands' shapes alone. So the second block of a transformer,
+and the hundredth, costs a look-up for each operation: what torch's shape functions gave, and asked, the first time
+stands.
 torch has such a memory too, but its keys cost more than the operations when sizes are symbolic (torch 2.13).
 """
 

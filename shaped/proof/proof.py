@@ -25,6 +25,7 @@ class Proof:
         seconds: How long the proof took.
         graph: The traced program over flat params ++ inputs: loss and gradients. It is what the compiled backend runs.
         here: Sizes that are known (a trainer's parameters').
+        ranks: For `*batch` axes: the proof for each number of axes; the other attributes are those of one axis.
         unused: Parameters that ask for a gradient and do not influence the result.
     """
 
@@ -39,13 +40,14 @@ class Proof:
     static: Mapping[str, int]
     lengths: Mapping[str, int]
     here: Mapping[str, int] = field(default_factory=dict)
+    ranks: Mapping[tuple[int, ...], "Proof"] = field(default_factory=dict)  # for `*batch`: a proof for each rank
     per_size: tuple[str, ...] = ()  # static names whose every size is proved as it comes
     _region: tuple[Condition, ...] = ()  # where the traced graph itself is valid; outside, a branch apart is traced
 
     @property
     def conditions(self) -> tuple[str, ...]:
         """What it needed to assume about sizes, in the user's names."""
-        return tuple(condition.text for condition in self.side_conditions)
+        return tuple(map(str, self.side_conditions))
 
     def __repr__(self) -> str:
         return f"<Proof of {self.setting.signature}; conditions: {', '.join(self.conditions) or 'none'}>"
@@ -65,7 +67,7 @@ class Proof:
         wrong += [
             f"{condition.with_sizes(sizes)}{f'   (from {condition.source})' if condition.source else ''}"
             for condition in self.side_conditions
-            if all(name in sizes for name in condition.names) and not condition.holds(sizes)
+            if not condition.where and set(condition.names) <= set(sizes) and not condition.holds(sizes)
         ]
         if wrong:
             raise ShapeError(f"`{self.setting.signature.name}` is proved only where\n  " + "\n  ".join(wrong))
@@ -91,12 +93,13 @@ class Proof:
 
     def __str__(self) -> str:
         signature = self.setting.signature
-        owners = [argument.structure.name for argument in signature.arguments if argument.structure]
+        owners = [a.structure.name for a in signature.arguments if a.structure is not None and a.kind == "parameters"]
         counts = ", ".join(f"{count} {phase}" for phase, count in self.operations.items())
         counts = counts.replace(" forward", " operations forward", 1)
         left = [
             str(signature),
-            f"proved for all {', '.join(n for n in self.dims if n not in self.static and n not in self.per_size)} >= 1",
+            f"proved for all {', '.join(n for n in self.dims if n not in self.static and n not in self.per_size)} >= 1"
+            f"{', of 0 to 3 axes' if self.ranks else ''}",
         ]
         right = [
             f"gradients : {', '.join(owners)}" if "backward" in self.operations else "",

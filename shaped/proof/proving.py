@@ -33,7 +33,7 @@ def prove(fn: Callable[..., Any], assume: Sequence[str] = (), static: Sequence[s
         SignatureError: An annotation or an assumption cannot be read.
     """
     signature = read_signature(fn)
-    structured = [argument.structure is not None for argument in signature.arguments for _ in argument.entries]
+    structured = [argument.kind == "parameters" for argument in signature.arguments for _ in argument.entries]
     dtypes = tuple(entry.spec.default_dtype() for entry in signature.entries)
     mask = tuple(s and dtype.is_floating_point for s, dtype in zip(structured, dtypes, strict=True))
     try:
@@ -48,4 +48,8 @@ def prove_setting(
     """Prove a function at given dtypes, device and gradient mask. The rest is as for `prove`."""
     from shaped.proof.search import Search  # brings sympy and the tracer: a second that `import shaped` need not take
 
+    if setting.signature.axes:
+        from shaped.proof.ranks import prove_ranks
+
+        return prove_ranks(setting, assume, static)
     return Search(setting, assume, static).proof()

@@ -149,7 +149,7 @@ class Search:
                 if isinstance(explained, Unprovable):
                     break
                 waiting.extend(repairs(world, plan))  # the user's own `assert seq <= 16` too may need other hints
-        self._raise(max(failures, key=lambda failure: failure[0])[1])
+        return self._raise(max(failures, key=lambda failure: failure[0])[1])
 
     def _raise(self, error: Exception) -> NoReturn:
         if isinstance(error, ProofError):
@@ -391,7 +391,7 @@ def _statement_order(setting: Setting) -> tuple[str, ...]:
     for argument in setting.signature.arguments:
         for entry in argument.entries:
             for dim in entry.spec.dims:
-                (inside if argument.structure else outside).update(dict.fromkeys(dim.names))
+                (inside if argument.kind == "parameters" else outside).update(dict.fromkeys(dim.names))
     return tuple([name for name in outside if name not in inside] + list(inside))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from shaped.errors import ShapeError
 from shaped.shapes import Signature, TensorSpec
 
 # What the trace under way checks a result with; None where nothing is traced.
@@ -65,7 +66,10 @@ class Setting:
         """The function's results on flat tensors, under autocast if asked for."""
         with self.context():
             result = (self.call or self.signature.call)(tensors)
-        return list(result) if self.signature.result_is_tuple and isinstance(result, tuple) else [result]
+        try:
+            return self.signature.returns.flatten(result)
+        except ShapeError:  # no such container: refused where results are compared with what is declared
+            return [result]
 
     @property
     def wanted(self) -> list[int]:

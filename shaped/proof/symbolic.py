@@ -184,7 +184,7 @@ class World:
         return Dim.parse(name).names if name else ()
 
     def show(self, value: Any) -> str:
-        """A size or a relation over sizes in the user's names, as Python that evaluates to it: `4*dim`, `dim//heads`."""
+        """A size or a relation over sizes in the user's names, as Python that evaluates to it: `4*dim`."""
         expression = value.node.expr if isinstance(value, SymInt) else sympy.sympify(value)
         if expression not in self._shown:
             self._shown[expression] = _python(expression.xreplace(self._names_of_symbols))

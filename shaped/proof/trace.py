@@ -165,7 +165,9 @@ def run_forward(setting: Setting, world: World, recorder: Recorder | None = None
 def check_results(signature: Signature, results: Sequence[Any], world: World) -> None:
     """Compare results with the declared ones; names that only a result uses are fixed by it."""
     if len(results) != len(signature.result):
-        raise ResultMismatch(f"{len(results)} results", f"{len(signature.result)} results", "", "")
+        kind = type(results[0]).__name__
+        got = f"a {kind}" if len(results) == 1 else f"{len(results)} results"
+        raise ResultMismatch(got, f"{len(signature.result)} results", "", "")
     own: dict[str, Any] = {}
     with disable_proxy_modes_tracing():  # arithmetic on declared sizes is no part of the program
         for actual, declared in zip(results, signature.result, strict=True):

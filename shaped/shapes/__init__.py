@@ -1,6 +1,7 @@
 """Dimension expressions, annotations, signatures and binding. No autograd, no tracing."""
 
 from shaped.shapes.annotations import Entry as Entry
+from shaped.shapes.annotations import Origin as Origin
 from shaped.shapes.annotations import Renames as Renames
 from shaped.shapes.annotations import TensorSpec as TensorSpec
 from shaped.shapes.annotations import annotated_part as annotated_part
@@ -15,6 +16,9 @@ from shaped.shapes.annotations import split_annotated as split_annotated
 from shaped.shapes.binding import Binding as Binding
 from shaped.shapes.binding import bind as bind
 from shaped.shapes.binding import describe as describe
+from shaped.shapes.binding import ranks_of as ranks_of
+from shaped.shapes.containers import Container as Container
+from shaped.shapes.containers import read_container as read_container
 from shaped.shapes.dims import Dim as Dim
 from shaped.shapes.signature import Argument as Argument
 from shaped.shapes.signature import Signature as Signature

@@ -7,7 +7,7 @@ jaxtyping gives the notation (`Float[Tensor, "batch pixels"]`); nothing of its r
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_origin
 
@@ -18,6 +18,8 @@ from shaped.errors import SignatureError
 from shaped.shapes.dims import Dim
 
 _EXAMPLE = 'Float[Tensor, "batch pixels"]'
+
+Origin = tuple[str, int] | None  # file and line of a declaration
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,16 @@ class TensorSpec:
         """The same spec in other dimension names."""
         return TensorSpec(tuple(dim.substitute(mapping) for dim in self.dims), self.dtypes, self.kind)
 
+    @property
+    def axes(self) -> str | None:
+        """`batch` where `*batch` stands for any number of axes."""
+        return next((dim.text[1:] for dim in self.dims if dim.is_axes), None)
+
+    def with_axes(self, axes: Mapping[str, Sequence[Dim]]) -> "TensorSpec":
+        """The same spec with `*batch` written out."""
+        dims = [part for dim in self.dims for part in (axes[dim.text[1:]] if dim.is_axes else (dim,))]
+        return TensorSpec(tuple(dims), self.dtypes, self.kind)
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -57,7 +69,7 @@ class Entry:
 
     path: str  # "w1", "blocks.0.w", "x"
     spec: TensorSpec
-    origin: tuple[str, int] | None = None  # file and line of the declaration
+    origin: Origin = None
 
 
 @dataclass(frozen=True)
@@ -111,10 +123,10 @@ def read_tensor(annotation: Any, where: str) -> TensorSpec:
 
 
 def _read_dim(token: str, where: str) -> Dim:
+    if token.startswith("*") and token[1:].isidentifier() and not token.startswith("*_"):
+        return Dim(token)
     if token.startswith("*") or token == "...":
-        raise SignatureError(
-            f"{where}: `{token}` stands for any number of axes, and a proof needs the rank: name each axis"
-        )
+        raise SignatureError(f"{where}: `{token}` has no name, so an error cannot speak of its axes: write *batch")
     if token.startswith(("#", "?")):
         raise SignatureError(f"{where}: `{token}` is not supported: write the plain name, or 1 for a broadcast axis")
     if token.startswith("_"):

@@ -73,6 +73,15 @@ def bind(
     return binding
 
 
+def ranks_of(entries: Sequence[Entry], tensors: Sequence[Any]) -> dict[str, int]:
+    """How many axes each `*batch` has, as the first tensor with it tells; whether all agree is for `bind` to say."""
+    ranks: dict[str, int] = {}
+    for entry, tensor in zip(entries, tensors, strict=False):
+        if entry.spec.axes is not None and isinstance(tensor, Tensor):
+            ranks.setdefault(entry.spec.axes, max(tensor.dim() - len(entry.spec.dims) + 1, 0))
+    return ranks
+
+
 def describe(tensor: Any) -> str:
     """`float32 (64, 128)`, or the type's name where it is no tensor with a shape."""
     if not isinstance(tensor, Tensor) or tensor.is_nested:

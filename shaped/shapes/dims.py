@@ -45,13 +45,21 @@ class Dim:
         except ZeroDivisionError:
             raise SignatureError(f"`{text}` divides by zero") from None
 
+    @property
+    def is_axes(self) -> bool:
+        """Whether it is `*batch`: any number of axes under one name, to be written out before anything is evaluated."""
+        return self.text.startswith("*")
+
     @cached_property
     def _node(self) -> ast.expr:
+        assert not self.is_axes, f"{self.text} was not written out"
         return ast.parse(self.text, mode="eval").body
 
     @cached_property
     def names(self) -> tuple[str, ...]:
         """The names it depends on, in order of appearance."""
+        if self.is_axes:
+            return ()
         found = [node.id for node in ast.walk(self._node) if isinstance(node, ast.Name)]
         return tuple(dict.fromkeys(found))
 
@@ -63,7 +71,7 @@ class Dim:
     @cached_property
     def constant(self) -> int | None:
         """Its value, if it depends on no name."""
-        return None if self.names else int(self.evaluate({}))
+        return None if self.names or self.is_axes else int(self.evaluate({}))
 
     def evaluate(self, sizes: Mapping[str, Any]) -> Any:
         """Its value where each name has the value in `sizes`; KeyError names one that has none."""

@@ -2,19 +2,14 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args, get_origin
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal, Protocol
 
-from shaped.errors import SignatureError
-from shaped.shapes.annotations import (
-    Entry,
-    TensorSpec,
-    annotated_part,
-    is_tensor_annotation,
-    read_tensor,
-    resolve_hints,
-    spell,
-)
+from shaped.errors import ShapeError, SignatureError, nearest
+from shaped.shapes.annotations import Entry, Origin, TensorSpec, annotated_part, is_tensor_annotation, resolve_hints
+from shaped.shapes.containers import Container, read_container
+from shaped.shapes.dims import Dim
 
 
 class Structure(Protocol):
@@ -31,14 +26,19 @@ class Structure(Protocol):
 
 @dataclass(frozen=True)
 class Argument:
-    """One argument: a tensor, a structured list of tensors, or a plain Python value (always its default)."""
+    """One argument: a tensor or a container of tensors, a list of parameters, or a plain Python value (its default)."""
 
     name: str
-    kind: Literal["tensor", "structured", "static"]
+    kind: Literal["tensor", "container", "parameters", "static"]
     entries: tuple[Entry, ...] = ()
     structure: Structure | None = None
     default: Any = None
     keyword: bool = False
+
+    @property
+    def container(self) -> Container | None:
+        """How an input is flattened; None for parameters and plain values."""
+        return self.structure if isinstance(self.structure, Container) else None
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,39 @@ class Signature:
     name: str
     function: Callable[..., Any]
     arguments: tuple[Argument, ...]
-    result: tuple[TensorSpec, ...]
-    result_is_tuple: bool
+    returns: Container
 
-    @property
+    @cached_property
     def entries(self) -> tuple[Entry, ...]:
         """Every tensor, params ++ inputs, in order."""
         return tuple(entry for argument in self.arguments for entry in argument.entries)
+
+    @cached_property
+    def result(self) -> tuple[TensorSpec, ...]:
+        """Every tensor of the result, in order."""
+        return tuple(entry.spec for entry in self.returns.entries)
+
+    @cached_property
+    def axes(self) -> tuple[str, ...]:
+        """The names of `*batch` axes."""
+        found = (spec.axes for spec in (*(entry.spec for entry in self.entries), *self.result))
+        return tuple(dict.fromkeys(name for name in found if name is not None))
+
+    def at_ranks(self, ranks: Mapping[str, int]) -> "Signature":
+        """The signature with `*batch` written out as `batch1 batch2`."""
+        taken = {name for entry in self.entries for dim in entry.spec.dims for name in dim.names}
+        axes: dict[str, list[Dim]] = {}
+        for name, rank in ranks.items():
+            stem = next(stem for stem in (name, f"{name}_", f"{name}__") if f"{stem}1" not in taken)
+            axes[name] = [Dim(f"{stem}{i}") for i in range(1, rank + 1)]
+        arguments = []
+        for argument in self.arguments:
+            entries = tuple(replace(entry, spec=entry.spec.with_axes(axes)) for entry in argument.entries)
+            structure = argument.structure
+            if isinstance(structure, Container):
+                structure = structure.map(lambda spec: spec.with_axes(axes))
+            arguments.append(replace(argument, entries=entries, structure=structure))
+        return replace(self, arguments=tuple(arguments), returns=self.returns.map(lambda spec: spec.with_axes(axes)))
 
     def call(self, tensors: Sequence[Any]) -> Any:
         """Run the function on flat tensors, rebuilt into its arguments."""
@@ -64,24 +90,34 @@ class Signature:
         for argument in self.arguments:
             part = tensors[at : at + len(argument.entries)]
             at += len(argument.entries)
-            if argument.structure is not None:
-                value = argument.structure.build(part)
-            else:
-                value = part[0] if part else argument.default
+            value = argument.structure.build(part) if argument.structure is not None else argument.default
             if argument.keyword:
                 keywords[argument.name] = value
             else:
                 positional.append(value)
         return self.function(*positional, **keywords)
 
+    def arrange(self, positional: Sequence[Any], named: Mapping[str, Any]) -> list[Any]:
+        """The flat tensors of a call's inputs (the arguments that are no parameters), by position and by name.
+
+        Raises:
+            ShapeError: Inputs are missing, extra, or no container of the declared kind.
+        """
+        inputs = [argument for argument in self.arguments if argument.kind in ("tensor", "container")]
+        names = [argument.name for argument in inputs]
+        given = {**dict(zip(names, positional, strict=False)), **named}
+        wrong = [f"`{name}` is unknown{nearest(name, names)}" for name in named if name not in names]
+        wrong += [f"`{name}` is given twice" for name in names[: len(positional)] if name in named]
+        wrong += [f"{len(positional) - len(names)} too many"] if len(positional) > len(names) else []
+        wrong += [f"`{name}` is missing" for name in names if name not in given]
+        if wrong:
+            raise ShapeError(f"`{self.name}` takes the inputs {', '.join(names)}: {'; '.join(wrong)}")
+        return [leaf for a in inputs if a.container for leaf in a.container.flatten(given[a.name])]
+
     def __str__(self) -> str:
-        shown = [
-            argument.structure.name if argument.structure else str(argument.entries[0].spec)
-            for argument in self.arguments
-            if argument.kind != "static"
-        ]
-        result = ", ".join("scalar" if not spec.dims else str(spec) for spec in self.result)
-        return f"{self.name} : {', '.join(shown)} -> {result}"
+        shown = [argument.structure.name for argument in self.arguments if argument.structure is not None]
+        parts = self.returns.parts if self.returns.kind == "tuple" else (self.returns,)
+        return f"{self.name} : {', '.join(shown)} -> {', '.join(part.name for part in parts)}"
 
 
 def read_signature(function: Callable[..., Any], structures: Mapping[str, Structure] | None = None) -> Signature:
@@ -107,16 +143,33 @@ def read_signature(function: Callable[..., Any], structures: Mapping[str, Struct
         raise SignatureError(f"`{name}` is built in and says nothing of its shapes: wrap it in a function") from None
     hints = resolve_hints(target)
     origin = _origin(target)
-    arguments = [_argument(parameter, hints, name, origin, structures or {}) for parameter in parameters]
-    result, is_tuple = _result(hints, name)
-    return Signature(name, bare, tuple(arguments), result, is_tuple)
+    arguments: list[Argument] = []
+    wrong: list[SignatureError] = []
+    for parameter in parameters:
+        try:
+            arguments.append(_argument(parameter, hints, name, origin, structures or {}))
+        except SignatureError as error:
+            wrong.append(error)
+    try:
+        returns = _returns(hints, name)
+    except SignatureError as error:
+        wrong.append(error)
+    if wrong:
+        raise (
+            wrong[0]
+            if len(wrong) == 1
+            else SignatureError(
+                f"`{name}` has {len(wrong)} mistakes in its signature.\n  " + "\n  ".join(map(str, wrong))
+            )
+        )
+    return Signature(name, bare, tuple(arguments), returns)
 
 
 def _argument(
     parameter: inspect.Parameter,
     hints: Mapping[str, Any],
     function: str,
-    origin: tuple[str, int] | None,
+    origin: Origin,
     structures: Mapping[str, Structure],
 ) -> Argument:
     where = f"`{function}`, argument `{parameter.name}`"
@@ -130,34 +183,27 @@ def _argument(
     if structure is not None and not structure.entries:
         raise SignatureError(f"{where}: {structure.name} declares no entries; annotate with the class that is passed")
     if structure is not None:
-        return Argument(parameter.name, "structured", structure.entries, structure, keyword=keyword)
+        return Argument(parameter.name, "parameters", structure.entries, structure, keyword=keyword)
     if parameter.name not in hints:
         raise SignatureError(
             f'{where} has no annotation; write for example `{parameter.name}: Float[Tensor, "batch features"]`'
         )
     annotation = hints[parameter.name]
-    if is_tensor_annotation(annotation):
-        entry = Entry(parameter.name, read_tensor(annotation, where), origin)
-        return Argument(parameter.name, "tensor", (entry,), keyword=keyword)
-    if parameter.default is not parameter.empty:
+    if parameter.default is not parameter.empty and not is_tensor_annotation(annotation):
         return Argument(parameter.name, "static", default=parameter.default, keyword=keyword)
     if annotation in (int, float, bool, str):
         raise SignatureError(f"{where} is a plain {annotation.__name__}: give it a default, which the proof then uses")
-    raise SignatureError(
-        f'{where}: `{spell(annotation)}` has no shape; annotate it as a ParamList or as Float[Tensor, "batch features"]'
-    )
+    container = read_container(annotation, parameter.name, where, origin)
+    kind: Literal["tensor", "container"] = "tensor" if container.spec is not None else "container"
+    return Argument(parameter.name, kind, container.entries, container, keyword=keyword)
 
 
-def _result(hints: Mapping[str, Any], name: str) -> tuple[tuple[TensorSpec, ...], bool]:
+def _returns(hints: Mapping[str, Any], name: str) -> Container:
     if "return" not in hints:
         raise SignatureError(f'`{name}` has no return annotation; a loss returns Float[Tensor, ""]')
-    annotation = hints["return"]
-    if get_origin(annotation) is tuple:
-        parts = get_args(annotation)
-        return tuple(read_tensor(part, f"`{name}`, result {i}") for i, part in enumerate(parts)), True
-    return (read_tensor(annotation, f"`{name}`, its result"),), False
+    return read_container(hints["return"], "result", f"`{name}`, its result")
 
 
-def _origin(function: Callable[..., Any]) -> tuple[str, int] | None:
+def _origin(function: Callable[..., Any]) -> Origin:
     code = getattr(inspect.unwrap(function), "__code__", None)
     return (code.co_filename, code.co_firstlineno) if code else None

@@ -85,7 +85,7 @@ def test_a_tuple_of_tensors_is_a_result() -> None:
 
     signature = read_signature(both)
 
-    assert signature.result_is_tuple
+    assert len(signature.result) == 2
     assert str(signature) == "both : [a, b] -> [a], scalar"
 
 
