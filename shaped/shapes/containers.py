@@ -120,7 +120,7 @@ def _fields(
             raise SignatureError(f"{where}: `{spell(base)}` may lack {optional}; a signature is fixed")
         return hints, lambda parts: dict(zip(hints, parts, strict=True)), '["{}"]'
     if dataclasses.is_dataclass(base):
-        make: Callable[..., Any] = base
+        make: Any = base
         names = [field.name for field in dataclasses.fields(base) if field.init]
         return {n: hints[n] for n in names}, lambda parts: make(**dict(zip(names, parts, strict=True))), ".{}"
     return {name: hints.get(name) for name in base._fields}, lambda parts: base(*parts), ".{}"
