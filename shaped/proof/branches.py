@@ -1,17 +1,17 @@
-"""The branch that a trace did not take: is the question trivial, and is the program well-shaped there too?
+"""The branch that a trace did not take: is the program well-shaped there too?
 
-A trace answers each question by its hints and so takes one branch. If a fact is true for every size, or the other
-branch goes through as well, the fact is no condition.
+A trace answers each question by its hints and so takes one branch. If a fact is true for every size, or the other branch
+goes through as well, the fact is no condition.
 """
 
 import itertools
-import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sympy
 
+from shaped.proof.arithmetic import holds
 from shaped.proof.plans import hints_where, value_at
 from shaped.proof.symbolic import Plan, World
 from shaped.shapes import Dim
@@ -22,97 +22,119 @@ _SEARCHED, _WITNESSES = 64, 16
 _DEPTH = 2
 
 
-def always(fact: Any) -> bool:
-    """Whether a relation over one size holds for all sizes of at least 2.
+@dataclass
+class Settled:
+    """A fact that is no condition: the other branches went through, if these other facts are conditions instead."""
 
-    Decided where both sides are linear in the size and in floor divisions or remainders of it by numbers: for each
-    residue of their common period the difference of the sides is then a line, d(2 + r + period*j) = start + rise*j.
-    """
-    symbols = list(fact.free_symbols)
-    if len(symbols) != 1 or not isinstance(fact, sympy.Le | sympy.Lt | sympy.Ge | sympy.Gt | sympy.Ne):
-        return False
-    difference = fact.lhs - fact.rhs
-    if isinstance(fact, sympy.Ge | sympy.Gt):
-        difference = -difference
-    period = _period(difference, symbols[0])
-    if period is None:
-        return False
-    for size in range(2, 2 + period):
-        start = difference.subs(symbols[0], size)
-        rise = difference.subs(symbols[0], size + period) - start
-        if isinstance(fact, sympy.Ne):
-            meets = start == 0 if rise == 0 else (-start / rise).is_Integer and -start / rise >= 0
-            if meets:
-                return False
-        elif rise > 0 or start > 0 or (start == 0 and isinstance(fact, sympy.Lt | sympy.Gt)):
-            return False
-    return True
+    plans: list[Plan] = field(default_factory=list)
+    instead: list[Any] = field(default_factory=list)
 
 
-def _period(difference: Any, symbol: Any) -> int | None:
-    """The common period of the floor divisions and remainders, if all is linear but for them."""
-    parts = [atom for atom in difference.atoms(sympy.Function) if atom.has(symbol)]
-    plain = all(
-        type(part).__name__ in ("FloorDiv", "Mod", "PythonMod")
-        and part.args[1].is_Integer
-        and int(part.args[1]) > 0
-        and not part.args[0].atoms(sympy.Function)
-        and sympy.Poly(part.args[0], symbol).degree() <= 1
-        for part in parts
-    )
-    period = math.lcm(*(int(part.args[1]) for part in parts)) if plain else 0
-    if not 0 < period <= 512:
-        return None
-    stand_ins = {part: sympy.Dummy(integer=True) for part in parts}
-    flat = sympy.expand(difference.xreplace(stand_ins))
-    linear = flat.is_polynomial() and sympy.Poly(flat, symbol, *stand_ins.values()).total_degree() <= 1
-    return period if linear else None
+@dataclass
+class Branches:
+    """The branch that one run took, and what is taken as true of its sizes."""
 
+    world: World
+    plan: Plan
+    run: Run
+    given: Sequence[Any] = ()
 
-def other_branches(fact: Any, world: World, plan: Plan, run: Run, depth: int = _DEPTH) -> list[Plan] | None:
-    """Plans under which `fact`, true at the hints, is false, if the program is well-shaped under each; else None.
+    def settle(self, fact: Any, depth: int = _DEPTH) -> Settled | None:
+        """Run the program where `fact` is false; None if it fails there, or if that cannot be told.
 
-    What such a run asks and the first did not is settled in the same way; where that goes too deep, it does not count.
-    """
-    plans = _opposite_plans(fact, world, plan)
-    for other in plans or []:
-        found = run(other)
-        if found is None or not all(
-            depth > 0 and other_branches(extra, found, other, run, depth - 1) is not None
-            for extra in _more(found, world, fact)
-        ):
+        What such a run asks and the first did not is settled in the same way; where that goes too deep, it does not
+        count. A question of the other branch that cannot be settled there is a condition in the fact's place if the
+        fact implies it: `points > 25` gives way to `points >= 4`.
+        """
+        plans = opposite_plans(fact, self.world, self.plan)
+        if plans is None:
             return None
-    return plans
+        settled = Settled(plans)
+        for plan in plans:
+            world = self.run(plan)
+            if world is None:
+                return None
+            inner = Branches(world, plan, self.run, self.translated(self.given, world))
+            for new in self.questions_of(world, fact):
+                deeper = inner.settle(new, depth - 1) if depth > 0 else None
+                for needed in [new] if deeper is None else deeper.instead:
+                    same = world.translate(needed, self.world)
+                    if same is None or plan.constants != self.plan.constants or not holds(same, [fact]):
+                        return None
+                    settled.instead.append(same)
+        return settled
+
+    def questions_of(self, world: World, fact: Any = sympy.true) -> list[Any]:
+        """What another run asked that this one did not, neither as such nor the other way round, and that is open."""
+        known = [self.world.translate(asked.fact, world) for asked in self.world.env.asked]
+        known.append(self.world.translate(fact, world))
+        texts = {world.show(form) for k in known if k is not None for form in (k, sympy.Not(k))}
+        given = self.translated(self.given, world)
+        return [q.fact for q in world.env.asked if world.show(q.fact) not in texts and not holds(q.fact, given)]
+
+    def translated(self, facts: Sequence[Any], world: World) -> list[Any]:
+        """Facts in the symbols of another world, where that can be."""
+        return [same for fact in facts if (same := self.world.translate(fact, world)) not in (None, sympy.true)]
 
 
-def _more(found: World, world: World, fact: Any) -> list[Any]:
-    """What a run asked that the first one did not, neither as such nor the other way round."""
-    known = [question.fact for question in world.env.asked] + [fact]
-    texts = {world.show(other) for other in known}
-    texts |= {found.show(sympy.Not(_translated(other, world, found))) for other in known}
-    return [q.fact for q in found.env.asked if found.show(q.fact) not in texts and not always(q.fact)]
-
-
-def _opposite_plans(fact: Any, world: World, plan: Plan) -> list[Plan] | None:
-    """One plan with other hints for an inequality; for `a != b` the substitution, or each of the few sizes."""
-    if not isinstance(fact, sympy.Ne):
-        few = list(itertools.islice(_solutions(fact, world), _WITNESSES + 1)) if len(fact.free_symbols) == 2 else []
-        if 0 < len(few) <= _WITNESSES:
-            return [replace(plan, constants={**plan.constants, **sizes}) for sizes in few]
-        hints = hints_where(fact, world, plan, sympy.false)
-        return None if hints is None else [replace(plan, hints=hints)]
-    for left, right in (fact.args, fact.args[::-1]):
-        name = world.symbols.get(left)
-        if name is None or left in right.free_symbols:
-            continue
-        if right.is_Integer:  # a size is at least 1
-            return [replace(plan, constants={**plan.constants, name: int(right)})] if int(right) > 0 else []
-        if name not in plan.multiples and name in plan.hints:
-            return [replace(plan, equal={**plan.equal, name: Dim.parse(world.show(right))})]
-    found = list(itertools.islice(_solutions(fact, world), _WITNESSES + 1))
-    if not 0 < len(found) <= _WITNESSES:
+def opposite_plans(fact: Any, world: World, plan: Plan) -> list[Plan] | None:
+    """Plans under which a fact is false: other hints for an inequality; for `a != b` the few sizes, or a := b."""
+    if isinstance(fact, sympy.Ne):
+        plans = _equal_plans(fact, world, plan)
+        if plans is not None:
+            return plans
+    few = list(itertools.islice(_solutions(fact, world), _WITNESSES + 1)) if len(fact.free_symbols) < 3 else []
+    if 0 < len(few) <= _WITNESSES and (isinstance(fact, sympy.Ne) or len(fact.free_symbols) == 2):
+        return [replace(plan, constants={**plan.constants, **sizes}) for sizes in few]
+    if isinstance(fact, sympy.Ne):
         return None
-    return [replace(plan, constants={**plan.constants, **sizes}) for sizes in found]
+    hints = hints_where(fact, world, plan, sympy.false)
+    return None if hints is None else [replace(plan, hints=hints)]
+
+
+def _equal_plans(fact: Any, world: World, plan: Plan) -> list[Plan] | None:
+    """Substitutions that make both sides of `a != b` equal."""
+    for left, right in (fact.args, fact.args[::-1]):
+        if type(left).__name__ in ("Min", "Max") and right.is_Integer:
+            parts = [_equal_plans(sympy.Ne(part, right), world, plan) for part in left.args if not part.is_Integer]
+            return None if None in parts else [one for some in parts for one in some or []]
+    return equal_at(fact.args[0] - fact.args[1], 0, world, plan)
+
+
+def equal_at(size: Any, value: int, world: World, plan: Plan) -> list[Plan] | None:
+    """Plans under which a size expression has a value, all of them together; None where they are too many or unknown.
+
+    Sizes of 1 are traced apart, so a single dimension is looked for from 2 on.
+    """
+    symbols = size.free_symbols
+    if not symbols <= set(world.symbols):
+        return None
+    if len(symbols) == 1:
+        (symbol,) = symbols
+        if not holds(sympy.Ne(size, value), [sympy.Ge(symbol, _SEARCHED)]):
+            return None
+        found = [n for n in range(2, _SEARCHED) if value_at(sympy.Eq(size, value), {symbol: n}) == sympy.true]
+        name = world.symbols[symbol]
+        plans = [replace(plan, constants={**plan.constants, name: n}) for n in found]
+        return plans if len(plans) <= _WITNESSES else None
+    linear = sympy.expand(size - value)
+    for sign in (1, -1):
+        for symbol in sorted(symbols, key=lambda s: world.symbols[s]):
+            name, rest = world.symbols[symbol], linear - sign * symbol
+            if linear.coeff(symbol, 1) == sign and symbol not in rest.free_symbols and plan.is_free(name):
+                text = world.show(sympy.expand(-sign * rest))
+                return [replace(plan, equal={**plan.equal, name: Dim.parse(text)})] if _is_dim(text) else None
+    quotients = [atom for atom in size.atoms(sympy.Function) if type(atom).__name__ == "FloorDiv"]
+    if len(quotients) == 1 and quotients[0].args[1].is_Integer and (size - quotients[0]).is_Integer:
+        over, under = quotients[0].args
+        first = int(under) * (value - int(size - quotients[0]))
+        parts = [equal_at(over, first + rest, world, plan) for rest in range(min(int(under), _WITNESSES))]
+        return None if None in parts or under > _WITNESSES else [one for some in parts for one in some or []]
+    return None
+
+
+def _is_dim(text: str) -> bool:
+    return not any(word in text for word in ("max(", "min(", "sqrt(", "log"))
 
 
 def together(base: Plan, a: Plan, b: Plan) -> Plan | None:
@@ -143,9 +165,3 @@ def _solutions(fact: Any, world: World) -> Iterator[dict[str, int]]:
         within = all(value_at(bound, chosen) != sympy.false for bound in bounds)
         if within and value_at(fact, chosen) == sympy.false:
             yield {world.symbols[symbol]: size for symbol, size in zip(symbols, sizes, strict=True)}
-
-
-def _translated(fact: Any, world: World, other: World) -> Any:
-    """A fact of one world in the symbols of another."""
-    symbols = {name: symbol for symbol, name in other.symbols.items()}
-    return fact.xreplace({s: symbols[name] for s, name in world.symbols.items() if name in symbols})

@@ -32,6 +32,7 @@ class RememberingMode(FakeTensorMode):
         self._numbers: dict[tuple[Any, ...], int] = {}
         self._results: dict[tuple[Any, ...], tuple[type | None, list[tuple[Tensor, torch.device, int] | None]]] = {}
         self._pure: dict[Any, bool] = {}
+        self.sizes: set[Any] = set()  # every symbolic size of a tensor that was met
 
     def dispatch(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -122,6 +123,8 @@ class RememberingMode(FakeTensorMode):
             tensor.requires_grad,
             *(size.node.expr if isinstance(size, SymInt) else size for size in sizes),
         )
+        if key not in self._numbers:
+            self.sizes.update(size.node.expr for size in tensor.shape if isinstance(size, SymInt))
         number = self._numbers.setdefault(key, len(self._numbers))
         setattr(tensor, _KEY, number)
         return number

@@ -8,6 +8,7 @@ from typing import Any
 
 import sympy
 
+from shaped.proof.arithmetic import divisions
 from shaped.proof.symbolic import Plan, World
 from shaped.shapes import Dim
 
@@ -84,11 +85,6 @@ def value_at(fact: Any, sizes: Mapping[Any, int]) -> Any:
 def _staircases(count: int) -> Iterator[tuple[int, ...]]:
     """For many names, neighbours of the list only: all large, ..., all small."""
     return (_TRIED[i : i + count] for i in range(len(_TRIED) - count + 1))
-
-
-def divisions(fact: Any) -> list[Any]:
-    """The floor divisions and remainders in a relation."""
-    return [atom for atom in fact.atoms(sympy.Function) if type(atom).__name__ in ("Mod", "PythonMod", "FloorDiv")]
 
 
 def _names(expression: Any, world: World) -> set[str]:

@@ -12,13 +12,15 @@ import sympy
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from shaped.errors import Goal, ProofError, ShapedError, SignatureError, Unprovable, nearest
-from shaped.proof.branches import always, other_branches, together
+from shaped.errors import Goal, ProofError, ShapedError, SignatureError, Source, Unprovable, nearest
+from shaped.proof.arithmetic import divisions, holds
+from shaped.proof.branches import Branches, Settled, together
 from shaped.proof.conditions import Assumption, Condition, follows
 from shaped.proof.explain import explain
-from shaped.proof.plans import divisions, hints_where, needed_multiple, repairs, with_multiple
+from shaped.proof.plans import hints_where, needed_multiple, repairs, with_multiple
 from shaped.proof.proof import Proof, count_operations, forward_graph
 from shaped.proof.setting import Setting
+from shaped.proof.small import conditions_on_small, small_dimensions, small_expressions
 from shaped.proof.symbolic import Plan, Question, World, tracing
 from shaped.proof.trace import Recorder, Trace, expression, run_forward, trace
 from shaped.shapes import Dim, TensorSpec
@@ -30,7 +32,7 @@ _HINT = 48
 _PRIMES = (5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107, 109)
 _ATTEMPTS = 8  # plans tried before a failure is believed
 _PAIRED = 6  # questions that are also answered the other way two at a time
-_SETS = 64  # sets of sizes of one tried when all at once fails
+_RESTS = 8  # divisors up to this one are tried at every rest
 
 
 class Search:
@@ -63,8 +65,6 @@ class Search:
         started = time.perf_counter()
         found, plan = self._find(self._initial_plan())
         conditions = self._conditions(found, plan)
-        conditions += _nonzero_divisors(found)
-        conditions += self._sizes_of_one(found, plan, conditions)
         self._check_follows(conditions)
         if self.assumptions:  # from which all that was found follows
             conditions = [assumption.condition for assumption in self.assumptions]
@@ -185,38 +185,99 @@ class Search:
     # -- from questions to conditions ------------------------------------------------------------------------------
 
     def _conditions(self, found: Trace, plan: Plan) -> list[Condition]:
-        assumed = {a.divisor[0] for a in self.assumptions if a.divisor is not None}
-        conditions = [
-            Condition(f"{name} % {_bracketed(divisor.text)} == 0")
-            for name, divisor in plan.multiples.items()
-            if name not in assumed
-        ]
-        seen: set[str] = set()
-        dropped: list[tuple[Condition, list[Plan]]] = []
+        """What has to be assumed about sizes: no less, and as far as it can be told no more."""
+        world = found.world
+        asked = self._asked(found)
+        plain = [fact for fact, _ in asked if isinstance(fact, sympy.Ge | sympy.Le) and _is_plain(fact)]
+        given = [fact for fact in plain if self._settle(fact, world, plan, ()) is None]  # what is needed in any case
+        smalls = small_expressions(world, plan, given)
+        large = [sympy.Ge(small.size, 2) for small in smalls]
+        kept: list[tuple[Any, Source | None]] = []
+        dropped: list[tuple[Any, Source | None, list[Plan]]] = []
+        for fact, source in asked:
+            if fact not in given and holds(fact, [*given, *large]):
+                continue  # or some size is small, and those are traced apart
+            settled = None if fact in given else self._settle(fact, world, plan, [*given, *large])
+            if settled is None:
+                kept.append((fact, source))
+            else:
+                kept.extend((other, source) for other in settled.instead)
+                dropped.append((fact, source, settled.plans))
+        kept += self._in_pairs(dropped, plan)
+        kept = [(f, s) for i, (f, s) in enumerate(kept) if not holds(f, [g for j, (g, _) in enumerate(kept) if j < i])]
+        kept = [(f, s) for i, (f, s) in enumerate(kept) if not holds(f, [g for j, (g, _) in enumerate(kept) if j > i])]
+        conditions = [*self._divisibility(found, plan), *(Condition(world.show(fact), source) for fact, source in kept)]
+        conditions += _nonzero_divisors(found)
+        facts = [fact for fact, _ in kept]
+        passes = partial(self._passes_small, world, plan, conditions, [*facts, *large])
+        for more in conditions_on_small(world, plan, [*small_dimensions(world, plan), *smalls], passes):
+            if more.text not in [condition.text for condition in conditions]:
+                conditions.append(more)
+        return conditions
+
+    def _asked(self, found: Trace) -> list[tuple[Any, Source | None]]:
+        """Every question once, without those that are true for all sizes."""
+        asked: dict[Any, Source | None] = {}
         for question in found.questions:
             for fact in question.fact.args if isinstance(question.fact, sympy.And) else (question.fact,):
-                text = found.world.show(fact)
-                if text in seen or text in ("True", "False"):
+                if fact in asked or fact in (sympy.true, sympy.false) or holds(fact):
                     continue
-                seen.add(text)
                 if isinstance(fact, sympy.Eq) and not divisions(fact):
                     raise self._needs_equality(fact, found, question)
-                condition = Condition(text, question.source)
-                branches = [] if always(fact) else other_branches(fact, found.world, plan, self._run)
-                if branches is None:
-                    conditions.append(condition)
-                elif branches:
-                    dropped.append((condition, branches))
-        return conditions + self._in_pairs(dropped, plan)
+                asked[fact] = question.source
+        return list(asked.items())
 
-    def _in_pairs(self, dropped: Sequence[tuple[Condition, list[Plan]]], plan: Plan) -> list[Condition]:
+    def _settle(self, fact: Any, world: World, plan: Plan, given: Sequence[Any]) -> Settled | None:
+        return Branches(world, plan, self._run, given).settle(fact)
+
+    def _divisibility(self, found: Trace, plan: Plan) -> list[Condition]:
+        """The multiples that were substituted, without those that the program does not need."""
+        assumed = {a.divisor[0] for a in self.assumptions if a.divisor is not None}
+        return [
+            Condition(f"{name} % {_bracketed(divisor.text)} == {plan.rests.get(name, 0)}")
+            for name, divisor in plan.multiples.items()
+            if name not in assumed and not self._passes_at_every_rest(name, divisor, found.world, plan)
+        ]
+
+    def _passes_at_every_rest(self, name: str, divisor: Dim, world: World, plan: Plan) -> bool:
+        """Whether the program is well-shaped for sizes that do not divide, too."""
+        if divisor.constant is None or divisor.constant > _RESTS:
+            return False
+        quotient, own = plan.quotient(name), plan.rests.get(name, 0)
+        for rest in (r for r in range(divisor.constant) if r != own):
+            at = replace(plan, rests={**plan.rests, name: rest})
+            sizes = [at, *(replace(at, constants={**at.constants, quotient: n}) for n in (1, 0) if n or rest)]
+            if not all(self._passes_branch(world, plan, one, ()) for one in sizes):
+                return False
+        return True
+
+    def _passes_branch(self, world: World, plan: Plan, other: Plan, given: Sequence[Any]) -> bool:
+        """Whether the program is well-shaped under another plan, and all that it asks there is settled."""
+        run = self._run(other)
+        if run is None:
+            return False
+        known = Branches(world, plan, self._run, given)
+        there = Branches(run, other, self._run, known.translated(given, run))
+        return all(there.settle(fact) is not None for fact in known.questions_of(run))
+
+    def _passes_small(
+        self, world: World, plan: Plan, conditions: Sequence[Condition], given: Sequence[Any], other: Plan
+    ) -> bool:
+        """Whether it passes at these small sizes; where a condition excludes them, there is nothing to show."""
+        admissible = self._within(other, conditions)
+        return admissible is None or self._passes_branch(world, plan, admissible, given)
+
+    def _in_pairs(
+        self, dropped: Sequence[tuple[Any, Source | None, list[Plan]]], plan: Plan
+    ) -> list[tuple[Any, Source | None]]:
         """Two questions answered the other way at once; where that fails, the second stays a condition."""
-        kept: list[Condition] = []
-        for (_, first), (condition, second) in itertools.combinations(dropped[:_PAIRED], 2):
+        dropped = [one for one in dropped if one[2]]
+        kept: list[tuple[Any, Source | None]] = []
+        for (_, _, first), (fact, source, second) in itertools.combinations(dropped[:_PAIRED], 2):
             both = together(plan, first[0], second[0])
-            if condition not in kept and both is not None and not self._passes(both):
-                kept.append(condition)
-        return kept + [condition for condition, _ in dropped[_PAIRED:]]
+            if (fact, source) not in kept and both is not None and not self._passes(both):
+                kept.append((fact, source))
+        return kept + [(fact, source) for fact, source, _ in dropped[_PAIRED:]]
 
     def _needs_equality(self, fact: Any, found: Trace, question: Question) -> ProofError:
         goal = found.world.show(fact).replace("==", "=")
@@ -238,46 +299,19 @@ class Search:
     def _passes(self, plan: Plan) -> bool:
         return self._run(plan) is not None
 
-    def _sizes_of_one(self, found: Trace, plan: Plan, conditions: Sequence[Condition]) -> list[Condition]:
-        """Size 1 traced apart: each symbol alone, then all at once; of a set of ones that fails, one is at least 2."""
-        symbols = list(found.world.symbols.values())
-        good = [name for name in symbols if self._passes_at_one(found, plan, conditions, (name,))]
-        failing: list[tuple[str, ...]] = [(name,) for name in symbols if name not in good]
-        if len(good) > 1 and not self._passes_at_one(found, plan, conditions, tuple(good)):
-            sets = itertools.chain.from_iterable(itertools.combinations(good, n) for n in range(2, len(good) + 1))
-            for ones in itertools.islice(sets, _SETS):
-                known = any(set(smaller) <= set(ones) for smaller in failing)
-                if not known and not self._passes_at_one(found, plan, conditions, ones):
-                    failing.append(ones)
-        return [Condition(" or ".join(f"{_bracketed(name)} >= 2" for name in ones)) for ones in failing]
-
-    def _passes_at_one(self, found: Trace, plan: Plan, conditions: Sequence[Condition], ones: Sequence[str]) -> bool:
-        """Whether the program is well-shaped there; where a condition excludes it, there is nothing to show."""
-        constants = self._with_ones(plan, conditions, set(ones))
-        if constants is None:
-            return True
-        at_one = replace(plan, constants={**plan.constants, **constants})
-        world = self._run(at_one)
-        if world is None:
-            return False
-        known = {found.world.show(question.fact) for question in found.questions}
-        new = [question.fact for question in world.env.asked if world.show(question.fact) not in known]
-        return all(always(fact) or other_branches(fact, world, at_one, self._run) is not None for fact in new)
-
-    def _with_ones(self, plan: Plan, conditions: Sequence[Condition], names: set[str]) -> dict[str, int] | None:
-        """Constants that put these symbols to 1 and, where a condition forces it (seq <= context), others with them."""
-        chosen = set(names)
+    def _within(self, plan: Plan, conditions: Sequence[Condition]) -> Plan | None:
+        """The plan, with other sizes at 1 where a condition forces it (seq <= context); None where one excludes it."""
         for _ in range(len(self.names) + 1):
-            world = World(self.names, replace(plan, constants={**plan.constants, **dict.fromkeys(chosen, 1)}))
+            world = World(self.names, plan)
             sizes = {name: _hint(value) for name, value in world.values.items()}
             stated = [*conditions, *(a.condition for a in self.assumptions)]
             broken = [c for c in stated if set(c.names) <= set(sizes) and not c.holds(sizes)]
             if not broken:
-                return dict.fromkeys(chosen, 1)
+                return plan
             more = {name for c in broken for name in c.names if name in world.symbols.values()}
             if not more:
                 return None
-            chosen |= more
+            plan = replace(plan, constants={**plan.constants, **dict.fromkeys(more, 1)})
         return None
 
     def _check_follows(self, conditions: Sequence[Condition]) -> None:
@@ -297,8 +331,13 @@ class Search:
 
     def _region(self, found: Trace) -> tuple[Condition, ...]:
         """Where the traced graph itself is valid: symbols of at least 2, and each question answered as it was."""
-        least = [Condition(f"{_bracketed(name)} >= 2") for name in found.world.symbols.values()]
-        return (*least, *(Condition(found.world.show(question.fact)) for question in found.questions))
+        world, plan = found.world, found.world.plan
+        least = [Condition(f"{_bracketed(name)} >= 2") for name in world.symbols.values()]
+        divisible = [
+            Condition(f"{name} % {_bracketed(divisor.text)} == {plan.rests.get(name, 0)}")
+            for name, divisor in plan.multiples.items()
+        ]
+        return (*least, *divisible, *(Condition(world.show(question.fact)) for question in found.questions))
 
     # -- the update ------------------------------------------------------------------------------------------------
 
@@ -393,6 +432,11 @@ def _statement_order(setting: Setting) -> tuple[str, ...]:
             for dim in entry.spec.dims:
                 (inside if argument.kind == "parameters" else outside).update(dict.fromkeys(dim.names))
     return tuple([name for name in outside if name not in inside] + list(inside))
+
+
+def _is_plain(fact: Any) -> bool:
+    """An inequality between sizes that have names, such as seq <= context: a condition as people state it."""
+    return not fact.atoms(sympy.Function) and all(sympy.expand(side).is_Add is False for side in fact.args)
 
 
 def _hint(value: Any) -> int:

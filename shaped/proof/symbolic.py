@@ -22,6 +22,7 @@ from torch._dynamo.source import ConstantSource
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
 from shaped.errors import Goal, Source, Unprovable
+from shaped.proof.arithmetic import constant
 from shaped.proof.fake import RememberingMode
 from shaped.proof.source import Place, place_of_caller
 from shaped.shapes import Dim, Entry
@@ -40,11 +41,16 @@ class Plan:
     constants: Mapping[str, int] = field(default_factory=dict)
     equal: Mapping[str, Dim] = field(default_factory=dict)  # assumed: classes == hidden
     multiples: Mapping[str, Dim] = field(default_factory=dict)  # dim % heads == 0, as dim := heads * (dim//heads)
+    rests: Mapping[str, int] = field(default_factory=dict)  # of multiples: kernel % 2 == 1
 
     def quotient(self, name: str) -> str:
         """What the free symbol of a multiple is called."""
         divisor = self.multiples[name].text
         return f"{name}//{divisor}" if divisor.isalnum() else f"{name}//({divisor})"
+
+    def is_free(self, name: str) -> bool:
+        """Whether a name is a symbol of its own."""
+        return not any(name in taken for taken in (self.constants, self.equal, self.multiples)) and name in self.hints
 
 
 @dataclass(frozen=True)
@@ -90,26 +96,9 @@ class _Questions(ShapeEnv):
             return expression
         if expression not in self._settled:
             quotients = [atom for atom in expression.atoms(sympy.Function) if type(atom).__name__ == "FloorDiv"]
-            numbers = {atom: number for atom in quotients if (number := constant_quotient(*atom.args)) is not None}
+            numbers = {atom: number for atom in quotients if (number := constant(atom)) is not None}
             self._settled[expression] = expression.xreplace(numbers) if numbers else expression
         return self._settled[expression]
-
-
-def constant_quotient(over: Any, under: Any) -> Any:
-    """The value of (a*m + b)//(c*m) if it is the same for every m >= 2, where m is a product of sizes; else None.
-
-    The fraction is monotone in m and tends to a/c, so it is enough to compare its floor at m = 2 with that at the end.
-    """
-    c, m = under.as_coeff_Mul()
-    if m == 1:
-        return None
-    a = sympy.expand(over).coeff(m)
-    b = sympy.expand(over - a * m)
-    if not (a.is_Integer and b.is_Integer and c.is_Integer and c > 0):
-        return None
-    first = (2 * a + b) // (2 * c)
-    last = sympy.ceiling(a / c) - 1 if b < 0 else a // c  # from below a/c is never reached
-    return first if first == last else None
 
 
 class World:
@@ -138,7 +127,8 @@ class World:
         elif name in plan.multiples:
             quotient = plan.quotient(name)
             divisor = self._evaluate(plan.multiples[name])
-            value = divisor * self._symbol(quotient, plan.constants.get(quotient), plan.hints[name])
+            self.values[quotient] = self._symbol(quotient, plan.constants.get(quotient), plan.hints[name])
+            value = divisor * self.values[quotient] + plan.rests.get(name, 0)
         else:
             value = self._symbol(name, None, plan.hints[name])
         self.values[name] = value
@@ -190,6 +180,19 @@ class World:
             self._shown[expression] = _python(expression.xreplace(self._names_of_symbols))
         return self._shown[expression]
 
+    def translate(self, fact: Any, other: "World") -> Any:
+        """A fact about this world's symbols in those of another; None where a name stands for nothing there."""
+        written = {}
+        for symbol in fact.free_symbols:
+            value = other.values.get(self.symbols.get(symbol, ""))
+            if value is None:
+                return None
+            written[symbol] = value.node.expr if isinstance(value, SymInt) else sympy.Integer(value)
+        try:
+            return fact.xreplace(written) if written else fact
+        except ZeroDivisionError:
+            return None
+
     @cached_property
     def _names_of_symbols(self) -> dict[Any, Any]:
         """What stands for each symbol when it is shown."""
@@ -200,7 +203,8 @@ class World:
             replaced[symbol] = sympy.Symbol(base, positive=True, integer=True)
             if divisor is not None:
                 names = {n: sympy.Symbol(n, positive=True, integer=True) for n in divisor.names}
-                replaced[symbol] /= sympy.sympify(divisor.text, names)
+                multiple = replaced[symbol] - self.plan.rests.get(base, 0)
+                replaced[symbol] = multiple / sympy.sympify(divisor.text, names)
         return replaced
 
 

@@ -1,0 +1,128 @@
+"""Sizes of 1 (and 0), traced apart.
+
+Tracers treat 1 in a special way, since it broadcasts, so a general trace stands for sizes of at least 2: not only of
+the dimensions, but of every size that it meets, such as `seq - 1` or `height//2`. Each is traced again where it is small.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import sympy
+
+from shaped.proof.arithmetic import holds
+from shaped.proof.branches import equal_at
+from shaped.proof.conditions import Condition
+from shaped.proof.symbolic import Plan, World
+
+_EXPRESSIONS = 24  # size expressions of one trace that are looked at
+_SETS = 64  # sets of small sizes tried when all at once fails
+
+Passes = Callable[[Plan], bool]
+
+
+@dataclass(frozen=True)
+class Small:
+    """A size that may be 1 or 0, and the plans under which it is, each of them."""
+
+    size: Any
+    plans: tuple[Plan, ...]
+
+
+def small_dimensions(world: World, plan: Plan) -> list[Small]:
+    """Each symbol at 1."""
+    return [
+        Small(symbol, (replace(plan, constants={**plan.constants, name: 1}),)) for symbol, name in world.symbols.items()
+    ]
+
+
+def small_expressions(world: World, plan: Plan, given: Sequence[Any]) -> list[Small]:
+    """The size expressions of a trace that can be 1 or 0 where every dimension is at least 2."""
+    factors: dict[Any, None] = {}
+    for size in sorted(world.mode.sizes, key=str):
+        for factor in sympy.Mul.make_args(sympy.factor(size)):
+            base = factor.base if isinstance(factor, sympy.Pow) else factor
+            if base.free_symbols and not base.is_Symbol and base not in factors and not base.has(sympy.Max, sympy.Min):
+                factors[base] = None
+    found = []
+    for size in itertools.islice(factors, _EXPRESSIONS):
+        if holds(sympy.Ge(size, 2), given):
+            continue
+        possible = [v for v in (1, 0) if not holds(sympy.Ne(size, v), given)]
+        plans = [equal_at(size, value, world, plan) for value in possible]
+        if all(some is not None for some in plans):
+            found.append(Small(size, tuple(one for some in plans for one in some or [])))
+    return found
+
+
+def conditions_on_small(world: World, plan: Plan, smalls: Sequence[Small], passes: Passes) -> list[Condition]:
+    """Trace each size where it is small, then all at once; of a set that fails, one must be larger."""
+    alone = [[one for one in small.plans if not passes(one)] for small in smalls]
+    conditions = [c for small, bad in zip(smalls, alone, strict=True) for c in _conditions(world, plan, small, bad)]
+    good = [small for small, bad in zip(smalls, alone, strict=True) if small.plans and not bad]
+    failing: list[set[Any]] = []
+    symbols, mixed = [small for small in good if small.size.is_Symbol], _compatible(plan, good)
+    for members in [symbols, mixed] if len(good) > len(symbols) else [symbols]:
+        if len(members) < 2 or passes(_all_at_once(plan, members)):
+            continue
+        sets = itertools.chain.from_iterable(itertools.combinations(members, n) for n in range(2, len(members) + 1))
+        for some in itertools.islice(sets, _SETS):
+            sizes = {small.size for small in some}
+            if not any(known <= sizes for known in failing) and not passes(_all_at_once(plan, some)):
+                failing.append(sizes)
+                parts = dict.fromkeys(_at_least_two(world, plan, small) for small in some)
+                conditions.append(Condition(" or ".join(parts)))
+    return conditions
+
+
+def _compatible(plan: Plan, smalls: Sequence[Small]) -> list[Small]:
+    """Expressions first, each at its first plan; then the dimensions that those leave free."""
+    chosen: list[Small] = []
+    taken: set[str] = set()
+    for small in sorted(smalls, key=lambda s: s.size.is_Symbol):
+        names = _changed(plan, small.plans[0])
+        if not names & taken:
+            chosen.append(small)
+            taken |= names
+    return chosen
+
+
+def _changed(plan: Plan, other: Plan) -> set[str]:
+    return {n for n in other.constants if n not in plan.constants} | {n for n in other.equal if n not in plan.equal}
+
+
+def _all_at_once(plan: Plan, smalls: Sequence[Small]) -> Plan:
+    constants, equal = dict(plan.constants), dict(plan.equal)
+    for small in smalls:
+        constants.update(small.plans[0].constants)
+        equal.update(small.plans[0].equal)
+    return replace(plan, constants=constants, equal=equal)
+
+
+def _conditions(world: World, plan: Plan, small: Small, bad: Sequence[Plan]) -> list[Condition]:
+    """What excludes the plans that failed, as weak as it can be said."""
+    if not bad:
+        return []
+    if len(bad) == len(small.plans):
+        return [Condition(_at_least_two(world, plan, small))]
+    changed = [{**one.constants, **one.equal} for one in bad]
+    return [
+        Condition(f"{_bracketed(name)} != {change[name]}")
+        for one, change in zip(bad, changed, strict=True)
+        for name in _changed(plan, one)
+    ]
+
+
+def _at_least_two(world: World, plan: Plan, small: Small) -> str:
+    """`seq >= 2`; `height >= 4` for height//2."""
+    names = {name for one in small.plans for name in _changed(plan, one)}
+    sizes = [one.constants[name] for one in small.plans for name in names if name in one.constants]
+    if not small.size.is_Symbol and len(names) == 1 and len(sizes) == len(small.plans):
+        (name,) = names
+        return f"{_bracketed(name)} >= {max(sizes) + 1}"
+    return f"{_bracketed(world.show(small.size))} >= 2"
+
+
+def _bracketed(text: str) -> str:
+    return text if text.isidentifier() or text.isdigit() else f"({text})"
