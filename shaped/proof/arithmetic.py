@@ -1,8 +1,8 @@
 """Facts about whole numbers: what holds for every size, decided without looking at a hint.
 
-A difference of two sizes is brought to a polynomial in variables that are at least 0; it is at least 0 if no coefficient
-is negative. Floor divisions and remainders by numbers go first: s is written as period*j + rest, for each rest. What
-cannot be decided so is not claimed.
+A difference of two sizes is brought to a polynomial in variables that are at least 0; it is at least 0 if no
+coefficient is negative. Floor divisions and remainders by numbers go first: s is written as period*j + rest, for each
+rest. What cannot be decided so is not claimed.
 """
 
 import itertools
@@ -16,7 +16,13 @@ from torch.utils._sympy.functions import FloorDiv, PythonMod
 
 _CASES = 128  # combinations of rests that are looked at
 _LARGE = 2**31  # sizes and counts of elements are far below torch's own limits, which it asks about
+_FLOATS = ("FloatPow", "FloatTrueDiv", "IntTrueDiv")
 _ORDER = (sympy.Le, sympy.Lt, sympy.Ge, sympy.Gt)
+
+# The variables of every decision, so that sympy remembers what it made of them.
+_COUNTERS = tuple(sympy.Symbol(f"j{i}", integer=True, nonnegative=True) for i in range(6))
+_OPAQUE = tuple(sympy.Symbol(f"f{i}", integer=True, nonnegative=True) for i in range(12))
+_SPARE = tuple(sympy.Symbol(f"r{i}", integer=True, nonnegative=True) for i in range(12))
 
 Least = Mapping[Any, int]  # the smallest value of each symbol
 
@@ -31,29 +37,40 @@ def holds(fact: Any, given: Sequence[Any] = (), least: Least | None = None) -> b
     """
     symbols = sorted(fact.free_symbols.union(*(g.free_symbols for g in given)), key=str)
     start = {symbol: (least or {}).get(symbol, 2) for symbol in symbols}
+    either = next((g for g in given if isinstance(g, sympy.Or) and isinstance(fact, sympy.Or)), None)
+    if either is not None:
+        rest = [g for g in given if g is not either]
+        return holds(fact, rest, least) or all(holds(fact, [*rest, part], least) for part in either.args)
     relevant = tuple(g for g in given if isinstance(g, _ORDER) and g.free_symbols & fact.free_symbols)
     return _holds(fact, relevant, tuple(start.items()))
 
 
 @lru_cache(maxsize=4096)
 def _holds(fact: Any, given: tuple[Any, ...], least: tuple[tuple[Any, int], ...]) -> bool:
+    if fact in (sympy.true, sympy.false):
+        return fact is sympy.true
+    if isinstance(fact, sympy.And | sympy.Or):
+        return (all if isinstance(fact, sympy.And) else any)(_holds(part, given, least) for part in fact.args)
+    if not isinstance(fact, sympy.core.relational.Relational):
+        return False
+    if any(abs(number) > _LARGE for number in fact.atoms(sympy.Integer)):
+        return isinstance(fact, _ORDER) and fact.subs({symbol: max(low, 2) for symbol, low in least}) is sympy.true
     cases = _cases((fact, *given), dict(least))
-    return cases is not None and all(_holds_in_case(new[0], new[1:], bounds) for new, bounds in cases)
+    return cases is not None and all(_holds_in_case(fact, given, written, bounds) for written, bounds in cases)
 
 
-def _cases(facts: Sequence[Any], least: dict[Any, int]) -> list[tuple[tuple[Any, ...], dict[Any, int]]] | None:
-    """Each combination of rests: the facts in the new variables, and their smallest values."""
-    periods = _periods(facts)
-    if math.prod(periods.values()) > _CASES:
+def _cases(expressions: Sequence[Any], least: dict[Any, int]) -> list[tuple[dict[Any, Any], dict[Any, int]]] | None:
+    """Each combination of rests: what to write for the symbols, and the smallest values of the new ones."""
+    periods = _periods(expressions)
+    if math.prod(periods.values()) > _CASES or len(periods) > len(_COUNTERS):
         return None
     found = []
     for rests in itertools.product(*(range(period) for period in periods.values())):
         bounds, written = dict(least), {}
-        for (symbol, period), rest in zip(periods.items(), rests, strict=True):
-            counter = sympy.Dummy("j", integer=True, nonnegative=True)
+        for (symbol, period), rest, counter in zip(periods.items(), rests, _COUNTERS, strict=False):
             bounds[counter] = max(0, -((rest - bounds.pop(symbol)) // period))
             written[symbol] = period * counter + rest
-        found.append((tuple(fact.xreplace(written) if written else fact for fact in facts), bounds))
+        found.append((written, bounds))
     return found
 
 
@@ -68,69 +85,53 @@ def _periods(facts: Sequence[Any]) -> dict[Any, int]:
     return dict(sorted(periods.items(), key=lambda item: str(item[0])))
 
 
-def _holds_in_case(fact: Any, given: Sequence[Any], least: dict[Any, int]) -> bool:
-    if fact in (sympy.true, sympy.false):
-        return fact is sympy.true
-    written, least = _with(given, least)
-    if least is None:
-        return True  # the case cannot occur
-    fact = fact.xreplace(written)
-    if fact in (sympy.true, sympy.false):
-        return fact is sympy.true
-    if isinstance(fact, sympy.And):
-        return all(_holds_in_case(part, (), least) for part in fact.args)
-    if isinstance(fact, sympy.Or):
-        return any(_holds_in_case(part, (), least) for part in fact.args)
-    if not isinstance(fact, sympy.core.relational.Relational):
-        return False
-    if any(abs(number) > _LARGE for number in fact.atoms(sympy.Integer)):
-        return isinstance(fact, _ORDER) and fact.subs({symbol: max(low, 2) for symbol, low in least.items()}) == True  # noqa: E712
-    left, right = (_plain(side, least) for side in fact.args)
+def _holds_in_case(fact: Any, given: Sequence[Any], written: dict[Any, Any], least: dict[Any, int]) -> bool:
+    """Relations are taken apart before anything is put into them: sympy would try to decide each, at length."""
+    written, bounds = _with(given, written, least)
+    left, right = (_plain(side.xreplace(written), bounds) for side in fact.args)
     if isinstance(fact, sympy.Eq):
         return bool(sympy.expand(left - right) == 0)
     if isinstance(fact, sympy.Ne):
-        return nonnegative(left - right - 1, least) or nonnegative(right - left - 1, least)
+        return nonnegative(left - right - 1, bounds) or nonnegative(right - left - 1, bounds)
+    return nonnegative(_slack(fact, left, right), bounds)
+
+
+def _slack(fact: Any, left: Any, right: Any) -> Any:
+    """What an inequality says is at least 0."""
     over, under = (left, right) if isinstance(fact, sympy.Ge | sympy.Gt) else (right, left)
-    strict = int(isinstance(fact, sympy.Gt | sympy.Lt))
-    return nonnegative(over - under - strict, least)
+    return sympy.expand(over - under - int(isinstance(fact, sympy.Gt | sympy.Lt)))
 
 
-def _with(given: Sequence[Any], least: dict[Any, int]) -> tuple[dict[Any, Any], Any]:
+def _with(
+    given: Sequence[Any], written: dict[Any, Any], least: dict[Any, int]
+) -> tuple[dict[Any, Any], dict[Any, int]]:
     """Use what is given: a larger smallest value, or a variable put as the others' sum and a rest of at least 0."""
-    written: dict[Any, Any] = {}
-    least = dict(least)
+    least, spare = dict(least), iter(_SPARE)
     for fact in given:
-        if not isinstance(fact, _ORDER):
-            if fact is sympy.false:
-                return written, None
-            continue
-        left, right = (_plain(side.xreplace(written), least) for side in fact.args)
-        over, under = (left, right) if isinstance(fact, sympy.Ge | sympy.Gt) else (right, left)
-        slack = sympy.expand(over - under - int(isinstance(fact, sympy.Gt | sympy.Lt)))  # at least 0
+        slack = _slack(fact, *(_plain(side.xreplace(written), least) for side in fact.args))
         symbols = slack.free_symbols
-        if not slack.is_polynomial(*symbols) or slack.atoms(sympy.Function) or not symbols:
+        if not symbols or slack.atoms(sympy.Function) or not slack.is_polynomial(*symbols):
             continue
         if len(symbols) == 1:
             (symbol,) = symbols
             slope, offset = slack.coeff(symbol, 1), slack.coeff(symbol, 0)
-            if sympy.expand(slope * symbol + offset - slack) == 0 and slope > 0:
+            if slope * symbol + offset == slack and slope > 0:
                 least[symbol] = max(least[symbol], int(sympy.ceiling(-offset / slope)))
             continue
-        for symbol in sorted(symbols, key=str):
-            if slack.coeff(symbol, 1) == 1 and symbol not in (slack - symbol).free_symbols:
-                rest = sympy.Dummy("s", integer=True, nonnegative=True)
-                value = rest - (slack - symbol)
-                written = {old: new.xreplace({symbol: value}) for old, new in written.items()} | {symbol: value}
-                least[rest] = 0
-                break
+        unit = [s for s in sorted(symbols, key=str) if slack.coeff(s, 1) == 1 and s not in (slack - s).free_symbols]
+        rest = next(spare, None) if unit else None
+        if rest is not None:
+            value = rest - (slack - unit[0])
+            written = {old: new.xreplace({unit[0]: value}) for old, new in written.items()} | {unit[0]: value}
+            least[rest] = 0
     return written, least
 
 
 def nonnegative(expression: Any, least: Least) -> bool:
     """Whether a size expression is shown to be at least 0."""
-    bounds = dict(least)
+    bounds: dict[Any, Any] = dict(least)
     shifted = sympy.expand(_plain(expression, bounds))
-    opaque = {atom: sympy.Dummy(integer=True, nonnegative=True) for atom in shifted.atoms(sympy.Function)}
+    opaque = dict(zip(sorted(shifted.atoms(sympy.Function), key=str), _OPAQUE, strict=False))
     for atom, name in opaque.items():
         bounds[name] = _lowest(atom, bounds)
     if any(bounds[name] is None for name in opaque.values()):
@@ -147,7 +148,7 @@ def nonnegative(expression: Any, least: Least) -> bool:
 def _lowest(atom: Any, least: dict[Any, Any]) -> int | None:
     """A number that the value of a function of sizes is never below."""
     name = type(atom).__name__
-    if name in ("FloorDiv", "Mod", "PythonMod", "ToFloat", "OpaqueUnaryFn_sqrt", "FloatPow", "FloatTrueDiv", "IntTrueDiv"):
+    if name in ("FloorDiv", "Mod", "PythonMod", "ToFloat", "OpaqueUnaryFn_sqrt", *_FLOATS):
         if not all(nonnegative(part, least) for part in atom.args if not part.is_Float):
             return None
         return 1 if name == "FloorDiv" and nonnegative(atom.args[0] - atom.args[1], least) else 0
@@ -166,7 +167,7 @@ def _plain(expression: Any, least: Least) -> Any:
             best = next((a for a in atom.args if all(_above(a, b, least, name) for b in atom.args if b is not a)), None)
             expression = expression.xreplace({atom: best}) if best is not None else expression
         elif name in ("FloorDiv", "Mod", "PythonMod"):
-            expression = expression.xreplace({atom: _divided(name, *atom.args, least)})
+            expression = expression.xreplace({atom: _divided(name, atom.args[0], atom.args[1], least)})
     return expression
 
 
@@ -195,7 +196,7 @@ def _divided(name: str, over: Any, under: Any, least: Least) -> Any:
 def constant(size: Any) -> Any:
     """The number that a size expression is for all sizes of at least 2; None if it is none, or not shown to be one."""
     cases = _cases((size,), dict.fromkeys(size.free_symbols, 2))
-    values = {sympy.expand(_plain(new, bounds)) for (new,), bounds in cases or []}
+    values = {sympy.expand(_plain(size.xreplace(written), bounds)) for written, bounds in cases or []}
     number = values.pop() if len(values) == 1 else None
     return number if number is not None and number.is_Integer else None
 

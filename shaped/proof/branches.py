@@ -1,7 +1,7 @@
 """The branch that a trace did not take: is the program well-shaped there too?
 
-A trace answers each question by its hints and so takes one branch. If a fact is true for every size, or the other branch
-goes through as well, the fact is no condition.
+A trace answers each question by its hints and so takes one branch. If a fact is true for every size, or the other
+branch goes through as well, the fact is no condition.
 """
 
 import itertools

@@ -9,6 +9,7 @@ torch has such a memory too, but its keys cost more than the operations when siz
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import sympy
 import torch
 from torch import SymBool, SymFloat, SymInt, Tensor
 from torch._ops import OpOverload
@@ -121,13 +122,17 @@ class RememberingMode(FakeTensorMode):
             tensor.dtype,
             tensor.fake_device,
             tensor.requires_grad,
-            *(size.node.expr if isinstance(size, SymInt) else size for size in sizes),
+            *map(_expression, sizes),
         )
         if key not in self._numbers:
-            self.sizes.update(size.node.expr for size in tensor.shape if isinstance(size, SymInt))
+            self.sizes.update(size for size in map(_expression, tensor.shape) if isinstance(size, sympy.Basic))
         number = self._numbers.setdefault(key, len(self._numbers))
         setattr(tensor, _KEY, number)
         return number
+
+
+def _expression(size: Any) -> Any:
+    return size.node.expr if isinstance(size, SymInt) else size
 
 
 def _forget(values: Any) -> None:

@@ -14,6 +14,7 @@ from shaped.shapes import Dim
 
 # Sizes to try where a question must come out the other way; torch's own thresholds are small powers of two.
 # Far apart and without small relations first, so that no two sizes meet by accident.
+_RESTS = 4  # divisors up to this one are tried at every rest
 _TRIED = (53, 211, 1009, 4001, 15, 8, 7, 5, 4, 3, 2)
 
 
@@ -29,8 +30,11 @@ def repairs(world: World, plan: Plan) -> list[Plan]:
         for atom in divisions(asked):
             over, under = atom.args
             name = world.symbols.get(over)
-            if name in plan.hints and name not in plan.multiples and name not in _names(under, world):
-                plans.append(with_multiple(plan, (str(name), world.show(under))))
+            base = name or next((world.symbols[s] for s in over.free_symbols if s in world.symbols), None)
+            if base in plan.hints and base not in plan.multiples and base not in _names(under, world):
+                by = with_multiple(plan, (str(base), world.show(under)))
+                rests = range(1, int(under)) if under.is_Integer and under <= _RESTS else ()
+                plans += [by] * (name is not None) + [replace(by, rests={**by.rests, str(base): r}) for r in rests]
             elif under.is_Integer and 1 < int(under) < 10**6:
                 factor = int(under)
                 if any(hint % factor for hint in plan.hints.values()):
@@ -49,7 +53,8 @@ def hints_where(fact: Any, world: World, plan: Plan, wanted: Any) -> Mapping[str
     names = {symbol: world.symbols[symbol] for symbol in fact.free_symbols if symbol in world.symbols}
     if not names or len(names) != len(fact.free_symbols) or len(names) > len(_TRIED):
         return None
-    grid = itertools.product(_TRIED, repeat=len(names)) if len(names) <= 2 else _staircases(len(names))
+    near = [int(n) + 11 for n in fact.atoms(sympy.Integer) if _TRIED[3] < n < 2**31]  # beyond a threshold of torch's
+    grid = itertools.product((*_TRIED, *near), repeat=len(names)) if len(names) <= 2 else _staircases(len(names))
     for sizes in grid:
         chosen = dict(zip(names, sizes, strict=True))
         if len(set(sizes)) == len(sizes) and value_at(fact, chosen) == wanted:

@@ -20,7 +20,7 @@ from shaped.proof.explain import explain
 from shaped.proof.plans import hints_where, needed_multiple, repairs, with_multiple
 from shaped.proof.proof import Proof, count_operations, forward_graph
 from shaped.proof.setting import Setting
-from shaped.proof.small import conditions_on_small, small_dimensions, small_expressions
+from shaped.proof.small import needed_of_small, small_dimensions, small_expressions
 from shaped.proof.symbolic import Plan, Question, World, tracing
 from shaped.proof.trace import Recorder, Trace, expression, run_forward, trace
 from shaped.shapes import Dim, TensorSpec
@@ -204,16 +204,12 @@ class Search:
                 kept.extend((other, source) for other in settled.instead)
                 dropped.append((fact, source, settled.plans))
         kept += self._in_pairs(dropped, plan)
-        kept = [(f, s) for i, (f, s) in enumerate(kept) if not holds(f, [g for j, (g, _) in enumerate(kept) if j < i])]
-        kept = [(f, s) for i, (f, s) in enumerate(kept) if not holds(f, [g for j, (g, _) in enumerate(kept) if j > i])]
-        conditions = [*self._divisibility(found, plan), *(Condition(world.show(fact), source) for fact, source in kept)]
-        conditions += _nonzero_divisors(found)
-        facts = [fact for fact, _ in kept]
-        passes = partial(self._passes_small, world, plan, conditions, [*facts, *large])
-        for more in conditions_on_small(world, plan, [*small_dimensions(world, plan), *smalls], passes):
-            if more.text not in [condition.text for condition in conditions]:
-                conditions.append(more)
-        return conditions
+        divisibility = self._divisibility(world, plan) + _nonzero_divisors(found)
+        stated = [*divisibility, *(Condition(world.show(fact)) for fact, _ in kept)]
+        passes = partial(self._passes_small, world, plan, stated, [*(fact for fact, _ in kept), *large])
+        smalls = [*small_dimensions(world, plan), *smalls]
+        kept += [(fact, None) for fact in needed_of_small(plan, world, smalls, passes)]
+        return [*divisibility, *(Condition(world.show(fact), source) for fact, source in _weakest(kept))]
 
     def _asked(self, found: Trace) -> list[tuple[Any, Source | None]]:
         """Every question once, without those that are true for all sizes."""
@@ -230,13 +226,13 @@ class Search:
     def _settle(self, fact: Any, world: World, plan: Plan, given: Sequence[Any]) -> Settled | None:
         return Branches(world, plan, self._run, given).settle(fact)
 
-    def _divisibility(self, found: Trace, plan: Plan) -> list[Condition]:
+    def _divisibility(self, world: World, plan: Plan) -> list[Condition]:
         """The multiples that were substituted, without those that the program does not need."""
         assumed = {a.divisor[0] for a in self.assumptions if a.divisor is not None}
         return [
             Condition(f"{name} % {_bracketed(divisor.text)} == {plan.rests.get(name, 0)}")
             for name, divisor in plan.multiples.items()
-            if name not in assumed and not self._passes_at_every_rest(name, divisor, found.world, plan)
+            if name not in assumed and not self._passes_at_every_rest(name, divisor, world, plan)
         ]
 
     def _passes_at_every_rest(self, name: str, divisor: Dim, world: World, plan: Plan) -> bool:
@@ -432,6 +428,16 @@ def _statement_order(setting: Setting) -> tuple[str, ...]:
             for dim in entry.spec.dims:
                 (inside if argument.kind == "parameters" else outside).update(dict.fromkeys(dim.names))
     return tuple([name for name in outside if name not in inside] + list(inside))
+
+
+def _weakest(facts: Sequence[tuple[Any, Source | None]]) -> list[tuple[Any, Source | None]]:
+    """Without those that follow from others."""
+    left = list(dict(reversed(facts)).items())[::-1]
+    for fact, source in list(left):
+        others = [other for other, _ in left if other != fact]
+        if holds(fact, others, dict.fromkeys(fact.free_symbols.union(*(o.free_symbols for o in others)), 1)):
+            left.remove((fact, source))
+    return left
 
 
 def _is_plain(fact: Any) -> bool:

@@ -1,7 +1,8 @@
 """Sizes of 1 (and 0), traced apart.
 
 Tracers treat 1 in a special way, since it broadcasts, so a general trace stands for sizes of at least 2: not only of
-the dimensions, but of every size that it meets, such as `seq - 1` or `height//2`. Each is traced again where it is small.
+the dimensions, but of every size that it meets, such as `seq - 1` or `height//2`. Each is traced again where it is
+small.
 """
 
 import itertools
@@ -13,7 +14,6 @@ import sympy
 
 from shaped.proof.arithmetic import holds
 from shaped.proof.branches import equal_at
-from shaped.proof.conditions import Condition
 from shaped.proof.symbolic import Plan, World
 
 _EXPRESSIONS = 24  # size expressions of one trace that are looked at
@@ -56,10 +56,10 @@ def small_expressions(world: World, plan: Plan, given: Sequence[Any]) -> list[Sm
     return found
 
 
-def conditions_on_small(world: World, plan: Plan, smalls: Sequence[Small], passes: Passes) -> list[Condition]:
-    """Trace each size where it is small, then all at once; of a set that fails, one must be larger."""
+def needed_of_small(plan: Plan, world: World, smalls: Sequence[Small], passes: Passes) -> list[Any]:
+    """Trace each size where it is small, then all at once: facts that exclude what fails, one size of each set."""
     alone = [[one for one in small.plans if not passes(one)] for small in smalls]
-    conditions = [c for small, bad in zip(smalls, alone, strict=True) for c in _conditions(world, plan, small, bad)]
+    needed = [fact for small, bad in zip(smalls, alone, strict=True) for fact in _excluding(world, plan, small, bad)]
     good = [small for small, bad in zip(smalls, alone, strict=True) if small.plans and not bad]
     failing: list[set[Any]] = []
     symbols, mixed = [small for small in good if small.size.is_Symbol], _compatible(plan, good)
@@ -71,9 +71,8 @@ def conditions_on_small(world: World, plan: Plan, smalls: Sequence[Small], passe
             sizes = {small.size for small in some}
             if not any(known <= sizes for known in failing) and not passes(_all_at_once(plan, some)):
                 failing.append(sizes)
-                parts = dict.fromkeys(_at_least_two(world, plan, small) for small in some)
-                conditions.append(Condition(" or ".join(parts)))
-    return conditions
+                needed.append(sympy.Or(*(_at_least_two(world, plan, small) for small in some)))
+    return needed
 
 
 def _compatible(plan: Plan, smalls: Sequence[Small]) -> list[Small]:
@@ -100,29 +99,25 @@ def _all_at_once(plan: Plan, smalls: Sequence[Small]) -> Plan:
     return replace(plan, constants=constants, equal=equal)
 
 
-def _conditions(world: World, plan: Plan, small: Small, bad: Sequence[Plan]) -> list[Condition]:
+def _excluding(world: World, plan: Plan, small: Small, bad: Sequence[Plan]) -> list[Any]:
     """What excludes the plans that failed, as weak as it can be said."""
     if not bad:
         return []
     if len(bad) == len(small.plans):
-        return [Condition(_at_least_two(world, plan, small))]
-    changed = [{**one.constants, **one.equal} for one in bad]
+        return [_at_least_two(world, plan, small)]
+    symbols = {name: symbol for symbol, name in world.symbols.items()}
     return [
-        Condition(f"{_bracketed(name)} != {change[name]}")
-        for one, change in zip(bad, changed, strict=True)
+        sympy.Ne(symbols[name], one.constants[name] if name in one.constants else world.expression(one.equal[name]))
+        for one in bad
         for name in _changed(plan, one)
     ]
 
 
-def _at_least_two(world: World, plan: Plan, small: Small) -> str:
+def _at_least_two(world: World, plan: Plan, small: Small) -> Any:
     """`seq >= 2`; `height >= 4` for height//2."""
     names = {name for one in small.plans for name in _changed(plan, one)}
     sizes = [one.constants[name] for one in small.plans for name in names if name in one.constants]
     if not small.size.is_Symbol and len(names) == 1 and len(sizes) == len(small.plans):
-        (name,) = names
-        return f"{_bracketed(name)} >= {max(sizes) + 1}"
-    return f"{_bracketed(world.show(small.size))} >= 2"
-
-
-def _bracketed(text: str) -> str:
-    return text if text.isidentifier() or text.isdigit() else f"({text})"
+        symbols = {name: symbol for symbol, name in world.symbols.items()}
+        return sympy.Ge(symbols[names.pop()], max(sizes) + 1)
+    return sympy.Ge(small.size, 2)

@@ -175,10 +175,19 @@ class World:
 
     def show(self, value: Any) -> str:
         """A size or a relation over sizes in the user's names, as Python that evaluates to it: `4*dim`."""
-        expression = value.node.expr if isinstance(value, SymInt) else sympy.sympify(value)
+        expression = sympy.sympify(_bare(value))
         if expression not in self._shown:
-            self._shown[expression] = _python(expression.xreplace(self._names_of_symbols))
+            if isinstance(expression, sympy.Or):
+                order = list(self.symbols)
+                parts = sorted(expression.args, key=lambda part: min(map(order.index, part.free_symbols)))
+                self._shown[expression] = " or ".join(map(self.show, parts))
+            else:
+                self._shown[expression] = _python(expression.xreplace(self._names_of_symbols))
         return self._shown[expression]
+
+    def expression(self, dim: Dim) -> Any:
+        """A dimension expression over this world's symbols."""
+        return dim.evaluate({name: sympy.sympify(_bare(self.values[name])) for name in dim.names})
 
     def translate(self, fact: Any, other: "World") -> Any:
         """A fact about this world's symbols in those of another; None where a name stands for nothing there."""
@@ -187,7 +196,7 @@ class World:
             value = other.values.get(self.symbols.get(symbol, ""))
             if value is None:
                 return None
-            written[symbol] = value.node.expr if isinstance(value, SymInt) else sympy.Integer(value)
+            written[symbol] = sympy.sympify(_bare(value))
         try:
             return fact.xreplace(written) if written else fact
         except ZeroDivisionError:
@@ -206,6 +215,10 @@ class World:
                 multiple = replaced[symbol] - self.plan.rests.get(base, 0)
                 replaced[symbol] = multiple / sympy.sympify(divisor.text, names)
         return replaced
+
+
+def _bare(size: Any) -> Any:
+    return size.node.expr if isinstance(size, SymInt) else size
 
 
 _RELATIONS = {sympy.Eq: "==", sympy.Ne: "!=", sympy.Lt: "<", sympy.Le: "<=", sympy.Gt: ">", sympy.Ge: ">="}

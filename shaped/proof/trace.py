@@ -14,6 +14,7 @@ from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from shaped.proof.arithmetic import holds
 from shaped.proof.setting import Setting, Step, checking
 from shaped.proof.source import Place, place_of_caller
 from shaped.proof.symbolic import Question, World, tracing
@@ -22,7 +23,7 @@ from shaped.shapes import Signature, TensorSpec
 # Losses that torch broadcasts with no more than a warning: [batch, 1] against [batch] becomes [batch, batch].
 _ALIKE = {"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy_with_logits", "poisson_nll_loss"}
 # Products whose operands must have one dtype; torch's shape functions do not check it, its kernels do.
-_ONE_DTYPE = {"matmul", "mm", "bmm", "mv", "dot", "linear", "bilinear", "addmm", "baddbmm", "einsum", "outer", "inner"}
+_ONE_DTYPE = {"matmul", "mm", "bmm", "mv", "dot", "linear", "bilinear", "addmm", "baddbmm", "inner"}
 _ONE_DTYPE |= {f"conv{n}d" for n in (1, 2, 3)} | {f"conv_transpose{n}d" for n in (1, 2, 3)}
 _ATTRIBUTES = {"shape", "dtype", "device", "ndim", "requires_grad", "is_leaf", "grad", "layout", "size", "dim", "numel"}
 _NAMES = {"T": "transpose", "mT": "transpose", "__matmul__": "matmul", "__rmatmul__": "matmul", "truediv": "div"}
@@ -94,7 +95,8 @@ class Recorder(TorchFunctionMode):
             shapes = [shape_text(t, self.world) for t in operands[:2]]
             raise Mismatch(f"{shapes[0]} = {shapes[1]}", f"{name} would broadcast {shapes[0]} against {shapes[1]}")
         dtypes = [str(t.dtype).removeprefix("torch.") for t in operands]
-        if name in _ONE_DTYPE and len(set(dtypes)) > 1 and not torch.is_autocast_enabled(operands[0].device.type):
+        contracts = name in _ONE_DTYPE or (name == "einsum" and _contracts(self.call))
+        if contracts and len(set(dtypes)) > 1 and not torch.is_autocast_enabled(operands[0].device.type):
             first, other = dtypes[0], next(dtype for dtype in dtypes if dtype != dtypes[0])
             raise Mismatch(f"{first} = {other}", f"{name} needs operands of one dtype, got {' and '.join(dtypes)}")
         if name == "as_strided":
@@ -103,6 +105,15 @@ class Recorder(TorchFunctionMode):
             target = operands[1].dtype
             if not (target.is_floating_point or target in (torch.int64, torch.uint8)):
                 raise Mismatch(f"{dtypes[1]} = int64", f"{name} takes class numbers as int64, got {dtypes[1]}")
+
+
+def _contracts(call: Call | None) -> bool:
+    """Whether an einsum sums over an index; one that does not is a product, which promotes dtypes."""
+    equation = call.args[0] if call is not None and call.args else None
+    if not isinstance(equation, str) or "->" not in equation:
+        return True
+    inputs, output = equation.split("->")
+    return any(letter.isalpha() and letter not in output for letter in inputs)
 
 
 @dataclass
@@ -210,9 +221,8 @@ def expression(size: Any) -> sympy.Basic:
 
 def same_size(a: Any, b: Any) -> bool:
     """Whether two sizes are equal for all values of their symbols, without asking (and so guarding)."""
-    return bool(sympy.expand(expression(a) - expression(b)) == 0) or bool(
-        sympy.simplify(expression(a) - expression(b)) == 0
-    )
+    a, b = expression(a), expression(b)
+    return bool(a == b) or bool(sympy.expand(a - b) == 0) or holds(sympy.Eq(a, b)) or bool(sympy.simplify(a - b) == 0)
 
 
 def same_shape(a: Tensor, b: Tensor, world: World) -> bool:
