@@ -71,6 +71,8 @@ class Goal:
     operands: str = ""  # "h : [batch, hidden]   @   p.w2.T : [classes, hidden]"
     equation: str = ""  # "hidden = classes"
     said: str = ""  # torch's own words, where no equation tells it better
+    silent: str = ""  # what plain torch does without a word
+    raised: str = ""  # the user's own exception
     context: Sequence[tuple[str, str, str]] = ()  # (name, shape, where it comes from)
     hint: str = ""
     sizes: Mapping[str, int] = field(default_factory=dict)  # concrete sizes that show the failure
@@ -86,6 +88,8 @@ class Goal:
             (self.operation, self.operands),
             ("goal", self.equation),
             ("torch", self.said),
+            ("silent", self.silent),
+            ("raised", self.raised),
             *(("" if i else "context", text) for i, text in enumerate(hypotheses)),
             ("hint", self.hint),
             ("refuted", ", ".join(f"{name} = {size}" for name, size in self.sizes.items())),

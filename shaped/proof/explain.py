@@ -7,23 +7,34 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import sympy
-from torch import SymInt, Tensor
+from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
-from torch.utils import _pytree as pytree
 
 from shaped.errors import Goal, ProofError, Source, Unprovable
+from shaped.proof.goals import SYMBOLS, equation, last_answer
+from shaped.proof.hints import hint_for
 from shaped.proof.setting import Setting
-from shaped.proof.source import Place, assignment_line, is_users, operand_expressions, place_of_traceback, tensors_in
-from shaped.proof.symbolic import World, tracing
-from shaped.proof.trace import Call, Mismatch, Recorder, ResultMismatch, expression, same_size, shape_text
+from shaped.proof.source import Place, assignment_line, is_users, operands_of, place_of_traceback, tensors_in
+from shaped.proof.symbolic import World
+from shaped.proof.trace import (
+    Call,
+    HiddenBroadcast,
+    Mismatch,
+    Recorder,
+    ResultMismatch,
+    shape_text,
+)
 
-_MATMUL = ("matmul", "mm", "bmm", "mv")
-_SYMBOLS = {"matmul": "@", "add": "+", "sub": "-", "mul": "*", "div": "/"}
+_NEAR = 4  # lines between a question about sizes and the user's own `raise` about it
+_LONGEST = 48  # characters of an operand's expression that are shown
 
 
 def explain(error: Exception, setting: Setting, world: World, recorder: Recorder) -> Exception:
-    """What to raise instead of `error`: ours where it is about shapes, itself where it is the user's own."""
+    """What to raise instead of `error`: ours where it is about shapes, itself where it is the user's own.
+
+    Looks for a hint, which runs the program some times.
+    """
     if isinstance(error, ProofError | Unprovable):
         return error
     name = setting.signature.name
@@ -45,21 +56,48 @@ def explain(error: Exception, setting: Setting, world: World, recorder: Recorder
     if isinstance(error, ResultMismatch):
         return _explain_result(error, name, recorder)
     call = recorder.call
+    if isinstance(error, HiddenBroadcast) and error.call.place is not None:
+        return _not_well_shaped(error, error.call, world, setting, tensors)
     if isinstance(error, Mismatch) and not error.goal:
         hint = "use an operation that makes a new tensor; for running statistics, put the module in eval()"
         return Unprovable(f"`{name}` cannot be one proved step: {error}.", source, Goal(hint=hint))
     if recorder.returned:
         said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         return Unprovable(f"the gradient of `{name}` could not be traced.", source, Goal(said=_named(said, world)))
-    if (
-        call is None
-        or place is None
-        or call.place is None
-        or place.frame is not call.place.frame
-        or not _from_torch(error)
-    ):
+    if call is None or place is None or not _from_torch(error):
+        return _users_own(error, name, place, world)
+    if call.place is None or place.frame is not call.place.frame:
         return error.with_traceback(_user_part(error))
-    return ProofError(f"`{name}` is not well-shaped.", call.place.source(), _goal(error, call, world, setting, tensors))
+    return _not_well_shaped(error, call, world, setting, tensors)
+
+
+def is_unprovable(error: Exception) -> bool:
+    """Whether no other sizes would help."""
+    kinds = GuardOnDataDependentSymNode | DataDependentOutputException | DynamicOutputShapeException | Unprovable
+    return isinstance(error, kinds)
+
+
+def _users_own(error: Exception, name: str, place: Place | None, world: World) -> Exception:
+    """A failed `assert` about sizes is a goal, as is a result unpacked into too many names; the rest is theirs."""
+    said = f"{type(error).__name__}: {error}".removesuffix(": ")
+    source = place.source() if place else None
+    if isinstance(error, ValueError) and "to unpack" in str(error):
+        return ProofError(f"`{name}` is not well-shaped.", source, Goal(said=str(error)))
+    asked = world.env.asked[-1] if world.env.asked else None
+    if asked is None or asked.source is None or source is None or not isinstance(error, AssertionError | ValueError):
+        return error.with_traceback(_user_part(error))
+    if asked.source.file != source.file or not 0 <= source.line - asked.source.line <= _NEAR:
+        return error.with_traceback(_user_part(error))
+    equation = world.show(sympy.Not(asked.fact)).replace("==", "=")
+    return ProofError(f"`{name}` refuses some sizes itself.", asked.source, Goal(equation=equation, raised=said))
+
+
+def _not_well_shaped(
+    error: Exception, call: Call, world: World, setting: Setting, tensors: Sequence[Tensor]
+) -> ProofError:
+    source = call.place.source() if call.place else None
+    goal = _goal(error, call, world, setting, tensors)
+    return ProofError(f"`{setting.signature.name}` is not well-shaped.", source, goal)
 
 
 def _explain_result(error: ResultMismatch, name: str, recorder: Recorder) -> ProofError:
@@ -93,88 +131,32 @@ def _user_part(error: Exception) -> Any:
 
 
 def _goal(error: Exception, call: Call, world: World, setting: Setting, tensors: Sequence[Tensor]) -> Goal:
-    operands = call.operands
     assert call.place is not None
-    texts = operand_expressions(call.place, len(operands))
+    raw = getattr(call.function, "__name__", "")
+    written = operands_of(call.place, raw, call.args, call.kwargs)
+    operands, texts = [operand.tensor for operand in written], [operand.text for operand in written]
     shapes = [shape_text(operand, world) for operand in operands]
-    labelled = [f"{t} : {s}" for t, s in zip(texts, shapes, strict=True)] if len(texts) == len(shapes) else shapes
-    symbol = f"   {_SYMBOLS[call.name]}   " if call.name in _SYMBOLS and len(operands) == 2 else ", "
-    equation = error.goal if isinstance(error, Mismatch) else _equation(call, operands, world)
-    said = "" if equation else _named(str(error).strip().splitlines()[0], world)
-    if isinstance(error, Mismatch):
-        said = str(error)
-    changeable = not isinstance(error, Mismatch) or "broadcast" in str(error)
+    labelled = [f"{_short(t)} : {s}" if t else s for t, s in zip(texts, shapes, strict=True)]
+    symbol = f"   {SYMBOLS[call.name]}   " if call.name in SYMBOLS and len(operands) == 2 else ", "
+    wanted = error.goal if isinstance(error, Mismatch) else equation(call, operands, world)
+    said = "" if wanted else _named(str(error).strip().splitlines()[0], world)
+    if said.startswith("Cannot view a tensor"):
+        said = "view needs axes that are adjacent in memory, and these are not"
+    silent = isinstance(error, Mismatch) and "broadcast" in str(error)
     return Goal(
         operation=call.name,
         operands=symbol.join(labelled),
-        equation=equation or _last_answer(world),
-        said=said,
-        context=tuple(_context(texts, call.place, world, setting, tensors)),
-        hint=_hint(call, operands, texts, world, setting, tensors) if changeable else "",
+        equation=wanted or ("" if said.startswith("view needs") else last_answer(world)),
+        said=str(error) if isinstance(error, Mismatch) and not silent else said,
+        silent=str(error) if silent else "",
+        context=tuple(_context([text for text in texts if text], call.place, world, setting, tensors)),
+        hint=hint_for(call, written, world, setting) if silent or not isinstance(error, Mismatch) else "",
     )
 
 
-def _equation(call: Call, operands: Sequence[Tensor], world: World) -> str:
-    """What is missing, for the operations whose rule is known; empty for the others."""
-    if call.name in ("view", "reshape", "unflatten") and len(operands) == 1:
-        return _view_goal(call, operands[0], world)
-    if len(operands) < 2:
-        return ""
-    a, b = operands[0], operands[1]
-    if call.name in _MATMUL or call.name == "linear":
-        if a.dim() == 0 or b.dim() == 0:
-            return ""
-        inner = b.shape[-1] if call.name == "linear" or b.dim() == 1 else b.shape[-2]
-        if not same_size(a.shape[-1], inner):
-            return f"{world.show(a.shape[-1])} = {world.show(inner)}"
-        return _broadcast_goal(a.shape[:-2], b.shape[:-2], world)
-    if call.name in ("cat", "concat"):
-        pairs = [(x, y) for x, y in zip(a.shape, b.shape, strict=False)]
-        along = call.kwargs.get("dim", call.args[1] if len(call.args) > 1 else 0)
-        pairs = [pair for i, pair in enumerate(pairs) if i != along % max(a.dim(), 1)]
-        return next((f"{world.show(x)} = {world.show(y)}" for x, y in pairs if not same_size(x, y)), "")
-    if call.name in ("cross_entropy", "nll_loss"):
-        classes = 1 if a.dim() > 1 else 0
-        kept = [size for i, size in enumerate(a.shape) if i != classes]
-        if len(kept) == b.dim():
-            pairs = list(zip(kept, b.shape, strict=True))
-            return next((f"{world.show(x)} = {world.show(y)}" for x, y in pairs if not same_size(x, y)), "")
-        return ""
-    if call.name in _SYMBOLS or call.name in ("where", "maximum", "minimum", "pow", "eq", "lt", "gt", "le", "ge"):
-        return _broadcast_goal(a.shape, b.shape, world)
-    return ""
-
-
-def _view_goal(call: Call, operand: Tensor, world: World) -> str:
-    """`batch*hidden = 7*pixels`, or with one -1 `batch*hidden % 7 == 0`."""
-    sizes = pytree.tree_leaves(call.args[1:])
-    if not sizes or not all(isinstance(size, int | SymInt) for size in sizes):
-        return ""
-    known = [expression(size) for size in sizes if not same_size(size, -1)]
-    have, want = sympy.prod(map(expression, operand.shape)), sympy.prod(known)
-    if len(known) == len(sizes):
-        return f"{world.show(have)} = {world.show(want)}"
-    return f"{world.show(have)} % {world.show(want)} == 0" if want != 0 else ""
-
-
-def _broadcast_goal(a: Sequence[Any], b: Sequence[Any], world: World) -> str:
-    for x, y in zip(reversed(a), reversed(b), strict=False):
-        if not same_size(x, y) and not same_size(x, 1) and not same_size(y, 1):
-            return f"{world.show(x)} = {world.show(y)}"
-    return ""
-
-
-def _last_answer(world: World) -> str:
-    """The last equality that torch asked for and did not get."""
-    for asked, answer in reversed(world.env.answers):
-        text = world.show(asked)
-        if text.count("==") == 1 and answer is not True and str(answer) == "False" and not text.endswith("== 1"):
-            return text.replace("==", "=").replace(" % ", " mod ") if " % " not in text else text
-        if text.count("!=") == 1 and str(answer) == "True" and not text.endswith(("!= 1", "!= 0")):
-            return text.replace("!=", "=")
-        if " % " in text and text.count("!=") == 1 and str(answer) == "True":
-            return text.replace("!=", "==")
-    return ""
+def _short(text: str) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= _LONGEST else f"{flat[: _LONGEST - 3]}..."
 
 
 def _context(
@@ -197,67 +179,6 @@ def _context(
                 (len(entries), (text, shape_text(tensor, world), f"from {Source(place.file, line)}" if line else ""))
             )
     yield from (row for _, row in sorted(found, key=lambda pair: pair[0]))
-
-
-def _hint(
-    call: Call,
-    operands: Sequence[Tensor],
-    texts: Sequence[str],
-    world: World,
-    setting: Setting,
-    tensors: Sequence[Tensor],
-) -> str:
-    """A change to one operand that makes the operation go through, tried on the symbolic operands."""
-    if len(texts) != len(operands) or len(operands) < 2:
-        return ""
-    for index, text, changed in _changes(call, operands, texts, setting, tensors):
-        outcome = _try(call, operands[index], changed, world)
-        if outcome is None:
-            continue
-        new = [text if i == index else old for i, old in enumerate(texts)]
-        symbol = _SYMBOLS.get(call.name)
-        shown = f" {symbol} ".join(new) if symbol and len(new) == 2 else f"{call.name}({', '.join(new)})"
-        return f"{text} has shape {shape_text(changed, world)}; did you mean {shown} ?"
-    return ""
-
-
-def _changes(
-    call: Call, operands: Sequence[Tensor], texts: Sequence[str], setting: Setting, tensors: Sequence[Tensor]
-) -> Iterator[tuple[int, str, Tensor]]:
-    """Likely corrections: a transpose more or less, a missing axis, another parameter in its place."""
-    for index in reversed(range(min(2, len(operands)))):
-        operand, text = operands[index], texts[index]
-        simple = text if text.replace(".", "").replace("_", "").isalnum() else f"({text})"
-        if operand.dim() == 2:
-            bare = text.removesuffix(".T").removesuffix(".mT")
-            with tracing():
-                yield index, bare if bare != text else f"{simple}.T", operand.mT
-        other = operands[1 - index]
-        if call.name not in _MATMUL and operand.dim() == other.dim() - 1 and operand.dim() > 0:
-            with tracing():
-                yield index, f"{simple}.unsqueeze(-1)", operand.unsqueeze(-1)
-    for index in reversed(range(min(2, len(operands)))):
-        path = next(
-            (e.path for e, t in zip(setting.signature.entries, tensors, strict=True) if t is operands[index]), None
-        )
-        owner = texts[index].removesuffix(path) if path and texts[index].endswith(path) else None
-        if not owner:
-            continue
-        for entry, tensor in zip(setting.signature.entries, tensors, strict=True):
-            if entry.path != path and tensor.dim() == operands[index].dim() and "." not in entry.path:
-                yield index, f"{owner}{entry.path}", tensor
-
-
-def _try(call: Call, old: Tensor, new: Tensor, world: World) -> Any:
-    def swap(leaf: Any) -> Any:
-        return new if leaf is old else leaf
-
-    args, kwargs = pytree.tree_map(swap, (call.args, call.kwargs))
-    try:
-        with tracing(), world.mode:
-            return call.function(*args, **kwargs)
-    except Exception:
-        return None
 
 
 def _named(message: str, world: World) -> str:

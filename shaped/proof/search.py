@@ -12,13 +12,14 @@ import sympy
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from shaped.errors import Goal, ProofError, ShapedError, SignatureError, Source, Unprovable, nearest
+from shaped.errors import Goal, ProofError, ShapedError, SignatureError, Source, nearest
 from shaped.proof.arithmetic import divisions, holds
 from shaped.proof.branches import Branches, Settled, together
 from shaped.proof.conditions import Assumption, Condition, follows
-from shaped.proof.explain import explain
+from shaped.proof.explain import explain, is_unprovable
 from shaped.proof.plans import hints_where, needed_multiple, repairs, with_multiple
 from shaped.proof.proof import Proof, count_operations, forward_graph
+from shaped.proof.rehearsal import rehearse
 from shaped.proof.setting import Setting
 from shaped.proof.small import needed_of_small, small_dimensions, small_expressions
 from shaped.proof.symbolic import Plan, Question, World, tracing
@@ -68,6 +69,7 @@ class Search:
         self._check_follows(conditions)
         if self.assumptions:  # from which all that was found follows
             conditions = [assumption.condition for assumption in self.assumptions]
+        rehearse(self.setting, self.names, self.static, conditions)
         results = len(self.setting.signature.result)
         forward = count_operations(forward_graph(found.graph, results))
         operations = {"forward": forward}
@@ -127,7 +129,7 @@ class Search:
         Unlucky is: not divisible, or in the wrong order. What a repaired hint decided comes back as a question and so
         as a condition. If nothing helps, the failure of the attempt that got furthest is the one to explain.
         """
-        failures: list[tuple[int, Exception]] = []
+        failures: list[tuple[int, Exception, World, Recorder]] = []
         waiting = [plan]
         seen: set[str] = set()
         while waiting and len(seen) < _ATTEMPTS + len(self.names):
@@ -143,13 +145,13 @@ class Search:
                 return trace(self.setting, world, recorder), plan
             except _Substitution as needed:
                 waiting.insert(0, with_multiple(plan, needed.multiple))
-            except Exception as error:  # explained, or raised again as it is
-                explained = explain(error, self.setting, world, recorder)
-                failures.append((len(recorder.steps), explained))
-                if isinstance(explained, Unprovable):
+            except Exception as error:
+                failures.append((len(recorder.steps), error, world, recorder))
+                if is_unprovable(error):
                     break
                 waiting.extend(repairs(world, plan))  # the user's own `assert seq <= 16` too may need other hints
-        return self._raise(max(failures, key=lambda failure: failure[0])[1])
+        _, furthest, world, recorder = max(failures, key=lambda failure: failure[0])
+        return self._raise(explain(furthest, self.setting, world, recorder))
 
     def _raise(self, error: Exception) -> NoReturn:
         if isinstance(error, ProofError):

@@ -5,7 +5,7 @@ import inspect
 import linecache
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, ModuleType, TracebackType
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from shaped.errors import Source
 
@@ -118,24 +119,62 @@ def place_of_caller() -> Place | None:
     return None
 
 
-def operand_expressions(place: Place, count: int) -> list[str]:
-    """The source text of the operation's first `count` operands; empty where it cannot be told."""
-    expression = place.expression()
-    match expression:
+@dataclass(frozen=True)
+class Operand:
+    """A tensor that an operation was called on, and how it is written there."""
+
+    index: int  # among the tensors of the call
+    tensor: Tensor
+    node: ast.expr | None = None  # its positions are those in "(text)", the text being the operation's
+    text: str = ""  # empty where it cannot be told
+
+    @property
+    def simple(self) -> str:
+        """The text as something that `.T` can be written after."""
+        plain = isinstance(self.node, ast.Name | ast.Attribute | ast.Call | ast.Subscript)
+        return self.text if plain else f"({self.text})"
+
+
+def operands_of(place: Place | None, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Operand]:
+    """The tensors of a call, each with its expression where the source tells it."""
+    tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    known: dict[int, tuple[ast.expr, str]] = {}
+    text = place.text() if place is not None else None
+    if place is not None and text is not None:
+        for node, value in _pairs(place, name, args, kwargs):
+            there = _look_up(node, place.frame)
+            if isinstance(value, Tensor) and not (isinstance(there, Tensor) and there is not value):
+                known[id(value)] = (node, ast.get_source_segment(f"({text})", node) or "")
+    return [Operand(i, tensor, *known.get(id(tensor), (None, ""))) for i, tensor in enumerate(tensors)]
+
+
+def _pairs(place: Place, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[tuple[ast.expr, Any]]:
+    """Expressions of the source beside the values that the operation got for them."""
+    match place.expression():
         case ast.BinOp(left=left, right=right):
-            nodes: list[ast.expr] = [left, right]
-        case ast.Call(func=func, args=args, keywords=keywords):
-            nodes = [value for arg in args for value in (arg.elts if isinstance(arg, (ast.List, ast.Tuple)) else [arg])]
-            nodes += [keyword.value for keyword in keywords]
-            if isinstance(func, ast.Attribute) and not isinstance(_look_up(func.value, place.frame), ModuleType):
-                nodes.insert(0, func.value)
-        case ast.Attribute(value=value) | ast.Subscript(value=value):
-            nodes = [value]
-        case _:
-            return []
-    text = f"({place.text()})"
-    found = [ast.get_source_segment(text, node) for node in nodes[:count]]
-    return [part for part in found if part is not None] if len(nodes) >= count else []
+            reflected = name.startswith(("__r", "r")) and name.removeprefix("__").removesuffix("__") in _REFLECTED
+            yield from zip((right, left) if reflected else (left, right), args, strict=False)
+        case ast.Compare(left=left, comparators=[right]):
+            yield from zip((left, right), args, strict=False)
+        case ast.Call(func=func, args=nodes, keywords=keywords):
+            method = isinstance(func, ast.Attribute) and not isinstance(_look_up(func.value, place.frame), ModuleType)
+            before = [func.value] if isinstance(func, ast.Attribute) and method else []
+            for node, value in zip([*before, *nodes], args, strict=False):
+                if isinstance(node, ast.List | ast.Tuple) and isinstance(value, list | tuple):
+                    yield from zip(node.elts, value, strict=False)
+                elif not isinstance(node, ast.Starred):
+                    yield node, value
+            rest = iter(args[len(before) + len(nodes) :])
+            for keyword in keywords:  # torch's Python functions pass some on by position
+                name = keyword.arg or ""
+                yield keyword.value, kwargs[name] if name in kwargs else next(rest, None)
+        case ast.Subscript(value=value, slice=index):
+            yield from zip((value, index), args, strict=False)
+        case ast.Attribute(value=value):
+            yield from zip((value,), args, strict=False)
+
+
+_REFLECTED = {f"r{name}" for name in ("add", "sub", "mul", "div", "truediv", "matmul", "pow", "floordiv", "mod")}
 
 
 def tensors_in(expressions: list[str], frame: FrameType) -> Iterator[tuple[str, Tensor]]:

@@ -105,6 +105,7 @@ class World:
     """Symbols for one trace, made from a plan, and the fake tensors over them."""
 
     def __init__(self, names: Sequence[str], plan: Plan) -> None:
+        self.names = tuple(names)
         self.plan = plan
         self.env = _Questions(duck_shape=False)
         self.env.refuse = self._specialised

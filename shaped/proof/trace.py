@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from shaped.proof.arithmetic import holds
+from shaped.proof.broadcast import Broadcasts, Pairs
 from shaped.proof.setting import Setting, Step, checking
 from shaped.proof.source import Place, place_of_caller
 from shaped.proof.symbolic import Question, World, tracing
@@ -37,6 +38,15 @@ class Mismatch(RuntimeError):
         self.goal = goal
 
 
+class HiddenBroadcast(Mismatch):
+    """An outer broadcast that a mean or a sum hides."""
+
+    def __init__(self, call: "Call", shapes: Sequence[str], result: str, hides: str) -> None:
+        said = f"{call.name} broadcasts {shapes[0]} against {shapes[1]} to {result}, and {hides} hides it"
+        super().__init__(f"{shapes[0]} = {shapes[1]}", said)
+        self.call = call
+
+
 class ResultMismatch(Mismatch):
     """The result is not what the signature declares."""
 
@@ -54,22 +64,36 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     place: Place | None
+    number: int = 0  # in the run
 
     @property
     def operands(self) -> list[Tensor]:
         return [leaf for leaf in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
 
 
+@dataclass(frozen=True)
+class Replacement:
+    """Another operand for one call of a run, to try a hint."""
+
+    number: int  # of the call
+    index: int  # of the operand among the call's tensors
+    apply: Callable[[Tensor, Sequence[Tensor]], Tensor]
+
+
 class Recorder(TorchFunctionMode):
     """Sees each operation as it stands in the user's program, before torch takes it apart."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, replacement: Replacement | None = None) -> None:
         super().__init__()
         self.world = world
+        self.calls = 0
+        self._replacement = replacement
+        self.replaced = ""  # the shape of what a replacement put in
         self.steps: list[Step] = []
         self.call: Call | None = None  # the one under way, or the last
         self.returned = False  # the forward pass is over
         self.tensors: Sequence[Tensor] = ()  # what the function was called on
+        self.broadcasts = Broadcasts(expression)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -77,10 +101,16 @@ class Recorder(TorchFunctionMode):
         name = operation_name(func)
         if name in _ATTRIBUTES:
             return func(*args, **(kwargs or {}))
-        self.call = call = Call(func, name, args, kwargs or {}, place_of_caller())
+        self.calls += 1
+        if self._replacement is not None and self._replacement.number == self.calls:
+            args, kwargs = self._with_replacement(args, kwargs or {}, self._replacement)
+        self.call = call = Call(func, name, args, kwargs or {}, place_of_caller(), self.calls)
         operands = call.operands
         self._refuse(name, operands)
         result = func(*args, **(kwargs or {}))
+        hidden = self.broadcasts.hidden(call, result)
+        if hidden is not None:
+            raise self._blame(hidden, name)
         results = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
         if results:
             place = str(call.place.source()) if call.place else "?"
@@ -88,6 +118,18 @@ class Recorder(TorchFunctionMode):
             known = tuple(shape_text(tensor, self.world) for tensor in operands)
             self.steps.append(Step(name, known, ", ".join(shown), place))
         return result
+
+    def _with_replacement(self, args: Any, kwargs: dict[str, Any], replacement: Replacement) -> tuple[Any, Any]:
+        leaves, tree = pytree.tree_flatten((args, kwargs))
+        at = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)][replacement.index]
+        leaves[at] = replacement.apply(leaves[at], self.tensors)
+        self.replaced = shape_text(leaves[at], self.world)
+        args, kwargs = pytree.tree_unflatten(leaves, tree)
+        return args, kwargs
+
+    def _blame(self, hidden: Pairs, name: str) -> HiddenBroadcast:
+        shapes = [shape_text(t, self.world) for t in hidden.operands]
+        return HiddenBroadcast(hidden.call, shapes, f"[{', '.join(map(self.world.show, hidden.shape))}]", f"`{name}`")
 
     def _refuse(self, name: str, operands: Sequence[Tensor]) -> None:
         """Faults that torch's shape functions let pass: silent broadcasting in losses, and dtypes no kernel takes."""

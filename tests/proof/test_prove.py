@@ -167,7 +167,7 @@ def normalised(x: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch c h w"]:
         (pooled, ("height >= 2", "width >= 2")),  # torch's kernels ask for batch >= 16; both answers go through
         (half, ()),  # seq//2 <= seq asks nothing
         (branching, ()),
-        (normalised, ("c % 4 == 0", "batch >= 2 or (c//4) >= 2 or h >= 2 or w >= 2")),  # as torch itself refuses
+        (normalised, ("c % 4 == 0", "batch >= 2 or c//4 >= 2 or h >= 2 or w >= 2")),  # as torch itself refuses
         (shifted, ()),  # at seq = 1 both sides are empty, as the result declares
     ],
 )
