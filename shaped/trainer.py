@@ -172,7 +172,7 @@ class ScalarTrainer:
         return self._typed_pass(self._program.arrange(inputs, named))
 
     def _typed_pass(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ParamList]:
-        loss, gradients = self._backend.loss_and_backward(inputs)
+        loss, gradients, _ = self._backend.loss_and_backward(inputs)
         return loss, self._typed(gradients)
 
     def _typed(self, gradients: Sequence[Tensor]) -> ParamList:
@@ -316,12 +316,13 @@ class ScalarTrainer:
             )
         for update in optimizer.updates(used):
             update.scalars()  # out of range: an error before any work
-        loss, gradients = self._backend.loss_and_backward(inputs)
+        loss, gradients, written = self._backend.loss_and_backward(inputs)
         if not all_finite([loss, *gradients]):
             if self._nonfinite == "raise":
                 raise self._not_finite(loss, inputs)
             shared.skipped += 1
             return loss
+        self._program.write(written)
         if shared.sums is None:
             shared.sums = [torch.zeros_like(p) for p in used]
         torch._foreach_add_(shared.sums, gradients, alpha=1 / self._accumulate)
@@ -339,7 +340,7 @@ class ScalarTrainer:
         where = f"at step {self.steps + 1}; nothing was updated"
         if not torch.isfinite(loss):
             return NonFiniteError(f"the loss is {loss.item()} {where}")
-        _, gradients = self._backend.loss_and_backward(inputs)
+        _, gradients, _ = self._backend.loss_and_backward(inputs)
         names = [self.params.names[i] for i in self._program.used]
         wrong = [name for name, g in zip(names, gradients, strict=True) if not torch.isfinite(g).all()]
         if not wrong:  # the pass draws at random, and this draw was finite

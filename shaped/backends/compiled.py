@@ -41,24 +41,36 @@ class Compiled:
         case, inputs = self._admit(inputs)
 
         def build() -> Callable[..., tuple[Any, ...]]:
-            return _flat(forward_graph(case.graph))
+            graph = forward_graph(case.graph)
+            return lambda *flat: tuple(self._run(graph, flat)[0])
 
         run = self._executor("forward", case, self._layout(), build, inputs)
         loss: Tensor = run([*self.program.plain, *inputs])[0]
         return loss
 
-    def loss_and_backward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """The loss and the gradients of `program.used`, from one graph."""
+    def loss_and_backward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """The loss, the gradients of `program.used` and the values of `program.writes`, from one graph."""
         case, inputs = self._admit(inputs)
 
         def build() -> Callable[..., tuple[Any, ...]]:
-            run = _flat(case.graph)
             kept = [1 + self.program.trainable.index(i) for i in self.program.used]
-            return lambda *flat: tuple((out := run(*flat))[i] for i in (0, *kept))
+
+            def run(*flat: Tensor) -> tuple[Any, ...]:
+                outputs, written = self._run(case.graph, flat)
+                return (outputs[0], *(outputs[i] for i in kept), *written)
+
+            return run
 
         executor = self._executor("loss_and_backward", case, self._layout(), build, inputs)
-        loss, *gradients = executor([*self.program.plain, *inputs])
-        return loss, list(gradients)
+        loss, *rest = executor([*self.program.plain, *inputs])
+        count = len(self.program.used)
+        return loss, list(rest[:count]), list(rest[count:])
+
+    def _run(self, graph: GraphModule, flat: Sequence[Tensor]) -> tuple[Sequence[Any], list[Tensor]]:
+        """The proved graph on copies of what it writes into, and these copies."""
+        count = len(self.program.tensors)
+        params, written = self.program.for_writing(flat[:count])
+        return graph(*params, *flat[count:]), written
 
     def update(self, inputs: Sequence[Tensor], optimizer: FusedOptimizer) -> tuple[Tensor, bool]:
         """One step. Where the loss or a gradient is not finite nothing changes and the flag is False."""
@@ -104,13 +116,6 @@ class Compiled:
             return Executor(mode, str(case), how, time.perf_counter() - started, run)
 
         return self.executors.get((mode, case.key, structure), make, mode, case)
-
-
-def _flat(graph: GraphModule) -> Callable[..., tuple[Any, ...]]:
-    def run(*flat: Tensor) -> tuple[Any, ...]:
-        return tuple(graph(*flat))
-
-    return run
 
 
 class _Step:
@@ -180,9 +185,12 @@ class _Step:
         def step(*flat: Tensor) -> tuple[Tensor, Tensor]:
             count = len(program.tensors)
             params, rest = flat[:count], list(flat[count : len(flat) - len(program.inputs)])
-            loss, *every = graph(*params, *flat[len(flat) - len(program.inputs) :])
+            tensors, written = program.for_writing(params)
+            loss, *every = graph(*tensors, *flat[len(flat) - len(program.inputs) :])
             gradients = [every[program.trainable.index(i)] for i in program.used]
             finite = finite_flag(loss, gradients)
+            for i, new in zip(program.writes, written, strict=True):
+                params[i].copy_(torch.where(finite, new, params[i]))
             if self._max_norm is not None:
                 gradients = clipped(gradients, self._max_norm)
             used = [params[i] for i in program.used]

@@ -26,23 +26,24 @@ class Eager:
         """The loss, without a graph behind it."""
         self._admit(inputs)
         with torch.no_grad():
-            return self.program.call(inputs).clone()
+            return self.program.call(inputs)[0].clone()
 
-    def loss_and_backward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """The loss and the gradients of `program.used`, from one pass."""
+    def loss_and_backward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """The loss, the gradients of `program.used` and the values of `program.writes`, from one pass."""
         self._admit(inputs)
         with torch.enable_grad():  # also under the caller's no_grad
-            loss = self.program.call(inputs)
+            loss, written = self.program.call(inputs)
             gradients = torch.autograd.grad(loss, self._used)
-        return loss.detach().clone(), list(gradients)  # a loss that is a parameter must not follow its update
+        return loss.detach().clone(), list(gradients), written  # a loss that is a parameter must not follow its update
 
     def update(self, inputs: Sequence[Tensor], optimizer: FusedOptimizer) -> tuple[Tensor, bool]:
         """One step. Where the loss or a gradient is not finite nothing changes and the flag is False."""
         for update in optimizer.updates(self._used):
             update.scalars()  # out of range: an error before any work
-        loss, gradients = self.loss_and_backward(inputs)
+        loss, gradients, written = self.loss_and_backward(inputs)
         if not all_finite([loss, *gradients]):
             return loss, False
+        self.program.write(written)
         if self._max_norm is not None:
             gradients = clipped(gradients, self._max_norm)
         optimizer.update(gradients, self._used)

@@ -112,6 +112,7 @@ class Program:
         unused = set(self.proof.unused)
         self.used = [i for i in self.trainable if self.signature.entries[i].path not in unused]
         self.used_tensors = [self.tensors[i] for i in self.used]
+        self.writes = [i for i, entry in enumerate(self.params.entries) if entry.path in self.proof.writes]
 
     def _check_result(self) -> None:
         result = self.signature.result
@@ -214,13 +215,26 @@ class Program:
         proof.check(sizes)
         return Case(sizes, proof, key, proof.graph_at(sizes))
 
-    def call(self, inputs: Sequence[Tensor]) -> Tensor:
-        """Run the user's function on the parameters and a batch."""
-        if self._direct is not None:  # the defaults of static arguments apply by themselves
+    def call(self, inputs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Run the user's function on the parameters and a batch: the loss, and what it would write, unwritten."""
+        if self._direct is not None and not self.writes:  # the defaults of static arguments apply by themselves
             result: Tensor = self._direct(self.params, *inputs)
-        else:
-            result = self.proof.setting.run([*self.tensors, *inputs])[0]
-        return result
+            return result, []
+        tensors, written = self.for_writing(self.tensors)
+        return self.proof.setting.run([*tensors, *inputs])[0], written
+
+    def for_writing(self, params: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Parameters with copies of those that the program writes into, and these copies."""
+        if not self.writes:
+            return list(params), []
+        tensors = [p.clone() if i in self.writes else p for i, p in enumerate(params)]
+        return tensors, [tensors[i] for i in self.writes]
+
+    def write(self, written: Sequence[Tensor]) -> None:
+        """Take over what the program wrote into its copies."""
+        with torch.no_grad():
+            for i, new in zip(self.writes, written, strict=True):
+                self.tensors[i].copy_(new)
 
 
 def _guess(names: Sequence[str]) -> dict[str, int]:

@@ -5,7 +5,8 @@ operation where
 
     the operands have different ranks, and the result has one size twice, once from each operand;
     they are different values, neither of which is a view of the other;
-    and the pairs vanish: a mean or a sum goes over both axes, and nothing in between looked at one of them.
+    and the pairs vanish: a mean or a sum goes over both axes, and nothing in between looked at one of them (where the
+    axis of size 1 was not written, but left by keepdim or by a product with one column, any reduction counts).
 
 If all pairs are meant, `y[None, :]` says so.
 """
@@ -25,9 +26,12 @@ _ELEMENTWISE = {
 _UNARY = {
     "square", "abs", "exp", "log", "sqrt", "relu", "sigmoid", "tanh", "neg", "softplus", "log1p", "expm1", "clamp",
     "clip", "clamp_min", "clamp_max", "float", "double", "to", "type", "gelu", "silu", "logsigmoid", "rsqrt", "sign",
-    "erf", "nan_to_num", "clone", "contiguous", "leaky_relu", "elu", "cos", "sin", "reciprocal", "half", "bfloat16",
+    "log_sigmoid", "mish", "selu", "celu", "hardtanh", "log2", "log10", "sinh", "cosh", "round", "floor", "ceil", "erf",
+    "nan_to_num", "clone", "contiguous", "leaky_relu", "elu", "cos", "sin", "reciprocal", "half", "bfloat16",
 }  # fmt: skip
 _SUMS = {"mean", "sum", "nanmean", "nansum", "norm", "vector_norm"}
+_REDUCTIONS = {*_SUMS, "logsumexp", "amax", "amin", "prod", "var", "std"}
+_WRITTEN = {"unsqueeze", "view", "reshape"}  # with indexing by None: an axis of size 1 that somebody wrote
 _VIEWS = {
     "getitem", "unsqueeze", "squeeze", "view", "reshape", "transpose", "permute", "expand", "expand_as", "flatten",
     "detach", "contiguous", "clone", "to", "float", "movedim", "swapaxes", "unflatten",
@@ -42,6 +46,7 @@ class Pairs:
     operands: tuple[Tensor, Tensor]
     shape: Sequence[Any]
     axes: tuple[int, ...]
+    written: bool  # the axis of size 1 was asked for, by indexing with None and its like
 
 
 class Broadcasts:
@@ -53,6 +58,7 @@ class Broadcasts:
         self._known: dict[Any, int] = {}
         self._pairs: dict[int, Pairs] = {}
         self._kept: list[Tensor] = []
+        self._written: set[int] = set()
 
     def hidden(self, call: Any, result: Any) -> Pairs | None:
         """Note one operation; the outer broadcast that it hides, if it does."""
@@ -61,7 +67,7 @@ class Broadcasts:
         name, operands = call.name, call.operands
         self._number_result(call, operands, result)
         came = [self._pairs[id(t)] for t in operands if id(t) in self._pairs]
-        if name in _SUMS and came and len(operands) == 1:
+        if came and len(operands) == 1 and name in (_SUMS if came[0].written else _REDUCTIONS):
             return self._summed(call, came[0], operands[0], result)
         if name in _ELEMENTWISE and len(operands) > 1:
             made = came[0] if came else self._outer(call, operands, result)
@@ -76,6 +82,8 @@ class Broadcasts:
     def _number_result(self, call: Any, operands: Sequence[Tensor], result: Tensor) -> None:
         """One number for one value: views share their base's; the same operation on the same values has the same."""
         self._kept.append(result)
+        if call.name in _WRITTEN or (call.name == "getitem" and None in _indices(call)):
+            self._written.add(id(result))
         if call.name in _VIEWS and len(operands) == 1:
             self._numbers[id(result)] = self._number(operands[0])
             return
@@ -95,7 +103,8 @@ class Broadcasts:
             for b in operands[i + 1 :]:
                 axes = self._twice(a, b, result)
                 if axes is not None and self._number(a) != self._number(b):
-                    return Pairs(call, (a, b), result.shape, axes)
+                    long = a if a.dim() > b.dim() else b
+                    return Pairs(call, (a, b), result.shape, axes, id(long) in self._written)
         return None
 
     def _twice(self, a: Tensor, b: Tensor, result: Tensor) -> tuple[int, int] | None:
@@ -126,6 +135,11 @@ class Broadcasts:
         kept = result.dim() == operand.dim()  # keepdim
         self._pairs[id(result)] = replace(pairs, axes=tuple(a if kept else a - sum(g < a for g in gone) for a in left))
         return None
+
+
+def _indices(call: Any) -> list[Any]:
+    index = call.args[1] if len(call.args) > 1 else ()
+    return [part for part in (index if isinstance(index, tuple) else (index,)) if not isinstance(part, Tensor)]
 
 
 def _reduced(call: Any, rank: int) -> set[int]:

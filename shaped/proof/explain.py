@@ -59,7 +59,7 @@ def explain(error: Exception, setting: Setting, world: World, recorder: Recorder
     if isinstance(error, HiddenBroadcast) and error.call.place is not None:
         return _not_well_shaped(error, error.call, world, setting, tensors)
     if isinstance(error, Mismatch) and not error.goal:
-        hint = "use an operation that makes a new tensor; for running statistics, put the module in eval()"
+        hint = "use an operation that makes a new tensor; running statistics may be parameters that are frozen"
         return Unprovable(f"`{name}` cannot be one proved step: {error}.", source, Goal(hint=hint))
     if recorder.returned:
         said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

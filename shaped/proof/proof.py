@@ -27,6 +27,7 @@ class Proof:
         here: Sizes that are known (a trainer's parameters').
         ranks: For `*batch` axes: the proof for each number of axes; the other attributes are those of one axis.
         unused: Parameters that ask for a gradient and do not influence the result.
+        writes: Parameters without a gradient that the program writes into, such as running statistics.
     """
 
     setting: Setting
@@ -37,6 +38,7 @@ class Proof:
     seconds: float
     graph: GraphModule
     unused: tuple[str, ...]
+    writes: tuple[str, ...]
     static: Mapping[str, int]
     lengths: Mapping[str, int]
     here: Mapping[str, int] = field(default_factory=dict)
@@ -108,6 +110,8 @@ class Proof:
         pad = max(map(len, left)) + 3
         lines = [f"{a:<{pad}}{b}".rstrip() for a, b in zip(left, right, strict=True)]
         lines.append(f"conditions   {', '.join(self.conditions) or 'none'}")
+        if self.writes:
+            lines.append(f"writes       {', '.join(self.writes)}")
         fixed = {**self.here, **self.static}
         notes = [", ".join(f"{name} = {size}" for name, size in fixed.items() if name in self.dims)]
         free = [name for name in self.dims if name not in fixed and name not in self.per_size]

@@ -86,6 +86,7 @@ class Search:
             seconds=time.perf_counter() - started,
             graph=found.graph,
             unused=tuple(self.setting.signature.entries[i].path for i in found.without_gradient),
+            writes=tuple(self.setting.signature.entries[i].path for i in found.writes),
             static=self.static,
             lengths={k: v for s in structures for k, v in getattr(s, "lengths", {}).items()},
             _region=self._region(found),

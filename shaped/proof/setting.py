@@ -71,6 +71,11 @@ class Setting:
         except ShapeError:  # no such container: refused where results are compared with what is declared
             return [result]
 
+    def may_write(self, index: int) -> bool:
+        """Whether a program may write into a tensor: into parameters that ask for no gradient, not into a batch."""
+        kinds = [argument.kind for argument in self.signature.arguments for _ in argument.entries]
+        return kinds[index] == "parameters" and not self.mask[index]
+
     @property
     def wanted(self) -> list[int]:
         """Positions of the tensors that want a gradient."""

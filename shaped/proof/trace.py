@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from shaped.proof.arithmetic import holds
 from shaped.proof.broadcast import Broadcasts, Pairs
+from shaped.proof.rewrites import Rewrites
 from shaped.proof.setting import Setting, Step, checking
 from shaped.proof.source import Place, place_of_caller
 from shaped.proof.symbolic import Question, World, tracing
@@ -167,6 +168,7 @@ class Trace:
     questions: list[Question]
     world: World
     without_gradient: list[int]  # wanted, but the result does not depend on them
+    writes: list[int]  # parameters without a gradient that the program writes into: running statistics
 
 
 def trace(setting: Setting, world: World, recorder: Recorder) -> Trace:
@@ -177,7 +179,7 @@ def trace(setting: Setting, world: World, recorder: Recorder) -> Trace:
 
     def joint(*flat: Tensor) -> tuple[Any, ...]:
         recorder.tensors = flat
-        with recorder, checking(world_check):
+        with Rewrites(), recorder, checking(world_check):
             results = setting.run(flat)
         check_results(setting.signature, results, world)
         recorder.returned = True
@@ -194,14 +196,11 @@ def trace(setting: Setting, world: World, recorder: Recorder) -> Trace:
     versions = [tensor._version for tensor in tensors]
     with tracing(), world.mode:  # beneath make_fx's own mode, for factories such as torch.ones(seq, seq)
         graph = make_fx(joint, tracing_mode="real", _allow_non_fake_inputs=True)(*tensors)
-    changed = [
-        entry.path
-        for entry, tensor, version in zip(setting.signature.entries, tensors, versions, strict=True)
-        if tensor._version != version
-    ]
-    if changed:
-        raise Mismatch("", f"the program writes into {', '.join(changed)}")
-    return Trace(graph, recorder.steps, world.env.asked, world, missing)
+    changed = [i for i, version in enumerate(versions) if tensors[i]._version != version]
+    refused = [setting.signature.entries[i].path for i in changed if not setting.may_write(i)]
+    if refused:
+        raise Mismatch("", f"the program writes into {', '.join(refused)}")
+    return Trace(graph, recorder.steps, world.env.asked, world, missing, changed)
 
 
 def run_forward(setting: Setting, world: World, recorder: Recorder | None = None) -> None:
@@ -210,7 +209,7 @@ def run_forward(setting: Setting, world: World, recorder: Recorder | None = None
     if recorder is not None:
         recorder.tensors = tensors
     with tracing(), world.mode:
-        with recorder or nullcontext(), checking(partial(_check_within, world)):
+        with Rewrites(), recorder or nullcontext(), checking(partial(_check_within, world)):
             results = setting.run(tensors)
         check_results(setting.signature, results, world)
 

@@ -1,0 +1,75 @@
+"""A few operations in terms of others: those that torch reads as numbers at symbolic sizes, or that hide what they do.
+
+They apply within a trace only, and give the same up to rounding.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import SymInt, Tensor
+from torch.overrides import TorchFunctionMode
+
+
+def one_hot(labels: Tensor, num_classes: Any = -1) -> Tensor:
+    """`F.one_hot`, whose kernel takes the number of classes as a plain number."""
+    if not isinstance(num_classes, SymInt) or labels.dtype is not torch.int64:
+        return F.one_hot(labels, num_classes)
+    numbers: Tensor = torch.arange(num_classes, device=labels.device)  # type: ignore[call-overload]
+    return (labels.unsqueeze(-1) == numbers).long()
+
+
+def batch_norm(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """`F.batch_norm`, whose kernel updates the running statistics although its schema says that it does not."""
+    if not training or running_mean is None or running_var is None:
+        return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    result = F.batch_norm(x, None, None, weight, bias, True, momentum, eps)
+    axes = [0, *range(2, x.dim())]
+    with torch.no_grad():
+        var, mean = torch.var_mean(x.detach().to(running_mean.dtype), axes)
+        running_mean.mul_(1 - momentum).add_(mean, alpha=momentum)
+        running_var.mul_(1 - momentum).add_(var, alpha=momentum)
+    return result
+
+
+def cross_entropy(x: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """`F.cross_entropy` over class numbers, which `vmap` takes apart in C++ with sizes as plain numbers."""
+    reduction = kwargs.get("reduction", "mean")
+    mapped = torch._C._functorch.is_batchedtensor(x) or torch._C._functorch.is_gradtrackingtensor(x)
+    others = {name for name, value in kwargs.items() if value} - {"reduction", "ignore_index"}
+    if not mapped or args or others or target.is_floating_point() or target.dim() != max(x.dim() - 1, 0):
+        return F.cross_entropy(x, target, *args, **kwargs)
+    ignored = kwargs.get("ignore_index", -100)
+    axis = 1 if x.dim() > 1 else 0
+    numbers = torch.arange(x.shape[axis], device=x.device).view(-1, *[1] * (x.dim() - 1 - axis))
+    hit = (target.unsqueeze(axis) == numbers) & (target != ignored).unsqueeze(axis)  # gather too reads numbers there
+    each = torch.where(hit, -x.log_softmax(axis), 0.0).sum(axis)
+    if reduction == "none":
+        return each
+    return each.sum() / (target != ignored).sum() if reduction == "mean" else each.sum()
+
+
+_REWRITES: dict[Any, Callable[..., Any]] = {
+    F.one_hot: one_hot,
+    F.batch_norm: batch_norm,
+    F.cross_entropy: cross_entropy,
+}
+
+
+class Rewrites(TorchFunctionMode):
+    """Puts them in the originals' place."""
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return _REWRITES.get(func, func)(*args, **(kwargs or {}))
