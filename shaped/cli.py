@@ -2,14 +2,12 @@
 
 import argparse
 import importlib.metadata
-import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import Any, get_args, get_origin
+from typing import Literal
 
-from shaped.errors import ShapedError, SignatureError, nearest
+from shaped.errors import ShapedError, SignatureError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,7 +44,10 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument(
         "--assume", action="append", default=[], metavar="RELATION", help='for example "dim %% heads == 0"'
     )
-    check.add_argument("--static", action="append", default=[], metavar="NAME", help="prove this dimension at one size")
+    check.add_argument(
+        "--static", action="append", default=[], metavar="NAME[=SIZE]", help="prove this dimension at one size"
+    )
+    check.add_argument("--json", action="store_true", help="print the verdicts as JSON")
     check.add_argument("--steps", action="store_true", help="print the derivation too")
     check.set_defaults(run=_check)
     doctor = commands.add_parser("doctor", help="say what runs here: torch, Triton, GPU, compiler")
@@ -71,57 +72,24 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    """A line for each function: proved with its conditions, or the error. Status 1 if any is not proved."""
-    from shaped.proof import prove
+    """A line for each function, and what is wrong with those that are not proved. Status 1 if there are any."""
+    from shaped.check import check_file, report
     from shaped.recipes import load_file
 
     path, _, name = options.target.partition(":")
-    module = load_file(Path(path))
-    functions = _functions(module)
-    if name and name not in functions:
-        raise ShapedError(f"{path} has no function `{name}`{nearest(name, list(functions))}")
-    found = {key: value for key, value in functions.items() if (key == name if name else _has_shapes(value))}
-    if not found:
-        raise ShapedError(f'{path} has no function whose arguments are annotated with shapes (x: Float[Tensor, "a b"])')
-    failed = 0
-    for function in found.values():
-        try:
-            proof = prove(function, assume=tuple(options.assume), static=tuple(options.static))
-        except Exception as error:  # ours, or the function's own while it was traced
-            failed += 1
-            print(f"{type(error).__name__}: {error}\n")
-            continue
-        print(f"{proof}\n")
-        if options.steps:
-            print(*proof.steps, sep="\n", end="\n\n")
-    print(f"{len(found) - failed} proved, {failed} not")
-    return 1 if failed else 0
+    static = dict(map(_static, options.static))
+    verdicts = check_file(load_file(Path(path)), Path(path), name, options.assume, static)
+    form: Literal["text", "json"] = "json" if options.json else "text"
+    print(*report(verdicts, form, whole=bool(name), steps=options.steps), sep="\n")
+    return 1 if any(verdict.status != "proved" for verdict in verdicts) else 0
 
 
-def _functions(module: ModuleType) -> dict[str, Callable[..., Any]]:
-    """The functions that a module itself defines, in order."""
-    return {
-        name: value
-        for name, value in vars(module).items()
-        if callable(value) and inspect.isfunction(inspect.unwrap(value)) and value.__module__ == module.__name__
-    }
-
-
-def _has_shapes(function: Callable[..., Any]) -> bool:
-    """Whether a function is meant to be proved: its result has a shape, or it declares none and an argument has one.
-
-    So a helper over parameters that returns a float is left out, and a loss with a forgotten annotation is not.
-    """
-    from shaped.shapes import is_tensor_annotation, resolve_hints
-
-    try:
-        hints = resolve_hints(inspect.unwrap(function))
-    except SignatureError:
-        return True  # and `prove` will say what does not resolve
-    if "return" not in hints:
-        return any(map(is_tensor_annotation, hints.values()))
-    result = hints["return"]
-    return any(map(is_tensor_annotation, get_args(result) if get_origin(result) is tuple else (result,)))
+def _static(text: str) -> tuple[str, int | None]:
+    """`time=5`, or `time` for a size of our choice."""
+    name, _, size = text.partition("=")
+    if size and not size.isdecimal():
+        raise SignatureError(f"--static {text}: a size is a whole number, as in {name}=5")
+    return name, int(size) if size else None
 
 
 def _doctor(options: argparse.Namespace) -> int:

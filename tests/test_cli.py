@@ -1,5 +1,6 @@
 """The command line: exit status 0 for done, 1 for refused with a message, 2 for wrong usage."""
 
+import json
 import re
 from pathlib import Path
 
@@ -17,6 +18,13 @@ class Line(ParamList):
 
 def loss(p: Line, x: Float[Tensor, "batch features"]) -> Float[Tensor, ""]:
     return (x @ p.w).square().mean()
+"""
+SCAN = """
+def scan(x: Float[Tensor, "time dim"]) -> Float[Tensor, " dim"]:
+    state = x[0]
+    for t in range(x.shape[0]):
+        state = state + x[t]
+    return state
 """
 WRONG = """
 def transposed(p: Line, x: Float[Tensor, "batch features"]) -> Float[Tensor, "batch out"]:
@@ -40,14 +48,55 @@ def model(script_folder: Path) -> Path:
     return path
 
 
-def test_check_prints_the_proof_of_each_function(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status = main(["check", str(model)])
+def test_check_prints_a_line_for_each_function(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model.write_text(MODEL + SCAN)
+    status = main(["check", str(model), "--static", "time=5"])
+
+    assert status == 0
+    assert capsys.readouterr().out == (
+        "proved      checked_model.py:9   loss  for all sizes\n"
+        "proved      checked_model.py:12  scan  for all sizes, at time = 5\n"
+        "\n2 proved, 0 not\n"
+    )
+
+
+def test_check_prints_the_whole_statement_of_a_function_that_is_named(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = main(["check", f"{model}:loss"])
     out = re.sub(r"\d+\.\d s", "0.0 s", capsys.readouterr().out)
 
     assert status == 0
     assert out.startswith("loss : Line, [batch, features] -> scalar")
     assert "conditions   none\n" in out
     assert out.endswith("\n\n1 proved, 0 not\n")
+
+
+def test_check_prints_verdicts_as_json(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model.write_text(MODEL + WRONG)
+    status = main(["check", "--json", str(model)])
+    verdicts = json.loads(capsys.readouterr().out)
+
+    assert status == 1
+    assert [(v["function"], v["status"], v["line"]) for v in verdicts[:2]] == [
+        ("loss", "proved", 9),
+        ("transposed", "refuted", 13),
+    ]
+    assert verdicts[1]["summary"] == "at checked_model.py:13: features = out"
+
+
+def test_check_annotates_the_lines_where_github_runs_it(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.chdir(model.parent)
+    model.write_text(MODEL + WRONG)
+    main(["check", f"{model}:transposed"])
+
+    assert (
+        "\n::error file=checked_model.py,line=13,title=refuted: transposed::ProofError: `transposed` is not "
+        "well-shaped.%0A  checked_model.py:13   return x @ p.w.T%0A" in capsys.readouterr().out
+    )
 
 
 def test_check_prints_the_derivation_when_asked(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,7 +130,7 @@ def test_check_takes_assumptions_and_static_names(model: Path, capsys: pytest.Ca
     assert main(["check", f"{model}:loss", "--assume", "features <= 64", "--static", "batch"]) == 0
     assert "features <= 64" in capsys.readouterr().out
     assert main(["check", f"{model}:loss", "--static", "bach"]) == 1
-    assert "`bach` is no dimension of `loss`; did you mean `batch`?" in capsys.readouterr().out
+    assert "`bach` is no dimension of `loss`; did you mean `batch`?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

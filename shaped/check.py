@@ -1,0 +1,195 @@
+"""`shaped check`: prove every annotated function of a file, and report a line for each."""
+
+import inspect
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, get_args, get_origin
+
+from shaped.errors import ProofError, ShapedError, SignatureError, Source, Unprovable, nearest
+
+Status = Literal["proved", "refuted", "unprovable", "error"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found of one function."""
+
+    function: str
+    file: str
+    line: int  # of its definition
+    status: Status
+    summary: str  # the conditions, or the reason, in a line
+    message: str  # the statement, or the whole error
+    source: Source | None = None  # where it is wrong
+    conditions: tuple[str, ...] = ()
+    steps: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values; `line` is that of the fault where there is one."""
+        return {
+            "function": self.function,
+            "file": self.source.file if self.source else self.file,
+            "line": self.source.line if self.source else self.line,
+            "status": self.status,
+            "summary": self.summary,
+            "conditions": list(self.conditions),
+            "message": self.message,
+            "seconds": round(self.seconds, 3),
+        }
+
+    def as_annotation(self) -> str:
+        """A workflow command that GitHub shows beside the line."""
+        where = f"file={_relative(self.source.file if self.source else self.file)}"
+        line = self.source.line if self.source else self.line
+        text = self.message.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+        return f"::error {where},line={line},title={self.status}: {self.function}::{text}"
+
+
+def check_file(
+    module: ModuleType, path: Path, name: str, assume: Sequence[str], static: Mapping[str, Any]
+) -> list[Verdict]:
+    """Prove the functions of a module, or the one that is named.
+
+    Args:
+        assume: Relations, each for the functions that have its names.
+        static: Names with their sizes, None for one of our choice; each for the functions that have it.
+
+    Raises:
+        ShapedError: There is no such function, or none that is annotated; or no function has a name of `static`.
+    """
+    functions = _functions(module)
+    if name and name not in functions:
+        raise ShapedError(f"{path} has no function `{name}`{nearest(name, list(functions))}")
+    found = {key: value for key, value in functions.items() if (key == name if name else _has_shapes(value))}
+    if not found:
+        raise ShapedError(f'{path} has no function whose arguments are annotated with shapes (x: Float[Tensor, "a b"])')
+    names = {key: _dimensions(value) for key, value in found.items()}
+    every = list(dict.fromkeys(n for known in names.values() for n in known))
+    for wanted in static:
+        if wanted not in every:
+            where = f"`{name}`" if name else str(path)
+            raise SignatureError(f"`{wanted}` is no dimension of {where}{nearest(wanted, every)}")
+    return [_verdict(key, value, names[key], assume, static) for key, value in found.items()]
+
+
+def report(verdicts: Sequence[Verdict], form: Literal["text", "json"], *, whole: bool, steps: bool) -> Iterator[str]:
+    """The lines to print.
+
+    Args:
+        whole: Print each statement whole, not a line of it.
+        steps: Print the derivations too.
+    """
+    if form == "json":
+        yield json.dumps([verdict.as_json() for verdict in verdicts], indent=2)
+        return
+    places = [f"{Path(v.file).name}:{v.line}" for v in verdicts]
+    wide, long = max(map(len, places)), max(len(v.function) for v in verdicts)
+    for verdict, place in zip(verdicts, places, strict=True):
+        if not whole:
+            yield f"{verdict.status:<10}  {place:<{wide}}  {verdict.function:<{long}}  {verdict.summary}".rstrip()
+        elif verdict.status == "proved":
+            yield verdict.message
+        if steps and verdict.steps:
+            yield from ("", *verdict.steps, "")
+    wrong = [verdict for verdict in verdicts if verdict.status != "proved"]
+    for i, verdict in enumerate(wrong):
+        yield verdict.message if whole and i == 0 else f"\n{verdict.message}"
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        yield from (verdict.as_annotation() for verdict in wrong)
+    yield f"\n{len(verdicts) - len(wrong)} proved, {len(wrong)} not"
+
+
+def _verdict(
+    name: str, function: Callable[..., Any], dims: Sequence[str], assume: Sequence[str], static: Mapping[str, Any]
+) -> Verdict:
+    from shaped.proof import prove
+
+    code = inspect.unwrap(function).__code__
+    where = (name, code.co_filename, code.co_firstlineno)
+    mine = {n: size for n, size in static.items() if n in dims}
+    sized = {n: size for n, size in mine.items() if size is not None}
+    relations = tuple(text for text in assume if set(_names(text)) <= set(dims) or not _names(text))
+    try:
+        proof = prove(function, relations, sized if len(sized) == len(mine) else tuple(mine))
+    except (ProofError, Unprovable) as error:
+        status: Status = "refuted" if isinstance(error, ProofError) else "unprovable"
+        goal = error.goal.equation or error.goal.said
+        at = f"at {error.source}: " if error.source else ""
+        summary = f"{at}{goal}" if isinstance(error, ProofError) and goal else f"{at}{error.title}"
+        return Verdict(*where, status, summary, _text(error), error.source)
+    except Exception as error:  # a signature that cannot be read, or the function's own while it was traced
+        return Verdict(
+            *where, "error", str(error).splitlines()[0] if str(error) else type(error).__name__, _text(error)
+        )
+    at = ", ".join(f"{n} = {size}" for n, size in proof.static.items())
+    conditions = f"if {', '.join(proof.conditions)}" if proof.conditions else "for all sizes"
+    conditions += f", at {at}" if at else ""
+    return Verdict(
+        *where, "proved", conditions, str(proof), None, proof.conditions, tuple(map(str, proof.steps)), proof.seconds
+    )
+
+
+def _text(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _names(relation: str) -> tuple[str, ...]:
+    """The dimension names of a relation; none where it cannot be read, which `prove` then says."""
+    from shaped.proof.conditions import Assumption
+
+    try:
+        return Assumption.parse(relation).names
+    except SignatureError:
+        return ()
+
+
+def _dimensions(function: Callable[..., Any]) -> list[str]:
+    """Every dimension name of a function; none where its signature cannot be read, which `prove` then says."""
+    from shaped.shapes import read_signature
+
+    try:
+        entries = read_signature(function).entries
+    except SignatureError:
+        return []
+    return list(dict.fromkeys(name for entry in entries for dim in entry.spec.dims for name in dim.names))
+
+
+def _functions(module: ModuleType) -> dict[str, Callable[..., Any]]:
+    """The functions that a module itself defines, in order."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if callable(value) and inspect.isfunction(inspect.unwrap(value)) and value.__module__ == module.__name__
+    }
+
+
+def _has_shapes(function: Callable[..., Any]) -> bool:
+    """Whether a function is meant to be proved: its result has a shape, or it declares none and an argument has one.
+
+    So a helper over parameters that returns a float is left out, and a loss with a forgotten annotation is not.
+    """
+    from shaped.shapes import is_tensor_annotation, read_container, resolve_hints
+
+    try:
+        hints = resolve_hints(inspect.unwrap(function))
+    except SignatureError:
+        return True  # and `prove` will say what does not resolve
+    if "return" not in hints:
+        return any(map(is_tensor_annotation, hints.values()))
+    result = hints["return"]
+    if any(map(is_tensor_annotation, get_args(result) if get_origin(result) is tuple else (result,))):
+        return True
+    try:
+        return bool(read_container(result, "result", function.__name__).entries)
+    except SignatureError:
+        return False
+
+
+def _relative(file: str) -> str:
+    path = Path(file)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file

@@ -1,0 +1,54 @@
+"""Models as people write them are proved under the conditions that their authors would state."""
+
+import random
+import warnings
+from collections.abc import Iterator
+
+import pytest
+
+from tests.corpus.catalogue import MODELS, Model
+from tests.corpus.concrete import draw_sizes, failure
+
+# Sizes at which torch broadcasts one position over a whole sequence, or attends over no keys, and says nothing.
+GOES_ON = {"gpt_loss", "masked_language_loss", "rotary_scores", "grouped_query_attention", "residual_projection"}
+DRAWS = 12  # the slow test takes 200
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """torch warns of what some models are meant to do: the deviation of a single row, broadcasting in a loss."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def alternatives(conditions: tuple[str, ...]) -> set[frozenset[str]]:
+    """Conditions, each as the set of the alternatives it offers."""
+    return {frozenset(condition.split(" or ")) for condition in conditions}
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
+def test_a_model_is_proved_under_the_conditions_that_its_author_would_state(model: Model):
+    assert alternatives(model.prove().conditions) == alternatives(model.conditions)
+
+
+def check_draws(model: Model, draws: int) -> None:
+    generator = random.Random(0)
+    for _ in range(draws):
+        sizes = draw_sizes(model, generator)
+        why = failure(model, sizes)
+        if sizes.satisfy(model):
+            assert not why, f"{sizes}: {why}"
+        elif model.name not in GOES_ON:
+            assert why, f"{sizes} breaks a condition and runs"
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
+def test_sizes_that_satisfy_the_conditions_run_with_the_declared_result_and_others_fail(model: Model):
+    check_draws(model, DRAWS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
+def test_200_random_sizes_run_if_they_satisfy_the_conditions_and_fail_if_not(model: Model):
+    check_draws(model, 200)

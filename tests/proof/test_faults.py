@@ -1,0 +1,50 @@
+"""Mistakes in models as people write them are refused at their line."""
+
+import traceback
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from shaped import ProofError
+from tests.corpus.concrete import distinct_sizes, failure
+from tests.corpus.faults import FAULTS
+from tests.corpus.planting import Fault, plant
+
+# What no rule of ours refuses yet: axes merged by a reshape that are not neighbours.
+MISSED = {
+    ("vit_loss", "permute(2, 0, 1, 3, 4)"),
+    ("patch_embedding", "x.permute(0, 2, 1, 3, 4, 5)"),
+}
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """torch warns of some of what it is asked to do here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.model}: {fault.kind}: {fault.new}")
+def test_a_seeded_mistake_is_refused_at_its_line(fault: Fault, script_folder: Path, request: pytest.FixtureRequest):
+    if (fault.model, fault.new) in MISSED:
+        request.applymarker(pytest.mark.xfail(reason=fault.kind, strict=True))
+    planted = plant(fault, script_folder)
+
+    with pytest.raises((ProofError, ValueError)) as caught:  # a ValueError is Python's own, of an unpacking
+        planted.model.prove()
+
+    source = caught.value.source if isinstance(caught.value, ProofError) else None
+    frames = traceback.extract_tb(caught.value.__traceback__)
+    own = [frame.lineno for frame in frames if Path(frame.filename) == planted.file]
+    assert (source.line if source else own[-1]) == planted.line, str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.model}: {fault.kind}: {fault.new}")
+def test_a_seeded_mistake_is_one_and_plain_torch_is_silent_where_the_table_says_so(fault: Fault, script_folder: Path):
+    planted = plant(fault, script_folder).model
+
+    assert (failure(planted, distinct_sizes(planted)) == "") == fault.silent
