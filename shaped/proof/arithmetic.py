@@ -16,6 +16,7 @@ from torch.utils._sympy.functions import FloorDiv, PythonMod
 
 _CASES = 128  # combinations of rests that are looked at
 _LARGE = 2**31  # sizes and counts of elements are far below torch's own limits, which it asks about
+_DIVISIONS = ("FloorDiv", "Mod", "PythonMod")
 _FLOATS = ("FloatPow", "FloatTrueDiv", "IntTrueDiv")
 _ORDER = (sympy.Le, sympy.Lt, sympy.Ge, sympy.Gt)
 
@@ -201,6 +202,39 @@ def constant(size: Any) -> Any:
     return number if number is not None and number.is_Integer else None
 
 
+def divided_exactly(size: Any, facts: Sequence[Any]) -> Any:
+    """A size with x//n as the fraction x/n wherever a fact says that n divides x."""
+    if not divisions(size):
+        return size
+    parts = [divided_exactly(part, facts) for part in size.args]
+    if type(size).__name__ not in _DIVISIONS:
+        return size.func(*parts)
+    ratio = sympy.cancel(parts[0] / parts[1])
+    if not ratio.is_Integer and size.args not in [divides(fact) for fact in facts]:
+        return size
+    return ratio if type(size) is FloorDiv else sympy.Integer(0)
+
+
+def holds_exactly(fact: Any, divisible: Sequence[Any]) -> bool:
+    """Whether a relation holds, given what divides what."""
+    if not isinstance(fact, sympy.core.relational.Relational) or not divisible:
+        return False
+    left, right = (divided_exactly(side, divisible) for side in fact.args)
+    return (left, right) != fact.args and holds(fact.func(left, right))
+
+
+def divides(fact: Any) -> tuple[Any, Any]:
+    """(x, n) where a fact says that n divides x: x % n == 0, or x == n*(x//n); else (None, None)."""
+    if isinstance(fact, sympy.Eq):
+        for atom in divisions(fact):
+            over, under = atom.args
+            difference = sympy.expand(fact.args[0] - fact.args[1])
+            rest = atom if type(atom) is not FloorDiv else sympy.expand(over - under * atom)
+            if difference in (rest, -rest):
+                return over, under
+    return None, None
+
+
 def divisions(fact: Any) -> set[Any]:
     """The floor divisions and remainders in a relation."""
-    return {atom for atom in fact.atoms(sympy.Function) if type(atom).__name__ in ("Mod", "PythonMod", "FloorDiv")}
+    return {atom for atom in fact.atoms(sympy.Function) if type(atom).__name__ in _DIVISIONS}

@@ -117,6 +117,12 @@ def equal_at(size: Any, value: int, world: World, plan: Plan) -> list[Plan] | No
         name = world.symbols[symbol]
         plans = [replace(plan, constants={**plan.constants, name: n}) for n in found]
         return plans if len(plans) <= _WITNESSES else None
+    factors = sympy.Mul.make_args(sympy.factor(size)) if value == 0 else ()
+    if len(factors) > 1:
+        parts = [
+            equal_at(part, 0, world, plan) for part in factors if part.free_symbols and not holds(sympy.Ne(part, 0))
+        ]
+        return None if None in parts else [one for some in parts for one in some or []]
     linear = sympy.expand(size - value)
     for sign in (1, -1):
         for symbol in sorted(symbols, key=lambda s: world.symbols[s]):

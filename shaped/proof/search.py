@@ -11,9 +11,10 @@ from typing import Any, NoReturn
 import sympy
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._sympy.functions import PythonMod
 
 from shaped.errors import Goal, ProofError, ShapedError, SignatureError, Source, nearest
-from shaped.proof.arithmetic import divisions, holds
+from shaped.proof.arithmetic import divides, divisions, holds, holds_exactly
 from shaped.proof.branches import Branches, Settled, together
 from shaped.proof.conditions import Assumption, Condition, follows
 from shaped.proof.explain import explain, is_unprovable
@@ -217,8 +218,14 @@ class Search:
     def _asked(self, found: Trace) -> list[tuple[Any, Source | None]]:
         """Every question once, without those that are true for all sizes."""
         asked: dict[Any, Source | None] = {}
+        divisors = [(question.fact, divides(question.fact)[1]) for question in found.questions]
+        divisible = [fact for fact, under in divisors if under is not None and not divisions(under)]
         for question in found.questions:
             for fact in question.fact.args if isinstance(question.fact, sympy.And) else (question.fact,):
+                over, under = divides(fact)
+                if fact not in divisible and holds_exactly(fact, divisible):
+                    continue
+                fact = fact if under is None else sympy.Eq(PythonMod(over, under), 0)
                 if fact in asked or fact in (sympy.true, sympy.false) or holds(fact):
                     continue
                 if isinstance(fact, sympy.Eq) and not divisions(fact):

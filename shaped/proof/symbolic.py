@@ -22,7 +22,7 @@ from torch._dynamo.source import ConstantSource
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
 from shaped.errors import Goal, Source, Unprovable
-from shaped.proof.arithmetic import constant
+from shaped.proof.arithmetic import constant, divided_exactly, divisions, holds
 from shaped.proof.fake import RememberingMode
 from shaped.proof.source import Place, place_of_caller
 from shaped.shapes import Dim, Entry
@@ -95,8 +95,7 @@ class _Questions(ShapeEnv):
         if not isinstance(expression, sympy.Basic) or not expression.free_symbols:
             return expression
         if expression not in self._settled:
-            quotients = [atom for atom in expression.atoms(sympy.Function) if type(atom).__name__ == "FloorDiv"]
-            numbers = {atom: number for atom in quotients if (number := constant(atom)) is not None}
+            numbers = {atom: number for atom in divisions(expression) if (number := constant(atom)) is not None}
             self._settled[expression] = expression.xreplace(numbers) if numbers else expression
         return self._settled[expression]
 
@@ -202,6 +201,14 @@ class World:
             return fact.xreplace(written) if written else fact
         except ZeroDivisionError:
             return None
+
+    def same(self, a: Any, b: Any) -> bool:
+        """Whether two sizes are equal for all values, also by what was asked to divide; asks nothing itself."""
+        a, b = sympy.sympify(_bare(a)), sympy.sympify(_bare(b))
+        if bool(a == b) or bool(sympy.expand(a - b) == 0) or holds(sympy.Eq(a, b)) or sympy.simplify(a - b) == 0:
+            return True
+        divisible = [question.fact for question in self.env.asked if isinstance(question.fact, sympy.Eq)]
+        return bool(sympy.expand(divided_exactly(a, divisible) - divided_exactly(b, divisible)) == 0)
 
     @cached_property
     def _names_of_symbols(self) -> dict[Any, Any]:

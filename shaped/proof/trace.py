@@ -243,7 +243,9 @@ def check_result(actual: Any, declared: TensorSpec, world: World, own: dict[str,
             hint = f"`{unknown[0]}` is no dimension of the arguments, and an expression does not fix it: name the axis"
             raise ResultMismatch(shown, wanted, f"{world.show(size)} = {dim}", hint)
         expected = dim.evaluate({**world.values, **own})
-        if not same_size(expected, size):
+        if not world.same(expected, size):
+            wanted_equal = sympy.Eq(expression(size), expression(expected), evaluate=False)
+            world.env.answers.append((wanted_equal, False))  # other hints may divide better
             raise ResultMismatch(shown, wanted, f"{world.show(size)} = {dim}", "")
     if actual.dtype not in declared.dtypes:
         name = str(actual.dtype).removeprefix("torch.")
