@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 import sympy
+from sympy.core.function import Application
 from torch.utils._sympy.functions import FloorDiv, PythonMod
 
 _CASES = 128  # combinations of rests that are looked at
@@ -111,7 +112,7 @@ def _with(
     for fact in given:
         slack = _slack(fact, *(_plain(side.xreplace(written), least) for side in fact.args))
         symbols = slack.free_symbols
-        if not symbols or slack.atoms(sympy.Function) or not slack.is_polynomial(*symbols):
+        if not symbols or slack.atoms(Application) or not slack.is_polynomial(*symbols):
             continue
         if len(symbols) == 1:
             (symbol,) = symbols
@@ -132,7 +133,7 @@ def nonnegative(expression: Any, least: Least) -> bool:
     """Whether a size expression is shown to be at least 0."""
     bounds: dict[Any, Any] = dict(least)
     shifted = sympy.expand(_plain(expression, bounds))
-    opaque = dict(zip(sorted(shifted.atoms(sympy.Function), key=str), _OPAQUE, strict=False))
+    opaque = dict(zip(sorted(shifted.atoms(Application), key=str), _OPAQUE, strict=False))
     for atom, name in opaque.items():
         bounds[name] = _lowest(atom, bounds)
     if any(bounds[name] is None for name in opaque.values()):
@@ -153,7 +154,7 @@ def _lowest(atom: Any, least: dict[Any, Any]) -> int | None:
         if not all(nonnegative(part, least) for part in atom.args if not part.is_Float):
             return None
         return 1 if name == "FloorDiv" and nonnegative(atom.args[0] - atom.args[1], least) else 0
-    lows = [int(part) if part.is_Integer else 0 if nonnegative(part, least) else None for part in atom.args]
+    lows = [next((low for low in (2, 1, 0) if nonnegative(part - low, least)), None) for part in atom.args]
     known = [low for low in lows if low is not None]
     if name == "Max":
         return max(known, default=None)
@@ -162,7 +163,7 @@ def _lowest(atom: Any, least: dict[Any, Any]) -> int | None:
 
 def _plain(expression: Any, least: Least) -> Any:
     """Without what is decided by size: max(1, seq) is seq; x % y is x and x//y is 0 where 0 <= x < y."""
-    for atom in sorted(expression.atoms(sympy.Function), key=lambda a: len(str(a))):
+    for atom in sorted(expression.atoms(Application), key=lambda a: len(str(a))):
         name = type(atom).__name__
         if name in ("Max", "Min"):
             best = next((a for a in atom.args if all(_above(a, b, least, name) for b in atom.args if b is not a)), None)

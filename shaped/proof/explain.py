@@ -19,6 +19,7 @@ from shaped.proof.source import Place, assignment_line, is_users, operands_of, p
 from shaped.proof.symbolic import World
 from shaped.proof.trace import (
     Call,
+    ClaimMismatch,
     HiddenBroadcast,
     Mismatch,
     Recorder,
@@ -55,6 +56,12 @@ def explain(error: Exception, setting: Setting, world: World, recorder: Recorder
         )
     if isinstance(error, ResultMismatch):
         return _explain_result(error, name, recorder)
+    if isinstance(error, ClaimMismatch):
+        claim = error.broken
+        whose = f"`{claim.function}` is not given" if claim.function else f"`{claim.name}` in `{name}` is not"
+        operands = f"{claim.name} : {error.shape}, declared {claim.spec}"
+        title = f"{whose} what its annotation says."
+        return ProofError(title, claim.source, Goal("claim", operands, error.goal))
     call = recorder.call
     if isinstance(error, HiddenBroadcast) and error.call.place is not None:
         return _not_well_shaped(error, error.call, world, setting, tensors)

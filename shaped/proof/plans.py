@@ -63,12 +63,18 @@ def hints_where(fact: Any, world: World, plan: Plan, wanted: Any) -> Mapping[str
 
 
 def needed_multiple(fact: Any, world: World) -> tuple[str, str] | None:
-    """A name that a true equality needs to be divisible, since it occurs there floor-divided or as a remainder."""
+    """A name that a true equality needs to be divisible, since it occurs there floor-divided or as a remainder.
+
+    Likewise for a size that is read as a plain number, which it may be for the multiples: the parts of a chunk.
+    """
     plan = world.plan
-    if not isinstance(fact, sympy.Eq):
+    number = isinstance(fact, sympy.Basic) and not isinstance(fact, sympy.core.relational.Relational)
+    if not isinstance(fact, sympy.Eq) and not number:
         return None
     for atom in divisions(fact):
         over, under = atom.args
+        alone = next((s for s in over.free_symbols if (over - s).is_Integer), None) if number else None
+        over = over if alone is None else alone
         name = world.symbols.get(over)
         if name is None or name not in plan.hints or name in plan.multiples or name in plan.constants:
             continue

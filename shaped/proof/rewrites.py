@@ -42,6 +42,13 @@ def batch_norm(
     return result
 
 
+def kron(a: Tensor, b: Tensor) -> Tensor:
+    """`torch.kron` of two matrices, which C++ takes apart with sizes as plain numbers."""
+    if a.dim() != 2 or b.dim() != 2:
+        return torch.kron(a, b)
+    return (a[:, None, :, None] * b[None, :, None, :]).reshape(a.shape[0] * b.shape[0], a.shape[1] * b.shape[1])
+
+
 def cross_entropy(x: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """`F.cross_entropy` over class numbers, which `vmap` takes apart in C++ with sizes as plain numbers."""
     reduction = kwargs.get("reduction", "mean")
@@ -61,6 +68,7 @@ def cross_entropy(x: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Tenso
 
 _REWRITES: dict[Any, Callable[..., Any]] = {
     F.one_hot: one_hot,
+    torch.kron: kron,
     F.batch_norm: batch_norm,
     F.cross_entropy: cross_entropy,
 }

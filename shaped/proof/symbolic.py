@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import jaxtyping
 import sympy
 import torch
 from torch import SymInt, Tensor
@@ -82,6 +83,8 @@ class _Questions(ShapeEnv):
         if len(self.guards) > before:
             place = place_of_caller()
             if self.refuse is not None and isinstance(answer, int | sympy.Integer) and not isinstance(answer, bool):
+                if self.notice is not None:
+                    self.notice(orig_expr)
                 raise self.refuse(orig_expr, place)  # a size was read as a plain number: range(n), int(n)
             source = place.source() if place else None
             for guard in self.guards[before:]:
@@ -289,12 +292,14 @@ def tracing() -> Iterator[None]:
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     with _PATCHED, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        level, sqrt = logger.level, math.sqrt
+        level, sqrt, unchecked = logger.level, math.sqrt, jaxtyping.config.jaxtyping_disable
         logger.setLevel(logging.CRITICAL)
         math.sqrt = lambda x: torch.sym_sqrt(x) if isinstance(x, torch.SymInt | torch.SymFloat) else sqrt(x)
+        jaxtyping.config.update("jaxtyping_disable", True)  # its checks would ask for each size; ours are in claims.py
         try:
             with enable_python_dispatcher(), torch.inference_mode(False), torch.enable_grad():
                 yield
         finally:
             math.sqrt = sqrt
+            jaxtyping.config.update("jaxtyping_disable", unchecked)
             logger.setLevel(level)

@@ -16,11 +16,12 @@ from torch.utils import _pytree as pytree
 
 from shaped.proof.arithmetic import holds
 from shaped.proof.broadcast import Broadcasts, Pairs
+from shaped.proof.claims import Broken, Claims
 from shaped.proof.rewrites import Rewrites
 from shaped.proof.setting import Setting, Step, checking
 from shaped.proof.source import Place, place_of_caller
 from shaped.proof.symbolic import Question, World, tracing
-from shaped.shapes import Signature, TensorSpec
+from shaped.shapes import Signature, TensorSpec, annotated_part
 
 # Losses that torch broadcasts with no more than a warning: [batch, 1] against [batch] becomes [batch, batch].
 _ALIKE = {"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy_with_logits", "poisson_nll_loss"}
@@ -46,6 +47,14 @@ class HiddenBroadcast(Mismatch):
         said = f"{call.name} broadcasts {shapes[0]} against {shapes[1]} to {result}, and {hides} hides it"
         super().__init__(f"{shapes[0]} = {shapes[1]}", said)
         self.call = call
+
+
+class ClaimMismatch(Mismatch):
+    """An annotation within the program does not hold."""
+
+    def __init__(self, broken: Broken, shape: str) -> None:
+        super().__init__(broken.goal)
+        self.broken, self.shape = broken, shape
 
 
 class ResultMismatch(Mismatch):
@@ -95,6 +104,7 @@ class Recorder(TorchFunctionMode):
         self.returned = False  # the forward pass is over
         self.tensors: Sequence[Tensor] = ()  # what the function was called on
         self.broadcasts = Broadcasts(expression)
+        self.claims: Claims | None = None
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -106,6 +116,8 @@ class Recorder(TorchFunctionMode):
         if self._replacement is not None and self._replacement.number == self.calls:
             args, kwargs = self._with_replacement(args, kwargs or {}, self._replacement)
         self.call = call = Call(func, name, args, kwargs or {}, place_of_caller(), self.calls)
+        if call.place is not None:
+            self.hold_claims(call.place)
         operands = call.operands
         self._refuse(name, operands)
         result = func(*args, **(kwargs or {}))
@@ -119,6 +131,14 @@ class Recorder(TorchFunctionMode):
             known = tuple(shape_text(tensor, self.world) for tensor in operands)
             self.steps.append(Step(name, known, ", ".join(shown), place))
         return result
+
+    def hold_claims(self, place: Place | None = None) -> None:
+        """Hold what annotations claimed before a place against the shapes; at the end, all that is left."""
+        if self.claims is None:
+            return
+        broken = self.claims.broken(place) if place is not None else self.claims.left()
+        if broken is not None:
+            raise ClaimMismatch(broken, shape_text(broken.tensor, self.world))
 
     def _with_replacement(self, args: Any, kwargs: dict[str, Any], replacement: Replacement) -> tuple[Any, Any]:
         leaves, tree = pytree.tree_flatten((args, kwargs))
@@ -181,6 +201,7 @@ def trace(setting: Setting, world: World, recorder: Recorder) -> Trace:
         recorder.tensors = flat
         with Rewrites(), recorder, checking(world_check):
             results = setting.run(flat)
+        recorder.hold_claims()
         check_results(setting.signature, results, world)
         recorder.returned = True
         outputs = [tensor.detach() for tensor in results]
@@ -193,6 +214,8 @@ def trace(setting: Setting, world: World, recorder: Recorder) -> Trace:
         missing.extend(i for i, gradient in zip(setting.wanted, gradients, strict=True) if gradient is None)
         return (*outputs, *gradients)
 
+    function = annotated_part(setting.signature.function)
+    recorder.claims = Claims(world, getattr(function, "__code__", None))
     versions = [tensor._version for tensor in tensors]
     with tracing(), world.mode:  # beneath make_fx's own mode, for factories such as torch.ones(seq, seq)
         graph = make_fx(joint, tracing_mode="real", _allow_non_fake_inputs=True)(*tensors)
