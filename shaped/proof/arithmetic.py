@@ -13,12 +13,14 @@ from typing import Any
 
 import sympy
 from sympy.core.function import Application
-from torch.utils._sympy.functions import FloorDiv, PythonMod
+from torch.utils._sympy.functions import CeilToInt, FloorDiv, FloorToInt, IntTrueDiv, PythonMod, TruncToInt
 
 _CASES = 128  # combinations of rests that are looked at
+_TRIED = 64  # sizes up to which the bound of a relation is looked for
 _LARGE = 2**31  # sizes and counts of elements are far below torch's own limits, which it asks about
 _DIVISIONS = ("FloorDiv", "Mod", "PythonMod")
 _FLOATS = ("FloatPow", "FloatTrueDiv", "IntTrueDiv")
+_ROUNDED = (CeilToInt, FloorToInt, TruncToInt)
 _ORDER = (sympy.Le, sympy.Lt, sympy.Ge, sympy.Gt)
 
 # The variables of every decision, so that sympy remembers what it made of them.
@@ -37,6 +39,8 @@ def holds(fact: Any, given: Sequence[Any] = (), least: Least | None = None) -> b
         given: Relations to take as true.
         least: The smallest size of a symbol, where it is not 2.
     """
+    if fact.has(*_ROUNDED):
+        fact = whole(fact)
     symbols = sorted(fact.free_symbols.union(*(g.free_symbols for g in given)), key=str)
     start = {symbol: (least or {}).get(symbol, 2) for symbol in symbols}
     either = next((g for g in given if isinstance(g, sympy.Or) and isinstance(fact, sympy.Or)), None)
@@ -201,6 +205,37 @@ def constant(size: Any) -> Any:
     values = {sympy.expand(_plain(size.xreplace(written), bounds)) for written, bounds in cases or []}
     number = values.pop() if len(values) == 1 else None
     return number if number is not None and number.is_Integer else None
+
+
+def whole(size: Any) -> Any:
+    """A size with `ceil(n / 4)` as (n + 3)//4, and `floor(n / 4)` and `int(n / 4)` as n//4."""
+    for atom in size.atoms(*_ROUNDED):
+        quotient = atom.args[0]
+        if isinstance(quotient, IntTrueDiv):
+            over, under = quotient.args
+            size = size.xreplace({atom: FloorDiv(over + under - 1 if isinstance(atom, CeilToInt) else over, under)})
+    return size
+
+
+def tidy(fact: Any) -> Any:
+    """An inequality as people write it: no size twice, nothing subtracted, `n >= 4` for n - 2 >= 2."""
+    if isinstance(fact, _ORDER) and len(fact.free_symbols) == 1 and divisions(fact):
+        (symbol,) = fact.free_symbols
+        false = list(itertools.takewhile(lambda n: fact.subs({symbol: n}) is sympy.false, range(1, _TRIED)))
+        bound = sympy.Ge(symbol, len(false) + 1)
+        return bound if false and holds(fact, [bound], {symbol: 1}) else fact
+    if not isinstance(fact, _ORDER) or fact.atoms(Application):
+        return fact
+    if all(side.is_Symbol or side.is_Integer for side in fact.args):
+        return fact
+    slack = _slack(fact, *fact.args)
+    terms = sympy.Add.make_args(slack)
+    over = sympy.Add(*(term for term in terms if term.as_coeff_Mul()[0] > 0 and not term.is_Integer))
+    content = sympy.gcd_terms(over).as_coeff_Mul()[0] if len(sympy.Add.make_args(over)) == 1 else sympy.Integer(1)
+    under = over - slack
+    if content > 1 and under.is_Integer:
+        over, under = over / content, sympy.ceiling(under / content)
+    return sympy.Ge(over, under, evaluate=False) if over != 0 else fact
 
 
 def divided_exactly(size: Any, facts: Sequence[Any]) -> Any:

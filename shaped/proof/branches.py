@@ -46,7 +46,7 @@ class Branches:
         count. A question of the other branch that cannot be settled there is a condition in the fact's place if the
         fact implies it: `points > 25` gives way to `points >= 4`.
         """
-        plans = opposite_plans(fact, self.world, self.plan)
+        plans = opposite_plans(fact, self.world, self.plan, self.given)
         if plans is None:
             return None
         settled = Settled(plans)
@@ -77,7 +77,7 @@ class Branches:
         return [same for fact in facts if (same := self.world.translate(fact, world)) not in (None, sympy.true)]
 
 
-def opposite_plans(fact: Any, world: World, plan: Plan) -> list[Plan] | None:
+def opposite_plans(fact: Any, world: World, plan: Plan, given: Sequence[Any] = ()) -> list[Plan] | None:
     """Plans under which a fact is false: other hints for an inequality; for `a != b` the few sizes, or a := b."""
     if isinstance(fact, sympy.Ne):
         plans = _equal_plans(fact, world, plan)
@@ -88,7 +88,7 @@ def opposite_plans(fact: Any, world: World, plan: Plan) -> list[Plan] | None:
         return [replace(plan, constants={**plan.constants, **sizes}) for sizes in few]
     if isinstance(fact, sympy.Ne):
         return None
-    hints = hints_where(fact, world, plan, sympy.false)
+    hints = hints_where(fact, world, plan, sympy.false, given)
     return None if hints is None else [replace(plan, hints=hints)]
 
 

@@ -62,6 +62,10 @@ def explain(error: Exception, setting: Setting, world: World, recorder: Recorder
         operands = f"{claim.name} : {error.shape}, declared {claim.spec}"
         title = f"{whose} what its annotation says."
         return ProofError(title, claim.source, Goal("claim", operands, error.goal))
+    if isinstance(error, TypeError) and "SymInt" in str(error):
+        told = "its text" if "format" in str(error) else "a key, or a plain number"
+        hint = "static=(...) proves each size of a dimension as it comes; a cache keyed by sizes is no part of a proof"
+        return Unprovable(f"`{name}` uses a size as {told} here.", source, Goal(hint=hint))
     call = recorder.call
     if isinstance(error, HiddenBroadcast) and error.call.place is not None:
         return _not_well_shaped(error, error.call, world, setting, tensors)

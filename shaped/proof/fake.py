@@ -16,6 +16,9 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from shaped.errors import Source
+from shaped.proof.source import place_of_caller
+
 _KEY = "_shaped_key"  # where a fake tensor carries the number of its metadata
 _TAGS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.inplace_view}
 
@@ -33,7 +36,7 @@ class RememberingMode(FakeTensorMode):
         self._numbers: dict[tuple[Any, ...], int] = {}
         self._results: dict[tuple[Any, ...], tuple[type | None, list[tuple[Tensor, torch.device, int] | None]]] = {}
         self._pure: dict[Any, bool] = {}
-        self.sizes: set[Any] = set()  # every symbolic size of a tensor that was met
+        self.sizes: dict[Any, Source | None] = {}  # every symbolic size of a tensor that was met, and where first
 
     def dispatch(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -125,7 +128,10 @@ class RememberingMode(FakeTensorMode):
             *map(_expression, sizes),
         )
         if key not in self._numbers:
-            self.sizes.update(size for size in map(_expression, tensor.shape) if isinstance(size, sympy.Basic))
+            for size in map(_expression, tensor.shape):
+                if isinstance(size, sympy.Basic) and size not in self.sizes:
+                    place = None if size.is_Symbol or size.is_Mul else place_of_caller()
+                    self.sizes[size] = place.source() if place is not None else None
         number = self._numbers.setdefault(key, len(self._numbers))
         setattr(tensor, _KEY, number)
         return number

@@ -2,7 +2,8 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+import random
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,8 @@ from shaped.shapes import Dim
 
 # Sizes to try where a question must come out the other way; torch's own thresholds are small powers of two.
 # Far apart and without small relations first, so that no two sizes meet by accident.
+_MORE = (6, 9, 10, 12, 14, 16, 22, 26, 34)
+_DRAWS = 400
 _RESTS = 4  # divisors up to this one are tried at every rest
 _TRIED = (53, 211, 1009, 4001, 15, 8, 7, 5, 4, 3, 2)
 
@@ -47,18 +50,30 @@ def repairs(world: World, plan: Plan) -> list[Plan]:
     return plans
 
 
-def hints_where(fact: Any, world: World, plan: Plan, wanted: Any) -> Mapping[str, int] | None:
-    """Hints that make a relation over sizes true or false, the others left as they are; None if none are found."""
-    base = {plan.quotient(name): name for name in plan.multiples}
-    names = {symbol: world.symbols[symbol] for symbol in fact.free_symbols if symbol in world.symbols}
-    if not names or len(names) != len(fact.free_symbols) or len(names) > len(_TRIED):
+def hints_where(
+    fact: Any, world: World, plan: Plan, wanted: Any, given: Sequence[Any] = ()
+) -> Mapping[str, int] | None:
+    """Hints that make a relation over sizes true or false and keep what is given; None if none are found.
+
+    The sizes that the relation speaks of are changed, and only where that is not enough those of the given ones too.
+    """
+    symbols = [symbol for symbol in fact.free_symbols if symbol in world.symbols]
+    if not symbols or len(symbols) != len(fact.free_symbols) or len(symbols) > len(_TRIED):
         return None
     near = [int(n) + 11 for n in fact.atoms(sympy.Integer) if _TRIED[3] < n < 2**31]  # beyond a threshold of torch's
-    grid = itertools.product((*_TRIED, *near), repeat=len(names)) if len(names) <= 2 else _staircases(len(names))
-    for sizes in grid:
-        chosen = dict(zip(names, sizes, strict=True))
-        if len(set(sizes)) == len(sizes) and value_at(fact, chosen) == wanted:
-            return {**plan.hints, **{base.get(names[s], names[s]): size for s, size in chosen.items()}}
+    grid = itertools.product((*_TRIED, *near), repeat=len(symbols)) if len(symbols) <= 2 else _staircases(len(symbols))
+    more = sorted({s for g in given for s in g.free_symbols if s in world.symbols}.union(symbols), key=str)
+    generator = random.Random(0)
+    draws = (
+        [generator.choice((*_TRIED, *_MORE)) for _ in more] for _ in range(_DRAWS if len(more) > len(symbols) else 0)
+    )
+    for names, sizes in itertools.chain(((symbols, s) for s in grid), ((more, s) for s in draws)):
+        chosen = {**world.hints, **dict(zip(names, sizes, strict=True))}
+        kept = all(value_at(g, chosen) == sympy.true for g in given if g.free_symbols <= set(chosen))
+        if kept and len(set(sizes)) == len(sizes) and value_at(fact, chosen) == wanted:
+            base = {plan.quotient(name): name for name in plan.multiples}
+            changed = {world.symbols[s]: size for s, size in zip(names, sizes, strict=True)}
+            return {**plan.hints, **{base.get(name, name): size for name, size in changed.items()}}
     return None
 
 

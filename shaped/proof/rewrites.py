@@ -1,6 +1,7 @@
-"""A few operations in terms of others: those that torch reads as numbers at symbolic sizes, or that hide what they do.
+"""A few operations in terms of others, or with a check that torch's shape function for them lacks.
 
-They apply within a trace only, and give the same up to rounding.
+The others are those that torch reads as numbers at symbolic sizes, or that hide what they write. They apply within a
+trace only, and give the same up to rounding.
 """
 
 from collections.abc import Callable, Sequence
@@ -66,11 +67,60 @@ def cross_entropy(x: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Tenso
     return each.sum() / (target != ignored).sum() if reduction == "mean" else each.sum()
 
 
+def linspace(start: Any, end: Any, steps: Any, **kwargs: Any) -> Tensor:
+    """`torch.linspace`, whose kernel takes the number of steps as a plain number."""
+    numbers = isinstance(start, int | float) and isinstance(end, int | float)
+    if not isinstance(steps, SymInt) or not numbers or set(kwargs) - {"device", "dtype"}:
+        return torch.linspace(start, end, steps, **kwargs)
+    dtype = kwargs.pop("dtype", None) or torch.get_default_dtype()
+    counted: Tensor = torch.arange(steps, dtype=dtype, **kwargs)  # type: ignore[call-overload]
+    return start + counted * ((end - start) / torch.sym_max(steps - 1, 1))
+
+
+def _not_empty(operation: Callable[..., Any]) -> Callable[..., Any]:
+    """A reduction that has no value over an empty axis, which its shape function does not mind."""
+
+    def reduce(x: Any, *args: Any, **kwargs: Any) -> Any:
+        axis = kwargs.get("dim", args[0] if args and isinstance(args[0], int) else None)
+        if isinstance(x, Tensor) and not (args and isinstance(args[0], Tensor)):
+            length = x.numel() if axis is None else x.shape[axis] if -x.dim() <= axis < x.dim() else 1
+            if not length >= 1:
+                raise IndexError("a maximum, minimum, median or mode needs an axis that is not empty")
+        return operation(x, *args, **kwargs)
+
+    return reduce
+
+
+def _not_beyond(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A convolution whose kernel must not be larger than what it runs over, dilation included."""
+
+    def convolve(x: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        result = operation(x, weight, *args, **kwargs)
+        if any(not size >= 1 for size in result.shape[result.dim() - (weight.dim() - 2) :]):
+            raise RuntimeError("the kernel is larger than the padded input")
+        return result
+
+    return convolve
+
+
+def multinomial(x: Tensor, num_samples: Any, replacement: bool = False, **kwargs: Any) -> Tensor:
+    """`torch.multinomial`, which cannot draw more than there is."""
+    if not replacement and not num_samples <= x.shape[-1]:
+        raise RuntimeError("multinomial cannot draw more samples than there are, without replacement")
+    return torch.multinomial(x, num_samples, replacement, **kwargs)
+
+
+_REDUCTIONS = ("max", "min", "median", "nanmedian", "mode")
 _REWRITES: dict[Any, Callable[..., Any]] = {
     F.one_hot: one_hot,
     torch.kron: kron,
     F.batch_norm: batch_norm,
     F.cross_entropy: cross_entropy,
+    torch.linspace: linspace,
+    torch.multinomial: multinomial,
+    Tensor.multinomial: multinomial,
+    **{f: _not_empty(f) for name in _REDUCTIONS for f in (getattr(torch, name), getattr(Tensor, name))},
+    **{f: _not_beyond(f) for f in (F.conv1d, F.conv2d, F.conv3d)},
 }
 
 

@@ -14,7 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._sympy.functions import PythonMod
 
 from shaped.errors import Goal, ProofError, ShapedError, SignatureError, Source, nearest
-from shaped.proof.arithmetic import divides, divisions, holds, holds_exactly
+from shaped.proof.arithmetic import divides, divisions, holds, holds_exactly, tidy
 from shaped.proof.branches import Branches, Settled, together
 from shaped.proof.conditions import Assumption, Condition, follows
 from shaped.proof.explain import explain, is_unprovable
@@ -192,8 +192,14 @@ class Search:
         """What has to be assumed about sizes: no less, and as far as it can be told no more."""
         world = found.world
         asked = self._asked(found)
-        plain = [fact for fact, _ in asked if isinstance(fact, sympy.Ge | sympy.Le) and _is_plain(fact)]
-        given = [fact for fact in plain if self._settle(fact, world, plan, ()) is None]  # what is needed in any case
+        given: list[Any] = []  # what is needed in any case, the simplest first: no size is negative
+        for fact in sorted(
+            (f for f, _ in asked if isinstance(f, sympy.Ge | sympy.Le | sympy.Gt | sympy.Lt)), key=_effort
+        ):
+            large = [sympy.Ge(small.size, 2) for small in small_expressions(world, plan, given)]
+            known = [*given, *large]
+            if not holds(fact, known) and self._settle(fact, world, plan, known) is None:
+                given.append(fact)
         smalls = small_expressions(world, plan, given)
         large = [sympy.Ge(small.size, 2) for small in smalls]
         kept: list[tuple[Any, Source | None]] = []
@@ -226,6 +232,7 @@ class Search:
                 if fact not in divisible and holds_exactly(fact, divisible):
                     continue
                 fact = fact if under is None else sympy.Eq(PythonMod(over, under), 0)
+                fact = _without_maximum(fact)
                 if fact in asked or fact in (sympy.true, sympy.false) or holds(fact):
                     continue
                 if isinstance(fact, sympy.Eq) and not divisions(fact):
@@ -440,9 +447,19 @@ def _statement_order(setting: Setting) -> tuple[str, ...]:
     return tuple([name for name in outside if name not in inside] + list(inside))
 
 
+def _without_maximum(fact: Any) -> Any:
+    """max(1, n) == n says that n is at least 1."""
+    if isinstance(fact, sympy.Eq):
+        for most, other in (fact.args, fact.args[::-1]):
+            if type(most).__name__ in ("Max", "Min") and other in most.args and len(most.args) == 2:
+                least = next(part for part in most.args if part != other)
+                return sympy.Ge(other, least) if type(most).__name__ == "Max" else sympy.Le(other, least)
+    return fact
+
+
 def _weakest(facts: Sequence[tuple[Any, Source | None]]) -> list[tuple[Any, Source | None]]:
     """Without those that follow from others."""
-    left = list(dict(reversed(facts)).items())[::-1]
+    left = _joined(list(dict(reversed([(tidy(fact), source) for fact, source in facts])).items())[::-1])
     for fact, source in list(left):
         others = [other for other, _ in left if other != fact]
         if holds(fact, others, dict.fromkeys(fact.free_symbols.union(*(o.free_symbols for o in others)), 1)):
@@ -450,9 +467,21 @@ def _weakest(facts: Sequence[tuple[Any, Source | None]]) -> list[tuple[Any, Sour
     return left
 
 
-def _is_plain(fact: Any) -> bool:
-    """An inequality between sizes that have names, such as seq <= context: a condition as people state it."""
-    return not fact.atoms(sympy.Function) and all(sympy.expand(side).is_Add is False for side in fact.args)
+def _joined(facts: list[tuple[Any, Source | None]]) -> list[tuple[Any, Source | None]]:
+    """n >= 2 and n != 2 as n >= 3."""
+    for fact in [fact for fact, _ in facts if isinstance(fact, sympy.Ne)]:
+        difference = sympy.expand(fact.args[0] - fact.args[1])
+        for i, other in enumerate(f for f, _ in facts):
+            if isinstance(other, sympy.Ge) and sympy.expand(other.args[0] - other.args[1]) in (difference, -difference):
+                larger = tidy(sympy.Ge(other.args[0], other.args[1] + 1))
+                rest = [(larger if j == i else f, s) for j, (f, s) in enumerate(facts) if f != fact]
+                return _joined(list(dict(rest).items()))
+    return facts
+
+
+def _effort(fact: Any) -> tuple[bool, int, str]:
+    """`size >= 0` before all else, then short relations before long ones."""
+    return (not (isinstance(fact, sympy.Ge) and fact.args[1] == 0), int(fact.count_ops()), str(fact))
 
 
 def _hint(value: Any) -> int:

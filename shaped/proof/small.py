@@ -49,6 +49,8 @@ def small_expressions(world: World, plan: Plan, given: Sequence[Any]) -> list[Sm
     for size in itertools.islice(factors, _EXPRESSIONS):
         if holds(sympy.Ge(size, 2), given):
             continue
+        if not holds(sympy.Ge(size, 0), given):
+            continue  # it may be negative too
         possible = [v for v in (1, 0) if not holds(sympy.Ne(size, v), given)]
         plans = [equal_at(size, value, world, plan) for value in possible]
         if all(some is not None for some in plans):

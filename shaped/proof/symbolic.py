@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jaxtyping
@@ -23,7 +23,7 @@ from torch._dynamo.source import ConstantSource
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
 from shaped.errors import Goal, Source, Unprovable
-from shaped.proof.arithmetic import constant, divided_exactly, divisions, holds
+from shaped.proof.arithmetic import constant, divided_exactly, divisions, holds, whole
 from shaped.proof.fake import RememberingMode
 from shaped.proof.source import Place, place_of_caller
 from shaped.shapes import Dim, Entry
@@ -103,6 +103,17 @@ class _Questions(ShapeEnv):
         return self._settled[expression]
 
 
+_INSTEAD = {  # for what Python makes a plain number of, whatever we do
+    "len": "write x.shape[0] for len(x)",
+    "int": "write n // 2 for int(n / 2)",
+    "isqrt": "name the side instead of its square",
+}
+
+
+class NegativeSize(RuntimeError):
+    """A tensor's size is below 0 at the hints."""
+
+
 class World:
     """Symbols for one trace, made from a plan, and the fake tensors over them."""
 
@@ -114,6 +125,7 @@ class World:
         self.mode = RememberingMode(self.env)
         self.symbols: dict[sympy.Symbol, str] = {}  # torch's symbol to the name it stands for
         self.values: dict[str, int | SymInt] = {}
+        self.hints: dict[sympy.Symbol, int] = {}
         self._shown: dict[Any, str] = {}
         for name in names:
             self._value(name)
@@ -146,6 +158,7 @@ class World:
         source = ConstantSource(f"dim_{len(self.symbols)}")
         symbol = self.env.create_symbol(hint, source, dynamic_dim=DimDynamic.DYNAMIC, constraint_dim=None)
         self.symbols[symbol] = name
+        self.hints[symbol] = hint
         return self.env.create_symintnode(symbol, hint=hint, source=source)
 
     def tensors(
@@ -162,13 +175,13 @@ class World:
     def _specialised(self, expression: sympy.Basic, place: Place | None) -> Unprovable:
         size = self.show(expression)
         names = sorted({name for s in expression.free_symbols for name in self._names(s)})
-        static = ", ".join(f'"{name}"' for name in names)
+        static = "".join(f'"{name}", ' for name in names).rstrip() if len(names) == 1 else str(tuple(names))[1:-1]
+        text = (place.text() if place else None) or ""
+        instead = next((how for call, how in _INSTEAD.items() if f"{call}(" in text), "keep to tensor operations")
         return Unprovable(
             f"`{size}` is used as a plain number here, so this holds for one size only.",
             place.source() if place else None,
-            Goal(
-                hint=f"declare it: static=({static},) proves each size of it as it comes; or keep to tensor operations"
-            ),
+            Goal(hint=f"declare it: static=({static}) proves each size of it as it comes; or {instead}"),
         )
 
     def _names(self, symbol: Any) -> tuple[str, ...]:
@@ -192,6 +205,18 @@ class World:
         """A dimension expression over this world's symbols."""
         return dim.evaluate({name: sympy.sympify(_bare(self.values[name])) for name in dim.names})
 
+    def hold_sizes(self) -> None:
+        """A size below 0 is an error that torch's shape functions do not see: ask that each is at least 0."""
+        asked = [question.fact for question in self.env.asked]
+        for size, source in list(self.mode.sizes.items()):
+            fact = sympy.Ge(size, 0)
+            if size.is_nonnegative or not size.free_symbols <= set(self.hints) or holds(fact) or holds(fact, asked):
+                continue
+            negative = bool(size.subs(self.hints) < 0)
+            self.env.asked.append(Question(sympy.Lt(size, 0) if negative else fact, source))
+            if negative:
+                raise NegativeSize(f"a tensor has the size {self.show(size)}, which is negative")
+
     def translate(self, fact: Any, other: "World") -> Any:
         """A fact about this world's symbols in those of another; None where a name stands for nothing there."""
         written = {}
@@ -207,7 +232,7 @@ class World:
 
     def same(self, a: Any, b: Any) -> bool:
         """Whether two sizes are equal for all values, also by what was asked to divide; asks nothing itself."""
-        a, b = sympy.sympify(_bare(a)), sympy.sympify(_bare(b))
+        a, b = whole(sympy.sympify(_bare(a))), whole(sympy.sympify(_bare(b)))
         if bool(a == b) or bool(sympy.expand(a - b) == 0) or holds(sympy.Eq(a, b)) or sympy.simplify(a - b) == 0:
             return True
         divisible = [question.fact for question in self.env.asked if isinstance(question.fact, sympy.Eq)]
@@ -226,6 +251,16 @@ class World:
                 multiple = replaced[symbol] - self.plan.rests.get(base, 0)
                 replaced[symbol] = multiple / sympy.sympify(divisor.text, names)
         return replaced
+
+
+_CALLS = {
+    "TruncToInt": "int", "CeilToInt": "ceil", "FloorToInt": "floor", "RoundToInt": "round",
+    "OpaqueUnaryFn_sqrt": "sqrt", "OpaqueUnaryFn_log2": "log2",
+}  # fmt: skip
+_BETWEEN = {
+    "IntTrueDiv": "/", "FloatTrueDiv": "/", "FloatPow": "**", "PowByNatural": "**", "BitwiseFn_bitwise_and": "&",
+    "BitwiseFn_bitwise_or": "|", "LShift": "<<", "RShift": ">>",
+}  # fmt: skip
 
 
 def _bare(size: Any) -> Any:
@@ -252,8 +287,12 @@ def _python(e: Any) -> str:
         return f"{_factor(e.args[0])}//{_factor(e.args[1])}"
     if kind.__name__ in ("Mod", "PythonMod"):
         return f"{_factor(e.args[0])} % {_factor(e.args[1])}"
-    if kind.__name__ in ("ToFloat", "OpaqueUnaryFn_sqrt"):
-        return _python(e.args[0]) if kind.__name__ == "ToFloat" else f"sqrt({_python(e.args[0])})"
+    if kind.__name__ == "ToFloat":
+        return _python(e.args[0])
+    if kind.__name__ in _CALLS:
+        return f"{_CALLS[kind.__name__]}({', '.join(map(_python, e.args))})"
+    if kind.__name__ in _BETWEEN:
+        return f" {_BETWEEN[kind.__name__]} ".join(map(_factor, e.args))
     if isinstance(e, sympy.Float):
         return f"{float(e):g}"
     if kind.__name__ in ("Max", "Min"):
@@ -283,23 +322,46 @@ def _factor(e: Any) -> str:
     return f"({text})" if isinstance(e, sympy.Add) or (" % " in text) or ("//" in text) else text
 
 
+def _either(original: Callable[..., Any], symbolic: Callable[[Any], Any], *args: Any) -> Any:
+    """A function of `math`, or its symbolic form for a size."""
+    if len(args) == 1 and isinstance(args[0], torch.SymInt | torch.SymFloat):
+        return symbolic(args[0])
+    return original(*args)
+
+
+_sym_log2: Callable[[Any], Any] = vars(torch)["_sym_log2"]
+_SYMBOLIC: dict[str, Callable[[Any], Any]] = {
+    "sqrt": torch.sym_sqrt,
+    "log2": _sym_log2,
+    "log": lambda x: _sym_log2(x) * math.log(2.0),
+    "log10": lambda x: _sym_log2(x) * (math.log(2.0) / math.log(10.0)),
+}
+
+
 @contextmanager
 def tracing() -> Iterator[None]:
-    """Settings of a trace: `math.sqrt` of a symbolic size stays symbolic; torch logs no failed meta function.
+    """Settings of a trace: `math.sqrt` and the logarithms of a size stay symbolic; torch logs no failed meta function.
 
     The Python dispatcher keeps composite operations (matmul) from reading symbolic sizes as numbers in C++.
     """
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     with _PATCHED, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        level, sqrt, unchecked = logger.level, math.sqrt, jaxtyping.config.jaxtyping_disable
+        level, unchecked = logger.level, jaxtyping.config.jaxtyping_disable
         logger.setLevel(logging.CRITICAL)
-        math.sqrt = lambda x: torch.sym_sqrt(x) if isinstance(x, torch.SymInt | torch.SymFloat) else sqrt(x)
+        originals = {name: getattr(math, name) for name in _SYMBOLIC}
+        for name, symbolic in _SYMBOLIC.items():
+            setattr(math, name, partial(_either, originals[name], symbolic))
+        setattr(SymInt, "__divmod__", lambda a, b: (a // b, a % b))  # noqa: B010
+        setattr(SymInt, "__rdivmod__", lambda a, b: (b // a, b % a))  # noqa: B010
         jaxtyping.config.update("jaxtyping_disable", True)  # its checks would ask for each size; ours are in claims.py
         try:
             with enable_python_dispatcher(), torch.inference_mode(False), torch.enable_grad():
                 yield
         finally:
-            math.sqrt = sqrt
+            for name, original in originals.items():
+                setattr(math, name, original)
+            delattr(SymInt, "__divmod__")
+            delattr(SymInt, "__rdivmod__")
             jaxtyping.config.update("jaxtyping_disable", unchecked)
             logger.setLevel(level)

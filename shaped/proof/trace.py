@@ -202,6 +202,7 @@ def trace(setting: Setting, world: World, recorder: Recorder) -> Trace:
         with Rewrites(), recorder, checking(world_check):
             results = setting.run(flat)
         recorder.hold_claims()
+        world.hold_sizes()
         check_results(setting.signature, results, world)
         recorder.returned = True
         outputs = [tensor.detach() for tensor in results]
@@ -234,6 +235,7 @@ def run_forward(setting: Setting, world: World, recorder: Recorder | None = None
     with tracing(), world.mode:
         with Rewrites(), recorder or nullcontext(), checking(partial(_check_within, world)):
             results = setting.run(tensors)
+        world.hold_sizes()
         check_results(setting.signature, results, world)
 
 
