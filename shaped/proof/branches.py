@@ -38,6 +38,7 @@ class Branches:
     plan: Plan
     run: Run
     given: Sequence[Any] = ()
+    before: tuple["Branches", ...] = ()  # those from which this one was come to; what they asked is settled there
 
     def settle(self, fact: Any, depth: int = _DEPTH) -> Settled | None:
         """Run the program where `fact` is false; None if it fails there, or if that cannot be told.
@@ -54,7 +55,7 @@ class Branches:
             world = self.run(plan)
             if world is None:
                 return None
-            inner = Branches(world, plan, self.run, self.translated(self.given, world))
+            inner = Branches(world, plan, self.run, self.translated(self.given, world), (*self.before, self))
             for new in self.questions_of(world, fact):
                 deeper = inner.settle(new, depth - 1) if depth > 0 else None
                 for needed in [new] if deeper is None else deeper.instead:
@@ -66,15 +67,16 @@ class Branches:
 
     def questions_of(self, world: World, fact: Any = sympy.true) -> list[Any]:
         """What another run asked that this one did not, neither as such nor the other way round, and that is open."""
-        known = [self.world.translate(asked.fact, world) for asked in self.world.env.asked]
+        known = [b.world.translate(asked.fact, world) for b in (*self.before, self) for asked in b.world.env.asked]
         known.append(self.world.translate(fact, world))
         texts = {world.show(form) for k in known if k is not None for form in (k, sympy.Not(k))}
         given = self.translated(self.given, world)
         return [q.fact for q in world.env.asked if world.show(q.fact) not in texts and not holds(q.fact, given)]
 
     def translated(self, facts: Sequence[Any], world: World) -> list[Any]:
-        """Facts in the symbols of another world, where that can be."""
-        return [same for fact in facts if (same := self.world.translate(fact, world)) not in (None, sympy.true)]
+        """Facts in the symbols of another world, where that can be and they are not just what is otherwise there."""
+        same = (self.world.translate(fact, world) for fact in facts)
+        return [fact for fact in same if fact not in (None, sympy.true, sympy.false)]
 
 
 def opposite_plans(fact: Any, world: World, plan: Plan, given: Sequence[Any] = ()) -> list[Plan] | None:

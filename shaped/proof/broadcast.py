@@ -29,7 +29,7 @@ _UNARY = {
     "log_sigmoid", "mish", "selu", "celu", "hardtanh", "log2", "log10", "sinh", "cosh", "round", "floor", "ceil", "erf",
     "nan_to_num", "clone", "contiguous", "leaky_relu", "elu", "cos", "sin", "reciprocal", "half", "bfloat16",
 }  # fmt: skip
-_SUMS = {"mean", "sum", "nanmean", "nansum", "norm", "vector_norm"}
+_SUMS = {"mean", "sum", "nanmean", "nansum", "norm", "vector_norm", "linalg_norm", "linalg_vector_norm"}
 _REDUCTIONS = {*_SUMS, "logsumexp", "amax", "amin", "prod", "var", "std"}
 _WRITTEN = {"unsqueeze", "view", "reshape"}  # with indexing by None: an axis of size 1 that somebody wrote
 _VIEWS = {

@@ -20,6 +20,8 @@ from typing import Any
 from shaped.errors import SignatureError, Source
 from shaped.shapes import Dim
 
+_KNOWN = {"__builtins__": {}, "max": max, "min": min, "sqrt": math.sqrt, "log2": math.log2, "int": int,
+          "ceil": math.ceil, "floor": math.floor, "round": round}  # fmt: skip
 _COMPARE: dict[type[ast.cmpop], tuple[str, Callable[[Any, Any], bool]]] = {
     ast.Eq: ("==", operator.eq), ast.NotEq: ("!=", operator.ne), ast.Lt: ("<", operator.lt),
     ast.LtE: ("<=", operator.le), ast.Gt: (">", operator.gt), ast.GtE: (">=", operator.ge),
@@ -49,7 +51,7 @@ class Condition:
     def holds(self, sizes: Mapping[str, int]) -> bool:
         """Whether it is true at these sizes. The text is our own print of a size expression, never the user's code."""
         try:
-            return bool(eval(self._code, {"__builtins__": {}, "max": max, "min": min, "sqrt": math.sqrt}, dict(sizes)))
+            return bool(eval(self._code, _KNOWN, dict(sizes)))
         except (ZeroDivisionError, NameError):  # a name: a function of sizes that we cannot evaluate, so not shown
             return False
 

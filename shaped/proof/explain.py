@@ -62,6 +62,11 @@ def explain(error: Exception, setting: Setting, world: World, recorder: Recorder
         operands = f"{claim.name} : {error.shape}, declared {claim.spec}"
         title = f"{whose} what its annotation says."
         return ProofError(title, claim.source, Goal("claim", operands, error.goal))
+    if "not supported for tensor subclasses" in str(error):
+        return Unprovable(f"`{name}` leaves torch here, so nothing is known of what follows.", source, Goal())
+    if isinstance(error, AttributeError) and "FakeTensor" in str(error):
+        said = str(error).replace("FakeTensor", "Tensor")
+        return AttributeError(said).with_traceback(_user_part(error))
     if isinstance(error, TypeError) and "SymInt" in str(error):
         told = "its text" if "format" in str(error) else "a key, or a plain number"
         hint = "static=(...) proves each size of a dimension as it comes; a cache keyed by sizes is no part of a proof"
@@ -161,7 +166,7 @@ def _goal(error: Exception, call: Call, world: World, setting: Setting, tensors:
         said=str(error) if isinstance(error, Mismatch) and not silent else said,
         silent=str(error) if silent else "",
         context=tuple(_context([text for text in texts if text], call.place, world, setting, tensors)),
-        hint=hint_for(call, written, world, setting) if silent or not isinstance(error, Mismatch) else "",
+        hint=hint_for(call, written, world, setting, silent) if silent or not isinstance(error, Mismatch) else "",
     )
 
 

@@ -33,11 +33,15 @@ class Change:
     whole: str = ""  # instead of the operation with the operand in it
 
 
-def hint_for(call: Call, operands: Sequence[Operand], world: World, setting: Setting) -> str:
+def hint_for(call: Call, operands: Sequence[Operand], world: World, setting: Setting, silent: bool = False) -> str:
     """A change that lets the program go through; nothing if none of those tried does."""
     if call.place is None:
         return ""
-    for _, change in zip(range(_TRIED), _changes(call, operands, setting), strict=False):
+    written = {operand.text for operand in operands}
+    changes = (c for c in _changes(call, operands, setting) if c.whole or c.text not in written)
+    if silent:  # an axis in front would keep the pairs, and only silence the question
+        changes = (c for c in changes if not c.text.endswith((".T", ".unsqueeze(0)", ".unsqueeze(1)")))
+    for _, change in zip(range(_TRIED), changes, strict=False):
         again = World(world.names, world.plan)
         recorder = Recorder(again, Replacement(call.number, change.operand.index, change.apply))
         try:

@@ -28,7 +28,12 @@ def with_multiple(plan: Plan, multiple: tuple[str, str]) -> Plan:
 
 def repairs(world: World, plan: Plan) -> list[Plan]:
     """Other plans under which the last questions would be answered the other way."""
-    plans: list[Plan] = []
+    plans: list[Plan] = [
+        replace(plan, rests={**plan.rests, name: rest})
+        for name, divisor in plan.multiples.items()
+        for rest in range(1, divisor.constant if divisor.constant and divisor.constant <= _RESTS else 1)
+        if name not in plan.rests
+    ]
     for asked, _ in reversed(world.env.answers):
         for atom in divisions(asked):
             over, under = atom.args
@@ -77,13 +82,12 @@ def hints_where(
     return None
 
 
-def needed_multiple(fact: Any, world: World) -> tuple[str, str] | None:
+def needed_multiple(fact: Any, number: bool, world: World) -> tuple[str, str] | None:
     """A name that a true equality needs to be divisible, since it occurs there floor-divided or as a remainder.
 
     Likewise for a size that is read as a plain number, which it may be for the multiples: the parts of a chunk.
     """
     plan = world.plan
-    number = isinstance(fact, sympy.Basic) and not isinstance(fact, sympy.core.relational.Relational)
     if not isinstance(fact, sympy.Eq) and not number:
         return None
     for atom in divisions(fact):

@@ -34,6 +34,7 @@ _HINT = 48
 _PRIMES = (5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107, 109)
 _ATTEMPTS = 8  # plans tried before a failure is believed
 _PAIRED = 6  # questions that are also answered the other way two at a time
+_RUNS = 400  # of other branches; after these, what is not settled stays a condition
 _RESTS = 8  # divisors up to this one are tried at every rest
 
 
@@ -50,6 +51,7 @@ class Search:
         self.setting = setting
         self.assumptions = tuple(Assumption.parse(text) for text in assume)
         self.names = _statement_order(setting)
+        self._runs = 0
         guessed = dict(zip(static, (3, *_PRIMES), strict=False))  # a size that no other name is likely to have
         self.static: Mapping[str, int] = dict(static) if isinstance(static, Mapping) else guessed
         mentioned = itertools.chain(self.static, *(assumption.names for assumption in self.assumptions))
@@ -270,7 +272,7 @@ class Search:
         if run is None:
             return False
         known = Branches(world, plan, self._run, given)
-        there = Branches(run, other, self._run, known.translated(given, run))
+        there = Branches(run, other, self._run, known.translated(given, run), (known,))
         return all(there.settle(fact) is not None for fact in known.questions_of(run))
 
     def _passes_small(
@@ -302,6 +304,9 @@ class Search:
         return self._with_sizes(error)
 
     def _run(self, plan: Plan) -> World | None:
+        self._runs += 1
+        if self._runs > _RUNS:
+            return None
         world = World(self.names, plan)
         try:
             run_forward(self.setting, world)
@@ -397,9 +402,9 @@ class _Substitution(BaseException):
         self.multiple = multiple
 
 
-def _substitute(world: World, fact: Any) -> None:
+def _substitute(world: World, fact: Any, number: bool) -> None:
     """Trace again where a divisibility was asked for: the layout questions that hang on the floor division vanish."""
-    multiple = needed_multiple(fact, world)
+    multiple = needed_multiple(fact, number, world)
     if multiple is not None:
         raise _Substitution(multiple)
 

@@ -8,7 +8,7 @@ import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, ModuleType, TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
 import torch
@@ -157,7 +157,8 @@ def _pairs(place: Place, name: str, args: Sequence[Any], kwargs: Mapping[str, An
         case ast.Compare(left=left, comparators=[right]):
             yield from zip((left, right), args, strict=False)
         case ast.Call(func=func, args=nodes, keywords=keywords):
-            method = isinstance(func, ast.Attribute) and not isinstance(_look_up(func.value, place.frame), ModuleType)
+            owner = _look_up(func.value, place.frame) if isinstance(func, ast.Attribute) else None
+            method = isinstance(func, ast.Attribute) and (owner is None or isinstance(owner, Tensor))
             before = [func.value] if isinstance(func, ast.Attribute) and method else []
             for node, value in zip([*before, *nodes], args, strict=False):
                 if isinstance(node, ast.List | ast.Tuple) and isinstance(value, list | tuple):

@@ -71,7 +71,8 @@ class _Questions(ShapeEnv):
         self.answers: list[tuple[sympy.Basic, Any]] = []  # the latest, true or false, for the message of a failure
         self._settled: dict[sympy.Basic, sympy.Basic] = {}
         self.refuse: Callable[[sympy.Basic, Place | None], Exception] | None = None
-        self.notice: Callable[[sympy.Basic], None] | None = None  # told of each fact that only the hints could decide
+        # Told of each fact that only the hints could decide, and of each size that is read as a number.
+        self.notice: Callable[[sympy.Basic, bool], None] | None = None
 
     def evaluate_expr(self, orig_expr: Any, *args: Any, **kwargs: Any) -> Any:
         before = len(self.guards)
@@ -84,13 +85,13 @@ class _Questions(ShapeEnv):
             place = place_of_caller()
             if self.refuse is not None and isinstance(answer, int | sympy.Integer) and not isinstance(answer, bool):
                 if self.notice is not None:
-                    self.notice(orig_expr)
+                    self.notice(orig_expr, True)
                 raise self.refuse(orig_expr, place)  # a size was read as a plain number: range(n), int(n)
             source = place.source() if place else None
             for guard in self.guards[before:]:
                 self.asked.append(Question(guard.expr, source))
                 if self.notice is not None:
-                    self.notice(guard.expr)
+                    self.notice(guard.expr, False)
         return answer
 
     def _settle(self, expression: Any) -> Any:

@@ -76,12 +76,12 @@ def test_the_class_of_a_dtype_is_the_one_that_jaxtyping_has_for_it(name: str) ->
     ("annotation", "message"),
     [
         (
-            Float[Tensor, "*batch dim"],
-            "x: `*batch` stands for any number of axes, and a proof needs the rank: name each axis",
+            Float[Tensor, "... dim"],
+            "x: `...` has no name, so an error cannot speak of its axes: write *batch",
         ),
         (
-            Float[Tensor, "... dim"],
-            "x: `...` stands for any number of axes, and a proof needs the rank: name each axis",
+            Float[Tensor, "*_ dim"],
+            "x: `*_` has no name, so an error cannot speak of its axes: write *batch",
         ),
         (Float[Tensor, "#batch"], "x: `#batch` is not supported: write the plain name, or 1 for a broadcast axis"),
         (Float[Tensor, "?batch"], "x: `?batch` is not supported: write the plain name, or 1 for a broadcast axis"),

@@ -57,7 +57,7 @@ def test_a_callable_is_read_and_called_whatever_it_is_wrapped_in(function: Calla
     w, x = torch.ones(3), torch.ones(2, 3)
 
     assert [entry.path for entry in signature.entries] == ["w", "x"]
-    assert [argument.kind for argument in signature.arguments] == ["structured", "tensor", "static"]
+    assert [argument.kind for argument in signature.arguments] == ["parameters", "tensor", "static"]
     assert str(signature).endswith(" : Line, [batch, features] -> [batch]")
     assert signature.call([w, x]).tolist() == [6.0, 6.0]
 
@@ -131,10 +131,15 @@ def wrong_result(x: Float[Tensor, " a"]) -> tuple[Float[Tensor, ""], int]: ...  
             'annotate it as a ParamList or as Float[Tensor, "batch features"]',
         ),
         (base, "`base`, argument `p`: ParamList declares no entries; annotate with the class that is passed"),
-        (nothing, '`nothing`, its result: `NoneType` has no shape; write for example Float[Tensor, "batch pixels"]'),
+        (
+            nothing,
+            "`nothing`, its result: `NoneType` has no shape; "
+            'annotate it as a ParamList or as Float[Tensor, "batch features"]',
+        ),
         (
             wrong_result,
-            '`wrong_result`, result 1: `int` has no shape; write for example Float[Tensor, "batch pixels"]',
+            "`wrong_result`, its result, `result[1]`: `int` has no shape; "
+            'annotate it as a ParamList or as Float[Tensor, "batch features"]',
         ),
         (3, "3 is not a function with annotated arguments"),
         (Line, "`Line` is a class, not a function with annotated arguments"),
