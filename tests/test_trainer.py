@@ -25,7 +25,6 @@ from shaped import (
     ShapeError,
     SignatureError,
     StateError,
-    Unprovable,
 )
 from shaped.optim import SGD, Adam, AdamW
 from tests.models import GPT, MLP, batch, gpt_loss, mlp, mlp_loss
@@ -744,14 +743,6 @@ def test_a_class_number_out_of_range_is_an_error_and_nothing_has_changed(backend
     with pytest.raises((IndexError, ExecutorError)):
         trainer.step(x, y + 7, lr=0.1)
     assert same(before, trainer.params)
-
-
-def test_running_statistics_are_refused_rather_than_dropped():
-    model = nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3))
-    with pytest.raises(Unprovable, match=r"eval()"):
-        ScalarTrainer(module_loss, model)
-
-    assert ScalarTrainer(module_loss, model.eval()).proof.conditions == ()
 
 
 def test_a_module_whose_forward_is_not_annotated_says_what_to_write():

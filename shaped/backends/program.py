@@ -6,7 +6,8 @@ runs.
 """
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from shaped.errors import GradientError, ProofError, ShapeError, SignatureError, listing
+from shaped.errors import Goal, GradientError, ProofError, ShapeError, SignatureError, Unprovable, listing
 from shaped.params import ParamList
 from shaped.proof import Proof, Setting, expect, prove_setting
 from shaped.shapes import (
@@ -139,7 +140,8 @@ class Program:
                 self._autocast,
             )
             unknown = [name for name in self._static if name not in static]
-            proof = prove_setting(setting, self._assume, {**_guess(unknown), **static})
+            with _kept_as_they_are(self._modules):
+                proof = prove_setting(setting, self._assume, {**_guess(unknown), **static})
             if proof.unused and not self._allow_unused:
                 raise GradientError(
                     f"`{self.signature.name}` does not depend on {listing(proof.unused)}: the gradient is missing. "
@@ -235,6 +237,26 @@ class Program:
         with torch.no_grad():
             for i, new in zip(self.writes, written, strict=True):
                 self.tensors[i].copy_(new)
+
+
+@contextmanager
+def _kept_as_they_are(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Undo what a trace stores in modules; Unprovable where it is a tensor (a mask that is kept for the next time)."""
+    before = [dict(vars(module)) for module in modules]
+    yield
+    stored = []
+    for module, old in zip(modules, before, strict=True):
+        for name, value in list(vars(module).items()):
+            if name in old and old[name] is value:
+                continue
+            stored += [f"{type(module).__name__}.{name}"] if isinstance(value, Tensor) else []
+            vars(module).update({name: old[name]}) if name in old else vars(module).pop(name)
+    if stored:
+        raise Unprovable(
+            f"the program stores a tensor in {listing(stored)}, which is no part of a step.",
+            None,
+            Goal(hint="register it as a buffer, or compute it anew"),
+        )
 
 
 def _guess(names: Sequence[str]) -> dict[str, int]:

@@ -69,9 +69,8 @@ def hints_where(
     grid = itertools.product((*_TRIED, *near), repeat=len(symbols)) if len(symbols) <= 2 else _staircases(len(symbols))
     more = sorted({s for g in given for s in g.free_symbols if s in world.symbols}.union(symbols), key=str)
     generator = random.Random(0)
-    draws = (
-        [generator.choice((*_TRIED, *_MORE)) for _ in more] for _ in range(_DRAWS if len(more) > len(symbols) else 0)
-    )
+    count = _DRAWS if len(symbols) > 2 or len(more) > len(symbols) else 0
+    draws = ([generator.choice((*_TRIED, *_MORE)) for _ in more] for _ in range(count))
     for names, sizes in itertools.chain(((symbols, s) for s in grid), ((more, s) for s in draws)):
         chosen = {**world.hints, **dict(zip(names, sizes, strict=True))}
         kept = all(value_at(g, chosen) == sympy.true for g in given if g.free_symbols <= set(chosen))

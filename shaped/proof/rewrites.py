@@ -54,7 +54,9 @@ def cross_entropy(x: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Tenso
     """`F.cross_entropy` over class numbers, which `vmap` takes apart in C++ with sizes as plain numbers."""
     reduction = kwargs.get("reduction", "mean")
     mapped = torch._C._functorch.is_batchedtensor(x) or torch._C._functorch.is_gradtrackingtensor(x)
-    others = {name for name, value in kwargs.items() if value} - {"reduction", "ignore_index"}
+    plain = ("reduction", "ignore_index")
+    others = [name for name, value in kwargs.items() if name not in plain and value is not None and value is not False]
+    others = [name for name in others if isinstance(kwargs[name], Tensor) or kwargs[name] != 0]
     if not mapped or args or others or target.is_floating_point() or target.dim() != max(x.dim() - 1, 0):
         return F.cross_entropy(x, target, *args, **kwargs)
     ignored = kwargs.get("ignore_index", -100)

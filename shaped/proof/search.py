@@ -33,6 +33,7 @@ from shaped_kernels import adam_reference
 _HINT = 48
 _PRIMES = (5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107, 109)
 _ATTEMPTS = 8  # plans tried before a failure is believed
+_STARTS = 3  # sets of concrete sizes tried for a failure
 _PAIRED = 6  # questions that are also answered the other way two at a time
 _RUNS = 400  # of other branches; after these, what is not settled stays a condition
 _RESTS = 8  # divisors up to this one are tried at every rest
@@ -166,8 +167,19 @@ class Search:
 
     def _with_sizes(self, error: ProofError) -> ProofError:
         """Add small concrete sizes for which the program really fails, if they are found."""
+        for skipped in range(_STARTS):
+            sizes = self._small_sizes(skipped)
+            try:
+                run_forward(self.setting, World(self.names, Plan({}, constants=sizes)))
+            except Exception:
+                ordered = {name: sizes[name] for name in self.names}
+                return ProofError(error.title, error.source, replace(error.goal, sizes=ordered))
+        return error
+
+    def _small_sizes(self, skipped: int) -> dict[str, int]:
+        """A prime for each name that is free, a multiple or the equal for the others."""
         sizes: dict[str, int] = {}
-        primes = iter((2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97))
+        primes = itertools.islice((2, *(3, *_PRIMES)), skipped, None)
         plan = self._initial_plan()
         for name in [
             *[n for n in self.names if n not in plan.equal and n not in plan.multiples],
@@ -181,12 +193,7 @@ class Search:
             else:
                 factor = plan.multiples[name].evaluate(sizes) if name in plan.multiples else 1
                 sizes[name] = factor * next(primes, 101)
-        try:
-            run_forward(self.setting, World(self.names, Plan({}, constants=sizes)))
-        except Exception:
-            ordered = {name: sizes[name] for name in self.names}
-            return ProofError(error.title, error.source, replace(error.goal, sizes=ordered))
-        return error
+        return sizes
 
     # -- from questions to conditions ------------------------------------------------------------------------------
 

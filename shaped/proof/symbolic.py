@@ -68,6 +68,7 @@ class _Questions(ShapeEnv):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.asked: list[Question] = []
+        self.deferred: list[Question] = []  # equalities that only data can decide
         self.answers: list[tuple[sympy.Basic, Any]] = []  # the latest, true or false, for the message of a failure
         self._settled: dict[sympy.Basic, sympy.Basic] = {}
         self.refuse: Callable[[sympy.Basic, Place | None], Exception] | None = None
@@ -88,10 +89,22 @@ class _Questions(ShapeEnv):
                     self.notice(orig_expr, True)
                 raise self.refuse(orig_expr, place)  # a size was read as a plain number: range(n), int(n)
             source = place.source() if place else None
+            if self.refuse is not None and source is not None and source.text.startswith("while "):
+                raise self.refuse(orig_expr, place)
             for guard in self.guards[before:]:
                 self.asked.append(Question(guard.expr, source))
                 if self.notice is not None:
                     self.notice(guard.expr, False)
+        return answer
+
+    def guard_or_defer_runtime_assert(  # type: ignore[override]  # torch's is a cache with this signature
+        self, orig_expr: Any, *args: Any, **kwargs: Any
+    ) -> bool:
+        count = sum(map(len, self.deferred_runtime_asserts.values()))
+        answer = bool(super().guard_or_defer_runtime_assert(orig_expr, *args, **kwargs))
+        if sum(map(len, self.deferred_runtime_asserts.values())) > count and isinstance(orig_expr, sympy.Eq):
+            place = place_of_caller()
+            self.deferred.append(Question(orig_expr, place.source() if place else None))
         return answer
 
     def _settle(self, expression: Any) -> Any:
@@ -178,6 +191,8 @@ class World:
         names = sorted({name for s in expression.free_symbols for name in self._names(s)})
         static = "".join(f'"{name}", ' for name in names).rstrip() if len(names) == 1 else str(tuple(names))[1:-1]
         text = (place.text() if place else None) or ""
+        if place is not None and place.source().text.startswith("while "):
+            size = ", ".join(names)
         instead = next((how for call, how in _INSTEAD.items() if f"{call}(" in text), "keep to tensor operations")
         return Unprovable(
             f"`{size}` is used as a plain number here, so this holds for one size only.",
@@ -217,6 +232,14 @@ class World:
             self.env.asked.append(Question(sympy.Lt(size, 0) if negative else fact, source))
             if negative:
                 raise NegativeSize(f"a tensor has the size {self.show(size)}, which is negative")
+
+    def hold_data(self) -> None:
+        """Refuse what holds for some data only: as many entries as a mask keeps, equal to a dimension."""
+        if self.env.deferred:
+            question = self.env.deferred[0]
+            hint = "give both sides the same mask; or keep the whole tensor and use torch.where"
+            raise Unprovable("how many entries a mask keeps depends on data, and here it must fit.", question.source,
+                             Goal(hint=hint))  # fmt: skip
 
     def translate(self, fact: Any, other: "World") -> Any:
         """A fact about this world's symbols in those of another; None where a name stands for nothing there."""
@@ -345,11 +368,14 @@ def tracing() -> Iterator[None]:
 
     The Python dispatcher keeps composite operations (matmul) from reading symbolic sizes as numbers in C++.
     """
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    loggers = [
+        logging.getLogger(f"torch.{name}") for name in ("_subclasses.fake_tensor", "fx.experimental.symbolic_shapes")
+    ]
     with _PATCHED, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        level, unchecked = logger.level, jaxtyping.config.jaxtyping_disable
-        logger.setLevel(logging.CRITICAL)
+        levels, unchecked = [logger.level for logger in loggers], jaxtyping.config.jaxtyping_disable
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
         originals = {name: getattr(math, name) for name in _SYMBOLIC}
         for name, symbolic in _SYMBOLIC.items():
             setattr(math, name, partial(_either, originals[name], symbolic))
@@ -365,4 +391,5 @@ def tracing() -> Iterator[None]:
             delattr(SymInt, "__divmod__")
             delattr(SymInt, "__rdivmod__")
             jaxtyping.config.update("jaxtyping_disable", unchecked)
-            logger.setLevel(level)
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

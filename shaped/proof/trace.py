@@ -193,7 +193,8 @@ class Trace:
 
 def trace(setting: Setting, world: World, recorder: Recorder) -> Trace:
     """Trace forward and, for a loss, backward. Raises whatever the function raises; `recorder` knows where it was."""
-    tensors = world.tensors(setting.signature.entries, setting.dtypes, setting.mask, setting.device)
+    with tracing():  # out of the caller's inference mode
+        tensors = world.tensors(setting.signature.entries, setting.dtypes, setting.mask, setting.device)
     missing: list[int] = []
     world_check = partial(_check_within, world)
 
@@ -203,6 +204,7 @@ def trace(setting: Setting, world: World, recorder: Recorder) -> Trace:
             results = setting.run(flat)
         recorder.hold_claims()
         world.hold_sizes()
+        world.hold_data()
         check_results(setting.signature, results, world)
         recorder.returned = True
         outputs = [tensor.detach() for tensor in results]
@@ -229,13 +231,15 @@ def trace(setting: Setting, world: World, recorder: Recorder) -> Trace:
 
 def run_forward(setting: Setting, world: World, recorder: Recorder | None = None) -> None:
     """The forward pass alone, checked against the declared result: to find a plan, and for branches not taken."""
-    tensors = world.tensors(setting.signature.entries, setting.dtypes, setting.mask, setting.device)
+    with tracing():
+        tensors = world.tensors(setting.signature.entries, setting.dtypes, setting.mask, setting.device)
     if recorder is not None:
         recorder.tensors = tensors
     with tracing(), world.mode:
         with Rewrites(), recorder or nullcontext(), checking(partial(_check_within, world)):
             results = setting.run(tensors)
         world.hold_sizes()
+        world.hold_data()
         check_results(setting.signature, results, world)
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
+from torch import Tensor
+
 from shaped.errors import ShapeError, SignatureError, nearest
 from shaped.shapes.annotations import Entry, Origin, TensorSpec, annotated_part, is_tensor_annotation, resolve_hints
 from shaped.shapes.containers import Container, read_container
@@ -189,6 +191,8 @@ def _argument(
             f'{where} has no annotation; write for example `{parameter.name}: Float[Tensor, "batch features"]`'
         )
     annotation = hints[parameter.name]
+    if isinstance(parameter.default, Tensor):
+        raise SignatureError(f"{where} is bound to a tensor already: prove the function, and pass the tensor to it")
     if parameter.default is not parameter.empty and not is_tensor_annotation(annotation):
         return Argument(parameter.name, "static", default=parameter.default, keyword=keyword)
     if annotation in (int, float, bool, str):

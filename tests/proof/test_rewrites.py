@@ -1,0 +1,196 @@
+"""Operations written in terms of others give what torch's own give: values, gradients and running statistics."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.func import grad, vmap
+
+from shaped import ParamList, ScalarTrainer, init, prove
+from shaped.proof.rewrites import Rewrites, batch_norm, cross_entropy, one_hot
+from shaped.proof.symbolic import Plan, World, tracing
+
+EXACT: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-12}  # float64, a few roundings
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+# -- batch norm --------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=20)
+@given(
+    sizes=st.tuples(st.integers(2, 5), st.integers(1, 4)),
+    rest=st.lists(st.integers(1, 3), max_size=2),
+    momentum=st.sampled_from([0.1, 0.5, 0.0, 1.0]),
+    training=st.booleans(),
+    affine=st.booleans(),
+)
+def test_batch_norm_is_torch_s_in_its_result_its_gradient_and_its_running_statistics(
+    sizes: tuple[int, int], rest: list[int], momentum: float, training: bool, affine: bool
+):
+    x = drawn(*sizes, *rest)
+    weight, bias = (drawn(sizes[1], seed=1), drawn(sizes[1], seed=2)) if affine else (None, None)
+    found: list[list[Tensor]] = []
+    for rule in (batch_norm, F.batch_norm):
+        mean, var = drawn(sizes[1], seed=3), drawn(sizes[1], seed=4).square()
+        own = x.clone().requires_grad_()
+        result = rule(own, mean, var, weight, bias, training, momentum, 1e-3)
+        (gradient,) = torch.autograd.grad(result.square().sum(), own)
+        found.append([result, gradient, mean, var])
+
+    torch.testing.assert_close(found[0], found[1], **EXACT)
+
+
+def test_batch_norm_of_bfloat16_keeps_float32_statistics_as_torch_does():
+    x = drawn(6, 3, 4).bfloat16()
+    found = []
+    for rule in (batch_norm, F.batch_norm):
+        mean, var = torch.zeros(3), torch.ones(3)
+        result = rule(x, mean, var, torch.ones(3), torch.zeros(3), True)
+        found.append((result.dtype, mean, var))
+
+    assert found[0][0] is found[1][0] is torch.bfloat16
+    torch.testing.assert_close(found[0][1:], found[1][1:], rtol=1e-4, atol=1e-5)
+
+
+# -- one_hot -----------------------------------------------------------------------------------------------------------
+
+
+@given(shape=st.lists(st.integers(0, 3), max_size=3), classes=st.integers(2, 6), seed=st.integers(0, 9))
+def test_one_hot_of_numbers_is_torch_s(shape: list[int], classes: int, seed: int):
+    labels = torch.randint(0, classes, shape, generator=torch.Generator().manual_seed(seed))
+
+    assert torch.equal(one_hot(labels, classes), F.one_hot(labels, classes))
+
+
+def test_one_hot_of_a_symbolic_number_of_classes_has_torch_s_shape_and_dtype():
+    world = World(("batch", "classes"), Plan({"batch": 240, "classes": 336}))
+    with tracing(), world.mode:
+        labels = torch.empty(world.values["batch"], dtype=torch.int64)
+        found = one_hot(labels, world.values["classes"])
+
+    assert [world.show(size) for size in found.shape] == ["batch", "classes"]
+    assert found.dtype is torch.int64
+    assert world.env.asked == []
+
+
+# -- cross_entropy under vmap ------------------------------------------------------------------------------------------
+
+CLASSES = 5
+KINDS: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {  # x and target of one example
+    "one label": ((CLASSES,), (), {}),
+    "a row of labels": ((4, CLASSES), (4,), {}),
+    "a sum": ((4, CLASSES), (4,), {"reduction": "sum"}),
+    "each": ((4, CLASSES), (4,), {"reduction": "none"}),
+    "a picture": ((2, CLASSES, 3, 2), (2, 3, 2), {}),
+    "with ignored labels": ((6, CLASSES), (6,), {"ignore_index": 2}),
+    "smoothed": ((4, CLASSES), (4,), {"label_smoothing": 0.1}),
+    "weighted": ((4, CLASSES), (4,), {"weight": torch.arange(1.0, 6.0, dtype=torch.float64)}),
+}
+
+
+WEIGHTED = pytest.mark.xfail(reason="a weight tensor is asked for its truth", strict=True)
+MARKED = [pytest.param(kind, marks=WEIGHTED) if kind == "weighted" else kind for kind in KINDS]
+
+
+@pytest.mark.parametrize("kind", MARKED)
+def test_cross_entropy_of_each_example_under_vmap_is_torch_s(kind: str):
+    shape, labels, options = KINDS[kind]
+    x = drawn(7, *shape)
+    target = torch.randint(0, CLASSES, (7, *labels), generator=torch.Generator().manual_seed(1))
+    found = vmap(lambda a, t: cross_entropy(a, t, **options))(x, target)
+    expected = torch.stack([F.cross_entropy(a, t, **options) for a, t in zip(x, target, strict=True)])
+
+    torch.testing.assert_close(found, expected, **EXACT)
+
+
+@pytest.mark.parametrize("kind", MARKED)
+def test_its_gradient_for_each_example_is_torch_s(kind: str):
+    shape, labels, options = KINDS[kind]
+    x = drawn(7, *shape)
+    target = torch.randint(0, CLASSES, (7, *labels), generator=torch.Generator().manual_seed(1))
+    found = vmap(grad(lambda a, t: cross_entropy(a, t, **options).sum()))(x, target)
+    own = x.clone().requires_grad_()
+    total = sum(F.cross_entropy(a, t, **options).sum() for a, t in zip(own, target, strict=True))
+    (expected,) = torch.autograd.grad(total, own)  # type: ignore[arg-type]
+
+    torch.testing.assert_close(found, expected, **EXACT)
+
+
+def test_without_vmap_each_is_torch_s_own_bit_for_bit():
+    x, target = drawn(7, CLASSES), torch.arange(7) % CLASSES
+    with Rewrites():
+        found = (
+            F.cross_entropy(x, target, label_smoothing=0.2),
+            F.one_hot(target, CLASSES),
+            F.batch_norm(x, None, None, training=True),
+        )
+    expected = (
+        F.cross_entropy(x, target, label_smoothing=0.2),
+        F.one_hot(target, CLASSES),
+        F.batch_norm(x, None, None, training=True),
+    )
+
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(found, expected, strict=True))
+
+
+# -- in proofs ---------------------------------------------------------------------------------------------------------
+
+
+class Norm(ParamList):
+    w: Float[Tensor, "features hidden"]
+    mean: Float[Tensor, " hidden"] = init.zeros()
+    var: Float[Tensor, " hidden"] = init.ones()
+
+
+def dice(z: Float[Tensor, "batch classes"], y: Int[Tensor, " batch"]) -> Float[Tensor, " classes"]:
+    return (z.softmax(1) * F.one_hot(y, z.shape[1])).sum(0)
+
+
+def gradient_of_each(
+    w: Float[Tensor, "features classes"], x: Float[Tensor, "batch features"], y: Int[Tensor, " batch"]
+) -> Float[Tensor, "batch features classes"]:
+    return vmap(grad(lambda w, a, t: F.cross_entropy(a @ w, t)), in_dims=(None, 0, 0))(w, x, y)
+
+
+def weighted(x: Float[Tensor, "n c"], y: Int[Tensor, " n"], w: Float[Tensor, " c"]) -> Float[Tensor, ""]:
+    return F.cross_entropy(x, y, weight=w)
+
+
+@WEIGHTED
+def test_cross_entropy_with_weights_is_proved():
+    assert prove(weighted).conditions == ()
+
+
+@pytest.mark.parametrize("function", [dice, gradient_of_each], ids=lambda function: function.__name__)
+def test_they_are_proved_for_all_sizes(function: Callable[..., Any]):
+    assert prove(function).conditions == ()
+
+
+def test_the_graph_of_a_rewritten_program_gives_torch_s_values():
+    w, x, y = drawn(3, CLASSES).float(), drawn(4, 3, seed=1).float(), torch.tensor([0, 4, 2, 2])
+    graph = prove(gradient_of_each).graph_at({"batch": 4, "features": 3, "classes": CLASSES})
+    (found,) = graph(w, x, y)
+
+    torch.testing.assert_close(found, gradient_of_each(w, x, y), rtol=1e-5, atol=1e-6)
+
+
+def test_running_statistics_are_written_and_the_statement_says_so():
+    def loss(p: Norm, x: Float[Tensor, "batch features"]) -> Float[Tensor, ""]:
+        return F.batch_norm(x @ p.w, p.mean, p.var, training=True).exp().mean()
+
+    params = Norm.init(features=3, hidden=4, frozen=("mean", "var"))
+    proof = ScalarTrainer(loss, params).proof
+
+    assert proof.writes == ("mean", "var")
+    assert "writes       mean, var" in str(proof)
+    assert "batch >= 2" in proof.conditions
