@@ -99,10 +99,10 @@ def _goal(error: Exception, call: Call, world: World, setting: Setting, tensors:
     shapes = [shape_text(operand, world) for operand in operands]
     labelled = [f"{t} : {s}" for t, s in zip(texts, shapes, strict=True)] if len(texts) == len(shapes) else shapes
     symbol = f"   {_SYMBOLS[call.name]}   " if call.name in _SYMBOLS and len(operands) == 2 else ", "
-    equation = error.goal if isinstance(error, Mismatch) else _equation(call, operands, world)
+    equation = _named(error.goal, world) if isinstance(error, Mismatch) else _equation(call, operands, world)
     said = "" if equation else _named(str(error).strip().splitlines()[0], world)
     if isinstance(error, Mismatch):
-        said = str(error)
+        said = _named(str(error), world)
     changeable = not isinstance(error, Mismatch) or "broadcast" in str(error)
     return Goal(
         operation=call.name,
