@@ -99,7 +99,7 @@ class ScalarTrainer:
         self._max_executors, self._max_norm = max_executors, max_norm
         self._nonfinite = nonfinite
         self._accumulate = accumulate
-        self._shared = TrainingState(program, optimizer)
+        self._shared = TrainingState(program, optimizer, accumulate)
         self._backend: Backend = BACKENDS[backend](program, max_executors, max_norm)
         self._shared.backends[backend] = self._backend
 
@@ -361,7 +361,7 @@ class ScalarTrainer:
     def state_dict(self) -> dict[str, Any]:
         """Parameters, optimizer state with step counts and hyper-parameters, and the signature they obey.
 
-        Tensors are copies. Gradients that wait for `accumulate` are not part of it: save after an update.
+        Gradients that wait for `accumulate` are part of it. Tensors are copies.
         """
         return self._shared.pack()
 
