@@ -132,7 +132,9 @@ class TrainingState:
             return ["waiting: it lacks path, count, of or sums"]
         wrong = []
         if waiting["of"] != self.accumulate:
-            wrong.append(f"{waiting['count']} of {waiting['of']} gradients wait there; accumulate={self.accumulate} here")
+            wrong.append(
+                f"{waiting['count']} of {waiting['of']} gradients wait there; accumulate={self.accumulate} here"
+            )
         elif not isinstance(waiting["count"], int) or not 0 < waiting["count"] < self.accumulate:
             wrong.append(f"waiting: a count of {waiting['count']!r} of {self.accumulate}")
         if waiting["path"] not in optimizers:

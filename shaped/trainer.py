@@ -126,6 +126,21 @@ class ScalarTrainer:
         return self._backend.executors
 
     @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """The nn.Module that is trained and all inside it; empty for a ParamList."""
+        return tuple(self._program.modules)
+
+    @property
+    def accumulate(self) -> int:
+        """Calls of a step for each update."""
+        return self._accumulate
+
+    @property
+    def optimizer(self) -> FusedOptimizer | None:
+        """The optimizer of `train_step`."""
+        return self._shared.optimizer
+
+    @property
     def steps(self) -> int:
         """Updates taken."""
         return self._shared.steps

@@ -72,9 +72,9 @@ class Program:
         allow_unused: bool = False,
         check: bool = True,
     ) -> None:
-        self._modules: list[nn.Module] = []  # whose train() and eval() change what the loss computes
+        self.modules: list[nn.Module] = []  # whose train() and eval() change what the loss computes
         if isinstance(params, nn.Module):
-            self._modules = list(params.modules())
+            self.modules = list(params.modules())
             self.params, self.signature = _module_program(loss, params)
         elif isinstance(params, ParamList):
             self.params, self.signature = params, _loss_signature(loss, params)
@@ -120,7 +120,7 @@ class Program:
             )
 
     def _prove(self, dtypes: tuple[torch.dtype, ...], static: Mapping[str, int]) -> Proof:
-        key = (dtypes, tuple(sorted(static.items())), *(module.training for module in self._modules))
+        key = (dtypes, tuple(sorted(static.items())), *(module.training for module in self.modules))
         if key not in self._proofs:
             setting = Setting(
                 self.signature,
@@ -150,8 +150,8 @@ class Program:
             key: tuple[Any, ...] = tuple([(x.shape, x.dtype, x.device, x.layout) for x in inputs])
         except (AttributeError, RuntimeError):  # no tensor, or one without a shape: refused, with the reason
             return self._admit(inputs, ())
-        if self._modules:
-            key += tuple([module.training for module in self._modules])
+        if self.modules:
+            key += tuple([module.training for module in self.modules])
         case = self._cases.get(key)
         if case is None:
             if len(self._cases) >= _CASES:

@@ -22,7 +22,8 @@ from shaped.errors import ShapedError
 from shaped.shapes import annotated_part, resolve_hints
 
 F = TypeVar("F", bound=Callable[..., Any])
-_added: ContextVar[dict[str, Tensor] | None] = ContextVar("added", default=None)
+_added: ContextVar[dict[str, Tensor] | None] = ContextVar("added", default=None)  # to the loss that is running
+_apart: ContextVar[dict[str, Tensor] | None] = ContextVar("apart", default=None)  # for `loss_terms`
 MAIN = "main"
 
 
@@ -53,7 +54,15 @@ def with_terms(loss: F) -> F:
     original = annotated_part(loss)
 
     def total(*args: Any, **kwargs: Any) -> Any:
-        return functools.reduce(torch.add, _collect(loss, args, kwargs).values())
+        terms: dict[str, Tensor] = {}
+        token = _added.set(terms)
+        try:
+            main = loss(*args, **kwargs)
+        finally:
+            _added.reset(token)
+        if (apart := _apart.get()) is not None:
+            apart.update({MAIN: main, **terms})
+        return functools.reduce(torch.add, terms.values(), main)
 
     # Not functools.wraps: whoever unwraps would find the main term alone. The code bears the place of the original, so
     # that declarations are quoted from there.
@@ -65,7 +74,6 @@ def with_terms(loss: F) -> F:
     total.__module__, total.__doc__ = original.__module__, loss.__doc__
     total.__annotations__ = resolve_hints(loss)
     total.__signature__ = inspect.signature(loss)  # type: ignore[attr-defined]
-    total.of_terms = loss  # type: ignore[attr-defined]
     return total  # type: ignore[return-value]
 
 
@@ -74,15 +82,11 @@ def loss_terms(loss: Callable[..., Any], *args: Any) -> dict[str, Tensor]:
 
     A loss without `with_terms` has the one term `main`.
     """
-    with torch.no_grad():
-        return _collect(getattr(loss, "of_terms", loss), args, {})
-
-
-def _collect(loss: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
-    terms: dict[str, Tensor] = {}
-    token = _added.set(terms)
+    apart: dict[str, Tensor] = {}
+    token = _apart.set(apart)
     try:
-        main = loss(*args, **kwargs)
+        with torch.no_grad():
+            total = loss(*args)
     finally:
-        _added.reset(token)
-    return {MAIN: main, **terms}
+        _apart.reset(token)
+    return apart or {MAIN: total}
