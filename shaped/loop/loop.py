@@ -14,6 +14,7 @@ from torch import Tensor
 from shaped.checkpoint.generators import generator_states, set_generator_states
 from shaped.data.feed import Batch, DataError, Feed
 from shaped.errors import NonFiniteError, ShapedError, StateError
+from shaped.loop.checks import checked_specs, malformed
 from shaped.loop.hooks import Hooks
 from shaped.loop.signals import Interrupted, Watch
 from shaped.metrics import MovingAverage, Scored, evaluate
@@ -67,7 +68,7 @@ class Loop(Hooks):
             raise ValueError(f"max_skips is {max_skips!r}; it is a whole number of at least 1")
         super().__init__()
         self.trainer, self.schedule, self.metrics = trainer, schedule, dict(metrics or {})
-        self.specs = {None: trainer, **_checked_specs(trainer, step, specs or {})}
+        self.specs = {None: trainer, **checked_specs(trainer, step, specs or {})}
         self._steps = {spec: other.train_step for spec, other in self.specs.items()}
         if step is not None:
             self._steps[None] = step
@@ -386,16 +387,7 @@ class Loop(Hooks):
         Raises:
             StateError: It does not fit; nothing has changed.
         """
-        missing = [key for key in self.state_dict() if key not in state]
-        if missing:
-            raise StateError(f"the state is no loop's: it lacks {', '.join(missing)}")
-        wrong = [f"`{name}` is kept there and not here" for name in state["kept"] if name not in self._keepers]
-        wrong += [f"`{name}` is kept here and not there" for name in self._keepers if name not in state["kept"]]
-        wrong += [
-            f"the spec {s} is here and not there"
-            for s in map(str, self.specs)
-            if s != "None" and s not in state["specs"]
-        ]
+        wrong = malformed(state, self.state_dict()) or self._differences(state)
         if wrong:
             raise StateError("the state does not fit this loop.\n  " + "\n  ".join(wrong))
         before = self.state_dict()
@@ -407,6 +399,13 @@ class Loop(Hooks):
                 raise
             raise StateError(f"the state does not fit this loop: {type(error).__name__}: {error}") from error
         self.resumed = True
+
+    def _differences(self, state: Mapping[str, Any]) -> list[str]:
+        wrong = [f"`{name}` is kept there and not here" for name in state["kept"] if name not in self._keepers]
+        wrong += [f"`{name}` is kept here and not there" for name in self._keepers if name not in state["kept"]]
+        mine = [str(spec) for spec in self.specs if spec is not None]
+        wrong += [f"the spec {spec} is here and not there" for spec in mine if spec not in state["specs"]]
+        return wrong + [f"the spec {spec} is there and not here" for spec in state["specs"] if spec not in mine]
 
     def _assign(self, state: Mapping[str, Any]) -> None:
         self.trainer.load_state_dict(state["trainer"])
@@ -423,20 +422,3 @@ class Loop(Hooks):
             self._feed.close()
         self._feed, self._position = None, state["position"]
         self._schedules = dict(state["hooks"])
-
-
-def _checked_specs(
-    trainer: ScalarTrainer, step: Any, specs: Mapping[Hashable, ScalarTrainer]
-) -> Mapping[Hashable, ScalarTrainer]:
-    for spec, other in specs.items():
-        if spec is None or not isinstance(other, ScalarTrainer):
-            raise ValueError(f"specs: {spec!r} is a {type(other).__name__}; give a ScalarTrainer for each spec")
-        same = len(other.params) == len(trainer.params) and all(
-            a.data_ptr() == b.data_ptr() for a, b in zip(other.params, trainer.params, strict=True)
-        )
-        if not same or step is not None or other.optimizer is not trainer.optimizer or other.optimizer is None:
-            raise ValueError(
-                f"specs: the trainer of {spec!r} must train the same parameters with the same optimizer: "
-                "ScalarTrainer(other_loss, params, optimizer=optimizer)"
-            )
-    return specs

@@ -12,7 +12,6 @@ from torch.utils import _pytree as pytree
 from shaped.checkpoint.generators import generators_kept
 from shaped.errors import Source
 from shaped.proof.source import place_of_caller
-from shaped.proof.trace import operation_name
 from shaped.trainer import ScalarTrainer
 
 
@@ -100,6 +99,8 @@ class _Watch(TorchFunctionMode):
         operands = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         place = place_of_caller()
         shapes = tuple(tuple(tensor.shape) for tensor in operands)
+        from shaped.proof.trace import operation_name  # the tracer is heavy, and not every run needs it
+
         call = _Call(operation_name(func), shapes, place.source() if place else None)
         finite = all(_wrong(tensor) is None for tensor in operands)  # -inf in a mask is no fault of who reads it
         value = next((wrong for tensor in results if (wrong := _wrong(tensor)) is not None), None)

@@ -382,7 +382,7 @@ def test_a_state_that_does_not_fit_changes_nothing():
     state["average"] = {"value": "x", "count": 1}
     with pytest.raises(StateError, match="does not fit this loop: ValueError: could not convert string to float"):
         other.load_state_dict(state)
-    with pytest.raises(StateError, match="the state is no loop's: it lacks trainer, specs"):
+    with pytest.raises(StateError, match=r"does not fit this loop.\n  trainer: missing\n  specs: missing"):
         other.load_state_dict({})
     after = other.state_dict()
 
