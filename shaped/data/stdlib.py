@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 from shaped.data.batches import mixed
 from shaped.errors import ShapedError
 
+Pair = tuple[Int[Tensor, "batch seq"], Int[Tensor, "batch seq"]]
 _LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "__pycache__"}
 _HELD_OUT = 20  # one file in so many is for validation
 
@@ -83,9 +84,7 @@ class Windows:
     def __len__(self) -> int:
         return self._batches
 
-    def iterate(
-        self, epoch: int, start: int = 0
-    ) -> Iterator[tuple[Int[Tensor, "batch seq"], Int[Tensor, "batch seq"]]]:
+    def iterate(self, epoch: int, start: int = 0) -> Iterator[Pair]:
         """The batches of an epoch from the `start`-th on."""
         within = torch.arange(self._length + 1)
         for index in range(start, self._batches):

@@ -38,7 +38,7 @@ class Block(ParamList):
 class GPT(ParamList):
     tokens: Float[Tensor, "vocab dim"] = init.normal(0.05)
     places: Float[Tensor, "context dim"] = init.normal(0.02)
-    blocks: list[Block] = LAYERS
+    blocks: list[Block]
     norm: Float[Tensor, " dim"] = init.ones()
 
 
@@ -99,7 +99,7 @@ def train(settings: Settings) -> Outcome:
     if checkpoints.steps() and not settings.resume:
         raise ShapedError(f"{folder} has checkpoints: go on from them with --resume, or choose another --out")
     epochs = EPOCHS if settings.epochs is None else settings.epochs
-    params = GPT.init(vocab=256, dim=DIM, context=CONTEXT, seed=settings.seed, device=settings.device)
+    params = GPT.init(vocab=256, dim=DIM, context=CONTEXT, blocks=LAYERS, seed=settings.seed, device=settings.device)
     optimizer = make_optimizer(settings.optimizer, params)
     trainer = ScalarTrainer(loss, params, backend=settings.backend, optimizer=optimizer, max_norm=1.0)
     say(str(trainer.proof))
