@@ -1,8 +1,8 @@
 """What the loop costs over a hand-written one: `python docs/benchmarks/loop.py [--json FILE]`.
 
 One trainer (64-128-10 MLP, batch 64, AdamW, eager) is driven in turns by a `for` loop that takes the step and reads the
-loss, and by `Loop`: alone, with a log every 10 steps and an evaluation hook that is never due, and with a plain progress
-as well. Each round runs all of them, in an order that turns; the cost of a step is the difference within its round. The
+loss, and by `Loop`: alone, with a log every 10 steps and an evaluation hook that is never due, and with progress as
+well. Each round runs all of them, in an order that turns; the cost of a step is the difference within its round. The
 second table has a step that does nothing, so that the loop's own cost stands alone.
 """
 

@@ -155,7 +155,7 @@ def test_hooks_run_by_priority_and_then_in_order_of_registration(loop: Loop) -> 
     assert order == ["start", "a", "b", "c", "d", "end"]
 
 
-def test_an_error_carries_the_hooks_name_and_the_step(loop: Loop) -> None:
+def test_an_error_carries_the_name_of_the_hook_and_the_step(loop: Loop) -> None:
     @loop.every_n_steps(2)  # type: ignore[untyped-decorator]
     def report(loop: Loop) -> None:
         raise KeyError("accuracy")

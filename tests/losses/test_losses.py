@@ -69,7 +69,7 @@ ALL = {**REGRESSION, **ROWS}
 
 @pytest.mark.parametrize("name", ALL)
 @given(batch=st.integers(1, 6), seed=st.integers(0, 5))
-def test_a_loss_is_torchs_mean_of_the_single_losses(name: str, batch: int, seed: int) -> None:
+def test_a_loss_is_the_mean_of_the_single_losses_of_torch(name: str, batch: int, seed: int) -> None:
     loss, oracle = ALL[name]
     p, t = numbers(batch, 3, seed=seed), numbers(batch, 3, seed=seed + 100)
     single = oracle(p, t)
@@ -254,7 +254,7 @@ def test_every_loss_is_proved_for_all_sizes_as_one_step(loss: Callable[..., Tens
     assert "log_softmax" not in names
 
 
-def test_in_a_proof_the_mismatch_is_a_goal_at_the_users_line() -> None:
+def test_in_a_proof_the_mismatch_is_a_goal_at_the_line_of_the_user() -> None:
     def loss(p: Lin, x: Float[Tensor, "batch features"], y: Float[Tensor, " batch"]) -> Float[Tensor, ""]:
         h = x @ p.w
         return losses.mse(h, y)
