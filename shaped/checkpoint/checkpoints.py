@@ -129,6 +129,9 @@ class Checkpoints:
         self._best_step, self._best_value = loop.step, value
         try:
             self._save_due(loop)
+            if loop.step not in self._own:  # it could not be saved, and that was only to be a warning
+                self._best_step, self._best_value = previous
+                return
             write_small(self.folder / "best.json", {"step": loop.step, "value": value, "figure": self._best})
         except BaseException:
             self._best_step, self._best_value = previous
@@ -150,6 +153,8 @@ class Checkpoints:
     def save(self, loop: "Loop") -> Path:
         """Write a checkpoint of the loop now, whole or not at all, and remove those that need not stay.
 
+        Those of later steps, of a run that this one leaves behind, are renamed to `superseded-...`.
+
         Raises:
             CheckpointError: It cannot be written; those before it are as they were.
         """
@@ -165,6 +170,9 @@ class Checkpoints:
         path = write_checkpoint(self.folder, f"step-{loop.step:08d}", state, about)
         self._saved = loop.step
         self._own.add(loop.step)
+        for newer in [step for step in self.steps() if step > loop.step]:
+            to = self._put_aside(newer, "superseded")
+            warnings.warn(f"the run goes on from before {to.name}, which is put aside under that name", stacklevel=3)
         self._retain()
         return path
 
@@ -231,13 +239,17 @@ class Checkpoints:
         return Resumed(0, None)
 
     def _set_aside(self, step: int, error: CheckpointCorrupt) -> Path:
+        to = self._put_aside(step, "corrupt")
+        warnings.warn(f"a corrupt checkpoint is set aside as {to.name}: {error}", stacklevel=3)
+        return to
+
+    def _put_aside(self, step: int, why: str) -> Path:
         path = self.folder / f"step-{step:08d}"
-        to = self.folder / f"corrupt-{path.name}"
-        while to.exists():
-            to = self.folder / f"corrupt-{path.name}-{secrets.token_hex(2)}"
+        to = self.folder / f"{why}-{path.name}"
+        while to.exists() or to.is_symlink():
+            to = self.folder / f"{why}-{path.name}-{secrets.token_hex(2)}"
         os.rename(path, to)
         self._own.discard(step)
-        warnings.warn(f"a corrupt checkpoint is set aside as {to.name}: {error}", stacklevel=3)
         return to
 
     def mean(self, like: P, n: int = 3) -> P:

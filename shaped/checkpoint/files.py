@@ -165,17 +165,14 @@ def read_manifest(path: Path) -> dict[str, Any]:
         found = from_json(content)
         if not isinstance(found, dict):
             raise CheckpointCorrupt(f"{path / MANIFEST}: it is no JSON object")
-        written = found.get("format")
-        if type(written) is int and written > FORMAT and type(found.get("crc32")) is int:
-            versions = found.get("versions")
-            raise CheckpointError(f"{path} has format {written} ({versions}), and this version reads up to {FORMAT}")
         checksum = found.pop("crc32", None)
-        if (
-            written != FORMAT
-            or checksum != zlib.crc32(to_json(found))
-            or to_json({**found, "crc32": checksum}) != content
-        ):
+        if checksum != zlib.crc32(to_json(found)) or to_json({**found, "crc32": checksum}) != content:
             raise CheckpointCorrupt(f"{path / MANIFEST}: its checksum does not match")
+        written, versions = found.get("format"), found.get("versions")
+        if type(written) is int and written > FORMAT:
+            raise CheckpointError(f"{path} has format {written} ({versions}), and this version reads up to {FORMAT}")
+        if written != FORMAT:
+            raise CheckpointCorrupt(f"{path / MANIFEST}: its format is {written!r}")
         return found
 
     return _guarded(path / MANIFEST, read)

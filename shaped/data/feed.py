@@ -79,6 +79,8 @@ class Feed:
         self.index = int(state["index"]) if state else 0
         self._began: Any = state["generators"] if state else None  # generator states where the epoch began
         self._iterator: Iterator[Any] | None = None
+        self._last: Batch | None = None
+        self._again = False  # the last batch is to come once more
         self._opened = used
 
     @property
@@ -91,19 +93,29 @@ class Feed:
 
     def next(self) -> Batch | None:
         """The next batch, or None where the epoch ends."""
+        if not self._again:
+            self._last = self._fetch()
+        self._again = False
+        if self._last is not None:
+            self.index += 1
+        elif self.index == 0:
+            raise DataError(f"the data gave no batch in epoch {self.epoch}")
+        return self._last
+
+    def _fetch(self) -> Batch | None:
         if self._iterator is None:
             self._iterator = self._open()
-        for item in self._iterator:
-            batch = as_batch(item, f"batch {self.index} of epoch {self.epoch}")
-            self.index += 1
-            return batch
-        if self.index == 0:
-            raise DataError(f"the data gave no batch in epoch {self.epoch}")
-        return None
+        try:
+            item = next(self._iterator, self)
+        except Exception:
+            self._iterator = None  # it is not to be trusted any more: the next call opens the data at this batch
+            raise
+        return None if item is self else as_batch(item, f"batch {self.index} of epoch {self.epoch}")
 
     def back(self) -> None:
-        """Take back the count of the last batch: its step did not happen, and a resumed run begins with it."""
+        """Take back the last batch: its step did not happen, and this run or a resumed one goes on with it."""
         self.index -= 1
+        self._again = True
 
     def next_epoch(self) -> None:
         """Go on to the first batch of the next epoch."""
@@ -115,7 +127,7 @@ class Feed:
         close = getattr(self._iterator, "close", None)
         if close is not None:
             close()
-        self._iterator, self._began = None, None
+        self._iterator, self._began, self._again = None, None, False
 
     def state_dict(self) -> dict[str, Any]:
         """Epoch, index of the next batch, and the generator states with which the epoch began."""

@@ -230,10 +230,11 @@ class Loop(Hooks):
             return
         if not math.isfinite(value):
             raise NonFiniteError(f"the loss of step {self.step} is {value}, and the step was taken outside the trainer")
-        self._whole, self._skips, self.loss = True, 0, value
+        self._skips, self.loss = 0, value
         self.average.update(value)
         if trainer.steps != updates:
             self._after_update()
+        self._whole = True
 
     def _after_update(self) -> None:
         if self._updates:
@@ -299,8 +300,10 @@ class Loop(Hooks):
     def _save_after(self, error: Exception) -> None:
         """At a step boundary nothing is half done: what failed was the data, a hook, or a check before the update."""
         if self._whole:
-            with suppress(Exception):  # the first error is the one to see
+            try:
                 self._tell("on_error", error)
+            except Exception as second:  # the first is the one to see
+                error.add_note(f"and the run up to here could not be saved: {second}")
 
     # -- measures --------------------------------------------------------------------------------------------------
 

@@ -116,6 +116,19 @@ def test_a_corrupt_newest_is_named_set_aside_and_an_older_one_is_taken(tmp_path:
         checkpoints.resume(make())
 
 
+def test_going_back_to_an_older_step_puts_the_later_ones_aside(tmp_path: Path) -> None:
+    loop, checkpoints = attached(tmp_path, every=1, keep=-1)
+    loop.run_steps(DATA, 4)
+    checkpoints.resume(loop, step=2)
+    loop.resumed = False
+    assert checkpoints.steps() == [1, 2, 3, 4]
+    with pytest.warns(UserWarning, match="goes on from before superseded-step-0000000"):
+        loop.run_steps(DATA, 1)
+
+    assert checkpoints.steps() == [1, 2, 3]
+    assert [p.name for p in tmp_path.glob("superseded-*")] == ["superseded-step-00000004"]  # 3 was made anew
+
+
 def test_nothing_to_resume_is_a_new_run(tmp_path: Path) -> None:
     loop, checkpoints = attached(tmp_path / "new" / "run")
 

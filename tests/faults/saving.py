@@ -238,11 +238,14 @@ def two_owners(count: int) -> Tally:
                 while not other.exists():
                     time.sleep(0.0005)
                 try:
-                    Checkpoints(place)
+                    checkpoints = Checkpoints(place)
                 except RunLocked as error:
+                    (place / "refused").touch()
                     pid = str(error).rpartition("pid ")[2]
                     raise SystemExit(2 if pid.isdigit() and int(pid) != os.getpid() else 3) from None
-                time.sleep(0.25)
+                while not (place / "refused").exists():  # `wait` ends a child that hangs
+                    time.sleep(0.0005)
+                checkpoints.close()
 
             pids = [child(partial(own, *pair)) for pair in (ready, ready[::-1])]
             good += sorted(map(wait, pids)) == [0, 2]

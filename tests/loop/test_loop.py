@@ -1,7 +1,11 @@
 """The loop: where it stops and goes on, what runs when, and that nothing is lost in between."""
 
 import math
+import os
+import signal
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -298,6 +302,74 @@ def test_nan_is_found_before_any_hook_runs_and_the_operation_is_named():
     assert seen == []
     assert all(torch.equal(a, b) for a, b in zip(before, loop.trainer.params, strict=True))
     assert loop.state_dict()["position"]["index"] == 0
+
+
+def test_a_batch_whose_step_failed_comes_again_whatever_the_data_is():
+    class Flaky(Exception):
+        pass
+
+    for data in (LIST, iter(LIST)):
+        seen: list[Tensor] = []
+        loop = make()
+        failing = [2]
+
+        def take(x: Tensor, y: Tensor, loop: Loop = loop, seen: Any = seen, failing: Any = failing) -> Tensor:
+            if len(seen) in failing:
+                failing.clear()
+                raise Flaky
+            seen.append(x)
+            return loop.trainer.train_step(x, y)
+
+        loop = Loop(loop.trainer, take)
+        with pytest.raises(Flaky):
+            loop.run_steps(data, 4)
+        loop.run_steps(data, 3)
+
+        assert all(torch.equal(a, b[0]) for a, b in zip(seen, LIST, strict=False))
+        assert len(seen) == 5
+
+
+class Crashing(torch.utils.data.Dataset[Any]):
+    """An example that takes its worker down, once."""
+
+    def __init__(self, flag: str) -> None:
+        self.flag = Path(flag)
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> Any:
+        if index == 7 and not self.flag.exists():
+            self.flag.touch()
+            time.sleep(0.5)  # so that the loop waits: torch raises the error wherever the main thread is
+            os.kill(os.getpid(), signal.SIGKILL)
+        return torch.full((6,), float(index)), index % 3
+
+
+def test_a_worker_that_dies_loses_no_example(tmp_path: Path):
+    seen: list[float] = []
+    loop = make()
+    loop.on_step(lambda loop: seen.extend(loop.batch.inputs[0][:, 0].tolist()))
+    data = DataLoader(Crashing(str(tmp_path / "flag")), batch_size=3, num_workers=1, prefetch_factor=1)
+    with pytest.raises(RuntimeError, match="worker") as caught:
+        loop.run_epochs(data, 1)
+    assert "in the data, at batch 2 of epoch 0 (step 3)" in caught.value.__notes__
+    assert loop.step == 2
+    loop.run_epochs(data, 1)
+
+    assert seen == list(range(12))
+
+
+def test_schedule_evaluation_and_a_short_last_batch_compile_four_executors_and_no_more():
+    params = mlp()
+    optimizer = AdamW(params, lr=0.1)
+    trainer = ScalarTrainer(mlp_loss, params, optimizer=optimizer, backend="compiled")
+    loop = Loop(trainer, schedule=StepLR(optimizer, step_size=1, gamma=0.9))
+    data = [batch(5), batch(5), batch(3)]
+    loop.every_n_steps(2, lambda loop: loop.evaluate(data), name="validate")
+    loop.run_epochs(data, 5)
+
+    assert (loop.step, len(trainer.executors)) == (15, 4)
 
 
 def test_skipped_steps_are_counted_and_too_many_in_a_row_are_an_error():
