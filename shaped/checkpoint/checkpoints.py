@@ -116,9 +116,12 @@ class Checkpoints:
         try:
             self.save(loop)
         except CheckpointError as error:
-            if self._on_failure == "raise":
-                raise
-            warnings.warn(f"training goes on without this checkpoint: {error}", stacklevel=2)
+            self._failed(error)
+
+    def _failed(self, error: CheckpointError) -> None:
+        if self._on_failure == "raise":
+            raise error
+        warnings.warn(f"training goes on without this checkpoint: {error}", stacklevel=3)
 
     def on_record(self, loop: "Loop", values: Mapping[str, float]) -> None:
         """Save where the watched figure is better than ever."""
@@ -133,9 +136,11 @@ class Checkpoints:
                 self._best_step, self._best_value = previous
                 return
             write_small(self.folder / "best.json", {"step": loop.step, "value": value, "figure": self._best})
-        except BaseException:
+        except BaseException as error:
             self._best_step, self._best_value = previous
-            raise
+            if not isinstance(error, OSError):
+                raise
+            self._failed(CheckpointError(f"{self.folder / 'best.json'} cannot be written: {error.strerror}"))
         self._retain()
 
     def on_stop(self, loop: "Loop") -> None:

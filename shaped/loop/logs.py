@@ -5,6 +5,7 @@ A log that cannot be written (a full disk, a closed pipe) warns once; training g
 
 import json
 import math
+import os
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -71,14 +72,22 @@ class JsonLines(Training):
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._began = time.monotonic()
+        self._descriptor: int | None = None
 
     def write(self, loop: "Loop", values: Mapping[str, float]) -> None:
-        """Append a line; it is whole or absent, whatever happens to the process."""
+        """Append a line."""
         seconds = round(time.monotonic() - self._began, 3)
         line = {"step": loop.step, "epoch": loop.epoch, "seconds": seconds, **values}
         text = json.dumps({key: value if _writable(value) else str(value) for key, value in line.items()})
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(text + "\n")
+        if self._descriptor is None:
+            self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        os.write(self._descriptor, f"{text}\n".encode())  # unbuffered, so that a kill loses no line
+
+    def on_close(self, loop: "Loop") -> None:
+        """The run is over."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
     def __str__(self) -> str:
         return f"the log {self.path}"

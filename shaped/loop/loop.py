@@ -22,7 +22,7 @@ from shaped.optim import FusedOptimizer
 from shaped.params import ParamList
 from shaped.trainer import ScalarTrainer
 
-_RECENT = 10_001  # step durations that are kept for the median
+_RECENT = 1_001  # step durations that are kept for the median; sorting more at each record would show in the step
 
 
 class _Stop(Exception):

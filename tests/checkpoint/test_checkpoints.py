@@ -92,6 +92,7 @@ def test_only_what_this_run_made_is_removed(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.smoke
 def test_a_corrupt_newest_is_named_set_aside_and_an_older_one_is_taken(tmp_path: Path) -> None:
     loop, checkpoints = attached(tmp_path, every=1)
     loop.run_steps(DATA, 3)

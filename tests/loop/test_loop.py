@@ -391,6 +391,7 @@ def test_a_loss_that_is_not_finite_outside_the_trainer_is_an_error_too():
 # -- state ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("stop", [1, 5, 6, 7, 13])
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_resumed_run_is_the_uninterrupted_one_mid_epoch_too(stop: int, workers: int):

@@ -244,6 +244,7 @@ def of_series(p: Lin, x: Float[Tensor, "batch features"], y: Float[Tensor, "batc
     return losses.pearson(h[:, 0], y[:, 0], mask=m) + losses.sharpe(h, y, mask=m)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("loss", [of_numbers, of_classes, of_vectors, of_series])
 def test_every_loss_is_proved_for_all_sizes_as_one_step(loss: Callable[..., Tensor]) -> None:
     proof = prove(loss)
