@@ -22,7 +22,7 @@ from shaped.optim import FusedOptimizer
 from shaped.params import ParamList
 from shaped.trainer import ScalarTrainer
 
-_RECENT = 1_001  # step durations that are kept for the median; sorting more at each record would show in the step
+_RECENT = 101  # step durations for the median; sorting more at each record would show in the step
 
 
 class _Stop(Exception):
