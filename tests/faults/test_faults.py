@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="victims are for
 def harness(rows: str, *options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "tests.faults.harness", "--quick", "--rows", rows, *options]
     path = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"}
-    return subprocess.run(command, cwd=ROOT, env=path, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=ROOT, env=path, capture_output=True, text=True, timeout=900)
 
 
 @pytest.mark.parametrize(

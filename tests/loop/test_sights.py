@@ -259,7 +259,7 @@ def test_a_signal_finishes_the_step_saves_and_exits_with_the_conventional_status
 ) -> None:
     process = job(tmp_path, 0.01)
     process.send_signal(number)
-    out, error = process.communicate(timeout=30)
+    out, error = process.communicate(timeout=120)
     last = max(int(line) for line in ["1", *out.split()])
 
     assert process.returncode == 128 + number
@@ -273,17 +273,17 @@ def test_a_second_signal_exits_at_once(tmp_path: Path) -> None:
     time.sleep(0.3)
     began = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
 
     assert process.returncode == 143
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < 10.0  # its step would take 20 s
 
 
 def test_two_processes_in_one_folder_are_one_too_many(tmp_path: Path) -> None:
     first = job(tmp_path, 0.05)
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"}
     command = [sys.executable, str(tmp_path / "job.py"), str(tmp_path / "run"), "0"]
-    second: Any = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    second: Any = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     first.kill()
     first.communicate()
 
