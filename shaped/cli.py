@@ -1,4 +1,4 @@
-"""The command line: `shaped train`, `shaped check`, `shaped doctor`."""
+"""The command line: `shaped train`, `shaped plot`, `shaped check`, `shaped doctor`."""
 
 import argparse
 import importlib.metadata
@@ -31,14 +31,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     train = commands.add_parser("train", help="run a ready job, or the `train` of a Python file")
-    train.add_argument("job", metavar="RECIPE|FILE.py", help="digits, or a file with train(settings)")
+    train.add_argument("job", metavar="RECIPE|FILE.py", help="digits, charlm, or a file with train(settings)")
     train.add_argument("--backend", choices=("eager", "compiled"), default="compiled")
     train.add_argument("--optimizer", choices=("sgd", "adam", "adamw"), default="adamw")
     train.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
     train.add_argument("--epochs", type=_positive, default=None)
     train.add_argument("--seed", type=int, default=0)
-    train.add_argument("--out", type=Path, default=Path("runs"), help="folder for pictures (default: runs)")
+    train.add_argument("--out", type=Path, default=Path("runs"), help="folder for what a job writes (default: runs)")
+    train.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint")
     train.set_defaults(run=_train)
+    plot = commands.add_parser("plot", help="draw the learning curves of a run")
+    plot.add_argument("run_folder", metavar="RUN", type=Path, help="a folder with log.jsonl, or the log")
+    plot.add_argument("--to", type=Path, default=None, metavar="PNG", help="the picture (default: RUN/curves.png)")
+    plot.set_defaults(run=_plot)
     check = commands.add_parser("check", help="prove the annotated functions of a file")
     check.add_argument("target", metavar="FILE.py[:name]")
     check.add_argument(
@@ -67,7 +72,15 @@ def _train(options: argparse.Namespace) -> int:
 
     train = find(options.job)
     check_device(options.device)
-    train(Settings(options.backend, options.optimizer, options.device, options.epochs, options.seed, options.out))
+    names = ("backend", "optimizer", "device", "epochs", "seed", "out", "resume")
+    train(Settings(**{name: getattr(options, name) for name in names}))
+    return 0
+
+
+def _plot(options: argparse.Namespace) -> int:
+    from shaped.loop import plot_run
+
+    print(plot_run(options.run_folder, options.to))
     return 0
 
 

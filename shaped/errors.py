@@ -8,7 +8,10 @@
     ├── GradientError      the loss does not depend on a parameter that asks for a gradient
     ├── NonFiniteError     a loss or a gradient is NaN or infinite; nothing was updated    (ArithmeticError)
     ├── ExecutorError      no room for another executor, or the compiler refused a graph
-    └── StateError         a state dict does not fit; nothing was loaded                        (ValueError)
+    ├── StateError         a state dict does not fit; nothing was loaded                        (ValueError)
+    └── CheckpointError    a checkpoint cannot be written or read, or is another's
+        ├── CheckpointCorrupt   it is not what was written; nothing was loaded
+        └── RunLocked           another process runs in this folder
 
 A number out of range (a negative `lr`) is a plain ValueError. Each is raised before anything has changed.
 """
@@ -48,6 +51,18 @@ class ExecutorError(ShapedError):
 
 class StateError(ShapedError, ValueError):
     """A state dict does not fit. Nothing was loaded."""
+
+
+class CheckpointError(ShapedError):
+    """A checkpoint cannot be written or read, or belongs to something else. Nothing was loaded."""
+
+
+class CheckpointCorrupt(CheckpointError):
+    """A checkpoint is not what was written; the message names the file. Nothing was loaded."""
+
+
+class RunLocked(CheckpointError):
+    """Another process runs in this folder."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from shaped.backends import Backend, Program
@@ -21,8 +22,9 @@ _FORMAT = 1
 class TrainingState:
     """Optimizers by update path, steps taken, gradients that wait, and the backends made so far."""
 
-    def __init__(self, program: Program, optimizer: FusedOptimizer | None) -> None:
+    def __init__(self, program: Program, optimizer: FusedOptimizer | None, accumulate: int = 1) -> None:
         self.program = program
+        self.accumulate = accumulate
         self.optimizer = optimizer
         self.paths: dict[str, FusedOptimizer] = {}  # "adamw" and its like, made by the first step that uses them
         self.steps = 0
@@ -61,7 +63,19 @@ class TrainingState:
             },
             "steps": self.steps,
             "skipped": self.skipped,
+            "waiting": self._pack_waiting(),
         }
+
+    def _used_names(self) -> list[str]:
+        return [self.program.params.names[i] for i in self.program.used]
+
+    def _pack_waiting(self) -> dict[str, Any] | None:
+        """Gradients that wait for `accumulate`, and the path that they wait for."""
+        if not self.waiting or self.sums is None:
+            return None
+        path = next(path for path, optimizer in self.optimizers().items() if optimizer is self.waiting_for)
+        sums = {name: t.clone() for name, t in zip(self._used_names(), self.sums, strict=True)}
+        return {"path": path, "count": self.waiting, "of": self.accumulate, "sums": sums}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Take over a state dict, all or nothing; StateError lists every difference."""
@@ -76,7 +90,11 @@ class TrainingState:
             self.optimizer.load_state_dict(state["optimizers"]["train"]["state"])
         self.paths = {path: optimizer for path, optimizer in loaded.items() if path != "train"}
         self.steps, self.skipped = state["steps"], state["skipped"]
-        self.sums, self.waiting = None, 0
+        self.sums, self.waiting, self.waiting_for = None, 0, None
+        if waiting := state.get("waiting"):
+            used = zip(self._used_names(), self.program.used_tensors, strict=True)
+            self.sums = [torch.empty_like(p).copy_(waiting["sums"][name]) for name, p in used]
+            self.waiting, self.waiting_for = waiting["count"], self.optimizers()[waiting["path"]]
 
     def _differences(self, state: Mapping[str, Any]) -> list[str]:
         wrong = [] if state["format"] == _FORMAT else [f"format is {state['format']!r}, this version reads {_FORMAT}"]
@@ -105,6 +123,27 @@ class TrainingState:
                 wrong.append(f"it has an optimizer for train_step ({saved['class']}), and this trainer was given none")
             elif path == "train" and type(self.optimizer).__name__ != saved["class"]:
                 wrong.append(f"train_step used {saved['class']} there, {type(self.optimizer).__name__} here")
+        return wrong + self._waiting_differences(state.get("waiting"), state["optimizers"])
+
+    def _waiting_differences(self, waiting: Any, optimizers: Mapping[str, Any]) -> list[str]:
+        if waiting is None:
+            return []
+        if not isinstance(waiting, Mapping) or not {"path", "count", "of", "sums"} <= set(waiting):
+            return ["waiting: it lacks path, count, of or sums"]
+        wrong = []
+        if waiting["of"] != self.accumulate:
+            wrong.append(
+                f"{waiting['count']} of {waiting['of']} gradients wait there; accumulate={self.accumulate} here"
+            )
+        elif not isinstance(waiting["count"], int) or not 0 < waiting["count"] < self.accumulate:
+            wrong.append(f"waiting: a count of {waiting['count']!r} of {self.accumulate}")
+        if waiting["path"] not in optimizers:
+            wrong.append(f"waiting: for the optimizer {waiting['path']!r}, which it does not have")
+        sums = waiting["sums"]
+        for name, p in zip(self._used_names(), self.program.used_tensors, strict=True):
+            there = sums.get(name) if isinstance(sums, Mapping) else None
+            if not isinstance(there, Tensor) or (there.shape, there.dtype) != (p.shape, p.dtype):
+                wrong.append(f"waiting: the gradient of {name} is {describe(there)} there, {describe(p)} here")
         return wrong
 
     def _loaded(self, path: str, saved: Mapping[str, Any]) -> FusedOptimizer:

@@ -99,7 +99,7 @@ class ScalarTrainer:
         self._max_executors, self._max_norm = max_executors, max_norm
         self._nonfinite = nonfinite
         self._accumulate = accumulate
-        self._shared = TrainingState(program, optimizer)
+        self._shared = TrainingState(program, optimizer, accumulate)
         self._backend: Backend = BACKENDS[backend](program, max_executors, max_norm)
         self._shared.backends[backend] = self._backend
 
@@ -124,6 +124,21 @@ class ScalarTrainer:
     def executors(self) -> Executors:
         """The compiled callables so far; print it for a table. Empty on the eager backend."""
         return self._backend.executors
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """The nn.Module that is trained and all inside it; empty for a ParamList."""
+        return tuple(self._program.modules)
+
+    @property
+    def accumulate(self) -> int:
+        """Calls of a step for each update."""
+        return self._accumulate
+
+    @property
+    def optimizer(self) -> FusedOptimizer | None:
+        """The optimizer of `train_step`."""
+        return self._shared.optimizer
 
     @property
     def steps(self) -> int:
@@ -372,7 +387,7 @@ class ScalarTrainer:
     def state_dict(self) -> dict[str, Any]:
         """Parameters, optimizer state with step counts and hyper-parameters, and the signature they obey.
 
-        Tensors are copies. Gradients that wait for `accumulate` are not part of it: save after an update.
+        Gradients that wait for `accumulate` are part of it. Tensors are copies.
         """
         return self._shared.pack()
 

@@ -194,7 +194,8 @@ def test_train_runs_the_train_of_a_file(script_folder: Path, capsys: pytest.Capt
     [
         (
             ["train", "digts"],
-            "ShapedError: no recipe `digts`; did you mean `digits`? there are digits, or a FILE.py of your own\n",
+            "ShapedError: no recipe `digts`; did you mean `digits`? "
+            "there are digits, charlm, or a FILE.py of your own\n",
         ),
         (["train", "nowhere.py"], "ShapedError: no file nowhere.py\n"),
         (["check", "nowhere.py"], "ShapedError: no file nowhere.py\n"),
@@ -222,6 +223,16 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path, capsys: pytest.
 
     assert main(["train", "digits", "--out", str(tmp_path / "file")]) == 1
     assert capsys.readouterr().err.startswith("FileExistsError: ")
+
+
+def test_plot_draws_the_curves_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plot", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == f"ShapedError: no log {tmp_path / 'log.jsonl'}\n"
+    (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0, "validation/loss": 1.5}\n')
+
+    assert main(["plot", str(tmp_path), "--to", str(tmp_path / "a.png")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'a.png'}\n"
+    assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,13 @@ import pytest
 
 import shaped
 from shaped import (
+    CheckpointCorrupt,
+    CheckpointError,
     ExecutorError,
     GradientError,
     NonFiniteError,
     ProofError,
+    RunLocked,
     ShapedError,
     ShapeError,
     SignatureError,
@@ -27,6 +30,9 @@ TREE = {
     NonFiniteError: ArithmeticError,
     ExecutorError: ShapedError,
     StateError: ValueError,
+    CheckpointError: ShapedError,
+    CheckpointCorrupt: CheckpointError,
+    RunLocked: CheckpointError,
 }
 
 GOAL = Goal(

@@ -74,9 +74,9 @@ class Program:
         allow_unused: bool = False,
         check: bool = True,
     ) -> None:
-        self._modules: list[nn.Module] = []  # whose train() and eval() change what the loss computes
+        self.modules: list[nn.Module] = []  # whose train() and eval() change what the loss computes
         if isinstance(params, nn.Module):
-            self._modules = list(params.modules())
+            self.modules = list(params.modules())
             self.params, self.signature = _module_program(loss, params)
         elif isinstance(params, ParamList):
             self.params, self.signature = params, _loss_signature(loss, params)
@@ -130,7 +130,7 @@ class Program:
     def _prove(
         self, dtypes: tuple[torch.dtype, ...], static: Mapping[str, int], ranks: Mapping[str, int] | None = None
     ) -> Proof:
-        key = (dtypes, tuple(sorted(static.items())), str(ranks), *(module.training for module in self._modules))
+        key = (dtypes, tuple(sorted(static.items())), str(ranks), *(module.training for module in self.modules))
         if key not in self._proofs:
             setting = Setting(
                 self.signature.at_ranks(ranks) if ranks else self.signature,
@@ -140,7 +140,7 @@ class Program:
                 self._autocast,
             )
             unknown = [name for name in self._static if name not in static]
-            with _kept_as_they_are(self._modules):
+            with _kept_as_they_are(self.modules):
                 proof = prove_setting(setting, self._assume, {**_guess(unknown), **static})
             if proof.unused and not self._allow_unused:
                 raise GradientError(
@@ -161,8 +161,8 @@ class Program:
             key: tuple[Any, ...] = tuple([(x.shape, x.dtype, x.device, x.layout) for x in inputs])
         except (AttributeError, RuntimeError):  # no tensor, or one without a shape: refused, with the reason
             return self._admit(inputs, ())
-        if self._modules:
-            key += tuple([module.training for module in self._modules])
+        if self.modules:
+            key += tuple([module.training for module in self.modules])
         case = self._cases.get(key)
         if case is None:
             if len(self._cases) >= _CASES:

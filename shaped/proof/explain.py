@@ -154,7 +154,7 @@ def _goal(error: Exception, call: Call, world: World, setting: Setting, tensors:
     shapes = [shape_text(operand, world) for operand in operands]
     labelled = [f"{_short(t)} : {s}" if t else s for t, s in zip(texts, shapes, strict=True)]
     symbol = f"   {SYMBOLS[call.name]}   " if call.name in SYMBOLS and len(operands) == 2 else ", "
-    wanted = error.goal if isinstance(error, Mismatch) else equation(call, operands, world)
+    wanted = _named(error.goal, world) if isinstance(error, Mismatch) else equation(call, operands, world)
     said = "" if wanted else _named(str(error).strip().splitlines()[0], world)
     if said.startswith("Cannot view a tensor"):
         said = "view needs axes that are adjacent in memory, and these are not"
@@ -163,8 +163,8 @@ def _goal(error: Exception, call: Call, world: World, setting: Setting, tensors:
         operation=call.name,
         operands=symbol.join(labelled),
         equation=wanted or ("" if said.startswith("view needs") else last_answer(world)),
-        said=str(error) if isinstance(error, Mismatch) and not silent else said,
-        silent=str(error) if silent else "",
+        said=_named(str(error), world) if isinstance(error, Mismatch) and not silent else said,
+        silent=_named(str(error), world) if silent else "",
         context=tuple(_context([text for text in texts if text], call.place, world, setting, tensors)),
         hint=hint_for(call, written, world, setting, silent) if silent or not isinstance(error, Mismatch) else "",
     )

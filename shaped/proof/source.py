@@ -18,8 +18,8 @@ from torch.utils import _pytree as pytree
 from shaped.errors import Source
 
 _HOME = Path(__file__).resolve().parents[1]
-# Rooms whose functions are written as a user would write them: errors in them are shown at their own lines.
-_USER_ROOMS = tuple(str(_HOME / room) for room in ("recipes", "losses"))
+# A room whose functions are written as a user would write them: errors in them are shown at their own lines.
+_USER_ROOMS = tuple(str(_HOME / room) for room in ("recipes",))
 _STDLIB = sysconfig.get_paths()["stdlib"]
 _LIBRARIES = ("torch", "functorch", "torchgen", "jaxtyping", "beartype", "einops", "sympy", "triton", "numpy")
 

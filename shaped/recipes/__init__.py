@@ -11,7 +11,10 @@ from typing import Literal
 
 from shaped.errors import ShapedError, nearest
 
-RECIPES: Mapping[str, str] = {"digits": "classify 1,797 real handwritten digits with a small network"}
+RECIPES: Mapping[str, str] = {
+    "digits": "classify 1,797 real handwritten digits with a small network",
+    "charlm": "a small GPT over the bytes of Python's standard library",
+}
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Settings:
     epochs: int | None = None
     seed: int = 0
     out: Path = Path("runs")
+    resume: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,276 @@
+"""One checkpoint on disk: a directory that exists under its name only if it is complete.
+
+    step-00000042/tensors.safetensors     every tensor
+                  state.json              everything else
+                  manifest.json           sizes and CRC-32 of both files, every tensor's shape and dtype, and a CRC-32
+                                          of itself; written last
+
+It is written under a temporary name on the same file system, each file and the directory are flushed to the disk, and
+then it is renamed. Reading verifies all of it before anything reaches torch. Nothing is ever unpickled, and no name
+from a file is used as a path.
+"""
+
+import os
+import platform
+import secrets
+import shutil
+import stat
+import warnings
+import zlib
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shaped.checkpoint.codec import from_json, join, split, to_json
+from shaped.errors import CheckpointCorrupt, CheckpointError
+
+FORMAT = 1
+TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
+_LARGEST_TEXT = 256 * 2**20
+_CHUNK = 2**20
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint: what its manifest says, and the state."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+    state: Any
+
+
+def write_checkpoint(folder: Path, name: str, state: Any, about: Mapping[str, Any]) -> Path:
+    """Write a state as `folder/name`, whole or not at all; one of that name is replaced.
+
+    Args:
+        folder: Exists.
+        name: The directory's name.
+        state: Plain data and tensors.
+        about: Goes into the manifest as it is; `run` is part of temporary names.
+
+    Raises:
+        CheckpointError: It cannot be written (the system's reason is given), or the state is no plain data. What was
+        there before is as it was.
+    """
+    data, tensors = split(state)
+    temporary = folder / f".tmp-{about.get('run', 'none')}-{name}-{secrets.token_hex(4)}"
+    try:
+        os.mkdir(temporary)
+        _write_files(temporary, data, tensors, about)
+        _rename(temporary, folder / name)
+    except BaseException as error:
+        with suppress(OSError):
+            shutil.rmtree(temporary)
+        if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            raise CheckpointError(f"{folder / name} cannot be written: {reason}") from error
+        raise
+    return folder / name
+
+
+def _write_files(place: Path, data: Any, tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> None:
+    from safetensors.torch import save_file
+
+    save_file(_unshared(tensors), place / TENSORS)
+    _flush(place / TENSORS)
+    _write(place / STATE, to_json(data))
+    files = {name: {"size": os.stat(place / name).st_size, "crc32": _crc(place / name)} for name in (TENSORS, STATE)}
+    manifest = {
+        **about,
+        "format": FORMAT,
+        "files": files,
+        "tensors": {name: [_dtype(t), list(t.shape)] for name, t in tensors.items()},
+        "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
+    }
+    _write(place / MANIFEST, to_json({**manifest, "crc32": zlib.crc32(to_json(manifest))}))
+    _flush(place)
+
+
+def _unshared(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """safetensors refuses tensors that share memory; a state may hold the same tensor twice."""
+    seen: set[int] = set()
+    alone = {}
+    for name, tensor in tensors.items():
+        address = tensor.untyped_storage().data_ptr()
+        alone[name] = tensor.clone() if address in seen else tensor
+        seen.add(address)
+    return alone
+
+
+def _rename(temporary: Path, final: Path) -> None:
+    aside = final.with_name(f".old-{final.name}")
+    replaces = final.exists()
+    if replaces:
+        os.rename(final, aside)
+    try:
+        os.rename(temporary, final)
+    except OSError:
+        if replaces:
+            os.rename(aside, final)
+        raise
+    _flush(final.parent)
+    if replaces:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _write(path: Path, content: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    try:
+        left = memoryview(content)
+        while left:
+            left = left[os.write(descriptor, left) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _flush(path: Path) -> None:
+    """Have the disk hold a file, or a directory's entries."""
+    if os.name == "nt" and path.is_dir():  # where directories cannot be flushed
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_small(path: Path, data: Any) -> None:
+    """Replace a small JSON file, whole or not at all."""
+    temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+    try:
+        _write(temporary, to_json(data))
+        os.replace(temporary, path)
+    except OSError:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+    _flush(path.parent)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint, verified in itself.
+
+    Raises:
+        CheckpointCorrupt: It is missing or not as it was written. CheckpointError: A newer version wrote it, or the
+        system cannot read it.
+    """
+
+    def read() -> dict[str, Any]:
+        content = _content(path / MANIFEST, _LARGEST_TEXT)
+        found = from_json(content)
+        if not isinstance(found, dict):
+            raise CheckpointCorrupt(f"{path / MANIFEST}: it is no JSON object")
+        checksum = found.pop("crc32", None)
+        if checksum != zlib.crc32(to_json(found)) or to_json({**found, "crc32": checksum}) != content:
+            raise CheckpointCorrupt(f"{path / MANIFEST}: its checksum does not match")
+        written, versions = found.get("format"), found.get("versions")
+        if type(written) is int and written > FORMAT:
+            raise CheckpointError(f"{path} has format {written} ({versions}), and this version reads up to {FORMAT}")
+        if written != FORMAT:
+            raise CheckpointCorrupt(f"{path / MANIFEST}: its format is {written!r}")
+        return found
+
+    return _guarded(path / MANIFEST, read)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint, all of it verified.
+
+    Raises:
+        CheckpointCorrupt: A file is missing, or not as it was written; the message names it. CheckpointError: As for
+        `read_manifest`.
+    """
+    if path.is_symlink() or not path.is_dir():
+        raise CheckpointCorrupt(f"{path}: it is no directory")
+    manifest = read_manifest(path)
+    extra = sorted(set(os.listdir(path)) - {TENSORS, STATE, MANIFEST})
+    if extra:
+        warnings.warn(f"{path} has files that are not part of it: {', '.join(map(repr, extra[:5]))}", stacklevel=2)
+    return Checkpoint(path, manifest, _guarded(path, lambda: _read_state(path, manifest)))
+
+
+def _read_state(path: Path, manifest: Mapping[str, Any]) -> Any:
+    from safetensors import safe_open
+
+    files = manifest["files"]
+    if set(files) != {TENSORS, STATE}:
+        raise CheckpointCorrupt(f"{path / MANIFEST}: it lists other files than this format has")
+    for name, wanted in files.items():
+        size = _regular(path / name)
+        if size != wanted["size"]:
+            raise CheckpointCorrupt(f"{path / name}: {size} bytes, and {wanted['size']} were written")
+        if _crc(path / name) != wanted["crc32"]:
+            raise CheckpointCorrupt(f"{path / name}: its checksum does not match what was written")
+    data = from_json(_content(path / STATE, _LARGEST_TEXT))
+    wanted = manifest["tensors"]
+    with safe_open(path / TENSORS, framework="pt") as file:
+        differ = set(file.keys()) ^ set(wanted)  # before anything is allocated
+        tensors = {} if differ else {name: file.get_tensor(name) for name in wanted}
+    differ |= {name for name, tensor in tensors.items() if [_dtype(tensor), list(tensor.shape)] != wanted[name]}
+    if differ:
+        names = ", ".join(sorted(differ)[:5])
+        raise CheckpointCorrupt(f"{path / TENSORS}: tensors differ from the manifest's: {names}")
+    return join(data, tensors)
+
+
+def _guarded(path: Path, read: Callable[[], Any]) -> Any:
+    """Run a reader; whatever a damaged or hostile file makes fail is a CheckpointCorrupt that names it."""
+    try:
+        return read()
+    except CheckpointError:
+        raise
+    except FileNotFoundError as error:
+        raise CheckpointCorrupt(f"{error.filename or path}: it is missing") from None
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or path} cannot be read: {error.strerror or error}") from error
+    except Exception as error:
+        said = str(error).splitlines()[0][:200] if str(error) else ""
+        raise CheckpointCorrupt(f"{path}: {type(error).__name__}: {said}") from None
+
+
+def _open(path: Path) -> int:
+    """Open for reading; a link is not followed, and a pipe does not wait."""
+    try:
+        flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+        return os.open(path, flags)
+    except OSError as error:
+        if path.is_symlink():
+            raise CheckpointCorrupt(f"{path}: it is a link") from None
+        raise error
+
+
+def _regular(path: Path) -> int:
+    """The size of a regular file."""
+    descriptor = _open(path)
+    try:
+        status = os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise CheckpointCorrupt(f"{path}: it is no regular file")
+    return status.st_size
+
+
+def _content(path: Path, largest: int) -> bytes:
+    size = _regular(path)
+    if size > largest:
+        raise CheckpointCorrupt(f"{path}: {size} bytes are more than such a file can have")
+    with os.fdopen(_open(path), "rb") as file:
+        return file.read(largest + 1)
+
+
+def _crc(path: Path) -> int:
+    checksum = 0
+    with os.fdopen(_open(path), "rb") as file:
+        while chunk := file.read(_CHUNK):
+            checksum = zlib.crc32(chunk, checksum)
+    return checksum
+
+
+def _dtype(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

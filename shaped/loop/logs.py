@@ -1,0 +1,162 @@
+"""What a run measured, on disk: a line of JSON for each record, and TensorBoard's event files.
+
+A log that cannot be written (a full disk, a closed pipe) warns once; training goes on.
+"""
+
+import json
+import math
+import os
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shaped.errors import ShapedError
+
+if TYPE_CHECKING:
+    from shaped.loop.loop import Loop
+
+
+class Training:
+    """Records the training loss at every n-th step, and listens to all that is recorded.
+
+    Args:
+        every: Steps between the loop's own records: `loss`, `loss_average`, `lr`, `step_ms`, and with `terms` each term
+            of the loss.
+        terms: Compute the terms apart, one forward pass a record.
+    """
+
+    def __init__(self, every: int = 10, *, terms: bool = False) -> None:
+        self._every, self._terms = every, terms
+        self._failed = False
+
+    def attached(self, loop: "Loop") -> None:
+        """Begin to listen."""
+        loop.every_n_steps(self._every, self._record_step, name=loop.free_name(type(self).__name__), priority=-10)
+
+    def _record_step(self, loop: "Loop") -> None:
+        values = {"loss": loop.loss, "loss_average": loop.average.compute(), "lr": loop.lr}
+        values["step_ms"] = 1e3 * loop.median_step
+        if self._terms:
+            values.update({f"loss/{name}": value for name, value in loop.terms().items()})
+        self.on_record(loop, values)
+
+    def on_record(self, loop: "Loop", values: Mapping[str, float]) -> None:
+        """Write figures of this step; a failure to write is a warning, once."""
+        if self._failed:
+            return
+        try:
+            self.write(loop, {name: value for name, value in values.items() if not math.isnan(value)})
+        except (OSError, ValueError) as error:
+            self._failed = True
+            warnings.warn(f"{self} cannot be written and is left out from here on: {error}", stacklevel=2)
+
+    def write(self, loop: "Loop", values: Mapping[str, float]) -> None:
+        """Put figures where they belong."""
+        raise NotImplementedError
+
+
+class JsonLines(Training):
+    """A log of one JSON object a line: step, epoch, seconds of the run, and the figures by name.
+
+    A resumed run appends; where a step is there twice, `read_log` takes the later one.
+
+    Args:
+        path: The file; its folder is made.
+        every, terms: As for `Training`.
+    """
+
+    def __init__(self, path: str | Path, every: int = 10, *, terms: bool = False) -> None:
+        super().__init__(every, terms=terms)
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._began = time.monotonic()
+        self._descriptor: int | None = None
+
+    def write(self, loop: "Loop", values: Mapping[str, float]) -> None:
+        """Append a line."""
+        seconds = round(time.monotonic() - self._began, 3)
+        line = {"step": loop.step, "epoch": loop.epoch, "seconds": seconds, **values}
+        text = json.dumps({key: value if _writable(value) else str(value) for key, value in line.items()})
+        if self._descriptor is None:
+            self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        os.write(self._descriptor, f"{text}\n".encode())  # unbuffered, so that a kill loses no line
+
+    def on_close(self, loop: "Loop") -> None:
+        """The run is over."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def __str__(self) -> str:
+        return f"the log {self.path}"
+
+
+def _writable(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def read_log(path: str | Path) -> dict[str, list[tuple[int, float]]]:
+    """A JSON-lines log as series: (step, value) by figure, in order of steps, the later of two for one step.
+
+    Lines that are cut off or are no figures are passed over.
+
+    Raises:
+        ShapedError: There is no such file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ShapedError(f"no log {path}")
+    series: dict[str, dict[int, float]] = {}
+    for line in _lines(path):
+        step = line.get("step")
+        for name, value in line.items():
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if name not in ("step", "seconds", "epoch") and number and isinstance(step, int):
+                series.setdefault(name, {})[step] = float(value)
+    return {name: sorted(points.items()) for name, points in series.items()}
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for text in file:
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue
+            if isinstance(line, dict):
+                yield line
+
+
+class TensorBoard(Training):
+    """TensorBoard's event files, in `folder`; read with `tensorboard --logdir folder`.
+
+    Args:
+        folder: Where the event files go.
+        every, terms: As for `Training`.
+
+    Raises:
+        ShapedError: tensorboard is not installed.
+    """
+
+    def __init__(self, folder: str | Path, every: int = 10, *, terms: bool = False) -> None:
+        super().__init__(every, terms=terms)
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise ShapedError('TensorBoard needs its package: pip install "shaped-trainer[tensorboard]"') from None
+        self.folder = Path(folder)
+        self._writer = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+
+    def write(self, loop: "Loop", values: Mapping[str, float]) -> None:
+        """Add a point to each figure's curve."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, loop.step)  # type: ignore[no-untyped-call]
+
+    def on_close(self, loop: "Loop") -> None:
+        """The run is over: write what waits."""
+        self._writer.flush()  # type: ignore[no-untyped-call]
+
+    def __str__(self) -> str:
+        return f"TensorBoard's {self.folder}"

@@ -1,0 +1,427 @@
+"""The loop: takes steps over data, runs hooks after each, stops where it should, and can go on from any step."""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Mapping
+from contextlib import suppress
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shaped.checkpoint.generators import generator_states, set_generator_states
+from shaped.data.feed import Batch, DataError, Feed
+from shaped.errors import NonFiniteError, ShapedError, StateError
+from shaped.loop.checks import checked_specs, malformed
+from shaped.loop.hooks import Hooks
+from shaped.loop.signals import Interrupted, Watch
+from shaped.metrics import MovingAverage, Scored, evaluate
+from shaped.optim import FusedOptimizer
+from shaped.params import ParamList
+from shaped.trainer import ScalarTrainer
+
+_RECENT = 101  # step durations for the median; sorting more at each record would show in the step
+
+
+class _Stop(Exception):
+    """A signal was received: leave for the step boundary."""
+
+
+class Loop(Hooks):
+    """Runs a trainer over data.
+
+    Args:
+        trainer: Whose `train_step` is taken; it needs `optimizer=`.
+        step: Instead of it: `lambda *batch: trainer.adamw_step(*batch, lr=1e-3)`.
+        schedule: A torch LR scheduler over the trainer's optimizer; stepped after each update, saved with the state.
+        metrics: For `evaluate`, by name: functions `metric(params, *batch)`, or `shaped.metrics.Scored(...)`.
+        specs: Trainers for batches with a spec (`Batch(inputs, spec)`), by spec: other losses with inputs and executors
+            of their own, over the same parameters and the same optimizer.
+        max_skips: With the trainer's nonfinite="skip": this many skipped steps in a row are an error.
+        signals: Let SIGINT and SIGTERM stop a run at the end of its step.
+
+    Raises:
+        ValueError: There is no way to take a step, or an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        trainer: ScalarTrainer,
+        step: Callable[..., Tensor] | None = None,
+        *,
+        schedule: Any = None,
+        metrics: Mapping[str, Callable[..., Any] | Scored] | None = None,
+        specs: Mapping[Hashable, ScalarTrainer] | None = None,
+        max_skips: int = 10,
+        signals: bool = True,
+    ) -> None:
+        if not isinstance(trainer, ScalarTrainer):
+            raise ValueError(f"trainer is a {type(trainer).__name__}; pass a ScalarTrainer")
+        if step is None and trainer.optimizer is None:
+            raise ValueError(
+                "the trainer has no optimizer: ScalarTrainer(..., optimizer=shaped.optim.AdamW(params)), or "
+                "Loop(trainer, lambda *batch: trainer.adamw_step(*batch, lr=1e-3))"
+            )
+        if not isinstance(max_skips, int) or isinstance(max_skips, bool) or max_skips < 1:
+            raise ValueError(f"max_skips is {max_skips!r}; it is a whole number of at least 1")
+        super().__init__()
+        self.trainer, self.schedule, self.metrics = trainer, schedule, dict(metrics or {})
+        self.specs = {None: trainer, **checked_specs(trainer, step, specs or {})}
+        self._steps = {spec: other.train_step for spec, other in self.specs.items()}
+        if step is not None:
+            self._steps[None] = step
+        self.step, self.start_step = 0, 0
+        self.end_step: int | None = None  # one past the last step of the run; None while it is not known
+        self.shared: dict[str, Any] = {}  # for hooks to leave things for each other; not saved
+        self.latest: dict[str, float] = {}  # what `record` was given last, by name
+        self.loss = math.nan  # of the last step that was not skipped
+        self.average = MovingAverage()
+        self.batch: Batch | None = None
+        self.resumed = False  # this run goes on with the one that a loaded state interrupted
+        self.durations: deque[float] = deque(maxlen=_RECENT)  # seconds of each step, data and hooks apart
+        self._start_epoch, self._max_skips, self._skips = 0, max_skips, 0
+        self._whole = True  # no step is half taken
+        self._listen, self._watch = signals, Watch(False)
+        self._feed: Feed | None = None
+        self._position: Mapping[str, Any] | None = None  # loaded, for the next data
+        self._updates: dict[str, Callable[[ParamList], Any]] = {}
+        self._attached: list[Any] = []
+        self._keepers: dict[str, Any] = {}  # objects whose state is saved with ours, by name
+        self._schedules: dict[str, dict[str, float]] = {}  # loaded hook states, by hook name
+        if schedule is not None:
+            self.keep("schedule", schedule)
+
+    # -- runs ------------------------------------------------------------------------------------------------------
+
+    def run_steps(self, data: Any, n: int) -> None:
+        """Take n steps, from where the data was left; after a resume, until the interrupted call's n are complete.
+
+        Raises:
+            DataError: The data ended before; `run_epochs` and `run_to_step` go over it again.
+            NonFiniteError: A step's loss or gradient is not finite; the message names the first operation. Interrupted:
+            SIGINT or SIGTERM. What a hook or the data raises comes with a note that names it.
+        """
+        self._begin(data, "n", n)
+        self.end_step = self.start_step + n
+        self._run(epochs=None, wraps=False)
+
+    def run_to_step(self, data: Any, n: int) -> None:
+        """Take steps until `step` is n, going over the data as often as needed. Raises as `run_steps`."""
+        self._begin(data, "n", n)
+        self.end_step = n
+        self._run(epochs=None, wraps=True)
+
+    def run_epochs(self, data: Any, n: int) -> None:
+        """Go over the data n times; after a resume, until the interrupted call's n are complete.
+
+        Raises as `run_steps`.
+        """
+        self._begin(data, "n", n)
+        assert self._feed is not None
+        last, length = self._start_epoch + n, self._feed.length
+        left = last - self._feed.epoch
+        self.end_step = None if length is None else self.step + left * length - self._feed.index
+        self._run(epochs=last, wraps=True)
+
+    def _begin(self, data: Any, name: str, n: int) -> None:
+        if isinstance(n, bool) or not isinstance(n, int) or n < 0:
+            raise ValueError(f"{name} is {n!r}; it is a whole number of at least 0")
+        if self._feed is None or self._feed.data is not data:
+            feed = Feed(data, self._position)
+            if self._feed is not None:
+                self._feed.close()
+                feed.epoch = self._feed.epoch + (self._feed.index > 0)
+            self._feed, self._position = feed, None
+        if not self.resumed:
+            self.start_step, self._start_epoch = self.step, self._feed.epoch
+
+    def _run(self, epochs: int | None, wraps: bool) -> None:
+        self._watch = Watch(self._listen)
+        with self._watch:
+            try:
+                for kind in ("start", "step", "end"):
+                    for hook in self.hooks[kind]:
+                        hook.schedule.begin(self)
+                        if hook.name in self._schedules:
+                            hook.schedule.load(self._schedules.pop(hook.name))
+                self._fire("start")
+                self._take_steps(epochs, wraps)
+                self._at_end()
+                self._fire("end")
+            except _Stop:
+                self._tell("on_stop")
+            except Exception as error:
+                self._save_after(error)
+                raise
+            finally:
+                self.resumed = False
+                self._tell("on_close")
+        if self._watch.received:
+            raise Interrupted(self._watch.received)
+
+    def _take_steps(self, epochs: int | None, wraps: bool) -> None:
+        feed, watch = self._feed, self._watch
+        assert feed is not None
+        hooks = self.hooks["step"]
+        fresh = True  # an epoch that had been gone over to its end when the call began is followed by the next
+        while feed.epoch < epochs if epochs is not None else self.step < (self.end_step or 0):
+            if watch.received:
+                raise _Stop
+            batch = self._fetch(feed)
+            if batch is not None:
+                self._take(batch, feed)
+                for hook in hooks:
+                    if hook.schedule.due(self):
+                        hook.run(self)
+            elif wraps or fresh:
+                self._end_epoch(feed, epochs)
+            else:
+                count = feed.index
+                feed.next_epoch()
+                raise DataError(
+                    f"the data ended after {count} batches, at step {self.step} of {self.end_step}; "
+                    "run_epochs(data, n) goes over it again, and run_to_step(data, n) until step n"
+                )
+            fresh = False
+        if watch.received:
+            raise _Stop
+
+    def _end_epoch(self, feed: Feed, epochs: int | None) -> None:
+        length = feed.index
+        feed.next_epoch()
+        if epochs is not None:  # the data may have another length than it said, or have said nothing
+            self.end_step = self.step + (epochs - feed.epoch) * length
+
+    def _fetch(self, feed: Feed) -> Batch | None:
+        try:
+            return feed.next()
+        except Exception as error:
+            if self._watch.received:  # Ctrl-C reaches a loader's workers too, and they end
+                raise _Stop from None
+            error.add_note(f"in the data, at batch {feed.index} of epoch {feed.epoch} (step {self.step + 1})")
+            raise
+
+    def _take(self, batch: Batch, feed: Feed) -> None:
+        take = self._steps.get(batch.spec)
+        trainer = self.specs.get(batch.spec, self.trainer)
+        if take is None:
+            feed.back()
+            raise DataError(
+                f"a batch has the spec {batch.spec!r}, and the loop has {list(self._steps)}: Loop(specs=...)"
+            )
+        updates, skipped = trainer.steps, trainer.skipped
+        self._whole = False
+        began = time.perf_counter()
+        try:
+            value = take(*batch.inputs).item()
+        except Exception as error:
+            feed.back()
+            self._whole = isinstance(error, ShapedError)  # refused before anything changed
+            if isinstance(error, NonFiniteError):
+                raise self._located(error, trainer, batch) from None
+            raise
+        self.durations.append(time.perf_counter() - began)
+        self.batch = batch
+        self.step += 1
+        if trainer.skipped != skipped:
+            self._skip()
+            return
+        if not math.isfinite(value):
+            raise NonFiniteError(f"the loss of step {self.step} is {value}, and the step was taken outside the trainer")
+        self._skips, self.loss = 0, value
+        self.average.update(value)
+        if trainer.steps != updates:
+            self._after_update()
+        self._whole = True
+
+    def _after_update(self) -> None:
+        if self._updates:
+            with torch.no_grad():
+                for name, update in self._updates.items():
+                    try:
+                        update(self.trainer.params)
+                    except Exception as error:
+                        error.add_note(f"in update `{name}` after step {self.step}")
+                        raise
+        if self.schedule is not None:
+            self.schedule.step()
+
+    def _skip(self) -> None:
+        self._whole = True
+        self._skips += 1
+        if self._skips >= self._max_skips:
+            assert self.batch is not None
+            error = NonFiniteError(
+                f"{self._skips} steps in a row were not finite and were skipped, the last at {self.step}"
+            )
+            raise self._located(error, self.trainer, self.batch)
+
+    def _located(self, error: NonFiniteError, trainer: ScalarTrainer, batch: Batch) -> NonFiniteError:
+        from shaped.loop.tracer import first_nonfinite
+
+        origin = None
+        with suppress(Exception):  # the search must not hide what was found
+            origin = first_nonfinite(trainer, *batch.inputs)
+        return NonFiniteError(f"{error}\n  " + str(origin).replace("\n", "\n  ")) if origin is not None else error
+
+    # -- what comes along ------------------------------------------------------------------------------------------
+
+    def after_update(self, name: str, function: Callable[[ParamList], Any]) -> None:
+        """Change parameters in place after each update (a constraint), before any hook sees them.
+
+        Args:
+            name: Each has one of its own.
+            function: Takes the parameters; gradients are off. Not called where a step made no update.
+        """
+        if name in self._updates:
+            raise ValueError(f"there is an update named `{name}` already")
+        self._updates[name] = function
+
+    def attach(self, listener: Any) -> Any:
+        """Let an object hear of the run; it is returned.
+
+        Called, where it has them: `attached(loop)` now, `on_record(loop, values)` for each `record`, `on_stop(loop)`
+        where a signal ends the run at a step boundary, `on_error(loop, error)` where the data, a hook or a NaN ends it
+        there, and `on_close(loop)` when the run is over, however it ended.
+        """
+        if hasattr(listener, "attached"):
+            listener.attached(self)
+        self._attached.append(listener)
+        return listener
+
+    def _tell(self, method: str, *arguments: Any) -> None:
+        for listener in self._attached:
+            heard = getattr(listener, method, None)
+            if heard is not None:
+                heard(self, *arguments)
+
+    def _save_after(self, error: Exception) -> None:
+        """At a step boundary nothing is half done: what failed was the data, a hook, or a check before the update."""
+        if self._whole:
+            try:
+                self._tell("on_error", error)
+            except Exception as second:  # the first is the one to see
+                error.add_note(f"and the run up to here could not be saved: {second}")
+
+    # -- measures --------------------------------------------------------------------------------------------------
+
+    @property
+    def epoch(self) -> int:
+        """Epochs of the data that are complete."""
+        return self._feed.epoch if self._feed is not None else int((self._position or {"epoch": 0})["epoch"])
+
+    @property
+    def median_step(self) -> float:
+        """Median duration of the recent steps in seconds, without data and hooks; NaN before the first."""
+        return median(self.durations) if self.durations else math.nan
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the optimizer's first group; NaN where the step brings its own."""
+        optimizer: FusedOptimizer | None = self.trainer.optimizer
+        return float(optimizer.param_groups[0]["lr"]) if optimizer is not None else math.nan
+
+    def record(self, values: Mapping[str, float]) -> None:
+        """Hand figures to whoever is attached (logs, curves, the best checkpoint), by name, at this step."""
+        numbers = {name: float(value) for name, value in values.items()}
+        self.latest.update(numbers)
+        self._tell("on_record", numbers)
+
+    def evaluate(self, data: Any, name: str = "validation") -> dict[str, float]:
+        """The loss and the loop's metrics over data, recorded as `validation/loss` and so on. Changes no generator.
+
+        Raises:
+            As `shaped.metrics.evaluate`.
+        """
+
+        def between() -> None:
+            if self._watch.received:
+                raise _Stop
+
+        found = evaluate(self.trainer, data, self.metrics, between=between)
+        found = {f"{name}/{key}": value for key, value in found.items()}
+        self.record(found)
+        return found
+
+    def terms(self) -> dict[str, float]:
+        """The terms of the loss apart, on the last batch at the present parameters; see `shaped.losses.with_terms`."""
+        from shaped.losses import loss_terms
+
+        if self.batch is None:
+            return {}
+        trainer, inputs = self.specs[self.batch.spec], self.batch.inputs
+        terms = loss_terms(lambda: trainer.proof.setting.run([*trainer.params, *inputs])[0])
+        return {name: float(value) for name, value in terms.items()}
+
+    # -- state -----------------------------------------------------------------------------------------------------
+
+    def keep(self, name: str, thing: Any) -> None:
+        """Save and load an object's state with the loop's: anything with `state_dict` and `load_state_dict`."""
+        if name in self._keepers:
+            raise ValueError(f"`{name}` is kept already")
+        if not (hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict")):
+            raise ValueError(f"`{name}` is a {type(thing).__name__} without state_dict and load_state_dict")
+        self._keepers[name] = thing
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs: trainer, position in the data, generators, schedule, hooks; a copy."""
+        position = self._feed.state_dict() if self._feed is not None else self._position
+        return {
+            "trainer": self.trainer.state_dict(),
+            "specs": {str(s): t.state_dict() for s, t in self.specs.items() if s is not None},
+            "step": self.step,
+            "start_step": self.start_step,
+            "start_epoch": self._start_epoch,
+            "skips": self._skips,
+            "loss": self.loss,
+            "latest": dict(self.latest),
+            "average": self.average.state_dict(),
+            "position": position,
+            "generators": generator_states(),
+            "hooks": {h.name: s for hooks in self.hooks.values() for h in hooks if (s := h.schedule.state())},
+            "kept": {name: thing.state_dict() for name, thing in self._keepers.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state, all or nothing, so that the next run goes on with the one that was interrupted.
+
+        Raises:
+            StateError: It does not fit; nothing has changed.
+        """
+        wrong = malformed(state, self.state_dict()) or self._differences(state)
+        if wrong:
+            raise StateError("the state does not fit this loop.\n  " + "\n  ".join(wrong))
+        before = self.state_dict()
+        try:
+            self._assign(state)
+        except BaseException as error:
+            self._assign(before)
+            if isinstance(error, StateError) or not isinstance(error, Exception):
+                raise
+            raise StateError(f"the state does not fit this loop: {type(error).__name__}: {error}") from error
+        self.resumed = True
+
+    def _differences(self, state: Mapping[str, Any]) -> list[str]:
+        wrong = [f"`{name}` is kept there and not here" for name in state["kept"] if name not in self._keepers]
+        wrong += [f"`{name}` is kept here and not there" for name in self._keepers if name not in state["kept"]]
+        mine = [str(spec) for spec in self.specs if spec is not None]
+        wrong += [f"the spec {spec} is here and not there" for spec in mine if spec not in state["specs"]]
+        return wrong + [f"the spec {spec} is there and not here" for spec in state["specs"] if spec not in mine]
+
+    def _assign(self, state: Mapping[str, Any]) -> None:
+        self.trainer.load_state_dict(state["trainer"])
+        for spec, trainer in self.specs.items():
+            if spec is not None:
+                trainer.load_state_dict(state["specs"][str(spec)])
+        for name, thing in self._keepers.items():
+            thing.load_state_dict(state["kept"][name])
+        set_generator_states(state["generators"])
+        self.average.load_state_dict(state["average"])
+        self.step, self.start_step, self._start_epoch = state["step"], state["start_step"], state["start_epoch"]
+        self._skips, self.loss, self.latest = state["skips"], state["loss"], dict(state["latest"])
+        if self._feed is not None:
+            self._feed.close()
+        self._feed, self._position = None, state["position"]
+        self._schedules = dict(state["hooks"])

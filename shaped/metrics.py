@@ -1,0 +1,205 @@
+"""Metrics, and the evaluation of a loss over data.
+
+A metric is anything with `update`, `compute` and `reset` (torchmetrics' objects are), or a plain function
+`metric(params, *batch) -> number`, whose mean is weighted by batch size.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from shaped.checkpoint.generators import generators_kept
+from shaped.data.feed import Feed, batch_size
+from shaped.errors import ShapedError, ShapeError
+from shaped.trainer import ScalarTrainer
+
+
+@runtime_checkable
+class Metric(Protocol):
+    """What torchmetrics calls a metric."""
+
+    def update(self, *values: Any) -> Any: ...
+
+    def compute(self) -> Any: ...
+
+    def reset(self) -> Any: ...
+
+
+class Mean:
+    """A weighted mean of numbers; NaN before the first."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def update(self, value: float | Tensor, weight: float = 1.0) -> None:
+        """Add a number; a weight of 0 leaves it out."""
+        if weight:
+            self._total += float(value) * weight
+            self._weight += weight
+
+    def compute(self) -> float:
+        """The mean so far."""
+        return self._total / self._weight if self._weight else float("nan")
+
+    def reset(self) -> None:
+        """Forget all numbers."""
+        self._total, self._weight = 0.0, 0.0
+
+
+class MovingAverage:
+    """An exponential moving average that begins as a plain mean: the n-th number weighs max(weight, 1/n).
+
+    Args:
+        weight: Of the newest number in the long run, above 0 and at most 1; it remembers about 1/weight numbers.
+    """
+
+    def __init__(self, weight: float = 0.01) -> None:
+        if not 0 < weight <= 1:
+            raise ValueError(f"weight is {weight!r}; it is a number above 0 and at most 1")
+        self.weight = weight
+        self.reset()
+
+    def update(self, value: float | Tensor) -> None:
+        """Add a number."""
+        self._count += 1
+        self._value += (float(value) - self._value) * max(self.weight, 1 / self._count)
+
+    def compute(self) -> float:
+        """The average; NaN before the first number."""
+        return self._value if self._count else float("nan")
+
+    def reset(self) -> None:
+        """Forget all numbers."""
+        self._value, self._count = 0.0, 0
+
+    def state_dict(self) -> dict[str, float]:
+        """What a resumed run needs."""
+        return {"value": self._value, "count": self._count}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Go on from a saved state."""
+        self._value, self._count = float(state["value"]), int(state["count"])
+
+
+class Scored:
+    """A metric object over predictions: `predict(params, *batch)` gives what its `update` takes.
+
+        Scored(torchmetrics.Accuracy(task="multiclass", num_classes=10), lambda p, x, y: (logits(p, x), y))
+
+    Args:
+        metric: An object with update, compute and reset.
+        predict: From parameters and a batch to the arguments of `update`, a tensor or a tuple.
+    """
+
+    def __init__(self, metric: Metric, predict: Callable[..., Any]) -> None:
+        self._metric, self._predict = metric, predict
+
+    def add(self, params: Any, inputs: tuple[Tensor, ...], size: int) -> None:
+        """Let the metric see a batch."""
+        values = self._predict(params, *inputs)
+        self._metric.update(*(values if isinstance(values, tuple) else (values,)))
+
+    def compute(self) -> float:
+        """The metric's value."""
+        return float(self._metric.compute())
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        self._metric.reset()
+
+
+class _Averaged:
+    """A plain function, averaged by batch size."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function, self._mean = function, Mean()
+
+    def add(self, params: Any, inputs: tuple[Tensor, ...], size: int) -> None:
+        self._mean.update(self._function(params, *inputs), size)
+
+    def compute(self) -> float:
+        return self._mean.compute()
+
+    def reset(self) -> None:
+        self._mean.reset()
+
+
+@torch.no_grad()
+def evaluate(
+    trainer: ScalarTrainer,
+    data: Any,
+    metrics: Mapping[str, Callable[..., Any] | Scored] | None = None,
+    *,
+    between: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+    """The loss and metrics over one epoch of data, in eval mode, changing nothing.
+
+    Args:
+        trainer: Whose loss and parameters count.
+        data: As a loop takes it; its first epoch is gone over.
+        metrics: By name: a function `metric(params, *batch) -> number`, or `Scored(torchmetrics_object, predict)`.
+        between: Called before each batch; what it raises ends the evaluation.
+
+    Returns:
+        `loss`, the mean weighted by batch size, and each metric by name.
+
+    Raises:
+        DataError: There is no batch. ShapedError: A metric is none, or is named `loss`. ShapeError: A batch does not
+        fit.
+    """
+    prepared = {name: _prepared(name, metric) for name, metric in (metrics or {}).items()}
+    loss, feed = Mean(), Feed(data)
+    training = [module for module in trainer.modules if module.training]
+    with generators_kept():
+        try:
+            for module in training:
+                module.training = False
+            while (batch := feed.next()) is not None:
+                between()
+                size = batch_size(batch)
+                loss.update(trainer.forward(*batch.inputs), size)
+                for metric in prepared.values():
+                    metric.add(trainer.params, batch.inputs, size)
+        finally:
+            for module in training:
+                module.training = True
+            feed.close()
+    return {"loss": loss.compute(), **{name: metric.compute() for name, metric in prepared.items()}}
+
+
+def _prepared(name: str, metric: Any) -> Scored | _Averaged:
+    if name == "loss":
+        raise ShapedError("a metric is named `loss`, which evaluation gives already; choose another name")
+    if isinstance(metric, Scored):
+        metric.reset()
+        return metric
+    if isinstance(metric, Metric):
+        kind = type(metric).__name__
+        raise ShapedError(
+            f"metric `{name}` is a {kind}, which is updated with predictions: pass "
+            f"shaped.metrics.Scored({kind}(...), predict), with predict(params, *batch) giving its arguments"
+        )
+    if not callable(metric):
+        raise ShapedError(f"metric `{name}` is a {type(metric).__name__}: pass a function metric(params, *batch)")
+    return _Averaged(metric)
+
+
+def accuracy(
+    logits: Float[Tensor, "*shape classes"],
+    target: Int[Tensor, "*shape"],
+    *,
+    mask: Bool[Tensor, "*shape"] | None = None,
+) -> Float[Tensor, ""]:
+    """Share of rows whose largest logit is that of the target class; a mask leaves rows out.
+
+    Raises:
+        ShapeError: `target` or `mask` is not of the shape of `logits` without its last axis.
+    """
+    if logits.dim() < 1 or logits.shape[:-1] != target.shape or (mask is not None and mask.shape != target.shape):
+        shapes = [list(t.shape) for t in (logits, target, mask) if t is not None]
+        raise ShapeError(f"accuracy: {' against '.join(map(str, shapes))}; classes are the last axis of logits")
+    right = logits.argmax(-1) == target
+    return right.float().mean() if mask is None else right[mask].float().mean()

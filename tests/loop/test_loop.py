@@ -1,0 +1,477 @@
+"""The loop: where it stops and goes on, what runs when, and that nothing is lost in between."""
+
+import math
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.optim.lr_scheduler import StepLR
+from torch.utils.data import DataLoader, TensorDataset
+
+from shaped import NonFiniteError, ScalarTrainer, ShapeError, StateError
+from shaped.data import Batch, Batches, DataError, prefetch
+from shaped.loop import Loop
+from shaped.optim import AdamW
+from tests.models import MLP, batch, mlp, mlp_loss
+
+LIST = [batch(seed=seed) for seed in range(6)]
+
+
+def make(seed: int = 0, *, metrics: Any = None, specs: Any = None, **options: Any) -> Loop:
+    params = mlp(seed=seed)
+    trainer = ScalarTrainer(mlp_loss, params, optimizer=AdamW(params, lr=0.01), **options)
+    return Loop(trainer, metrics=metrics)
+
+
+def params_of(loop: Loop) -> list[Tensor]:
+    return [p.detach().clone() for p in loop.trainer.params]
+
+
+def same(a: Loop, b: Loop) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(params_of(a), params_of(b), strict=True))
+
+
+# -- runs ----------------------------------------------------------------------------------------------------------
+
+
+def test_run_steps_goes_on_where_the_data_was_left():
+    loop, other = make(), make()
+    loop.run_steps(LIST, 2)
+    loop.run_steps(LIST, 3)
+    for x, y in LIST[:5]:
+        other.trainer.train_step(x, y)
+
+    assert (loop.step, loop.start_step, loop.end_step, loop.epoch) == (5, 2, 5, 0)
+    assert same(loop, other)
+
+
+def test_data_that_ends_early_says_so_and_names_run_epochs():
+    loop = make()
+    with pytest.raises(DataError) as caught:
+        loop.run_steps(LIST, 7)
+
+    assert str(caught.value) == (
+        "the data ended after 6 batches, at step 6 of 7; run_epochs(data, n) goes over it again, and "
+        "run_to_step(data, n) until step n"
+    )
+    loop.run_epochs(LIST, 1)
+    assert (loop.step, loop.epoch) == (12, 2)
+
+
+def test_a_run_of_no_steps_or_to_a_step_behind_does_nothing():
+    loop = make()
+    loop.run_steps(LIST, 0)
+    loop.run_to_step(LIST, 3)
+    loop.run_to_step(LIST, 2)
+    loop.run_epochs(LIST, 0)
+
+    assert loop.step == 3
+    for wrong in (-1, 1.5, True):
+        with pytest.raises(ValueError, match=r"n is .*; it is a whole number of at least 0"):
+            loop.run_steps(LIST, wrong)  # type: ignore[arg-type]
+
+
+def test_run_to_step_goes_over_the_data_as_often_as_needed():
+    loop = make()
+    loop.run_to_step(LIST, 20)
+
+    assert (loop.step, loop.epoch) == (20, 3)
+
+
+def test_run_epochs_knows_its_end_from_the_length_or_after_the_first_epoch():
+    ends: list[int | None] = []
+    loop = make()
+    loop.on_step(lambda loop: ends.append(loop.end_step))
+    loop.run_epochs(LIST, 2)
+    assert ends == [12] * 12
+
+    ends.clear()
+    other = make()
+    other.on_step(lambda loop: ends.append(loop.end_step))
+    other.run_epochs(lambda epoch: iter(LIST[: 4 + epoch]), 3)
+    assert ends == [None] * 4 + [12] * 5 + [14] * 6  # each epoch is expected to be like the last one
+    assert (other.step, other.epoch) == (15, 3)
+
+
+class Counted:
+    """A generator that can begin again."""
+
+    def __init__(self) -> None:
+        self.resets = 0
+        self.reset()
+
+    def reset(self) -> None:
+        self.resets += 1
+        self._batches = iter(LIST)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        return next(self._batches)
+
+
+def test_a_generator_is_one_epoch_unless_it_has_reset():
+    counted, loop = Counted(), make()
+    loop.run_epochs(counted, 3)
+
+    assert (loop.step, counted.resets) == (18, 3)
+    with pytest.raises(
+        DataError, match="a generator is one epoch and is used up: pass a list, a function of the epoch"
+    ):
+        make().run_epochs((b for b in LIST), 2)
+
+
+def test_set_epoch_of_data_or_of_its_sampler_is_called():
+    class Sampler(torch.utils.data.SequentialSampler):
+        epochs: ClassVar[list[int]] = []
+
+        def set_epoch(self, epoch: int) -> None:
+            self.epochs.append(epoch)
+
+    data = TensorDataset(torch.randn(12, 6), torch.randint(0, 3, (12,)))
+    make().run_epochs(DataLoader(data, batch_size=5, sampler=Sampler(data)), 3)
+
+    assert Sampler.epochs == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (3, "data is a int: pass an iterable of batches, or a function of the epoch"),
+        ([], "the data gave no batch in epoch 0"),
+        ([{"x": 1}], "batch 0 of epoch 0 is a dict; a batch is a tensor, a tuple of tensors, or "
+         "shaped.data.Batch(inputs, spec)"),
+        ([(torch.zeros(2, 6), [1, 2])], "batch 0 of epoch 0 is a tuple of Tensor, list; a batch is a tensor, a tuple "
+         "of tensors, or shaped.data.Batch(inputs, spec)"),
+        ([Batch(batch(), spec="other")], "a batch has the spec 'other', and the loop has [None]: Loop(specs=...)"),
+    ],
+)  # fmt: skip
+def test_what_is_no_data_is_named(data: Any, message: str):
+    with pytest.raises(DataError) as caught:
+        make().run_epochs(data, 1)
+
+    assert str(caught.value) == message
+
+
+def test_an_error_in_the_data_names_the_batch_and_keeps_the_steps_before():
+    def data() -> Iterator[Any]:
+        yield from LIST[:2]
+        raise OSError("no such file")
+
+    loop = make()
+    with pytest.raises(OSError, match="no such file") as caught:
+        loop.run_steps(data(), 5)
+
+    assert caught.value.__notes__ == ["in the data, at batch 2 of epoch 0 (step 3)"]
+    assert loop.step == 2
+
+
+def test_a_batch_that_does_not_fit_changes_nothing_and_is_not_counted():
+    loop = make()
+    with pytest.raises(ShapeError):
+        loop.run_steps([LIST[0], (torch.zeros(2, 5), torch.zeros(2).long())], 2)
+
+    assert loop.step == 1
+    assert loop.state_dict()["position"]["index"] == 1
+
+
+def test_a_loop_needs_a_way_to_take_a_step():
+    trainer = ScalarTrainer(mlp_loss, mlp())
+    with pytest.raises(ValueError, match=r"the trainer has no optimizer: .*Loop\(trainer, lambda \*batch: "):
+        Loop(trainer)
+    with pytest.raises(ValueError, match="trainer is a MLP; pass a ScalarTrainer"):
+        Loop(mlp())  # type: ignore[arg-type]
+    loop = Loop(trainer, lambda *inputs: trainer.adamw_step(*inputs, lr=0.1))
+    loop.run_epochs(LIST, 1)
+
+    assert (loop.step, trainer.steps) == (6, 6)
+    assert math.isnan(loop.lr)
+
+
+# -- specs ---------------------------------------------------------------------------------------------------------
+
+
+def penalty(p: MLP, scale: Float[Tensor, " one"]) -> Float[Tensor, ""]:
+    squares = [q.square().sum() for q in p]
+    return torch.stack(squares).sum() * scale.mean()
+
+
+def test_each_spec_has_its_own_loss_inputs_and_executors():
+    params = mlp()
+    optimizer = AdamW(params, lr=0.01)
+    main = ScalarTrainer(mlp_loss, params, optimizer=optimizer, backend="compiled")
+    other = ScalarTrainer(penalty, params, optimizer=optimizer, backend="compiled")
+    loop = Loop(main, specs={"decay": other})
+    data = [Batch(batch()), Batch((torch.ones(1),), "decay")] * 3
+    loop.run_steps(data, 6)
+
+    assert (loop.step, main.steps, other.steps) == (6, 3, 3)
+    assert (len(main.executors), len(other.executors)) == (1, 1)
+    state = loop.state_dict()
+    again = mlp(seed=1)
+    shared = AdamW(again, lr=0.5)
+    resumed = Loop(
+        ScalarTrainer(mlp_loss, again, optimizer=shared),
+        specs={"decay": ScalarTrainer(penalty, again, optimizer=shared)},
+    )
+    resumed.load_state_dict(state)
+    assert resumed.specs["decay"].steps == 3
+    stranger = mlp()
+    with pytest.raises(ValueError, match="must train the same parameters with the same optimizer"):
+        Loop(main, specs={"decay": ScalarTrainer(penalty, stranger, optimizer=AdamW(stranger))})
+
+
+# -- measures, schedules, updates ----------------------------------------------------------------------------------
+
+
+def test_loss_moving_average_and_step_durations_are_always_there():
+    losses: list[float] = []
+    loop = make()
+    loop.on_step(lambda loop: losses.append(loop.loss))
+    loop.run_epochs(LIST, 2)
+
+    assert len(loop.durations) == 12
+    assert loop.median_step > 0
+    assert loop.average.compute() == pytest.approx(sum(losses) / 12)
+
+
+def test_the_schedule_is_stepped_after_each_update_only():
+    params = mlp()
+    optimizer = AdamW(params, lr=1.0)
+    trainer = ScalarTrainer(mlp_loss, params, optimizer=optimizer, accumulate=2)
+    loop = Loop(trainer, schedule=StepLR(optimizer, step_size=1, gamma=0.5))
+    loop.run_steps(LIST, 5)
+
+    assert trainer.steps == 2
+    assert loop.lr == 0.25
+
+
+def test_an_update_after_the_optimizer_constrains_the_parameters_before_any_hook():
+    loop = make()
+    seen: list[float] = []
+    loop.after_update("clip", lambda p: p.w1.clamp_(-0.01, 0.01))
+    loop.on_step(lambda loop: seen.append(loop.trainer.params.w1.abs().max().item()))
+    loop.run_steps(LIST, 3)
+
+    assert seen == [pytest.approx(0.01)] * 3
+    with pytest.raises(ValueError, match="there is an update named `clip` already"):
+        loop.after_update("clip", lambda p: None)
+
+
+def test_evaluate_records_loss_and_metrics_and_changes_nothing():
+    heard: list[dict[str, float]] = []
+
+    class Listener:
+        def on_record(self, loop: Loop, values: dict[str, float]) -> None:
+            heard.append(values)
+
+    loop = make(metrics={"count": lambda p, x, y: len(x)})
+    loop.attach(Listener())
+    before, generator = params_of(loop), torch.get_rng_state()
+    found = loop.evaluate(LIST)
+
+    assert set(found) == {"validation/loss", "validation/count"}
+    assert found == loop.latest == heard[0]
+    assert all(torch.equal(a, b) for a, b in zip(before, loop.trainer.params, strict=True))
+    assert torch.equal(generator, torch.get_rng_state())
+
+
+# -- what is not finite --------------------------------------------------------------------------------------------
+
+BAD = (torch.full((5, 6), math.inf), torch.zeros(5).long())
+
+
+def test_nan_is_found_before_any_hook_runs_and_the_operation_is_named():
+    seen: list[int] = []
+    loop = make()
+    loop.on_step(lambda loop: seen.append(loop.step))
+    before = params_of(loop)
+    with pytest.raises(
+        NonFiniteError, match=r"the loss is nan at step 1; nothing was updated\n  first made by input 0"
+    ):
+        loop.run_steps([BAD], 1)
+
+    assert seen == []
+    assert all(torch.equal(a, b) for a, b in zip(before, loop.trainer.params, strict=True))
+    assert loop.state_dict()["position"]["index"] == 0
+
+
+def test_a_batch_whose_step_failed_comes_again_whatever_the_data_is():
+    class Flaky(Exception):
+        pass
+
+    for data in (LIST, iter(LIST)):
+        seen: list[Tensor] = []
+        loop = make()
+        failing = [2]
+
+        def take(x: Tensor, y: Tensor, loop: Loop = loop, seen: Any = seen, failing: Any = failing) -> Tensor:
+            if len(seen) in failing:
+                failing.clear()
+                raise Flaky
+            seen.append(x)
+            return loop.trainer.train_step(x, y)
+
+        loop = Loop(loop.trainer, take)
+        with pytest.raises(Flaky):
+            loop.run_steps(data, 4)
+        loop.run_steps(data, 3)
+
+        assert all(torch.equal(a, b[0]) for a, b in zip(seen, LIST, strict=False))
+        assert len(seen) == 5
+
+
+class Crashing(torch.utils.data.Dataset[Any]):
+    """An example that takes its worker down, once."""
+
+    def __init__(self, flag: str) -> None:
+        self.flag = Path(flag)
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> Any:
+        if index == 7 and not self.flag.exists():
+            self.flag.touch()
+            time.sleep(0.5)  # so that the loop waits: torch raises the error wherever the main thread is
+            os.kill(os.getpid(), signal.SIGKILL)
+        return torch.full((6,), float(index)), index % 3
+
+
+def test_a_worker_that_dies_loses_no_example(tmp_path: Path):
+    seen: list[float] = []
+    loop = make()
+    loop.on_step(lambda loop: seen.extend(loop.batch.inputs[0][:, 0].tolist()))
+    data = DataLoader(Crashing(str(tmp_path / "flag")), batch_size=3, num_workers=1, prefetch_factor=1)
+    with pytest.raises(RuntimeError, match="worker") as caught:
+        loop.run_epochs(data, 1)
+    assert "in the data, at batch 2 of epoch 0 (step 3)" in caught.value.__notes__
+    assert loop.step == 2
+    loop.run_epochs(data, 1)
+
+    assert seen == list(range(12))
+
+
+def test_schedule_evaluation_and_a_short_last_batch_compile_four_executors_and_no_more():
+    params = mlp()
+    optimizer = AdamW(params, lr=0.1)
+    trainer = ScalarTrainer(mlp_loss, params, optimizer=optimizer, backend="compiled")
+    loop = Loop(trainer, schedule=StepLR(optimizer, step_size=1, gamma=0.9))
+    data = [batch(5), batch(5), batch(3)]
+    loop.every_n_steps(2, lambda loop: loop.evaluate(data), name="validate")
+    loop.run_epochs(data, 5)
+
+    assert (loop.step, len(trainer.executors)) == (15, 4)
+
+
+def test_skipped_steps_are_counted_and_too_many_in_a_row_are_an_error():
+    loop = make(nonfinite="skip")
+    loop.run_steps([LIST[0], BAD, LIST[1]], 3)
+    assert (loop.step, loop.trainer.steps, loop.trainer.skipped) == (3, 2, 1)
+    assert math.isfinite(loop.average.compute())
+
+    with pytest.raises(NonFiniteError, match="10 steps in a row were not finite and were skipped, the last at 13"):
+        loop.run_steps([BAD] * 20, 20)
+
+
+def test_a_loss_that_is_not_finite_outside_the_trainer_is_an_error_too():
+    loop = Loop(ScalarTrainer(mlp_loss, mlp()), lambda x, y: torch.tensor(math.nan))
+    with pytest.raises(NonFiniteError, match="the loss of step 1 is nan, and the step was taken outside the trainer"):
+        loop.run_steps(LIST, 1)
+
+
+# -- state ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("stop", [1, 5, 6, 7, 13])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_resumed_run_is_the_uninterrupted_one_mid_epoch_too(stop: int, workers: int):
+    data = TensorDataset(torch.randn(17, 6), torch.randint(0, 3, (17,)))
+
+    def loader() -> DataLoader[Any]:
+        return DataLoader(data, batch_size=3, shuffle=True, num_workers=workers)  # its order is of the global generator
+
+    torch.manual_seed(0)
+    whole = make()
+    whole.run_epochs(loader(), 3)
+
+    class Enough(Exception):
+        pass
+
+    torch.manual_seed(0)
+    first = make()
+
+    @first.on_step
+    def leave(loop: Loop) -> None:
+        if loop.step == stop:
+            raise Enough
+
+    with pytest.raises(Enough):
+        first.run_epochs(loader(), 3)
+    state = first.state_dict()
+    torch.manual_seed(99)
+    second = make(seed=5)
+    second.load_state_dict(state)
+    second.run_epochs(loader(), 3)
+
+    assert (second.step, second.epoch) == (whole.step, whole.epoch) == (18, 3)
+    assert same(second, whole)
+    assert second.average.compute() == whole.average.compute()
+    assert torch.equal(second.state_dict()["generators"]["torch"], whole.state_dict()["generators"]["torch"])
+
+
+@pytest.mark.parametrize("wrap", [lambda d: d, lambda d: prefetch(d, depth=3)], ids=["plain", "prefetch"])
+def test_batches_are_a_function_of_seed_epoch_and_index(wrap: Any):
+    x = torch.arange(10.0)
+    data = Batches(x, batch_size=4, seed=3)
+
+    assert [sorted(torch.cat([b[0] for b in data.iterate(e)]).tolist()) for e in (0, 1)] == [x.tolist()] * 2
+    assert data.order(0).tolist() != data.order(1).tolist() != Batches(x, batch_size=4, seed=4).order(1).tolist()
+    for start in range(3):
+        part = [b.inputs if isinstance(b, Batch) else b for b in wrap(data).iterate(1, start)]
+        expected = list(data.iterate(1))[start:]
+        assert [p[0].tolist() for p in part] == [e[0].tolist() for e in expected]
+
+
+def test_a_state_that_does_not_fit_changes_nothing():
+    loop, other = make(), make(seed=1)
+    loop.run_steps(LIST, 3)
+    loop.keep("average", loop.average)
+    before = other.state_dict()
+    with pytest.raises(StateError) as caught:
+        other.load_state_dict(loop.state_dict())
+    assert str(caught.value) == "the state does not fit this loop.\n  `average` is kept there and not here"
+
+    state = make().state_dict()
+    state["average"] = {"value": "x", "count": 1}
+    with pytest.raises(StateError, match="does not fit this loop: ValueError: could not convert string to float"):
+        other.load_state_dict(state)
+    with pytest.raises(StateError, match=r"does not fit this loop.\n  trainer: missing\n  specs: missing"):
+        other.load_state_dict({})
+    after = other.state_dict()
+
+    assert other.step == 0
+    assert torch.equal(before["trainer"]["params"]["w1"], after["trainer"]["params"]["w1"])
+    assert torch.equal(before["generators"]["torch"], after["generators"]["torch"])
+
+
+def test_a_saved_state_is_a_copy_and_saving_changes_no_training():
+    a, b = make(), make()
+    a.run_steps(LIST, 2)
+    state = a.state_dict()
+    kept = state["trainer"]["params"]["w1"].clone()
+    a.on_step(lambda loop: loop.state_dict())
+    a.run_steps(LIST, 4)
+    b.run_steps(LIST, 6)
+
+    assert same(a, b)
+    assert torch.equal(kept, state["trainer"]["params"]["w1"])
