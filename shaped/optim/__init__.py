@@ -1,7 +1,8 @@
-"""SGD, Adam and AdamW over `shaped_kernels`: torch.optim's arguments, defaults and state dicts."""
+"""SGD, Adam and AdamW over `shaped_kernels`: torch.optim's arguments, defaults and state dicts, and what is fused."""
 
 from .adam import Adam as Adam
 from .adam import AdamW as AdamW
 from .base import FusedOptimizer as FusedOptimizer
-from .base import Update as Update
+from .options import Options as Options
 from .sgd import SGD as SGD
+from .updates import Update as Update
