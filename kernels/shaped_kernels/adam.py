@@ -135,7 +135,7 @@ def _checked_update(
     lists = TensorLists(params, {name: slot for name, slot in slots.items() if slot is not None})
     taken = torch.tensor(step - 1.0, device=lists.device if lists.path == "triton" else "cpu")
     rule = AdamRule(decoupled, maximize, amsgrad=len(lists.slots) == 3)
-    take([Call(rule, lists, lists.admit(grads), scalars, taken)])
+    take([Call(rule, lists, grads, scalars, taken)])
 
 
 def adam_scalars(lr: object, betas: object, eps: object, weight_decay: object) -> tuple[float, ...]:

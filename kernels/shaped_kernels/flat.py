@@ -11,7 +11,8 @@ Each tensor begins at a multiple of 16 elements; the gaps hold zeros and are upd
 """
 
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, repeat
+from operator import attrgetter, eq, is_
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ _GAP = 16  # elements: 64 bytes of float32, so that every tensor of an arena beg
 SMALL = 4096
 # Fewer tensors than this gain nothing.
 _FEW = 4
+_is_cpu, _dtype, _shape = attrgetter("is_cpu"), attrgetter("dtype"), attrgetter("shape")
 
 
 def offsets_of(tensors: Sequence[Tensor]) -> tuple[list[int], int]:
@@ -98,6 +100,7 @@ class Flat:
         self.params = lists.params[0].new_zeros(total) if owned is None else owned
         self._param_views = [] if self.owned else views(self.params, lists.params, offsets)
         self.copies = True
+        self._shapes = [p.shape for p in lists.params]
         self._seen: list[int] = []
         self._found: Tensor | None = None
         self._grads: Tensor | None = None
@@ -109,9 +112,26 @@ class Flat:
         """Say whether the flat parameters are still the memory of the parameters; `p.data = ...` may change that."""
         return not self.owned or list(map(Tensor.data_ptr, self._lists.params)) == self._pointers
 
-    def grads(self, grads: list[Tensor]) -> Tensor:
-        """The gradients as one flat tensor: their own memory if they lie so, a copy otherwise."""
-        pointers = list(map(Tensor.data_ptr, grads))
+    def admit(self, grads: Sequence[Tensor]) -> Tensor | None:
+        """The gradients as one flat tensor: their own memory if they lie so, a copy otherwise.
+
+        The check is that of `TensorLists.admit`, less what cannot matter here: a copy takes any strides, and what
+        has no memory to point to is found by asking for it. None where something does not fit, and `TensorLists.admit`
+        can say what.
+        """
+        try:
+            fit = (
+                len(grads) == len(self._shapes)
+                and all(map(_is_cpu, grads))
+                and all(map(is_, map(_dtype, grads), repeat(self.params.dtype)))
+                and all(map(eq, map(_shape, grads), self._shapes))
+            )
+            pointers = list(map(Tensor.data_ptr, grads)) if fit else []
+        except (AttributeError, TypeError, RuntimeError):
+            fit, pointers = False, []
+        return self._gathered(list(grads), pointers) if fit else None
+
+    def _gathered(self, grads: list[Tensor], pointers: list[int]) -> Tensor:
         if pointers != self._seen or self._found is None:
             self._seen, self._found = pointers, self._in_one_block(grads, pointers)
         self.copies = self._found is None

@@ -87,25 +87,34 @@ class Rule(Protocol):
 
 @dataclass
 class Call:
-    """One rule over lists that are known to be good.
+    """One rule over lists that are known to be good; making it checks the gradients, and changes nothing.
 
     Attributes:
         rule: Which.
         lists: Parameters and state.
-        grads: What `lists.admit` returned.
+        grads: One gradient for each parameter; afterwards, laid out as `lists.admit` does.
+        flat: The lists as flat tensors, where that pays.
+        walked: The gradients as the torch path walks them: `grads`, or one flat tensor.
         scalars: The rule's numbers, checked.
         step: Steps taken so far, 0-dim; advanced by the step. On the parameters' device on the triton path.
+
+    Raises:
+        ValueError: Some gradients do not fit; the message names every index and what is wrong.
     """
 
     rule: Rule
     lists: TensorLists
-    grads: list[Tensor]
+    grads: Sequence[Tensor]
     scalars: Sequence[float]
     step: Tensor
 
     def __post_init__(self) -> None:
         self.flat = flat_view(self.lists) if self.rule.store == "nearest" else None
-        self.walked = [self.flat.grads(self.grads)] if self.flat is not None else self.grads
+        gathered = None if self.flat is None else self.flat.admit(self.grads)
+        if gathered is None:
+            self.grads = self.lists.admit(self.grads)
+            gathered = None if self.flat is None else self.flat.admit(self.grads)
+        self.walked = list(self.grads) if gathered is None else [gathered]
 
 
 def take(calls: Sequence[Call], extras: Extras = NOTHING) -> tuple[Tensor | None, bool | Tensor]:
@@ -161,7 +170,7 @@ def _move_all(calls: Sequence[Call], extras: Extras, factor: float | None, skip:
         if not skip:
             _move(call, extras.ema_decay, factor)
         if extras.zero_grads:
-            torch._foreach_zero_(call.grads if call.flat is None or call.flat.copies else call.walked)
+            torch._foreach_zero_(call.walked if call.flat is not None and not call.flat.copies else call.grads)
 
 
 def _squares(calls: Sequence[Call]) -> list[Tensor]:
@@ -186,7 +195,7 @@ def _move(call: Call, ema_decay: float | None, factor: float | None) -> None:
             rule.fused([flat.params], call.walked, [[slot] for slot in flat.slots], call.scalars, call.step, factor)
             flat.leave()
         elif lists.fast and exact:
-            grads = lists.fast_of(call.grads)
+            grads = lists.fast_of(call.walked)
             rule.fused(lists.fast_params, grads, lists.fast_slots, call.scalars, call.step, factor)
         for i in lists.slow if exact else range(len(lists)):
             _move_plainly(call, i, factor)

@@ -17,7 +17,7 @@ kernel does on a dense copy.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from operator import attrgetter
+from operator import attrgetter, eq
 from typing import Any
 
 import torch
@@ -92,6 +92,7 @@ class TensorLists:
         self.fast_slots: Slots = tuple([slot[i] for i in self.fast] for slot in self.slots)
         self._facts = list(map(_facts, self.params))
         self._strides = list(map(Tensor.stride, self.params))
+        self._contiguous = all(map(Tensor.is_contiguous, self.params))
 
     def __len__(self) -> int:
         return len(self.params)
@@ -129,23 +130,27 @@ class TensorLists:
         """
         grads = list(grads)
         try:
-            facts, strides = list(map(_facts, grads)), list(map(Tensor.stride, grads))
+            # Compared one by one: a list of 1000 tuples would wake the garbage collector at every step.
+            fit = len(grads) == len(self.params) and all(map(eq, map(_facts, grads), self._facts))
+            alike = fit and all(map(eq, map(Tensor.stride, grads), self._strides))
         except (AttributeError, TypeError, RuntimeError):  # not a tensor, or one without strides
-            facts, strides = [], None
-        if facts != self._facts or strides is None:
+            fit = alike = False
+        if not fit:
             _refuse([*_length_faults(self.params, {"grads": grads}), *_grad_faults(self.params, grads)])
             _refuse(["params: have changed shape, dtype or device since these lists were checked; make them anew"])
-        if strides == self._strides:
+        if alike:
             return grads
         return [g if g.stride() == p.stride() else _laid_out_as(p, g) for p, g in zip(self.params, grads, strict=True)]
 
     def laid_out_as_checked(self) -> bool:
         """Say whether the parameters still have the strides they were checked with; `p.data = ...` may change them."""
-        return list(map(Tensor.stride, self.params)) == self._strides
+        if self._contiguous:
+            return all(map(Tensor.is_contiguous, self.params))
+        return all(map(eq, map(Tensor.stride, self.params), self._strides))
 
     def as_checked(self) -> bool:
         """Say whether the parameters still have the shapes, dtypes, devices and strides they were checked with."""
-        return self.laid_out_as_checked() and list(map(_facts, self.params)) == self._facts
+        return self.laid_out_as_checked() and all(map(eq, map(_facts, self.params), self._facts))
 
     def fast_of(self, grads: list[Tensor]) -> list[Tensor]:
         """Pick the entries of `grads` that belong to `fast_params`."""

@@ -69,7 +69,7 @@ def sgd_(
     lists = TensorLists(params, {} if momentum_buffers is None else {"momentum_buffers": momentum_buffers})
     taken = torch.tensor(0.0 if fresh else 1.0, device=lists.device if lists.path == "triton" else "cpu")
     rule = SgdRule(nesterov, maximize)
-    take([Call(rule, lists, lists.admit(grads), (*scalars, decay), taken)])
+    take([Call(rule, lists, grads, (*scalars, decay), taken)])
 
 
 def check_sgd(lr: float, momentum: float, dampening: float, weight_decay: float, *, nesterov: bool) -> None:

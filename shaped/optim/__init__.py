@@ -3,6 +3,7 @@
 from .adam import Adam as Adam
 from .adam import AdamW as AdamW
 from .base import FusedOptimizer as FusedOptimizer
+from .flattening import flatten_parameters as flatten_parameters
 from .options import Options as Options
 from .sgd import SGD as SGD
 from .updates import Update as Update

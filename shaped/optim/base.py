@@ -165,39 +165,37 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
         grad_scale: Tensor | None,
         found_inf: Tensor | None,
     ) -> None:
-        ready = self._ready(grads, params)
+        plan, calls = self._ready(grads, params)
         options = self.options
         extras = Extras(
             options.max_norm, options.skip_nonfinite, options.ema_decay, options.zero_grads, grad_scale, found_inf
         )
-        calls = [
-            Call(self._rule(u.group), u._lists, admitted, self._rule_scalars(u, scalars), u._counted)
-            for u, admitted, scalars in ready
-        ]
-        if extras.measures and any(u._sharded for u, *_ in ready):
+        if extras.measures and any(u._sharded for u in plan.updates):
             extras = replace(extras, norm=global_norm(grads))
         self.grad_norm, skipped = take(calls, extras)
-        for u, *_ in ready:
+        for u in plan.updates:
             # torch's fused operators do not count versions; autograd then misses a stale saved tensor.
             torch.autograd.graph.increment_version(u.params)
             if skipped is not True:
                 u.adopt()
 
-    def _ready(
-        self, grads: Sequence[Tensor], params: Sequence[Tensor] | None
-    ) -> list[tuple[Update, list[Tensor], Scalars]]:
+    def _ready(self, grads: Sequence[Tensor], params: Sequence[Tensor] | None) -> tuple[Plan, list[Call]]:
         """Everything that can fail, before anything that mutates."""
         plan = self._plan(params)
         if len(grads) != plan.count:
             raise ValueError(f"expected {plan.count} gradients, one for each parameter, got {len(grads)}")
         try:
             with torch.no_grad():
-                return [(u, u._lists.admit(plan.share(u, grads)), u.scalars()) for u in plan.updates]
+                return plan, [self._call(u, plan.share(u, grads)) for u in plan.updates]
         except ValueError:
             if all(u._lists.as_checked() for u in plan.updates):
                 raise
             self._plans.clear()  # the parameters were given another dtype or device
             return self._ready(grads, params)
+
+    def _call(self, update: Update, grads: Sequence[Tensor]) -> Call:
+        scalars = self._rule_scalars(update, update.scalars())
+        return Call(self._rule(update.group), update._lists, grads, scalars, update._counted)
 
     # torch.optim.Optimizer.
 
