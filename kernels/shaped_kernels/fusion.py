@@ -98,6 +98,9 @@ class Call:
         scalars: The rule's numbers, checked.
         step: Steps taken so far, 0-dim; advanced by the step. On the parameters' device on the triton path.
 
+        lr: A learning rate on the lists' device, which replaces that of `scalars` without being read by the
+            host; on the triton path.
+
     Raises:
         ValueError: Some gradients do not fit; the message names every index and what is wrong.
     """
@@ -107,6 +110,7 @@ class Call:
     grads: Sequence[Tensor]
     scalars: Sequence[float]
     step: Tensor
+    lr: Tensor | None = None
 
     def __post_init__(self) -> None:
         self.flat = flat_view(self.lists) if self.rule.store == "nearest" else None
@@ -170,7 +174,7 @@ def _move_all(calls: Sequence[Call], extras: Extras, factor: float | None, skip:
         if not skip:
             _move(call, extras.ema_decay, factor)
         if extras.zero_grads:
-            torch._foreach_zero_(call.walked if call.flat is not None and not call.flat.copies else call.grads)
+            torch._foreach_zero_(call.walked if call.flat is not None and not call.flat.copies else list(call.grads))
 
 
 def _squares(calls: Sequence[Call]) -> list[Tensor]:
@@ -203,7 +207,7 @@ def _move(call: Call, ema_decay: float | None, factor: float | None) -> None:
         call.step.sub_(1)
         raise
     if ema_decay is not None and lists.ema is not None:
-        if flat is not None and flat.ema is not None:
+        if flat is not None and flat.ema is not None and flat.ema.dtype == flat.params.dtype:
             flat.ema.lerp_(flat.params, 1.0 - ema_decay)
         else:
             for e, p in zip(lists.ema, lists.params, strict=True):

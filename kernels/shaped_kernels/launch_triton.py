@@ -22,11 +22,14 @@ from .rows_triton import NORM, OWN, SKIP
 from .table_triton import squares_kernel
 from .tables import BLOCK, Table
 
+_MOST_HYPERS = 7
+
 TYPES = {
     torch.float64: tl.float64,
     torch.float32: tl.float32,
     torch.bfloat16: tl.bfloat16,
     torch.float16: tl.float16,
+    torch.int8: tl.int8,
 }
 _STORES = {"nearest": NEAREST, "stochastic": STOCHASTIC, "split": SPLIT}
 
@@ -74,15 +77,42 @@ class _Plan:
             wide: torch.zeros(OWN.value + entries, dtype=wide, device=lists.device)
             for wide in {group.wide for group in self.groups}
         }
-        self._hypers: list[float] = []
-        self.hypers = torch.zeros(0, dtype=torch.float64)
+        self._written: list[float] = []
+        self.hypers = torch.zeros(_MOST_HYPERS, dtype=torch.float64, device=lists.device)
 
-    def write(self, hypers: list[float], device: torch.device) -> None:
-        """Upload hyper-parameters that differ from those uploaded last."""
-        if hypers != self._hypers:
-            host = torch.tensor(hypers, dtype=torch.float64, pin_memory=device.type == "cuda")
-            self.hypers = host.to(device, non_blocking=True)
-            self._hypers = hypers
+    def write(self, hypers: list[float]) -> None:
+        """Upload hyper-parameters that differ from those uploaded last, into the memory that captured launches read.
+
+        Raises:
+            RuntimeError: A capture is under way: its replays would upload these numbers again and again.
+        """
+        if hypers == self._written:
+            return
+        if self.hypers.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "hyper-parameters are new or have changed during a capture: take a step before it, alike"
+            )
+        host = torch.tensor(hypers, dtype=torch.float64, pin_memory=self.hypers.is_cuda)
+        self.hypers[: len(hypers)].copy_(host, non_blocking=True)
+        self._written = hypers
+
+
+def upload(call: Call, extras: Extras, block: int = BLOCK) -> None:
+    """Write a call's hyper-parameters to the device, for launches that were captured before they changed.
+
+    Args:
+        call: Lists on the triton path.
+        extras: Those of its steps.
+        block: As in `launch`.
+    """
+    plan = _plan(call, block)
+    plan.write([extras.max_norm or 0.0, _decay(extras), *call.rule.hypers(call.scalars)])
+    if call.lr is not None:  # the third of every rule's hyper-parameters; no wait for its value
+        plan.hypers[2].copy_(call.lr.detach().reshape(()), non_blocking=True)
+
+
+def _decay(extras: Extras) -> float:
+    return 1.0 if extras.ema_decay is None else extras.ema_decay
 
 
 def launch(
@@ -132,7 +162,7 @@ def _point(call: Call, plan: _Plan) -> list[tuple[Tensor, Tensor]]:
     """Point every table at this step's tensors; pairs of a tensor without flat memory and the copy to update."""
     lists, pairs = call.lists, []
     beside = [tensors for tensors in (lists.ema, lists.low) if tensors is not None]
-    roles = [lists.params, call.grads, *lists.slots, *(lists.scales or ()), *beside]
+    roles = [lists.params, list(call.grads), *lists.slots, *(lists.scales or ()), *beside]
     if lists.slow:
         roles = [list(role) for role in roles]
         for i in lists.slow:
@@ -160,8 +190,7 @@ def _squares(group: _Group) -> Tensor:
 def _run(call: Call, plan: _Plan, extras: Extras, partials: list[Tensor]) -> None:
     lists = call.lists
     row_kernel, row_constants, kernel, constants, _ = call.rule.kernels(lists)
-    max_norm, decay = extras.max_norm or 0.0, extras.ema_decay if extras.ema_decay is not None else 1.0
-    plan.write([max_norm, decay, *call.rule.hypers(call.scalars)], lists.device)
+    upload(call, extras, plan.groups[0].table.block)
     around = {
         "CLIP": extras.max_norm is not None,
         "GUARD": extras.skip_nonfinite,

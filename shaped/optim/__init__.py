@@ -1,7 +1,11 @@
 """SGD, Adam and AdamW over `shaped_kernels`: torch.optim's arguments, defaults and state dicts, and what is fused."""
 
+from . import schedules as schedules
 from .adam import Adam as Adam
 from .adam import AdamW as AdamW
+from .averaging import EMA as EMA
+from .averaging import SWA as SWA
+from .averaging import averaged as averaged
 from .base import FusedOptimizer as FusedOptimizer
 from .flattening import flatten_parameters as flatten_parameters
 from .options import Options as Options

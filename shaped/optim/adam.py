@@ -96,6 +96,8 @@ class Adam(FusedOptimizer):
     def _check_group(self, group: Group) -> None:
         check_flags(group)
         check_adam(*self._scalars(group, fresh=False))
+        if self.options.moments == "8bit" and group["amsgrad"]:
+            raise ValueError("8-bit moments have no AMSGrad: a running maximum of rounded codes only grows")
 
     def _rule(self, group: Group) -> AdamRule:
         return AdamRule(group["decoupled_weight_decay"], group["maximize"], group["amsgrad"], self.options.store)

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, overload
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
 from shaped_kernels.flat import block_of
@@ -158,6 +159,7 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
         """
         self._take(grads, params, None, None)
 
+    @_disable_dynamo  # torch.compile breaks its graph here, as it does at every torch optimizer's step
     def _take(
         self,
         grads: Sequence[Tensor],
@@ -194,8 +196,26 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
             return self._ready(grads, params)
 
     def _call(self, update: Update, grads: Sequence[Tensor]) -> Call:
-        scalars = self._rule_scalars(update, update.scalars())
-        return Call(self._rule(update.group), update._lists, grads, scalars, update._counted)
+        lr, lists = update.group["lr"], update._lists
+        on_device = isinstance(lr, Tensor) and lists.path == "triton" and lr.device == lists.device
+        # A learning rate on the device is read, and its range checked, at the first step only: reading waits.
+        scalars = update._admitted if on_device and update._admitted else update.scalars()
+        rule = self._rule(update.group)
+        return Call(rule, lists, grads, self._rule_scalars(update, scalars), update._counted, lr if on_device else None)
+
+    def upload(self) -> None:
+        """Write lr and all other hyper-parameters to the device, where captured steps read them.
+
+        `step` does this itself; a captured step that is replayed cannot see that a scheduler changed a
+        number on the host. On the CPU there is nothing to do.
+        """
+        extras = Extras(self.options.max_norm, ema_decay=self.options.ema_decay)
+        for plan in self._plans.values():
+            for u in plan.updates:
+                if u._lists.path == "triton" and len(u._lists):
+                    from shaped_kernels.launch_triton import upload
+
+                    upload(self._call(u, u._lists.params), extras)
 
     # torch.optim.Optimizer.
 

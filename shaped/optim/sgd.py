@@ -83,6 +83,10 @@ class SGD(FusedOptimizer):
         check_flags(group)
         lr, momentum, damp, weight_decay = self._scalars(group, fresh=False)
         check_sgd(lr, momentum, 1.0 - damp, weight_decay, nesterov=group["nesterov"])
+        if self.options.moments == "8bit":
+            raise ValueError(
+                "8-bit moments are Adam's and AdamW's; SGD's momentum may be torch.float32 or the parameter's"
+            )
 
     def _rule(self, group: Group) -> SgdRule:
         return SgdRule(group["nesterov"], group["maximize"], self.options.store)
