@@ -11,6 +11,7 @@ Each is optional and free when off. `take` runs lists of the triton path by kern
 the device, and the others by torch's operators, deciding on the host.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -139,31 +140,31 @@ def take(calls: Sequence[Call], extras: Extras = NOTHING) -> tuple[Tensor | None
             return _take_on_host(on_host, extras)
         from .launch_triton import launch
 
-        norm, skipped = launch(on_device, extras, _squares(on_host) if extras.measures else [])
+        beyond = [torch.tensor(square, dtype=torch.float64) for square in _squares(on_host)] if extras.measures else []
+        norm, skipped = launch(on_device, extras, beyond)
         if on_host:  # both paths under one norm: rare, and the one case in which the host waits for a device
-            _move_all(on_host, extras, _factor(extras, norm), bool(skipped))
+            _move_all(on_host, extras, _factor(extras, None if norm is None else float(norm)), bool(skipped))
         return norm, skipped
 
 
 def _take_on_host(calls: Sequence[Call], extras: Extras) -> tuple[Tensor | None, bool]:
-    norm: Tensor | None = None
+    norm: float | None = None
     skip = extras.found_inf is not None and bool(extras.found_inf.item())
     if extras.measures:
-        total = torch.stack([torch.zeros((), dtype=torch.float64), *_squares(calls)]).sum().sqrt()
-        norm = total if extras.norm is None else extras.norm.double().cpu()
+        norm = math.sqrt(sum(_squares(calls))) if extras.norm is None else float(extras.norm)
         if extras.grad_scale is not None:
-            norm = norm / extras.grad_scale.double().cpu()
-        if extras.skip_nonfinite and not torch.isfinite(norm):  # the norm of finite gradients may be infinite
+            norm /= float(extras.grad_scale)
+        if extras.skip_nonfinite and not math.isfinite(norm):  # the norm of finite gradients may be infinite
             skip |= extras.norm is not None or not all(bool(g.isfinite().all()) for c in calls for g in c.walked)
     _move_all(calls, extras, _factor(extras, norm), skip)
-    return norm, skip
+    return None if norm is None else torch.tensor(norm), skip
 
 
-def _factor(extras: Extras, norm: Tensor | None) -> float | None:
+def _factor(extras: Extras, norm: float | None) -> float | None:
     """What gradients are multiplied by."""
     factor = None if extras.grad_scale is None else 1.0 / float(extras.grad_scale)
     if extras.max_norm is not None and norm is not None:
-        limit = extras.max_norm / (float(norm) + 1e-6)
+        limit = extras.max_norm / (norm + 1e-6)
         if not limit >= 1.0:  # less, or a NaN, which poisons the step as clip_grad_norm_ does
             return limit * (1.0 if factor is None else factor)
     return factor
@@ -177,9 +178,10 @@ def _move_all(calls: Sequence[Call], extras: Extras, factor: float | None, skip:
             torch._foreach_zero_(call.walked if call.flat is not None and not call.flat.copies else list(call.grads))
 
 
-def _squares(calls: Sequence[Call]) -> list[Tensor]:
-    """The squared norm of each call's gradients: 0-dim float64."""
-    return [_norm(call.walked).double().square().cpu() for call in calls if call.walked]
+def _squares(calls: Sequence[Call]) -> list[float]:
+    """The squared norm of each call's gradients."""
+    norms = [float(_norm(call.walked)) for call in calls if call.walked]
+    return [norm * norm for norm in norms]  # inf where ** would raise
 
 
 def _norm(grads: list[Tensor]) -> Tensor:
