@@ -86,6 +86,7 @@ class Flat:
     Attributes:
         params: One flat tensor that holds the parameters after `enter`.
         slots, ema: The state, one flat tensor for each kind.
+        small: Whether copying gradients costs less than walking them as a list.
         owned: Whether `params` is the parameters' own memory, and not a copy.
         copies: Whether the last gradients had to be copied.
     """
@@ -94,6 +95,7 @@ class Flat:
         self._lists = lists
         self._offsets, self._total = offsets, total
         self.slots = slots
+        self.small = total <= SMALL * len(lists.params)
         self._pointers = list(map(Tensor.data_ptr, lists.params))
         owned = flat_of(lists.params, offsets, total, self._pointers)
         self.owned = owned is not None
@@ -118,7 +120,7 @@ class Flat:
 
         The check is that of `TensorLists.admit`, less what cannot matter here: a copy takes any strides, and what
         has no memory to point to is found by asking for it. None where something does not fit, and `TensorLists.admit`
-        can say what.
+        can say what; and where a copy would cost more than it saves.
         """
         if self._block and len(grads) == len(self._block) and all(map(is_, grads, self._block)):
             again = list(map(Tensor.data_ptr, grads)) == self._seen
@@ -136,12 +138,12 @@ class Flat:
             fit, pointers = False, []
         return self._gathered(list(grads), pointers) if fit else None
 
-    def _gathered(self, grads: list[Tensor], pointers: list[int]) -> Tensor:
+    def _gathered(self, grads: list[Tensor], pointers: list[int]) -> Tensor | None:
         if pointers != self._seen or self._found is None:
             self._seen, self._found = pointers, self._in_one_block(grads, pointers)
             self._block = [] if self._found is None else grads  # other gradients are not kept alive
         self.copies = self._found is None
-        if self._found is not None:
+        if self._found is not None or not self.small:
             return self._found
         if self._grads is None:
             self._grads = torch.zeros_like(self.params)
@@ -170,7 +172,12 @@ class Flat:
 def flat_view(lists: TensorLists) -> Flat | None:
     """The flat form of lists for which it pays, kept with them; None for the others."""
     flat: Flat | None = lists.kept.get("flat", None)
-    if "flat" not in lists.kept or (flat is not None and not flat.holds()):
+    if "flat" not in lists.kept:
+        flat = lists.kept["flat"] = _made(lists)
+    elif flat is not None and not flat.holds():
+        # Other memory is found anew; another dtype or layout is for `lists.admit` to say.
+        if not lists.as_checked():
+            return None
         flat = lists.kept["flat"] = _made(lists)
     return flat
 
@@ -187,7 +194,7 @@ def _made(lists: TensorLists) -> Flat | None:
     if len(found) < len(slots):
         return None
     flat = Flat(lists, found, offsets, total)
-    return flat if flat.owned or total <= SMALL * len(params) else None
+    return flat if flat.owned or flat.small else None
 
 
 def worth_an_arena(params: Sequence[Tensor]) -> bool:

@@ -119,6 +119,8 @@ class Call:
         if gathered is None:
             self.grads = self.lists.admit(self.grads)
             gathered = None if self.flat is None else self.flat.admit(self.grads)
+        if gathered is None:
+            self.flat = None
         self.walked = list(self.grads) if gathered is None else [gathered]
 
 
@@ -194,6 +196,7 @@ def _norm(grads: list[Tensor]) -> Tensor:
 def _move(call: Call, ema_decay: float | None, factor: float | None) -> None:
     lists, rule, flat = call.lists, call.rule, call.flat
     exact = rule.store == "nearest" and lists.scales is None
+    rest = factor
     call.step.add_(1)
     try:
         if flat is not None:
@@ -202,7 +205,9 @@ def _move(call: Call, ema_decay: float | None, factor: float | None) -> None:
             flat.leave()
         elif lists.fast and exact:
             grads = lists.fast_of(call.walked)
-            rule.fused(lists.fast_params, grads, lists.fast_slots, call.scalars, call.step, factor)
+            if factor is not None and shared(grads):  # torch's operator writes g*factor back, and would do so twice
+                grads, rest = [g * factor for g in grads], None
+            rule.fused(lists.fast_params, grads, lists.fast_slots, call.scalars, call.step, rest)
         for i in lists.slow if exact else range(len(lists)):
             _move_plainly(call, i, factor)
     except BaseException:  # an operator that refuses does so before it moves anything, so nothing was counted
@@ -214,6 +219,12 @@ def _move(call: Call, ema_decay: float | None, factor: float | None) -> None:
         else:
             for e, p in zip(lists.ema, lists.params, strict=True):
                 e.add_(p.detach().to(WIDE[e.dtype]) - e, alpha=1.0 - ema_decay)
+
+
+def shared(grads: Sequence[Tensor]) -> bool:
+    """Say whether two gradients lie in the same memory, as those of `a + b` may."""
+    pointers = [g.data_ptr() for g in grads if g.numel()]
+    return len(set(pointers)) < len(pointers)
 
 
 def _move_plainly(call: Call, i: int, factor: float | None) -> None:

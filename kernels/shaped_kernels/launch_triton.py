@@ -8,7 +8,7 @@ Nothing here waits for the device. Tensors that are no dense block are updated a
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .adam_triton import NEAREST, SPLIT, STOCHASTIC
-from .fusion import NOTHING, Call, Extras
+from .fusion import NOTHING, Call, Extras, shared
 from .lists import WIDE, TensorLists
 from .rows_triton import NORM, OWN, SKIP
 from .table_triton import squares_kernel
@@ -130,6 +130,10 @@ def launch(
         The norm of all gradients, or None if nothing asked for it; whether the step was skipped.
         Both are 0-dim and on the first call's device.
     """
+    again: list[Tensor] = []
+    if extras.zero_grads and shared([g for call in calls for g in call.grads]):
+        # One program may not zero what another has yet to read.
+        again, extras = [g for call in calls for g in call.grads], replace(extras, zero_grads=False)
     plans = [_plan(call, block) for call in calls]
     copies = [_point(call, plan) for call, plan in zip(calls, plans, strict=True)]
     partials: list[Tensor] = []
@@ -145,6 +149,8 @@ def launch(
             _run(call, plan, extras, partials)
         for original, copy in pairs:
             original.copy_(copy)
+    if again:
+        torch._foreach_zero_(again)
     row = next(iter(plans[0].rows.values()))
     return (row[NORM.value].clone() if extras.measures else None), row[SKIP.value] != 0
 

@@ -52,7 +52,9 @@ def _bucket(optimizer: "FusedOptimizer", group: Group, p: Tensor) -> tuple[Any, 
     names = optimizer._slot_names(group)
     needed = (*(("step",) if optimizer._counts else ()), *names, *optimizer._scale_names(names))
     absent = [name for name in needed if entry.get(name) is None]
-    special = optimizer.options.store != "nearest" and p.dtype == torch.bfloat16
+    # With options on rounding or moments, parameters of one dtype move together.
+    plain = optimizer.options.store == "nearest" and optimizer.options.moments is None
+    special = None if plain else p.dtype
     if len(absent) == len(needed) > 0:
         return p.device, special, None
     if absent:
@@ -70,10 +72,9 @@ def _gather(
     on_device = choose_path(members[0].device) == "triton"
     place = members[0].device if on_device else torch.device("cpu")
     if fresh:
-        kinds = (torch.int8, torch.uint8) if scale_names else (None,) * len(names)
-        slots = tuple(
-            _zeros(members, options.moments if kind is None else kind) for _, kind in zip(names, kinds, strict=True)
-        )
+        wide = None if members[0].dtype == torch.float64 else options.moments  # moments are never narrower than p
+        kinds = (torch.int8, torch.uint8) if scale_names else (wide,) * len(names)
+        slots = tuple(_zeros(members, kind) for kind in kinds)
         scales = tuple(
             [torch.zeros(scale_count(local(p).numel()), device=p.device) for p in members] for _ in scale_names
         )

@@ -215,6 +215,29 @@ def test_unknown_arguments_are_refused_with_the_known_ones() -> None:
         SGD(parameters(), momentum=0.9, moments="8bit")
 
 
+def test_gradients_that_are_one_tensor_are_scaled_once(path: str) -> None:
+    for count in (3, 6):  # lists, and one flat tensor
+        params = [torch.ones(4, requires_grad=True) for _ in range(count)]
+        gradient = torch.ones(4)
+        for p in params:
+            p.grad = gradient
+        SGD(params, lr=1.0, max_norm=1.0, zero_grads=True).step()
+
+        for p in params:
+            torch.testing.assert_close(p.detach(), torch.full((4,), 1 - (4 * count) ** -0.5))
+        assert int(gradient.count_nonzero()) == 0
+
+
+def test_wide_parameters_keep_wide_moments() -> None:
+    params = [*parameters(torch.float64), *parameters(torch.bfloat16)]
+    optimizer = AdamW(params, moments=torch.float32)
+    give_gradients(params, 0)
+    optimizer.step()
+
+    assert {optimizer.state[p]["exp_avg"].dtype for p in params[:5]} == {torch.float64}
+    assert {optimizer.state[p]["exp_avg"].dtype for p in params[5:]} == {torch.float32}
+
+
 # Flattened parameters.
 
 
@@ -254,6 +277,18 @@ def test_parameters_that_leave_their_block_are_still_the_ones_that_move() -> Non
         mine[2].data = mine[2].data.clone()
 
     assert_alike(mine, exact)
+
+
+def test_a_model_of_another_dtype_than_its_state_is_refused_by_name() -> None:
+    layers = torch.nn.Sequential(*(torch.nn.Linear(3, 3) for _ in range(3)))
+    flatten_parameters(layers.parameters())
+    optimizer = AdamW(layers.parameters())
+    give_gradients(list(layers.parameters()), 0)
+    optimizer.step()
+    layers.double()
+    give_gradients(list(layers.parameters()), 1)
+    with pytest.raises(ValueError, match=r"exp_avg\[0\]: expected float64 \(3, 3\) on cpu, got float32"):
+        optimizer.step()
 
 
 def test_parameters_that_cannot_share_a_block_are_named_and_stay() -> None:
@@ -299,3 +334,25 @@ def test_hyper_parameters_reach_the_device_between_steps(monkeypatch: pytest.Mon
 
     assert plan.hypers[2].item() == 0.125
     assert plan.hypers.data_ptr() == memory  # where a captured launch reads it
+
+
+# In a trainer.
+
+
+def test_a_trainer_takes_fused_steps_eagerly_and_refuses_them_compiled() -> None:
+    from shaped import ScalarTrainer
+    from tests.models import batch, mlp, mlp_loss
+
+    moved = []
+    for given in ({"max_norm": 1e-3}, {}):
+        params = mlp()
+        optimizer = AdamW(list(params), lr=0.1, **given)  # type: ignore[arg-type]
+        trainer = ScalarTrainer(mlp_loss, params, optimizer=optimizer)
+        trainer.train_step(*batch())
+        moved.append(optimizer.grad_norm)
+    compiled = ScalarTrainer(mlp_loss, params, backend="compiled", optimizer=AdamW(list(params), max_norm=1e-3))
+    with pytest.raises(ValueError, match=r"takes the rule of AdamW only, and not Options\(max_norm=0.001"):
+        compiled.train_step(*batch())
+
+    assert moved[0] is not None
+    assert moved[1] is None
