@@ -7,7 +7,8 @@ more: for 1000 tensors of 1024 elements that is ten times the arithmetic. So
     gradients are copied into one block, unless they lie in one already;
     parameters too, and back, unless they lie in one (`flatten_parameters` in shaped.optim).
 
-Each tensor begins at a multiple of 16 elements; the gaps hold zeros and are updated along.
+Tensors lie without gaps, in order: so an update of the block touches their elements and nobody else's memory, whoever
+made the block.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,6 @@ from torch import Tensor
 
 from .lists import TensorLists, is_dense
 
-_GAP = 16  # elements: 64 bytes of float32, so that every tensor of an arena begins at a cache line
 # Beyond this mean size copying parameters to and fro costs more than calls over lists do: on 2 cores, torch 2.13,
 # 1000 tensors, lists / flat: 3.2 / 1.6 ms at 1024 elements; docs/benchmarks/updates.py measures it.
 SMALL = 4096
@@ -30,7 +30,7 @@ _is_cpu, _dtype, _shape = attrgetter("is_cpu"), attrgetter("dtype"), attrgetter(
 
 def offsets_of(tensors: Sequence[Tensor]) -> tuple[list[int], int]:
     """Where tensors would begin in an arena, in elements, and how long it would be."""
-    ends = list(accumulate((-(-t.numel() // _GAP) * _GAP for t in tensors), initial=0))
+    ends = list(accumulate(map(Tensor.numel, tensors), initial=0))
     return ends[:-1], ends[-1]
 
 
@@ -74,7 +74,7 @@ def flat_of(tensors: Sequence[Tensor], offsets: Sequence[int], total: int, point
     if wanted != [p if t.numel() else 0 for t, p in zip(tensors, pointers, strict=True)]:
         return None
     if start < 0 or start + size * total > storage.nbytes():
-        return None  # they touch one another, but the last gap or the first tensor is not theirs
+        return None
     if any(t.untyped_storage().data_ptr() != storage.data_ptr() for t in tensors if t.numel()):
         return None
     return torch.empty(0, dtype=base.dtype, device=base.device).set_(storage, start // size, (total,), (1,))

@@ -98,7 +98,6 @@ class Call:
         walked: The gradients as the torch path walks them: `grads`, or one flat tensor.
         scalars: The rule's numbers, checked.
         step: Steps taken so far, 0-dim; advanced by the step. On the parameters' device on the triton path.
-
         lr: A learning rate on the lists' device, which replaces that of `scalars` without being read by the
             host; on the triton path.
 

@@ -212,9 +212,13 @@ def _run(call: Call, plan: _Plan, extras: Extras, partials: list[Tensor]) -> Non
             plan.hypers, call.step, sums, sums.shape[-1], scale, found, row,
             **around, ADVANCE=at == len(plan.rows) - 1, **row_constants, **OPTIONS,
         )  # fmt: skip
-    for group in plan.groups:
-        if len(group.table.chunks):
-            _update(kernel, constants, group, plan.rows[group.wide], call, extras)
+    try:
+        for group in plan.groups:
+            if len(group.table.chunks):
+                _update(kernel, constants, group, plan.rows[group.wide], call, extras)
+    except BaseException:  # a kernel that does not compile: nothing moved, so nothing was counted
+        call.step.sub_(1 - next(iter(plan.rows.values()))[SKIP.value].to(call.step.dtype))
+        raise
 
 
 def _update(kernel: Any, constants: dict[str, Any], group: _Group, row: Tensor, call: Call, extras: Extras) -> None:

@@ -266,6 +266,18 @@ def test_flattened_parameters_move_as_others_do(ours: Any, given: dict[str, Any]
     assert_alike(mine, exact)
 
 
+def test_memory_between_parameters_is_nobodys_to_change() -> None:
+    memory = torch.ones(64)
+    params = [memory[i : i + 10].requires_grad_() for i in (0, 16, 32, 48)]
+    optimizer = SGD(params, lr=0.5, weight_decay=0.5)
+    for p in params:
+        p.grad = torch.ones(10)
+    optimizer.step()
+
+    assert int((memory == 1).sum()) == 24
+    assert all(p.tolist() == [0.25] * 10 for p in params)
+
+
 def test_parameters_that_leave_their_block_are_still_the_ones_that_move() -> None:
     mine, exact = parameters(), parameters()
     flatten_parameters(mine)
