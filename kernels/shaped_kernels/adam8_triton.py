@@ -109,7 +109,7 @@ def _adam8_chunk(
         i += BLOCK
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["n_tensors", "n_chunks"])  # type: ignore[untyped-decorator]
 def adam8_kernel(
     addresses: tl.tensor,  # [roles, n_tensors]: p, g, codes of m and v, their scales, then those asked for of EMA, low
     n_tensors: tl.tensor, chunks: tl.tensor, n_chunks: tl.tensor,

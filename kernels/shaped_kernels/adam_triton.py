@@ -106,7 +106,7 @@ def _adam_chunk(
         i += BLOCK
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["n_tensors", "n_chunks"])  # type: ignore[untyped-decorator]
 def adam_kernel(
     addresses: tl.tensor,  # [roles, n_tensors]: p, g, m, v, then those asked for of u, EMA, low half
     n_tensors: tl.tensor, chunks: tl.tensor, n_chunks: tl.tensor,

@@ -68,7 +68,7 @@ def _power(b: tl.tensor, t: tl.tensor) -> tl.tensor:
     return tl.where(b > 0.0, tl.exp(t * tl.log(tl.where(b > 0.0, b, 1.0))), 0.0)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["n_partials"])  # type: ignore[untyped-decorator]
 def adam_row_kernel(
     hypers: tl.tensor,  # max_norm, EMA decay, lr, b1, b2, eps, weight decay
     step_ptr: tl.tensor, partials: tl.tensor, n_partials: tl.tensor, scale_ptr: tl.tensor, found_ptr: tl.tensor,
@@ -92,7 +92,7 @@ def adam_row_kernel(
     tl.store(row + OWN + 6, tl.load(hypers + 5).to(wide))
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["n_partials"])  # type: ignore[untyped-decorator]
 def sgd_row_kernel(
     hypers: tl.tensor,  # max_norm, EMA decay, lr, momentum, dampening, weight decay
     step_ptr: tl.tensor, partials: tl.tensor, n_partials: tl.tensor, scale_ptr: tl.tensor, found_ptr: tl.tensor,

@@ -89,7 +89,7 @@ def _sgd_chunk(
         i += BLOCK
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["n_tensors", "n_chunks"])  # type: ignore[untyped-decorator]
 def sgd_kernel(
     addresses: tl.tensor,  # [roles, n_tensors]: p, g, then those asked for of momentum, EMA, low half
     n_tensors: tl.tensor, chunks: tl.tensor, n_chunks: tl.tensor,

@@ -84,7 +84,7 @@ def _add_squares(
     return sums, bad
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["n_tensors", "n_chunks"])  # type: ignore[untyped-decorator]
 def squares_kernel(
     addresses: tl.tensor, n_tensors: tl.tensor, chunks: tl.tensor, n_chunks: tl.tensor,
     partials: tl.tensor,  # [2, programs]: each program's sum of squares, and 1 where it saw an inf or a NaN
