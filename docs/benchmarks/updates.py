@@ -12,6 +12,7 @@ import argparse
 import gc
 import json
 import math
+import os
 import platform
 import statistics
 import time
@@ -265,6 +266,7 @@ def measure(name: str, device: str, rounds: int) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     names = ("torch", "triton", "jax", "optax", "torch-optimi", "flashoptim", "bitsandbytes", "torchao", "apex")
     found = {"python": platform.python_version(), "machine": f"{platform.machine()}, {torch.get_num_threads()} threads"}
+    found["load before"] = " ".join(f"{load:.1f}" for load in os.getloadavg()) + f" on {os.cpu_count()} cores"
     for name in names:
         try:
             found[name] = version(name)
