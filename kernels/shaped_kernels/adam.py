@@ -15,12 +15,15 @@ constants are those of torch.optim. The Triton kernel is in adam_triton.py.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .fusion import Call, take
 from .lists import WIDE, TensorLists
-from .scalars import Scalar, at_least_zero, narrow, number
+from .scalars import Scalar, Store, at_least_zero, divisor, narrow, number
 
 
 def adam_(
@@ -130,7 +133,9 @@ def _checked_update(
     scalars = adam_scalars(lr, betas, eps, weight_decay)
     check_adam(*scalars)
     lists = TensorLists(params, {name: slot for name, slot in slots.items() if slot is not None})
-    update_adam(lists, lists.admit(grads), scalars, step, decoupled=decoupled, maximize=maximize)
+    taken = torch.tensor(step - 1.0, device=lists.device if lists.path == "triton" else "cpu")
+    rule = AdamRule(decoupled, maximize, amsgrad=len(lists.slots) == 3)
+    take([Call(rule, lists, grads, scalars, taken)])
 
 
 def adam_scalars(lr: object, betas: object, eps: object, weight_decay: object) -> tuple[float, ...]:
@@ -170,112 +175,79 @@ def check_adam(lr: float, beta1: float, beta2: float, eps: float, weight_decay: 
             raise ValueError(f"betas[{i}] must be in [0, 1), got {beta}")
 
 
-def update_adam(
-    lists: TensorLists,
-    grads: list[Tensor],
-    scalars: tuple[float, ...],
-    step: int | Tensor,
-    *,
-    decoupled: bool,
-    maximize: bool,
-) -> None:
-    """Apply one Adam or AdamW step to lists that are known to be good: the entry without checks.
+@dataclass(frozen=True)
+class AdamRule:
+    """A variant of Adam, in the forms that `fusion.take` needs; its scalars are those of `adam_scalars`.
 
-    Args:
-        lists: Parameters with slots exp_avg, exp_avg_sq and, for AMSGrad, max_exp_avg_sq.
-        grads: What `lists.admit` returned.
-        scalars: (lr, beta1, beta2, eps, weight_decay), checked.
-        step: The number of this step, from 1; a 0-dim float32 tensor on the CPU spares building one.
+    Attributes:
         decoupled: AdamW if true, Adam if not.
         maximize: Climb instead of descend.
+        amsgrad: Divide by the largest `v` so far, the third slot.
+        store: How a parameter is rounded: "nearest", "stochastic" or "split" (see lowmemory.py).
     """
-    if lists.fast_params:
-        fast = _launch if lists.path == "triton" else _fused
-        fast(lists, lists.fast_of(grads), scalars, step, decoupled, maximize)
-    for i in lists.slow:
-        _slow_update(lists, i, grads[i], scalars, _count(step), decoupled, maximize)
 
+    decoupled: bool
+    maximize: bool = False
+    amsgrad: bool = False
+    store: Store = "nearest"
 
-def _count(step: int | Tensor) -> float:
-    return float(step.item()) if isinstance(step, Tensor) else float(step)
-
-
-def _fused(
-    lists: TensorLists,
-    grads: list[Tensor],
-    scalars: tuple[float, ...],
-    step: int | Tensor,
-    decoupled: bool,
-    maximize: bool,
-) -> None:
-    lr, beta1, beta2, eps, weight_decay = scalars
-    params, slots = lists.fast_params, lists.fast_slots
-    counter = step if isinstance(step, Tensor) else torch.tensor(float(step), dtype=torch.float32)
-    if counter.device != params[0].device:  # torch's CUDA operator wants it there
-        counter = counter.to(params[0].device, non_blocking=True)
-    rule = torch._fused_adamw_ if decoupled else torch._fused_adam_
-    rule(
-        params,
-        grads,
-        slots[0],
-        slots[1],
-        slots[2] if len(slots) == 3 else [],
-        [counter] * len(params),
-        lr=lr,
-        beta1=beta1,
-        beta2=beta2,
-        weight_decay=weight_decay,
-        eps=eps,
-        amsgrad=len(slots) == 3,
-        maximize=maximize,
-    )
-
-
-def _launch(
-    lists: TensorLists,
-    grads: list[Tensor],
-    scalars: tuple[float, ...],
-    step: int | Tensor,
-    decoupled: bool,
-    maximize: bool,
-) -> None:
-    from .adam_triton import launch_adam
-
-    launch_adam(
-        lists.fast_params, grads, lists.fast_slots, scalars, _count(step), decoupled=decoupled, maximize=maximize
-    )
-
-
-def _slow_update(
-    lists: TensorLists,
-    i: int,
-    g: Tensor,
-    scalars: tuple[float, ...],
-    step: float,
-    decoupled: bool,
-    maximize: bool,
-) -> None:
-    lr, beta1, beta2, eps, weight_decay = scalars
-    p, m, v, *v_max = lists.params[i], *(slot[i] for slot in lists.slots)
-    with torch.no_grad():
-        new = adam_reference(
-            p,
-            g,
-            m,
-            v,
-            v_max[0] if v_max else None,
+    def fused(
+        self,
+        params: list[Tensor],
+        grads: list[Tensor],
+        slots: Sequence[list[Tensor]],
+        scalars: Sequence[float],
+        step: Tensor,
+        factor: float | None,
+    ) -> None:
+        """Take a step by torch's operator over lists."""
+        lr, beta1, beta2, eps, weight_decay = scalars
+        if step.device != params[0].device:  # torch's CUDA operator wants it there
+            step = step.to(params[0].device, non_blocking=True)
+        rule = torch._fused_adamw_ if self.decoupled else torch._fused_adam_
+        rule(
+            params,
+            grads,
+            slots[0],
+            slots[1],
+            slots[2] if self.amsgrad else [],
+            [step] * len(params),
             lr=lr,
             beta1=beta1,
             beta2=beta2,
-            eps=eps,
             weight_decay=weight_decay,
-            step=step,
-            decoupled=decoupled,
-            maximize=maximize,
+            eps=eps,
+            amsgrad=self.amsgrad,
+            maximize=self.maximize,
+            grad_scale=divisor(factor, params[0].device),
         )
-        for mine, value in zip((p, m, v, *v_max), new, strict=False):  # new ends in None without AMSGrad
-            if value is not None:
-                mine.copy_(value)
+
+    def plain(
+        self, p: Tensor, g: Tensor, slots: Sequence[Tensor], scalars: Sequence[float], step: float
+    ) -> tuple[Tensor | None, ...]:
+        """Compute a step of one parameter in plain torch."""
+        lr, beta1, beta2, eps, weight_decay = scalars
+        numbers: dict[str, Any] = {
+            **{"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay},
+            **{"step": step, "decoupled": self.decoupled, "maximize": self.maximize},
+        }
+        return adam_reference(p, g, *slots, **numbers)
+
+    def hypers(self, scalars: Sequence[float]) -> list[float]:
+        """The scalars as the row kernel reads them."""
+        return list(scalars)
+
+    def kernels(self, lists: TensorLists) -> tuple[Any, dict[str, Any], Any, dict[str, Any], int]:
+        """The row kernel and its constants, the update kernel and its constants, entries of the row."""
+        from .adam8_triton import adam8_kernel
+        from .adam_triton import adam_kernel
+        from .rows_triton import adam_row_kernel
+
+        if lists.scales is not None:
+            variant = {"DECOUPLED": self.decoupled, "MAXIMIZE": self.maximize}
+            return adam_row_kernel, {"DECOUPLED": self.decoupled}, adam8_kernel, variant, 7
+        constants = {"DECOUPLED": self.decoupled, "AMSGRAD": self.amsgrad, "MAXIMIZE": self.maximize}
+        return adam_row_kernel, {"DECOUPLED": self.decoupled}, adam_kernel, constants, 7
 
 
 def adam_reference(

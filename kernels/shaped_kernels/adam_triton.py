@@ -1,118 +1,138 @@
-"""Adam and AdamW in Triton: one flat in-place pass per tensor; the maths is at the top of adam.py.
+"""Adam and AdamW in Triton: one launch over a `Table` of any number of tensors; the maths is at the top of adam.py.
 
-The scalars travel as a row in device memory, in the dtype of the computation (see sgd_triton.py).
-1 - b1, 1 - b2, lr/c1 and sqrt(c2) are computed on the host in double: so one compile serves all
-steps, and no element pays a double-precision instruction.
+Fused around the rule, each compiled in only when asked for: the factor on the gradient (unscaling
+and clipping), the skip of a whole step, an average of the parameters, zeroing of the gradients.
+The parameter is stored rounded to nearest, stochastically, or split into two exact halves.
+
+fp32 traffic: 28 bytes an element; AMSGrad and an EMA add 8 each, zeroing 4, the rest nothing.
 """
 
-from collections.abc import Sequence
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from .rounding_triton import divide, root, rounded
-from .sgd_triton import Rows
+from .rounding_triton import divide, high_half, joined, low_half, noise, root, stochastic
+from .rows_triton import COUNT, EMA_WEIGHT, FACTOR, OWN, SKIP
+from .table_triton import fetch, fetch_bits, place, put, put_bits, zero_chunk
 
-# One program owns BLOCK neighbours: 1024 = 4 warps x 32 lanes x 8 elements, two 128-bit float32
-# loads a lane. Fixed, never autotuned: a trial launch would take a second optimizer step.
-BLOCK = 1024
+NEAREST = tl.constexpr(0)
+STOCHASTIC = tl.constexpr(1)
+SPLIT = tl.constexpr(2)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def adam_rule(
     p: tl.tensor, g: tl.tensor, m: tl.tensor, v: tl.tensor, u: tl.tensor,
-    decay: tl.tensor, a1: tl.tensor, b2: tl.tensor, a2: tl.tensor,  # a = 1 - b
-    step_size: tl.tensor, root_c2: tl.tensor, eps: tl.tensor,
-    DECOUPLED: tl.constexpr, AMSGRAD: tl.constexpr, MAXIMIZE: tl.constexpr,
+    row: tl.tensor,  # decay, 1-b1, b2, 1-b2, lr/c1, sqrt(c2), eps
+    DECOUPLED: tl.constexpr, AMSGRAD: tl.constexpr, MAXIMIZE: tl.constexpr, EXACT: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
     """The update of loaded values; knows nothing of addresses."""
     if MAXIMIZE:
         g = -g
     if DECOUPLED:
-        p = p * decay  # 1 - lr*wd
+        p = p * tl.load(row)  # 1 - lr*wd
     else:
-        g = g + decay * p  # wd
-    m = m + a1 * (g - m)
-    v = b2 * v + a2 * (g * g)
+        g = g + tl.load(row) * p  # wd
+    m = m + tl.load(row + 1) * (g - m)
+    v = tl.load(row + 2) * v + tl.load(row + 3) * (g * g)
     top = v
     if AMSGRAD:
         u = tl.maximum(u, v, propagate_nan=tl.PropagateNan.ALL)
         top = u
-    p = p - step_size * divide(m, divide(root(top), root_c2) + eps)
+    floor = divide(root(top, EXACT), tl.load(row + 5), EXACT) + tl.load(row + 6)
+    p = p - tl.load(row + 4) * divide(m, floor, EXACT)
     return p, m, v, u
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def adam_kernel(
-    p_ptr: tl.tensor, g_ptr: tl.tensor,  # [n] each; all but g are updated in place
-    m_ptr: tl.tensor, v_ptr: tl.tensor, u_ptr: tl.tensor,  # [n] each; u is v without AMSGrad
-    row_ptr: tl.tensor,  # [7]: decay, 1-b1, b2, 1-b2, lr/c1, sqrt(c2), eps, in the dtype to compute in
-    n: tl.tensor,
-    DECOUPLED: tl.constexpr, AMSGRAD: tl.constexpr, MAXIMIZE: tl.constexpr, BLOCK: tl.constexpr,
+def _adam_chunk(
+    addresses: tl.tensor, n_tensors: tl.tensor, t: tl.tensor, start: tl.tensor, n: tl.tensor, row: tl.tensor,
+    P: tl.constexpr, G: tl.constexpr, M: tl.constexpr, E: tl.constexpr,
+    DECOUPLED: tl.constexpr, AMSGRAD: tl.constexpr, MAXIMIZE: tl.constexpr,
+    SCALED: tl.constexpr, EMA: tl.constexpr, ZERO: tl.constexpr, STORE: tl.constexpr,
+    FAST: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
-    wide = row_ptr.dtype.element_ty
-    offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # n may pass 2**31
-    mask = offs < n  # only the last program is ragged
-    p = tl.load(p_ptr + offs, mask=mask, other=0.0).to(wide)
-    g = tl.load(g_ptr + offs, mask=mask, other=0.0).to(wide)
-    m = tl.load(m_ptr + offs, mask=mask, other=0.0).to(wide)
-    v = tl.load(v_ptr + offs, mask=mask, other=0.0).to(wide)
-    u = v
+    W: tl.constexpr = row.dtype.element_ty
+    p_ptr = place(addresses, n_tensors, t, start, 0, P, FAST)
+    g_ptr = place(addresses, n_tensors, t, start, 1, G, FAST)
+    m_ptr = place(addresses, n_tensors, t, start, 2, M, FAST)
+    v_ptr = place(addresses, n_tensors, t, start, 3, M, FAST)
+    u_ptr = v_ptr
     if AMSGRAD:
-        u = tl.load(u_ptr + offs, mask=mask, other=0.0).to(wide)
-    p, m, v, u = adam_rule(
-        p, g, m, v, u,
-        tl.load(row_ptr), tl.load(row_ptr + 1), tl.load(row_ptr + 2), tl.load(row_ptr + 3),
-        tl.load(row_ptr + 4), tl.load(row_ptr + 5), tl.load(row_ptr + 6),
-        DECOUPLED, AMSGRAD, MAXIMIZE,
-    )  # fmt: skip
-    tl.store(p_ptr + offs, rounded(p, p_ptr.dtype.element_ty), mask=mask)
-    tl.store(m_ptr + offs, rounded(m, m_ptr.dtype.element_ty), mask=mask)
-    tl.store(v_ptr + offs, rounded(v, v_ptr.dtype.element_ty), mask=mask)
-    if AMSGRAD:
-        tl.store(u_ptr + offs, rounded(u, u_ptr.dtype.element_ty), mask=mask)
+        u_ptr = place(addresses, n_tensors, t, start, 4, M, FAST)
+    e_ptr = p_ptr
+    if EMA:
+        e_ptr = place(addresses, n_tensors, t, start, 4 + AMSGRAD, E, FAST)
+    low_ptr = p_ptr
+    if STORE == SPLIT:
+        low_ptr = place(addresses, n_tensors, t, start, 4 + AMSGRAD + EMA, tl.int16, FAST)
+    i = 0
+    while i < n:
+        offs = i + tl.arange(0, BLOCK)
+        if STORE == SPLIT:
+            p = joined(fetch_bits(p_ptr, offs, n, FAST), fetch_bits(low_ptr, offs, n, FAST))
+        else:
+            p = fetch(p_ptr, offs, n, W, FAST)
+        g = fetch(g_ptr, offs, n, W, FAST)
+        m = fetch(m_ptr, offs, n, W, FAST)
+        v = fetch(v_ptr, offs, n, W, FAST)
+        u = v
+        if AMSGRAD:
+            u = fetch(u_ptr, offs, n, W, FAST)
+        if SCALED:
+            g = g * tl.load(row + FACTOR)
+        # A store that drops 16 random bits has no use for the last bit of a quotient, and registers are short.
+        p, m, v, u = adam_rule(p, g, m, v, u, row + OWN, DECOUPLED, AMSGRAD, MAXIMIZE, STORE != STOCHASTIC)
+        if STORE == STOCHASTIC:
+            bits = noise(start, offs, t, tl.load(row + COUNT).to(tl.int32))
+            put_bits(p_ptr, offs, stochastic(p, bits & 0xFFFF), n, FAST)
+            if tl.bfloat16 == M:
+                put_bits(v_ptr, offs, stochastic(v, bits >> 16), n, FAST)
+                put_bits(m_ptr, offs, stochastic(m, (bits * 0x9E3779B1) >> 16), n, FAST)
+        elif STORE == SPLIT:
+            put_bits(p_ptr, offs, high_half(p), n, FAST)
+            put_bits(low_ptr, offs, low_half(p), n, FAST)
+        else:
+            put(p_ptr, offs, p, n, FAST)
+        if STORE != STOCHASTIC or tl.bfloat16 != M:
+            put(m_ptr, offs, m, n, FAST)
+            put(v_ptr, offs, v, n, FAST)
+        if AMSGRAD:
+            put(u_ptr, offs, u, n, FAST)
+        if EMA:
+            e = fetch(e_ptr, offs, n, W, FAST)
+            put(e_ptr, offs, e + tl.load(row + EMA_WEIGHT) * (p - e), n, FAST)
+        if ZERO:
+            put(g_ptr, offs, tl.zeros([BLOCK], W), n, FAST)
+        i += BLOCK
 
 
-def launch_adam(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    slots: Sequence[Sequence[Tensor]],
-    scalars: Sequence[float],
-    step: float,
-    *,
-    decoupled: bool,
-    maximize: bool,
-    block: int = BLOCK,
-) -> None:
-    """Launch one kernel for each tensor.
-
-    Args:
-        params, grads: Parallel lists of dense tensors, on one device.
-        slots: exp_avg, exp_avg_sq and, for AMSGrad, max_exp_avg_sq lists, laid out as `params`.
-        scalars: (lr, beta1, beta2, eps, weight_decay).
-        step: The number of this step, from 1.
-        decoupled: AdamW if true, Adam if not.
-        maximize: Climb instead of descend.
-        block: Elements a program; tests make it small.
-    """
-    rows = Rows(_row(*scalars, step=step, decoupled=decoupled))
-    amsgrad = len(slots) == 3
-    with torch.no_grad(), torch.cuda.device_of(params[0]):  # type: ignore[no-untyped-call]
-        for i, (p, g) in enumerate(zip(params, grads, strict=True)):
-            if p.numel() == 0:
-                continue
-            adam_kernel[(triton.cdiv(p.numel(), block),)](
-                p, g, slots[0][i], slots[1][i], slots[-1][i], rows.of(p), p.numel(),
-                DECOUPLED=decoupled, AMSGRAD=amsgrad, MAXIMIZE=maximize, BLOCK=block,
-                num_warps=4, enable_fp_fusion=True,
-            )  # fmt: skip
-
-
-def _row(
-    lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, *, step: float, decoupled: bool
-) -> list[float]:
-    decay = 1.0 - lr * weight_decay if decoupled else weight_decay
-    step_size = lr / (1.0 - beta1**step)
-    return [decay, 1.0 - beta1, beta2, 1.0 - beta2, step_size, (1.0 - beta2**step) ** 0.5, eps]
+@triton.jit(do_not_specialize=["n_tensors", "n_chunks"])  # type: ignore[untyped-decorator]
+def adam_kernel(
+    addresses: tl.tensor,  # [roles, n_tensors]: p, g, m, v, then those asked for of u, EMA, low half
+    n_tensors: tl.tensor, chunks: tl.tensor, n_chunks: tl.tensor,
+    row: tl.tensor,  # see rows_triton.py; its dtype is the one to compute in
+    P: tl.constexpr, G: tl.constexpr, M: tl.constexpr, E: tl.constexpr,
+    DECOUPLED: tl.constexpr, AMSGRAD: tl.constexpr, MAXIMIZE: tl.constexpr,
+    SCALED: tl.constexpr, GUARDED: tl.constexpr, EMA: tl.constexpr, ZERO: tl.constexpr, STORE: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:  # fmt: skip
+    skip = tl.full([], False, tl.int1)
+    if GUARDED:
+        skip = tl.load(row + SKIP) != 0
+        if not ZERO:
+            n_chunks = tl.where(skip, 0, n_chunks)
+    c = tl.program_id(0)
+    while c < n_chunks:
+        t = tl.load(chunks + 4 * c)
+        start = tl.load(chunks + 4 * c + 1)
+        n = tl.load(chunks + 4 * c + 2).to(tl.int32)
+        if skip:
+            if ZERO:
+                zero_chunk(place(addresses, n_tensors, t, start, 1, G, False), n, BLOCK)
+        elif tl.load(chunks + 4 * c + 3) != 0:
+            _adam_chunk(addresses, n_tensors, t, start, n, row, P, G, M, E, DECOUPLED, AMSGRAD, MAXIMIZE,
+                        SCALED, EMA, ZERO, STORE, True, BLOCK)  # fmt: skip
+        else:
+            _adam_chunk(addresses, n_tensors, t, start, n, row, P, G, M, E, DECOUPLED, AMSGRAD, MAXIMIZE,
+                        SCALED, EMA, ZERO, STORE, False, BLOCK // 8)  # fmt: skip
+        c += tl.num_programs(0)

@@ -4,24 +4,29 @@ A `TensorLists` holds parameters and their state (momentum, moments). Constructi
 
     one device; every tensor float64, float32, bfloat16 or float16;
     state[i] shaped as params[i], in its dtype or in the dtype the update is computed in;
-    no tensor that is updated shares its first address with another, none overlaps itself,
+    no element that is updated lies in memory where another one lies,
 
 and from then on these are facts. Only gradients change from step to step: `admit` compares them
 with the facts in a few C loops, so six tensors cost about two microseconds.
 
 Tensors whose memory is one dense block, laid out alike in parameter and state, are `fast`: a
 kernel may walk them as flat memory. (torch's fused CPU operators do so without checking, and
-update the wrong elements otherwise.) The rest is `slow`, and goes through the plain reference.
+update the wrong elements otherwise.) The rest is `slow`: the plain reference updates it, or a
+kernel does on a dense copy.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from operator import attrgetter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from operator import attrgetter, eq
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .dispatch import choose_path
+
+# Neighbours under one scale of 8-bit state: 1.6 % of the bytes of a code, and one row of a kernel's block.
+GROUP = 256
 
 # The dtype an update is computed in, for each dtype that a parameter may have.
 WIDE = {
@@ -42,23 +47,43 @@ class TensorLists:
     Attributes:
         params: The parameters, in order.
         slots: One list for each kind of state, parallel to `params`.
+        ema: Averages of the parameters, or None.
+        low: The low halves of split parameters (see lowmemory.py), or None.
+        scales: The scales of 8-bit state, one list for each slot, or None.
+        kept: What those who walk these lists keep with them: tables in device memory, flat views.
         path: "triton" or "torch", as `dispatch` decided for their device.
         fast, slow: Indices of tensors a flat kernel may walk, and of the others.
 
     Args:
         params: Tensors to be updated in place, all on one device.
         slots: State lists by name; each is parallel to `params`.
+        ema: Averages, shaped as the parameters, of any of the four dtypes.
+        low: int16, shaped as the parameters, which are then bfloat16.
+        scales: float32 of one axis for each slot; the slots are then int8 or uint8.
 
     Raises:
         ValueError: The lists break the contract; the message names every index and what is wrong.
     """
 
-    def __init__(self, params: Sequence[Tensor], slots: Mapping[str, Sequence[Tensor]]) -> None:
+    def __init__(
+        self,
+        params: Sequence[Tensor],
+        slots: Mapping[str, Sequence[Tensor]],
+        ema: Sequence[Tensor] | None = None,
+        low: Sequence[Tensor] | None = None,
+        scales: Mapping[str, Sequence[Tensor]] | None = None,
+    ) -> None:
         self.params = list(params)
         self.slots: Slots = tuple(list(slot) for slot in slots.values())
-        _refuse([*_length_faults(self.params, slots)])
-        _refuse([*_param_faults(self.params), *_slot_faults(self.params, slots)])
-        _refuse(_sharing_faults({"params": self.params, **slots}))
+        self.ema = None if ema is None else list(ema)
+        self.low = None if low is None else list(low)
+        self.scales: Slots | None = None if scales is None else tuple(list(scale) for scale in scales.values())
+        self.kept: dict[Any, Any] = {}
+        beside = {name: tensors for name, tensors in (("ema", self.ema), ("low", self.low)) if tensors is not None}
+        _refuse([*_length_faults(self.params, {**slots, **beside})])
+        faults = [*_param_faults(self.params), *_slot_faults(self.params, slots, scales)]
+        _refuse([*faults, *_beside_faults(self.params, beside)])
+        _refuse([*_sharing_faults({"params": self.params, **slots, **beside, **(scales or {})})])
         self.path = choose_path(self.params[0].device) if self.params else "torch"
         walkable = [self._walkable(i) for i in range(len(self.params))]
         self.fast = [i for i, good in enumerate(walkable) if good]
@@ -67,16 +92,29 @@ class TensorLists:
         self.fast_slots: Slots = tuple([slot[i] for i in self.fast] for slot in self.slots)
         self._facts = list(map(_facts, self.params))
         self._strides = list(map(Tensor.stride, self.params))
+        self._contiguous = all(map(Tensor.is_contiguous, self.params))
 
     def __len__(self) -> int:
         return len(self.params)
 
+    @property
+    def device(self) -> torch.device:
+        """The device of every tensor; the CPU's if there is none."""
+        return self.params[0].device if self.params else torch.device("cpu")
+
     def _walkable(self, i: int) -> bool:
         p, state = self.params[i], [slot[i] for slot in self.slots]
-        if not is_dense(p) or any(s.stride() != p.stride() for s in state):
+        beside = [tensors[i] for tensors in (self.ema, self.low) if tensors is not None]
+        if not is_dense(p) or any(s.stride() != p.stride() for s in [*state, *beside]):
             return False
+        if self.path == "triton":
+            return True
         # torch's fused operators exist on these devices and want one dtype throughout.
-        return self.path == "triton" or (p.device.type in ("cpu", "cuda") and all(s.dtype == p.dtype for s in state))
+        if p.device.type not in ("cpu", "cuda") or self.low is not None or any(s.dtype != p.dtype for s in state):
+            return False
+        # SGD's operator leaves whole vectors of bfloat16 and float16 unchanged on the CPU, up to torch 2.13. Adam has
+        # two kinds of state or more.
+        return len(state) >= 2 or p.device.type != "cpu" or WIDE[p.dtype] == p.dtype
 
     def admit(self, grads: Sequence[Tensor]) -> list[Tensor]:
         """Check gradients against the parameters, and lay them out alike.
@@ -92,27 +130,36 @@ class TensorLists:
         """
         grads = list(grads)
         try:
-            facts, strides = list(map(_facts, grads)), list(map(Tensor.stride, grads))
+            # Compared one by one: a list of 1000 tuples would wake the garbage collector at every step.
+            fit = len(grads) == len(self.params) and all(map(eq, map(_facts, grads), self._facts))
+            alike = fit and all(map(eq, map(Tensor.stride, grads), self._strides))
         except (AttributeError, TypeError, RuntimeError):  # not a tensor, or one without strides
-            facts, strides = [], None
-        if facts != self._facts or strides is None:
+            fit = alike = False
+        if not fit:
             _refuse([*_length_faults(self.params, {"grads": grads}), *_grad_faults(self.params, grads)])
             _refuse(["params: have changed shape, dtype or device since these lists were checked; make them anew"])
-        if strides == self._strides:
+        if alike:
             return grads
         return [g if g.stride() == p.stride() else _laid_out_as(p, g) for p, g in zip(self.params, grads, strict=True)]
 
     def laid_out_as_checked(self) -> bool:
         """Say whether the parameters still have the strides they were checked with; `p.data = ...` may change them."""
-        return list(map(Tensor.stride, self.params)) == self._strides
+        if self._contiguous:
+            return all(map(Tensor.is_contiguous, self.params))
+        return all(map(eq, map(Tensor.stride, self.params), self._strides))
 
     def as_checked(self) -> bool:
         """Say whether the parameters still have the shapes, dtypes, devices and strides they were checked with."""
-        return self.laid_out_as_checked() and list(map(_facts, self.params)) == self._facts
+        return self.laid_out_as_checked() and all(map(eq, map(_facts, self.params), self._facts))
 
     def fast_of(self, grads: list[Tensor]) -> list[Tensor]:
         """Pick the entries of `grads` that belong to `fast_params`."""
         return [grads[i] for i in self.fast] if self.slow else grads
+
+
+def scale_count(count: int) -> int:
+    """How many scales the 8-bit state of so many elements has."""
+    return -(-count // GROUP)
 
 
 def is_dense(t: Tensor) -> bool:
@@ -162,18 +209,27 @@ def _param_faults(params: Sequence[Any]) -> list[str]:
             faults.append(f"params[{i}]: expected float64, float32, bfloat16 or float16, got {dtype_name(p.dtype)}")
         elif p.device != params[0].device:
             faults.append(f"params[{i}]: is on {p.device}, but params[0] on {params[0].device}: call once per device")
+        elif p.device.type == "meta":
+            faults.append(f"params[{i}]: is on meta, where there is nothing to update")
         elif any(s == 0 and n > 1 for s, n in zip(p.stride(), p.shape, strict=True)):
             faults.append(f"params[{i}]: is expanded (stride 0), so one update would reach several elements")
     return faults
 
 
-def _slot_faults(params: Sequence[Any], slots: Mapping[str, Sequence[Any]]) -> list[str]:
+def _slot_faults(
+    params: Sequence[Any], slots: Mapping[str, Sequence[Any]], scales: Mapping[str, Sequence[Any]] | None
+) -> list[str]:
     faults = []
+    for name, scale in (scales or {}).items():
+        for i, (p, s) in enumerate(zip(params, scale, strict=True)):
+            exact = (torch.float32, (scale_count(p.numel()),), p.device)
+            if not isinstance(s, Tensor) or (s.dtype, tuple(s.shape), s.device) != exact or not s.is_contiguous():
+                faults.append(f"{name}[{i}]: expected float32 {exact[1]} on {p.device}, got {describe(s)}")
     for name, slot in slots.items():
         for i, (p, s) in enumerate(zip(params, slot, strict=True)):
             if not isinstance(p, Tensor):
                 continue
-            allowed = {p.dtype, WIDE.get(p.dtype, p.dtype)}
+            allowed = {p.dtype, WIDE.get(p.dtype, p.dtype)} if scales is None else {torch.int8, torch.uint8}
             if not isinstance(s, Tensor):
                 faults.append(f"{name}[{i}]: expected a tensor, got {type(s).__name__}")
             elif s.layout is not torch.strided or s.dtype not in allowed or (s.shape, s.device) != (p.shape, p.device):
@@ -184,17 +240,73 @@ def _slot_faults(params: Sequence[Any], slots: Mapping[str, Sequence[Any]]) -> l
     return faults
 
 
-def _sharing_faults(lists: Mapping[str, Sequence[Tensor]]) -> list[str]:
-    owner: dict[int, str] = {}
-    faults = []
-    for name, tensors in lists.items():
-        for i, t in enumerate(tensors):
-            if t.numel() == 0:
-                continue
-            first = owner.setdefault(t.data_ptr(), f"{name}[{i}]")
-            if first != f"{name}[{i}]":
-                faults.append(f"{name}[{i}]: shares its memory with {first}, so it would be updated twice")
-    return faults
+def _beside_faults(params: Sequence[Any], beside: Mapping[str, Sequence[Any]]) -> Iterator[str]:
+    for name, tensors in beside.items():
+        allowed = (torch.int16,) if name == "low" else tuple(WIDE)
+        for i, (p, t) in enumerate(zip(params, tensors, strict=True)):
+            if not isinstance(t, Tensor) or not isinstance(p, Tensor):
+                yield f"{name}[{i}]: expected a tensor, got {type(t).__name__}"
+            elif t.layout is not torch.strided or t.dtype not in allowed or (t.shape, t.device) != (p.shape, p.device):
+                wanted = " or ".join(map(dtype_name, allowed))
+                yield f"{name}[{i}]: expected {wanted} {tuple(p.shape)} on {p.device}, got {describe(t)}"
+            elif name == "low" and p.dtype != torch.bfloat16:
+                yield f"params[{i}]: a split parameter is bfloat16, got {describe(p)}"
+
+
+def _sharing_faults(lists: Mapping[str, Sequence[Tensor]]) -> Iterator[str]:
+    """Name the tensors that lie in another one's memory, or in their own.
+
+    Sorted by address, tensors that are dense must not reach into the next one. Where a tensor has
+    holes, others may lie in them: there the elements are counted, address by address.
+    """
+    every = [t for members in lists.values() for t in members if t.numel() and t.device.type != "meta"]
+    extents = sorted((t.data_ptr(), t.data_ptr() + _extent(t)) for t in every)
+    apart = all(one[1] <= other[0] for one, other in pairwise(extents))
+    if apart and all(map(is_dense, every)):
+        return
+    spans = sorted(
+        (t.data_ptr(), t.data_ptr() + _extent(t), at, f"{name}[{i}]")
+        for at, (name, members) in enumerate(lists.items())
+        for i, t in enumerate(members)
+        if t.numel() and t.device.type != "meta"
+    )
+    tensors = {f"{name}[{i}]": t for name, members in lists.items() for i, t in enumerate(members)}
+    cluster: list[tuple[int, int, int, str]] = []
+    reach = 0
+    for span in [*spans, (2**63, 2**63, 0, "")]:
+        if cluster and span[0] >= reach:
+            yield from _cluster_faults(cluster, tensors)
+            cluster = []
+        cluster.append(span)
+        reach = max(reach, span[1]) if len(cluster) > 1 else span[1]
+
+
+def _cluster_faults(cluster: list[tuple[int, int, int, str]], tensors: Mapping[str, Tensor]) -> Iterator[str]:
+    """Faults among tensors whose extents overlap one another; most clusters are one dense tensor."""
+    if len(cluster) == 1 and is_dense(tensors[cluster[0][3]]):
+        return
+    begin, end = cluster[0][0], max(span[1] for span in cluster)
+    owner = torch.full((end - begin,), -1, dtype=torch.int32)  # by byte
+    ordered = sorted(cluster, key=lambda span: (span[2], span[3]))
+    for number, (start, _, _, name) in enumerate(ordered):
+        t = tensors[name]
+        size = t.element_size()
+        index = start - begin + torch.zeros(t.shape, dtype=torch.int64)
+        for axis, (n, stride) in enumerate(zip(t.shape, t.stride(), strict=True)):
+            index += (torch.arange(n) * (stride * size)).view(-1, *[1] * (t.dim() - axis - 1))
+        bytes_of = (index.flatten()[:, None] + torch.arange(size)).flatten()
+        if len(bytes_of.unique()) != len(bytes_of):
+            yield f"{name}: overlaps itself, so one update would reach several elements"
+        elif (other := int(owner[bytes_of].max())) >= 0:
+            yield f"{name}: shares its memory with {ordered[other][3]}, so it would be updated twice"
+        owner[bytes_of] = number
+
+
+def _extent(t: Tensor) -> int:
+    """Bytes from a tensor's first element to the end of its last."""
+    if t.is_contiguous():
+        return t.numel() * t.element_size()
+    return (1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))) * t.element_size()
 
 
 def _grad_faults(params: list[Tensor], grads: Sequence[Any]) -> list[str]:

@@ -6,11 +6,13 @@ a parameter.
 
 import math
 from numbers import Real
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 Scalar = float | Tensor  # a Python number, or a tensor of one element
+Store = Literal["nearest", "stochastic", "split"]  # how a parameter is rounded when it is stored: see lowmemory.py
 
 
 def number(name: str, value: object) -> float:
@@ -57,3 +59,16 @@ def narrow(scalar: Scalar, dtype: torch.dtype) -> Scalar:
     Without it a 0-dim float64 scalar would promote a 0-dim float32 parameter to float64.
     """
     return scalar.to(dtype) if isinstance(scalar, Tensor) else scalar
+
+
+def divisor(factor: float | None, device: torch.device) -> Tensor | None:
+    """What torch's fused operators divide gradients by, for gradients to be multiplied by `factor`.
+
+    Args:
+        factor: A number, or None for nothing.
+        device: Where the gradients are.
+
+    Returns:
+        A float32 tensor of one element, or None.
+    """
+    return None if factor is None else torch.tensor(factor, dtype=torch.float64).reciprocal().float().to(device)

@@ -13,12 +13,15 @@ form. The Triton kernel is in sgd_triton.py.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .fusion import Call, take
 from .lists import WIDE, TensorLists
-from .scalars import Scalar, at_least_zero, narrow, number
+from .scalars import Scalar, Store, at_least_zero, divisor, narrow, number
 
 
 def sgd_(
@@ -64,8 +67,9 @@ def sgd_(
     if (scalars[1] > 0) != (momentum_buffers is not None):
         raise ValueError(f"momentum_buffers must be given iff momentum > 0; momentum is {scalars[1]}")
     lists = TensorLists(params, {} if momentum_buffers is None else {"momentum_buffers": momentum_buffers})
-    damp = 1.0 if fresh else 1.0 - scalars[2]
-    update_sgd(lists, lists.admit(grads), (scalars[0], scalars[1], damp, decay), nesterov=nesterov, maximize=maximize)
+    taken = torch.tensor(0.0 if fresh else 1.0, device=lists.device if lists.path == "triton" else "cpu")
+    rule = SgdRule(nesterov, maximize)
+    take([Call(rule, lists, grads, (*scalars, decay), taken)])
 
 
 def check_sgd(lr: float, momentum: float, dampening: float, weight_decay: float, *, nesterov: bool) -> None:
@@ -90,65 +94,69 @@ def check_sgd(lr: float, momentum: float, dampening: float, weight_decay: float,
         )
 
 
-def update_sgd(
-    lists: TensorLists,
-    grads: list[Tensor],
-    scalars: tuple[float, ...],
-    *,
-    nesterov: bool,
-    maximize: bool,
-) -> None:
-    """Apply one SGD step to lists that are known to be good: the entry without checks.
+@dataclass(frozen=True)
+class SgdRule:
+    """A variant of SGD, in the forms that `fusion.take` needs; scalars are (lr, momentum, dampening, weight_decay).
 
-    Args:
-        lists: Parameters, and momentum buffers as the only slot, or no slot.
-        grads: What `lists.admit` returned.
-        scalars: (lr, momentum, damp, weight_decay), checked; damp is 1 - dampening, or 1 on a first step.
-        nesterov, maximize: As in `sgd_`.
+    Momentum is on iff the lists have a slot. Step 1 enters the buffer undamped.
+
+    Attributes:
+        nesterov: Step along the gradient at the place momentum leads to.
+        maximize: Climb instead of descend.
+        store: How a parameter is rounded: "nearest", "stochastic" or "split" (see lowmemory.py).
     """
-    if lists.fast_params:
-        fast = _launch if lists.path == "triton" else _fused
-        fast(lists, lists.fast_of(grads), scalars, nesterov, maximize)
-    for i in lists.slow:
-        _slow_update(lists, i, grads[i], scalars, nesterov, maximize)
 
+    nesterov: bool = False
+    maximize: bool = False
+    store: Store = "nearest"
 
-def _fused(lists: TensorLists, grads: list[Tensor], scalars: tuple[float, ...], nesterov: bool, maximize: bool) -> None:
-    lr, momentum, damp, weight_decay = scalars
-    torch._fused_sgd_(
-        lists.fast_params,
-        grads,
-        lists.fast_slots[0] if lists.fast_slots else [],
-        weight_decay=weight_decay,
-        momentum=momentum,
-        lr=lr,
-        dampening=1.0 - damp,
-        nesterov=nesterov,
-        maximize=maximize,
-        is_first_step=False,  # damp says it, and zero buffers make mu*b + 1*g exactly g
-    )
+    def fused(
+        self,
+        params: list[Tensor],
+        grads: list[Tensor],
+        slots: Sequence[list[Tensor]],
+        scalars: Sequence[float],
+        step: Tensor,
+        factor: float | None,
+    ) -> None:
+        """Take a step by torch's operator over lists."""
+        lr, momentum, dampening, weight_decay = scalars
+        torch._fused_sgd_(
+            params,
+            grads,
+            slots[0] if slots else [],
+            weight_decay=weight_decay,
+            momentum=momentum,
+            lr=lr,
+            dampening=dampening if step > 1 else 0.0,  # zero buffers make mu*b + 1*g exactly g
+            nesterov=self.nesterov,
+            maximize=self.maximize,
+            is_first_step=False,
+            grad_scale=divisor(factor, params[0].device),
+        )
 
+    def plain(
+        self, p: Tensor, g: Tensor, slots: Sequence[Tensor], scalars: Sequence[float], step: float
+    ) -> tuple[Tensor | None, ...]:
+        """Compute a step of one parameter in plain torch."""
+        lr, momentum, dampening, weight_decay = scalars
+        numbers = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        damp = 1.0 - dampening if step > 1 else 1.0
+        return sgd_reference(
+            p, g, slots[0] if slots else None, **numbers, damp=damp, nesterov=self.nesterov, maximize=self.maximize
+        )
 
-def _launch(
-    lists: TensorLists, grads: list[Tensor], scalars: tuple[float, ...], nesterov: bool, maximize: bool
-) -> None:
-    from .sgd_triton import launch_sgd
+    def hypers(self, scalars: Sequence[float]) -> list[float]:
+        """The scalars as the row kernel reads them."""
+        return list(scalars)
 
-    bufs = lists.fast_slots[0] if lists.fast_slots else None
-    launch_sgd(lists.fast_params, grads, bufs, scalars, nesterov=nesterov, maximize=maximize)
+    def kernels(self, lists: TensorLists) -> tuple[Any, dict[str, Any], Any, dict[str, Any], int]:
+        """The row kernel and its constants, the update kernel and its constants, entries of the row."""
+        from .rows_triton import sgd_row_kernel
+        from .sgd_triton import sgd_kernel
 
-
-def _slow_update(
-    lists: TensorLists, i: int, g: Tensor, scalars: tuple[float, ...], nesterov: bool, maximize: bool
-) -> None:
-    lr, momentum, damp, weight_decay = scalars
-    p, buf = lists.params[i], lists.slots[0][i] if lists.slots else None
-    rule = {"lr": lr, "momentum": momentum, "damp": damp, "weight_decay": weight_decay}
-    with torch.no_grad():
-        new_p, new_buf = sgd_reference(p, g, buf, nesterov=nesterov, maximize=maximize, **rule)
-        p.copy_(new_p)
-        if buf is not None and new_buf is not None:
-            buf.copy_(new_buf)
+        constants = {"MOMENTUM": bool(lists.slots), "NESTEROV": self.nesterov, "MAXIMIZE": self.maximize}
+        return sgd_row_kernel, {}, sgd_kernel, constants, 4
 
 
 def sgd_reference(

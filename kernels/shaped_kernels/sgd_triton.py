@@ -1,114 +1,121 @@
-"""SGD in Triton: one flat in-place pass per tensor; the maths is at the top of sgd.py.
+"""SGD in Triton: one launch over a `Table` of any number of tensors; the maths is at the top of sgd.py.
 
-The scalars travel as a row in device memory, in the dtype of the computation: Triton passes a
-Python float as float32, which would cost float64 parameters their precision, and a row can later
-be advanced by a captured graph. A launch reads 16 or 32 bytes of it from cache.
+The same things may be fused around it as around Adam (see adam_triton.py). fp32 traffic: 12 bytes
+an element, 20 with momentum.
 """
 
-from collections.abc import Sequence
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from .lists import WIDE
-from .rounding_triton import rounded
-
-# One program owns BLOCK neighbours: 1024 = 4 warps x 32 lanes x 8 elements, two 128-bit float32
-# loads a lane. Fixed, never autotuned: a trial launch would take a second optimizer step.
-BLOCK = 1024
+from .adam_triton import SPLIT, STOCHASTIC
+from .rounding_triton import high_half, joined, low_half, noise, stochastic
+from .rows_triton import COUNT, EMA_WEIGHT, FACTOR, OWN, SKIP
+from .table_triton import fetch, fetch_bits, place, put, put_bits, zero_chunk
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def sgd_rule(
     p: tl.tensor, g: tl.tensor, b: tl.tensor,
-    lr: tl.tensor, mu: tl.tensor, damp: tl.tensor, wd: tl.tensor,
+    row: tl.tensor,  # lr, momentum, damp, weight decay
     MOMENTUM: tl.constexpr, NESTEROV: tl.constexpr, MAXIMIZE: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
     """The update of loaded values; knows nothing of addresses."""
     if MAXIMIZE:
         g = -g
-    g = g + wd * p
+    g = g + tl.load(row + 3) * p
     d = g
     if MOMENTUM:
-        b = mu * b + damp * g
+        mu = tl.load(row + 1)
+        b = mu * b + tl.load(row + 2) * g
         d = b
         if NESTEROV:
             d = g + mu * b
-    return p - lr * d, b
+    return p - tl.load(row) * d, b
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def sgd_kernel(
-    p_ptr: tl.tensor, g_ptr: tl.tensor, b_ptr: tl.tensor,  # [n]; p and b updated in place (b is p without momentum)
-    row_ptr: tl.tensor,  # [4]: lr, momentum, damp, weight decay, in the dtype to compute in
-    n: tl.tensor,
-    MOMENTUM: tl.constexpr, NESTEROV: tl.constexpr, MAXIMIZE: tl.constexpr, BLOCK: tl.constexpr,
+def _sgd_chunk(
+    addresses: tl.tensor, n_tensors: tl.tensor, t: tl.tensor, start: tl.tensor, n: tl.tensor, row: tl.tensor,
+    P: tl.constexpr, G: tl.constexpr, M: tl.constexpr, E: tl.constexpr,
+    MOMENTUM: tl.constexpr, NESTEROV: tl.constexpr, MAXIMIZE: tl.constexpr,
+    SCALED: tl.constexpr, EMA: tl.constexpr, ZERO: tl.constexpr, STORE: tl.constexpr,
+    FAST: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
-    wide = row_ptr.dtype.element_ty
-    offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # n may pass 2**31
-    mask = offs < n  # only the last program is ragged
-    p = tl.load(p_ptr + offs, mask=mask, other=0.0).to(wide)
-    g = tl.load(g_ptr + offs, mask=mask, other=0.0).to(wide)
-    b = p
+    W: tl.constexpr = row.dtype.element_ty
+    p_ptr = place(addresses, n_tensors, t, start, 0, P, FAST)
+    g_ptr = place(addresses, n_tensors, t, start, 1, G, FAST)
+    b_ptr = p_ptr
     if MOMENTUM:
-        b = tl.load(b_ptr + offs, mask=mask, other=0.0).to(wide)
-    p, b = sgd_rule(
-        p, g, b, tl.load(row_ptr), tl.load(row_ptr + 1), tl.load(row_ptr + 2), tl.load(row_ptr + 3),
-        MOMENTUM, NESTEROV, MAXIMIZE,
-    )  # fmt: skip
-    tl.store(p_ptr + offs, rounded(p, p_ptr.dtype.element_ty), mask=mask)
-    if MOMENTUM:
-        tl.store(b_ptr + offs, rounded(b, b_ptr.dtype.element_ty), mask=mask)
+        b_ptr = place(addresses, n_tensors, t, start, 2, M, FAST)
+    e_ptr = p_ptr
+    if EMA:
+        e_ptr = place(addresses, n_tensors, t, start, 2 + MOMENTUM, E, FAST)
+    low_ptr = p_ptr
+    if STORE == SPLIT:
+        low_ptr = place(addresses, n_tensors, t, start, 2 + MOMENTUM + EMA, tl.int16, FAST)
+    i = 0
+    while i < n:
+        offs = i + tl.arange(0, BLOCK)
+        if STORE == SPLIT:
+            p = joined(fetch_bits(p_ptr, offs, n, FAST), fetch_bits(low_ptr, offs, n, FAST))
+        else:
+            p = fetch(p_ptr, offs, n, W, FAST)
+        g = fetch(g_ptr, offs, n, W, FAST)
+        b = p
+        if MOMENTUM:
+            b = fetch(b_ptr, offs, n, W, FAST)
+        if SCALED:
+            g = g * tl.load(row + FACTOR)
+        p, b = sgd_rule(p, g, b, row + OWN, MOMENTUM, NESTEROV, MAXIMIZE)
+        bits = tl.zeros([BLOCK], tl.uint32)
+        if STORE == STOCHASTIC:
+            bits = noise(start, offs, t, tl.load(row + COUNT).to(tl.int32))
+            put_bits(p_ptr, offs, stochastic(p, bits & 0xFFFF), n, FAST)
+        elif STORE == SPLIT:
+            put_bits(p_ptr, offs, high_half(p), n, FAST)
+            put_bits(low_ptr, offs, low_half(p), n, FAST)
+        else:
+            put(p_ptr, offs, p, n, FAST)
+        if MOMENTUM:
+            if STORE == STOCHASTIC and tl.bfloat16 == M:
+                put_bits(b_ptr, offs, stochastic(b, bits >> 16), n, FAST)
+            else:
+                put(b_ptr, offs, b, n, FAST)
+        if EMA:
+            e = fetch(e_ptr, offs, n, W, FAST)
+            put(e_ptr, offs, e + tl.load(row + EMA_WEIGHT) * (p - e), n, FAST)
+        if ZERO:
+            put(g_ptr, offs, tl.zeros([BLOCK], W), n, FAST)
+        i += BLOCK
 
 
-def launch_sgd(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    bufs: Sequence[Tensor] | None,
-    scalars: Sequence[float],
-    *,
-    nesterov: bool,
-    maximize: bool,
-    block: int = BLOCK,
-) -> None:
-    """Launch one kernel for each tensor.
-
-    Args:
-        params, grads, bufs: Parallel lists of dense tensors, laid out alike, on one device.
-        scalars: (lr, momentum, damp, weight_decay).
-        nesterov, maximize: As in `sgd_`.
-        block: Elements a program; tests make it small.
-    """
-    rows = Rows(scalars)
-    with torch.no_grad(), torch.cuda.device_of(params[0]):  # type: ignore[no-untyped-call]
-        for i, (p, g) in enumerate(zip(params, grads, strict=True)):
-            if p.numel() == 0:
-                continue
-            sgd_kernel[(triton.cdiv(p.numel(), block),)](
-                p, g, p if bufs is None else bufs[i], rows.of(p), p.numel(),
-                MOMENTUM=bufs is not None, NESTEROV=nesterov, MAXIMIZE=maximize, BLOCK=block,
-                num_warps=4, enable_fp_fusion=True,
-            )  # fmt: skip
-
-
-class Rows:
-    """The scalars of one step in device memory, made once for each width that its tensors need.
-
-    Args:
-        scalars: Python floats, rounded once to the width.
-    """
-
-    def __init__(self, scalars: Sequence[float]) -> None:
-        self._scalars = list(scalars)
-        self._made: dict[torch.dtype, Tensor] = {}
-
-    def of(self, p: Tensor) -> Tensor:
-        """The row for a parameter: float64 for float64, float32 for narrower ones, on its device."""
-        wide = WIDE[p.dtype]
-        if wide not in self._made:
-            # From pinned memory the copy queues behind earlier kernels; from pageable memory torch would wait for them.
-            row = torch.tensor(self._scalars, dtype=wide, pin_memory=p.is_cuda)
-            self._made[wide] = row.to(p.device, non_blocking=True)
-        return self._made[wide]
+@triton.jit(do_not_specialize=["n_tensors", "n_chunks"])  # type: ignore[untyped-decorator]
+def sgd_kernel(
+    addresses: tl.tensor,  # [roles, n_tensors]: p, g, then those asked for of momentum, EMA, low half
+    n_tensors: tl.tensor, chunks: tl.tensor, n_chunks: tl.tensor,
+    row: tl.tensor,  # see rows_triton.py; its dtype is the one to compute in
+    P: tl.constexpr, G: tl.constexpr, M: tl.constexpr, E: tl.constexpr,
+    MOMENTUM: tl.constexpr, NESTEROV: tl.constexpr, MAXIMIZE: tl.constexpr,
+    SCALED: tl.constexpr, GUARDED: tl.constexpr, EMA: tl.constexpr, ZERO: tl.constexpr, STORE: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:  # fmt: skip
+    skip = tl.full([], False, tl.int1)
+    if GUARDED:
+        skip = tl.load(row + SKIP) != 0
+        if not ZERO:
+            n_chunks = tl.where(skip, 0, n_chunks)
+    c = tl.program_id(0)
+    while c < n_chunks:
+        t = tl.load(chunks + 4 * c)
+        start = tl.load(chunks + 4 * c + 1)
+        n = tl.load(chunks + 4 * c + 2).to(tl.int32)
+        if skip:
+            if ZERO:
+                zero_chunk(place(addresses, n_tensors, t, start, 1, G, False), n, BLOCK)
+        elif tl.load(chunks + 4 * c + 3) != 0:
+            _sgd_chunk(addresses, n_tensors, t, start, n, row, P, G, M, E, MOMENTUM, NESTEROV, MAXIMIZE,
+                       SCALED, EMA, ZERO, STORE, True, BLOCK)  # fmt: skip
+        else:
+            _sgd_chunk(addresses, n_tensors, t, start, n, row, P, G, M, E, MOMENTUM, NESTEROV, MAXIMIZE,
+                       SCALED, EMA, ZERO, STORE, False, BLOCK // 8)  # fmt: skip
+        c += tl.num_programs(0)

@@ -126,6 +126,11 @@ class _Step:
     """
 
     def __init__(self, program: Program, optimizer: FusedOptimizer, max_norm: float | None) -> None:
+        if optimizer.options.beside:
+            raise ValueError(
+                f"the compiled step takes the rule of {type(optimizer).__name__} only, and not {optimizer.options}: "
+                "give max_norm and nonfinite to ScalarTrainer, or use backend='eager'"
+            )
         self._program = program
         self._optimizer = optimizer
         self._max_norm = max_norm

@@ -1,7 +1,13 @@
-"""SGD, Adam and AdamW over `shaped_kernels`: torch.optim's arguments, defaults and state dicts."""
+"""SGD, Adam and AdamW over `shaped_kernels`: torch.optim's arguments, defaults and state dicts, and what is fused."""
 
+from . import schedules as schedules
 from .adam import Adam as Adam
 from .adam import AdamW as AdamW
+from .averaging import EMA as EMA
+from .averaging import SWA as SWA
+from .averaging import averaged as averaged
 from .base import FusedOptimizer as FusedOptimizer
-from .base import Update as Update
+from .flattening import flatten_parameters as flatten_parameters
+from .options import Options as Options
 from .sgd import SGD as SGD
+from .updates import Update as Update

@@ -1,16 +1,17 @@
 """Adam and AdamW with torch.optim's arguments, defaults and state dicts, over `shaped_kernels`."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 from torch import Tensor
 
 from shaped_kernels import adam_reference
-from shaped_kernels.adam import adam_scalars, check_adam, update_adam
-from shaped_kernels.lists import TensorLists
+from shaped_kernels.adam import AdamRule, adam_scalars, check_adam
 
-from .base import FusedOptimizer, Group, Scalars, Update
+from .base import FusedOptimizer
 from .flags import FLAGS, check_flags
+from .options import Fusing, options_of
+from .updates import Group, Scalars, Update
 
 
 class Adam(FusedOptimizer):
@@ -34,6 +35,7 @@ class Adam(FusedOptimizer):
         maximize: Climb instead of descend.
         differentiable: Must be False.
         decoupled_weight_decay: AdamW's decay.
+        fusing: What torch's class does not have; see `Options`.
 
     Raises:
         ValueError: A hyper-parameter is out of range, or a parameter is complex or sparse.
@@ -48,7 +50,10 @@ class Adam(FusedOptimizer):
         "decoupled_weight_decay": False,
         **FLAGS,
     }
-    _state_names = ("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+    _state_names = (
+        *("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
+        *("exp_avg_scale", "exp_avg_sq_scale", "ema", "low"),
+    )
 
     def __init__(
         self,
@@ -65,6 +70,7 @@ class Adam(FusedOptimizer):
         differentiable: bool = False,
         fused: bool | None = None,
         decoupled_weight_decay: bool = False,
+        **fusing: Unpack[Fusing],
     ) -> None:
         defaults = {
             "lr": lr,
@@ -79,7 +85,7 @@ class Adam(FusedOptimizer):
             "fused": fused,
             "decoupled_weight_decay": decoupled_weight_decay,
         }
-        super().__init__(params, defaults)
+        super().__init__(params, defaults, options_of({**fusing}))
 
     def _slot_names(self, group: Group) -> tuple[str, ...]:
         return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if group["amsgrad"] else ("exp_avg", "exp_avg_sq")
@@ -90,11 +96,11 @@ class Adam(FusedOptimizer):
     def _check_group(self, group: Group) -> None:
         check_flags(group)
         check_adam(*self._scalars(group, fresh=False))
+        if self.options.moments == "8bit" and group["amsgrad"]:
+            raise ValueError("8-bit moments have no AMSGrad: a running maximum of rounded codes only grows")
 
-    def _apply(self, update: Update, lists: TensorLists, grads: list[Tensor], scalars: Scalars) -> None:
-        assert update.step is not None
-        decoupled, maximize = update.group["decoupled_weight_decay"], update.group["maximize"]
-        update_adam(lists, grads, scalars, update.step, decoupled=decoupled, maximize=maximize)
+    def _rule(self, group: Group) -> AdamRule:
+        return AdamRule(group["decoupled_weight_decay"], group["maximize"], group["amsgrad"], self.options.store)
 
     def reference(
         self,
@@ -144,6 +150,7 @@ class AdamW(Adam):
         foreach, fused, capturable: Kept in the group for torch's sake; our rule is always fused,
             and counts on the CPU.
         differentiable: Must be False.
+        fusing: What torch's class does not have; see `Options`.
 
     Raises:
         ValueError: A hyper-parameter is out of range, or a parameter is complex or sparse.
@@ -166,6 +173,7 @@ class AdamW(Adam):
         capturable: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
+        **fusing: Unpack[Fusing],
     ) -> None:
         super().__init__(
             params,
@@ -180,6 +188,7 @@ class AdamW(Adam):
             differentiable=differentiable,
             fused=fused,
             decoupled_weight_decay=True,
+            **fusing,
         )
 
     def __setstate__(self, state: dict[str, Any]) -> None:

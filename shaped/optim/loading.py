@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from shaped_kernels.lists import WIDE, describe, dtype_name
+from shaped_kernels.flat import arena, worth_an_arena
+from shaped_kernels.lists import WIDE, describe, dtype_name, scale_count
+
+from .shards import local, sharded
 
 if TYPE_CHECKING:
     from .base import FusedOptimizer
@@ -40,6 +43,7 @@ def checked_state(optimizer: "FusedOptimizer", loaded: Mapping[str, Any]) -> tup
     state = _entries(optimizer, loaded, groups, faults)
     _refuse(optimizer, faults)
     _tie_steps(groups, state)
+    _lay_in_blocks(groups, state)
     return groups, state
 
 
@@ -103,7 +107,9 @@ def _entries(
         # torch writes momentum_buffer=None for a parameter that has not moved yet.
         present = {name: value for name, value in entry.items() if value is not None}
         faults += [f"state[{key}]: unknown entry {name}" for name in present if name not in known]
-        needed = () if not present else (*(("step",) if optimizer._counts else ()), *optimizer._slot_names(group))
+        slots = optimizer._slot_names(group)
+        steps = ("step",) if optimizer._counts else ()
+        needed = (*steps, *slots, *optimizer._scale_names(slots)) if present else ()
         faults += [f"state[{key}]: lacks {name}" for name in needed if name not in present]
         kept = {n: _fitted(f"state[{key}].{n}", n, v, p, faults) for n, v in present.items() if n in known}
         if kept:
@@ -115,16 +121,33 @@ def _fitted(here: str, name: str, value: Any, p: Tensor, faults: list[str]) -> A
     """A copy of one state value as `p` needs it; a fault is noted, and the value comes back as it is."""
     if name == "step":
         return _fitted_step(here, value, faults)
-    if not isinstance(value, Tensor):
-        faults.append(f"{here}: expected a tensor, got {type(value).__name__}")
+    if not isinstance(value, Tensor) or sharded(value) != sharded(p):
+        faults.append(f"{here}: expected a {'DTensor' if sharded(p) else 'tensor'}, got {type(value).__name__}")
         return value
-    dtype = value.dtype if value.dtype in (p.dtype, WIDE.get(p.dtype)) else p.dtype
+    if name.endswith("_scale"):
+        return _exact(here, value, torch.float32, (scale_count(local(p).numel()),), p, faults)
+    if name == "low" or value.dtype in (torch.int8, torch.uint8):
+        kind = {"low": torch.int16, "exp_avg": torch.int8}.get(name, torch.uint8)
+        return _exact(here, value, kind, tuple(p.shape), p, faults)
+    kept = tuple(WIDE) if name == "ema" else (p.dtype, WIDE.get(p.dtype))
+    dtype = value.dtype if value.dtype in kept else p.dtype
     widened = value.layout is torch.strided and torch.promote_types(value.dtype, dtype) == dtype
     if value.shape != p.shape or not widened:
         faults.append(f"{here}: expected {dtype_name(p.dtype)} {tuple(p.shape)}, got {describe(value)}")
         return value
     # empty_like keeps the strides of a dense parameter, so that kernels may walk both alike.
     return torch.empty_like(p, dtype=dtype, requires_grad=False).copy_(value.detach())
+
+
+def _exact(
+    here: str, value: Tensor, dtype: torch.dtype, shape: tuple[int, ...], p: Tensor, faults: list[str]
+) -> Tensor:
+    """A copy of a value whose dtype and shape leave no choice."""
+    if value.dtype != dtype or tuple(value.shape) != shape:
+        faults.append(f"{here}: expected {dtype_name(dtype)} {shape}, got {describe(value)}")
+        return value
+    like = p if shape == tuple(p.shape) else value
+    return torch.empty_like(like, dtype=dtype, device=p.device, requires_grad=False).copy_(value.detach())
 
 
 def _fitted_step(here: str, value: Any, faults: list[str]) -> Any:
@@ -145,3 +168,17 @@ def _tie_steps(groups: list[dict[str, Any]], state: State) -> None:
             if "step" in state.get(p, {}):
                 step = state[p]["step"]
                 state[p]["step"] = shared.setdefault((p.device, float(step)), step)
+
+
+def _lay_in_blocks(groups: list[dict[str, Any]], state: State) -> None:
+    """Put the state of parameters that move together into one block, as it is when it is new (see sorting.py)."""
+    for group in groups:
+        together: dict[tuple[Any, ...], list[Tensor]] = {}
+        for p in group["params"]:
+            entry = state.get(p, {})
+            kinds = tuple((name, t.dtype) for name, t in entry.items() if name != "step" and t.shape == p.shape)
+            together.setdefault((p.device, p.dtype, id(entry.get("step")), kinds), []).append(p)
+        for (*_, kinds), members in together.items():
+            for name, dtype in kinds if worth_an_arena(members) else ():
+                for p, t in zip(members, arena(members, dtype), strict=True):
+                    state[p][name] = t.copy_(state[p][name])

@@ -1,17 +1,18 @@
 """SGD with torch.optim.SGD's arguments, defaults and state dict, over `shaped_kernels`."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 from torch import Tensor
 
 from shaped_kernels import sgd_reference
-from shaped_kernels.lists import TensorLists
 from shaped_kernels.scalars import number
-from shaped_kernels.sgd import check_sgd, update_sgd
+from shaped_kernels.sgd import SgdRule, check_sgd
 
-from .base import FusedOptimizer, Group, Scalars, Update
+from .base import FusedOptimizer
 from .flags import FLAGS, check_flags
+from .options import Fusing, options_of
+from .updates import Group, Scalars, Update
 
 
 class SGD(FusedOptimizer):
@@ -31,6 +32,7 @@ class SGD(FusedOptimizer):
         maximize: Climb instead of descend.
         foreach, fused: Kept in the group for torch's sake; our rule is always fused.
         differentiable: Must be False.
+        fusing: What torch's class does not have; see `Options`.
 
     Raises:
         ValueError: A hyper-parameter is out of range, or a parameter is complex or sparse.
@@ -39,7 +41,7 @@ class SGD(FusedOptimizer):
     """
 
     _optional_keys: ClassVar[Mapping[str, Any]] = {"nesterov": False, "maximize": False, **FLAGS}
-    _state_names = ("momentum_buffer",)
+    _state_names = ("momentum_buffer", "ema", "low")
 
     def __init__(
         self,
@@ -54,6 +56,7 @@ class SGD(FusedOptimizer):
         foreach: bool | None = None,
         differentiable: bool = False,
         fused: bool | None = None,
+        **fusing: Unpack[Fusing],
     ) -> None:
         defaults = {
             "lr": lr,
@@ -66,7 +69,7 @@ class SGD(FusedOptimizer):
             "differentiable": differentiable,
             "fused": fused,
         }
-        super().__init__(params, defaults)
+        super().__init__(params, defaults, options_of({**fusing}))
 
     def _slot_names(self, group: Group) -> tuple[str, ...]:
         return ("momentum_buffer",) if group["momentum"] != 0 else ()
@@ -80,10 +83,17 @@ class SGD(FusedOptimizer):
         check_flags(group)
         lr, momentum, damp, weight_decay = self._scalars(group, fresh=False)
         check_sgd(lr, momentum, 1.0 - damp, weight_decay, nesterov=group["nesterov"])
+        if self.options.moments == "8bit":
+            raise ValueError(
+                "8-bit moments are Adam's and AdamW's; SGD's momentum may be torch.float32 or the parameter's"
+            )
 
-    def _apply(self, update: Update, lists: TensorLists, grads: list[Tensor], scalars: Scalars) -> None:
-        group = update.group
-        update_sgd(lists, grads, scalars, nesterov=group["nesterov"], maximize=group["maximize"])
+    def _rule(self, group: Group) -> SgdRule:
+        return SgdRule(group["nesterov"], group["maximize"], self.options.store)
+
+    def _rule_scalars(self, update: Update, scalars: Scalars) -> Scalars:
+        lr, momentum, _, weight_decay = scalars
+        return lr, momentum, number("dampening", update.group["dampening"]), weight_decay
 
     def reference(
         self,

@@ -114,3 +114,39 @@ def test_a_tensor_that_would_be_updated_twice_is_refused() -> None:
     lists = good()
     lists["exp_avg_sqs"] = lists["exp_avgs"]
     refused(lists, r"exp_avg_sqs\[1\]: shares its memory with exp_avgs\[1\]")
+
+
+def test_tensors_that_overlap_in_part_are_refused() -> None:
+    memory = torch.ones(12)
+    lists = good()
+    lists["params"] = [memory[:6].view(2, 3), memory[5:9]]
+    refused(lists, r"params\[1\]: shares its memory with params\[0\]")
+    lists = good()
+    lists["params"], lists["exp_avgs"] = [memory[:6].view(2, 3), memory[6:10]], [memory[3:9].view(2, 3), torch.ones(4)]
+    refused(
+        lists, r"exp_avgs\[0\]: shares its memory with params\[1\]|exp_avgs\[0\]: shares its memory with params\[0\]"
+    )
+
+
+def test_a_tensor_that_overlaps_itself_is_refused() -> None:
+    lists = good()
+    lists["params"][0] = torch.ones(8).as_strided((2, 3), (1, 1))
+    refused(lists, r"params\[0\]: overlaps itself, so one update would reach several elements")
+
+
+def test_tensors_in_each_others_holes_are_no_fault() -> None:
+    memory = torch.ones(2, 6)
+    lists = good()
+    lists["params"] = [memory[:, ::2], torch.ones(4)]
+    lists["exp_avgs"] = [memory[:, 1::2], torch.zeros(4)]
+    adamw_(*lists.values(), step=1, lr=0.1, weight_decay=0.0)  # type: ignore[arg-type]
+
+    assert len(set(memory[:, ::2].flatten().tolist())) == 1
+    assert memory[0, 0] != 1.0
+    lists["exp_avgs"] = [memory[:, :3], torch.zeros(4)]
+    refused(lists, r"exp_avgs\[0\]: shares its memory with params\[0\]")
+
+
+def test_meta_tensors_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"params\[0\]: is on meta, where there is nothing to update"):
+        sgd_([torch.ones(2, device="meta")], [torch.ones(2, device="meta")], lr=0.1)

@@ -27,7 +27,7 @@ ADAM_CASES: list[dict[str, Any]] = [
     {"betas": (0.5, 0.7), "eps": 1e-3, "amsgrad": True, "maximize": True, "weight_decay": 0.1},
     {"betas": (0.0, 0.0)},
 ]
-SHAPES = [(3, 4), (), (0, 2), (7,), (2, 1, 5)]
+SHAPES = [(3, 4), (), (0, 2), (7,), (2, 1, 5), (67,)]  # the last is longer than a vector of any dtype
 
 
 def tensors(dtype: torch.dtype, seed: int) -> list[Tensor]:

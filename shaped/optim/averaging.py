@@ -1,0 +1,128 @@
+"""Averages of parameters: to evaluate with, then to train on.
+
+`EMA` and `SWA` average any parameters from outside, over torch.optim.swa_utils' arithmetic; an
+optimizer with `ema_decay=` keeps the same average inside its update, for no pass of its own.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
+
+
+class _Average:
+    """Averages beside parameters; a subclass says how they take one more in."""
+
+    def __init__(self, params: Iterable[Tensor]) -> None:
+        self._params = list(params)
+        self.averages = [p.detach().clone() for p in self._params]
+        self.count = 0
+
+    def update(self) -> None:
+        """Take the parameters as they are now into the averages; call it after a step."""
+        now = [p.detach() for p in self._params]
+        with torch.no_grad():
+            if self.count == 0:
+                torch._foreach_copy_(self.averages, now)
+            elif now:
+                self._take(now)
+        self.count += 1
+
+    def _take(self, now: list[Tensor]) -> None:
+        raise NotImplementedError
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Put the averages into the parameters for the length of a `with` block, and the parameters back after it."""
+        with swapped(self._params, self.averages):
+            yield
+
+    def state_dict(self) -> dict[str, Any]:
+        """The averages, live, and how many times parameters were taken in."""
+        return {"averages": list(self.averages), "count": self.count}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load what `state_dict` returned, all or nothing.
+
+        Raises:
+            ValueError: The averages do not fit the parameters; nothing has changed.
+        """
+        theirs = list(state["averages"])
+        mine = [tuple(e.shape) for e in self.averages]
+        if [tuple(t.shape) for t in theirs] != mine:
+            raise ValueError(f"expected averages of shapes {mine}, got {[tuple(t.shape) for t in theirs]}")
+        with torch.no_grad():
+            torch._foreach_copy_(self.averages, theirs)
+        self.count = int(state["count"])
+
+
+class EMA(_Average):
+    """Exponential moving average: e <- decay*e + (1 - decay)*p. The first update copies the parameters.
+
+    Args:
+        params: What is averaged.
+        decay: Share of the average kept at each update.
+
+    Raises:
+        ValueError: `decay` is outside [0, 1).
+    """
+
+    def __init__(self, params: Iterable[Tensor], decay: float = 0.999) -> None:
+        if not 0.0 <= decay < 1.0:
+            raise ValueError(f"decay must be in [0, 1), got {decay}")
+        super().__init__(params)
+        self._rule = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+
+    def _take(self, now: list[Tensor]) -> None:
+        self._rule(self.averages, now, None)
+
+
+class SWA(_Average):
+    """Stochastic weight averaging: the mean of the parameters at all updates.
+
+    Source: Izmailov et al. 2018, arXiv:1803.05407; batch norm statistics are `torch.optim.swa_utils.update_bn`'s.
+    """
+
+    def __init__(self, params: Iterable[Tensor]) -> None:
+        super().__init__(params)
+        self._rule = get_swa_multi_avg_fn()  # type: ignore[no-untyped-call]
+
+    def _take(self, now: list[Tensor]) -> None:
+        self._rule(self.averages, now, self.count)
+
+
+@contextmanager
+def swapped(params: Iterable[Tensor], averages: Iterable[Tensor]) -> Iterator[None]:
+    """Put other values into parameters for the length of a `with` block; theirs come back even after an error."""
+    params, averages = list(params), list(averages)
+    with torch.no_grad():
+        before = [p.detach().clone() for p in params]
+        for p, e in zip(params, averages, strict=True):
+            p.copy_(e)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for p, b in zip(params, before, strict=True):
+                p.copy_(b)
+
+
+@contextmanager
+def averaged(optimizer: Optimizer) -> Iterator[None]:
+    """Evaluate with the averages that an optimizer with `ema_decay=` keeps; the parameters come back after.
+
+    Args:
+        optimizer: Whose state has averages; parameters without one keep their values.
+
+    Raises:
+        ValueError: None has an average yet.
+    """
+    pairs = [(p, entry["ema"]) for p, entry in optimizer.state.items() if "ema" in entry]
+    if not pairs:
+        raise ValueError("no parameter has an average: make the optimizer with ema_decay=, and take a step")
+    with swapped([p for p, _ in pairs], [e for _, e in pairs]):
+        yield

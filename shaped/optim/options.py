@@ -1,0 +1,78 @@
+"""What our optimizers do beyond torch's: keyword arguments after torch's own, all off by default."""
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypedDict
+
+import torch
+
+from shaped_kernels.scalars import Store, number
+
+Moments = torch.dtype | Literal["8bit"] | None
+
+
+class Fusing(TypedDict, total=False):
+    """The keyword arguments, for a type checker; `Options` says what they mean."""
+
+    max_norm: float | None
+    skip_nonfinite: bool
+    ema_decay: float | None
+    zero_grads: bool
+    store: Store
+    moments: Moments
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is fused around an update, and how parameters and moments are stored.
+
+    Attributes:
+        max_norm: Gradients are scaled so that the norm of all of them is at most this, as
+            `clip_grad_norm_` does before a step; in gradient units.
+        skip_nonfinite: A step with an infinite or NaN gradient changes nothing, bit for bit.
+        ema_decay: Keep an average of each parameter, and this share of it at each step.
+        zero_grads: Leave zeros in the gradients, so that `zero_grad(set_to_none=False)` is not needed.
+        store: How bfloat16 parameters are rounded: "nearest"; "stochastic", right on average; or
+            "split" into two exact halves, the lower one in the state.
+        moments: The dtype of Adam's moments and SGD's momentum: None for the parameter's; torch.float32;
+            or "8bit" (Adam and AdamW) for codes under a scale for every 256 neighbours.
+
+    Raises:
+        ValueError: One of them is out of range.
+    """
+
+    max_norm: float | None = None
+    skip_nonfinite: bool = False
+    ema_decay: float | None = None
+    zero_grads: bool = False
+    store: Store = "nearest"
+    moments: Moments = None
+
+    def __post_init__(self) -> None:
+        if self.max_norm is not None and not 0.0 < number("max_norm", self.max_norm) < math.inf:
+            raise ValueError(f"max_norm must be a finite number > 0, or None, got {self.max_norm}")
+        if self.ema_decay is not None and not 0.0 <= number("ema_decay", self.ema_decay) < 1.0:
+            raise ValueError(f"ema_decay must be in [0, 1), or None, got {self.ema_decay}")
+        if self.store not in ("nearest", "stochastic", "split"):
+            raise ValueError(f"store must be 'nearest', 'stochastic' or 'split', got {self.store!r}")
+        if self.moments not in (None, torch.float32, "8bit"):
+            raise ValueError(f"moments must be None, torch.float32 or '8bit', got {self.moments!r}")
+
+    @property
+    def beside(self) -> bool:
+        """Whether anything is stored, or done around the rule, that a traced rule would not see."""
+        return self != Options()
+
+
+def options_of(given: dict[str, Any]) -> Options:
+    """Read keyword arguments, refusing unknown ones by name.
+
+    Raises:
+        TypeError: One is unknown.
+        ValueError: One is out of range.
+    """
+    known = [field.name for field in fields(Options)]
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise TypeError(f"unknown argument {', '.join(unknown)}; beyond torch's there are {', '.join(known)}")
+    return Options(**given)

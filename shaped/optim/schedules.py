@@ -1,0 +1,127 @@
+"""Schedules as plain functions, step -> lr: for a loop that sets lr itself, and as oracles for torch's schedulers.
+
+    lr = warmup_cosine(peak=3e-4, warmup=100, total=10_000)
+    for step, batch in enumerate(batches):
+        optimizer.set_lr(lr(step))
+
+Step 0 is the first. torch's schedulers work on these optimizers as on torch's own; `as_lambda` turns
+one of these functions into a `LambdaLR`, which is saved and resumed with the optimizer.
+"""
+
+import math
+from collections.abc import Callable
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+Schedule = Callable[[int], float]
+
+
+def constant(lr: float) -> Schedule:
+    """The same lr at every step."""
+    return lambda step: lr
+
+
+def step_decay(lr: float, every: int, factor: float = 0.1) -> Schedule:
+    """lr * factor**(step // every): torch's StepLR.
+
+    Raises:
+        ValueError: `every` is less than 1.
+    """
+    _at_least_one("every", every)
+    return lambda step: lr * factor ** (step // every)
+
+
+def exponential(lr: float, factor: float) -> Schedule:
+    """lr * factor**step: torch's ExponentialLR."""
+    return lambda step: lr * factor**step
+
+
+def cosine(lr: float, total: int, end: float = 0.0) -> Schedule:
+    """From `lr` to `end` on half a cosine in `total` steps, then `end`: torch's CosineAnnealingLR up to `total`.
+
+        end + (lr - end) * (1 + cos(pi * step / total)) / 2
+
+    Raises:
+        ValueError: `total` is less than 1.
+
+    Source: Loshchilov & Hutter 2017, arXiv:1608.03983, without restarts.
+    """
+    _at_least_one("total", total)
+    return lambda step: end + (lr - end) * (1 + math.cos(math.pi * min(step, total) / total)) / 2
+
+
+def warmup_cosine(peak: float, warmup: int, total: int, end: float = 0.0) -> Schedule:
+    """Linearly from 0 to `peak` in `warmup` steps, then a cosine to `end` at step `total`.
+
+    Step `warmup` is the first at `peak`; step 0 is at 0 unless `warmup` is 0.
+
+    Raises:
+        ValueError: `warmup` is negative, or `total` is not beyond it.
+    """
+    if warmup < 0 or total <= warmup:
+        raise ValueError(f"expected 0 <= warmup < total, got warmup {warmup} and total {total}")
+    down = cosine(peak, total - warmup, end)
+    return lambda step: peak * step / warmup if step < warmup else down(step - warmup)
+
+
+def linear(start: float, end: float, total: int) -> Schedule:
+    """On a line from `start` to `end` in `total` steps, then `end`.
+
+    Raises:
+        ValueError: `total` is less than 1.
+    """
+    _at_least_one("total", total)
+    return lambda step: start + (end - start) * min(step, total) / total
+
+
+def one_cycle(peak: float, total: int, rise: float = 0.3, start: float = 25.0, end: float = 1e4) -> Schedule:
+    """Up from peak/start to `peak` on half a cosine, and down to peak/start/end: torch's OneCycleLR.
+
+    Args:
+        peak: The largest lr.
+        total: Steps of the whole cycle; later steps stay at the last lr.
+        rise: Share of the cycle that goes up.
+        start, end: What `peak` is divided by at the first step, and that again at the last.
+
+    Raises:
+        ValueError: `total` is less than 1, or `rise` is outside (0, 1).
+
+    Source: Smith & Topin 2017, arXiv:1708.07120.
+    """
+    _at_least_one("total", total)
+    if not 0.0 < rise < 1.0:
+        raise ValueError(f"rise must be in (0, 1), got {rise}")
+    top, last = rise * total - 1, total - 1
+
+    def lr(step: int) -> float:
+        if step <= top:
+            return _between(peak / start, peak, step / top)
+        return _between(peak, peak / start / end, (min(step, last) - top) / (last - top))
+
+    return lr
+
+
+def as_lambda(optimizer: Optimizer, schedule: Schedule) -> LambdaLR:
+    """torch's LambdaLR that gives every group schedule(step), whatever lr it was made with.
+
+    Raises:
+        ValueError: A group's lr is 0, which no factor can change.
+    """
+    rates = [float(group["lr"]) for group in optimizer.param_groups]
+    if 0.0 in rates:
+        raise ValueError(f"LambdaLR multiplies the lr a group was made with, and that of group {rates.index(0.0)} is 0")
+    return LambdaLR(optimizer, [_share_of(schedule, rate) for rate in rates])
+
+
+def _share_of(schedule: Schedule, rate: float) -> Schedule:
+    return lambda step: schedule(step) / rate
+
+
+def _between(first: float, second: float, share: float) -> float:
+    return second + (first - second) * (1 + math.cos(math.pi * share)) / 2
+
+
+def _at_least_one(name: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
