@@ -98,11 +98,7 @@ KINDS: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {  #
 }
 
 
-WEIGHTED = pytest.mark.xfail(reason="a weight tensor is asked for its truth", strict=True)
-MARKED = [pytest.param(kind, marks=WEIGHTED) if kind == "weighted" else kind for kind in KINDS]
-
-
-@pytest.mark.parametrize("kind", MARKED)
+@pytest.mark.parametrize("kind", KINDS)
 def test_cross_entropy_of_each_example_under_vmap_is_torch_s(kind: str):
     shape, labels, options = KINDS[kind]
     x = drawn(7, *shape)
@@ -113,7 +109,7 @@ def test_cross_entropy_of_each_example_under_vmap_is_torch_s(kind: str):
     torch.testing.assert_close(found, expected, **EXACT)
 
 
-@pytest.mark.parametrize("kind", MARKED)
+@pytest.mark.parametrize("kind", KINDS)
 def test_its_gradient_for_each_example_is_torch_s(kind: str):
     shape, labels, options = KINDS[kind]
     x = drawn(7, *shape)
@@ -166,7 +162,6 @@ def weighted(x: Float[Tensor, "n c"], y: Int[Tensor, " n"], w: Float[Tensor, " c
     return F.cross_entropy(x, y, weight=w)
 
 
-@WEIGHTED
 def test_cross_entropy_with_weights_is_proved():
     assert prove(weighted).conditions == ()
 
