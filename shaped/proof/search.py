@@ -10,23 +10,23 @@ from typing import Any, NoReturn
 
 import sympy
 import torch
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._sympy.functions import PythonMod
 
 from shaped.errors import Goal, ProofError, ShapedError, SignatureError, Source, nearest
-from shaped.proof.arithmetic import divides, divisions, holds, holds_exactly, tidy
+from shaped.proof.arithmetic import divides, divisions, holds, holds_exactly
 from shaped.proof.branches import Branches, Settled, together
 from shaped.proof.conditions import Assumption, Condition, follows
 from shaped.proof.explain import explain, is_unprovable
-from shaped.proof.plans import hints_where, needed_multiple, repairs, with_multiple
+from shaped.proof.plans import hints_where, repairs, with_multiple
 from shaped.proof.proof import Proof, count_operations, forward_graph
 from shaped.proof.rehearsal import rehearse
+from shaped.proof.relations import effort, weakest, without_maximum
 from shaped.proof.setting import Setting
 from shaped.proof.small import needed_of_small, small_dimensions, small_expressions
-from shaped.proof.symbolic import Plan, Question, World, tracing
+from shaped.proof.symbolic import Plan, Question, World
 from shaped.proof.trace import Recorder, Trace, expression, run_forward, trace
-from shaped.shapes import Dim, TensorSpec
-from shaped_kernels import adam_reference
+from shaped.proof.update import update_operations
+from shaped.shapes import Dim
 
 # Hints are 48 times a prime: far from 0 and 1, no small multiple of each other, and divisible by the usual head counts,
 # so that the first trace mostly goes through. What a hint decided is always read back as a question.
@@ -79,7 +79,7 @@ class Search:
         operations = {"forward": forward}
         if self.setting.is_loss:
             operations["backward"] = count_operations(found.graph) - forward
-            operations["update"] = self._update_operations(plan)
+            operations["update"] = update_operations(self.setting, self.names, plan)
         structures = [a.structure for a in self.setting.signature.arguments if a.structure is not None]
         return Proof(
             setting=self.setting,
@@ -203,7 +203,7 @@ class Search:
         asked = self._asked(found)
         given: list[Any] = []  # what is needed in any case, the simplest first: no size is negative
         for fact in sorted(
-            (f for f, _ in asked if isinstance(f, sympy.Ge | sympy.Le | sympy.Gt | sympy.Lt)), key=_effort
+            (f for f, _ in asked if isinstance(f, sympy.Ge | sympy.Le | sympy.Gt | sympy.Lt)), key=effort
         ):
             large = [sympy.Ge(small.size, 2) for small in small_expressions(world, plan, given)]
             known = [*given, *large]
@@ -228,7 +228,7 @@ class Search:
         passes = partial(self._passes_small, world, plan, stated, [*(fact for fact, _ in kept), *large])
         smalls = [*small_dimensions(world, plan), *smalls]
         kept += [(fact, None) for fact in needed_of_small(plan, world, smalls, passes)]
-        return [*divisibility, *(Condition(world.show(fact), source) for fact, source in _weakest(kept))]
+        return [*divisibility, *(Condition(world.show(fact), source) for fact, source in weakest(kept))]
 
     def _asked(self, found: Trace) -> list[tuple[Any, Source | None]]:
         """Every question once, without those that are true for all sizes."""
@@ -241,7 +241,7 @@ class Search:
                 if fact not in divisible and holds_exactly(fact, divisible):
                     continue
                 fact = fact if under is None else sympy.Eq(PythonMod(over, under), 0)
-                fact = _without_maximum(fact)
+                fact = without_maximum(fact)
                 if fact in asked or fact in (sympy.true, sympy.false) or holds(fact):
                     continue
                 if isinstance(fact, sympy.Eq) and not divisions(fact):
@@ -364,43 +364,6 @@ class Search:
         ]
         return (*least, *divisible, *(Condition(world.show(question.fact)) for question in found.questions))
 
-    # -- the update ------------------------------------------------------------------------------------------------
-
-    def _update_operations(self, plan: Plan) -> int:
-        """Trace AdamW on each distinct parameter signature: new parameter and moments keep it. Returns all operations.
-
-        SGD and Adam are parts of the same elementwise rule.
-        """
-        counts: dict[tuple[TensorSpec, torch.dtype], int] = {}
-        entries, dtypes = self.setting.signature.entries, self.setting.dtypes
-        total = 0
-        for i in self.setting.wanted:
-            key = (entries[i].spec, dtypes[i])
-            if key not in counts:
-                counts[key] = self._trace_update(i, plan)
-            total += counts[key]
-        return total
-
-    def _trace_update(self, index: int, plan: Plan) -> int:
-        world = World(self.names, plan)
-        entry, dtype = self.setting.signature.entries[index], self.setting.dtypes[index]
-        p, g, m, v = world.tensors([entry] * 4, [dtype] * 4, [False] * 4, self.setting.device)
-
-        def update(p: Any, g: Any, m: Any, v: Any) -> tuple[Any, ...]:
-            new = adam_reference(
-                p, g, m, v, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.01, step=1, decoupled=True
-            )
-            return new[:3]
-
-        with tracing(), torch.no_grad():
-            graph = make_fx(update, tracing_mode="real", _allow_non_fake_inputs=True)(p, g, m, v)
-        outputs = next(node for node in graph.graph.nodes if node.op == "output").args[0]
-        for result in outputs:
-            value = result.meta["val"]
-            if value.shape != p.shape or value.dtype != dtype:
-                raise AssertionError(f"the update changes the signature of {entry.path}")
-        return count_operations(graph)
-
 
 class _Substitution(BaseException):
     """Ends a trace that needs dim = heads*(dim//heads); no `except Exception` of the user's stops it."""
@@ -457,43 +420,6 @@ def _statement_order(setting: Setting) -> tuple[str, ...]:
             for dim in entry.spec.dims:
                 (inside if argument.kind == "parameters" else outside).update(dict.fromkeys(dim.names))
     return tuple([name for name in outside if name not in inside] + list(inside))
-
-
-def _without_maximum(fact: Any) -> Any:
-    """max(1, n) == n says that n is at least 1."""
-    if isinstance(fact, sympy.Eq):
-        for most, other in (fact.args, fact.args[::-1]):
-            if type(most).__name__ in ("Max", "Min") and other in most.args and len(most.args) == 2:
-                least = next(part for part in most.args if part != other)
-                return sympy.Ge(other, least) if type(most).__name__ == "Max" else sympy.Le(other, least)
-    return fact
-
-
-def _weakest(facts: Sequence[tuple[Any, Source | None]]) -> list[tuple[Any, Source | None]]:
-    """Without those that follow from others."""
-    left = _joined(list(dict(reversed([(tidy(fact), source) for fact, source in facts])).items())[::-1])
-    for fact, source in list(left):
-        others = [other for other, _ in left if other != fact]
-        if holds(fact, others, dict.fromkeys(fact.free_symbols.union(*(o.free_symbols for o in others)), 1)):
-            left.remove((fact, source))
-    return left
-
-
-def _joined(facts: list[tuple[Any, Source | None]]) -> list[tuple[Any, Source | None]]:
-    """n >= 2 and n != 2 as n >= 3."""
-    for fact in [fact for fact, _ in facts if isinstance(fact, sympy.Ne)]:
-        difference = sympy.expand(fact.args[0] - fact.args[1])
-        for i, other in enumerate(f for f, _ in facts):
-            if isinstance(other, sympy.Ge) and sympy.expand(other.args[0] - other.args[1]) in (difference, -difference):
-                larger = tidy(sympy.Ge(other.args[0], other.args[1] + 1))
-                rest = [(larger if j == i else f, s) for j, (f, s) in enumerate(facts) if f != fact]
-                return _joined(list(dict(rest).items()))
-    return facts
-
-
-def _effort(fact: Any) -> tuple[bool, int, str]:
-    """`size >= 0` before all else, then short relations before long ones."""
-    return (not (isinstance(fact, sympy.Ge) and fact.args[1] == 0), int(fact.count_ops()), str(fact))
 
 
 def _hint(value: Any) -> int:

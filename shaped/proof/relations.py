@@ -1,0 +1,46 @@
+"""Relations between sizes, as a statement lists them: each once, none that follows from the others, written plainly."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import sympy
+
+from shaped.errors import Source
+from shaped.proof.arithmetic import holds, tidy
+
+
+def without_maximum(fact: Any) -> Any:
+    """max(1, n) == n says that n is at least 1."""
+    if isinstance(fact, sympy.Eq):
+        for most, other in (fact.args, fact.args[::-1]):
+            if type(most).__name__ in ("Max", "Min") and other in most.args and len(most.args) == 2:
+                least = next(part for part in most.args if part != other)
+                return sympy.Ge(other, least) if type(most).__name__ == "Max" else sympy.Le(other, least)
+    return fact
+
+
+def weakest(facts: Sequence[tuple[Any, Source | None]]) -> list[tuple[Any, Source | None]]:
+    """Without those that follow from others."""
+    left = _joined(list(dict(reversed([(tidy(fact), source) for fact, source in facts])).items())[::-1])
+    for fact, source in list(left):
+        others = [other for other, _ in left if other != fact]
+        if holds(fact, others, dict.fromkeys(fact.free_symbols.union(*(o.free_symbols for o in others)), 1)):
+            left.remove((fact, source))
+    return left
+
+
+def _joined(facts: list[tuple[Any, Source | None]]) -> list[tuple[Any, Source | None]]:
+    """n >= 2 and n != 2 as n >= 3."""
+    for fact in [fact for fact, _ in facts if isinstance(fact, sympy.Ne)]:
+        difference = sympy.expand(fact.args[0] - fact.args[1])
+        for i, other in enumerate(f for f, _ in facts):
+            if isinstance(other, sympy.Ge) and sympy.expand(other.args[0] - other.args[1]) in (difference, -difference):
+                larger = tidy(sympy.Ge(other.args[0], other.args[1] + 1))
+                rest = [(larger if j == i else f, s) for j, (f, s) in enumerate(facts) if f != fact]
+                return _joined(list(dict(rest).items()))
+    return facts
+
+
+def effort(fact: Any) -> tuple[bool, int, str]:
+    """`size >= 0` before all else, then short relations before long ones."""
+    return (not (isinstance(fact, sympy.Ge) and fact.args[1] == 0), int(fact.count_ops()), str(fact))
