@@ -52,3 +52,13 @@ def verdict(
         return "at the line" if lines & right else "elsewhere"
     own = [d["severity"] for d in said if d["function"] == name]
     return "not asked" if "warning" in own else "missed"
+
+
+def alarms(said: Sequence[str]) -> str:
+    """What it says of models that are right, as Markdown."""
+    head = """
+torchtyc cannot be told a condition such as `seq <= context`, nor an assumption, nor that a width is a multiple of a
+number that stands outside the function; and it traces without gradients. What it says of unchanged models:
+
+"""
+    return head + "\n".join(f"- {alarm[:160]}" for alarm in said)

@@ -38,7 +38,7 @@ from typing import Any
 
 import ask_torchtyc as torchtyc
 import torch
-from jaxtyping import TypeCheckError, install_import_hook
+from jaxtyping import AnnotationError, TypeCheckError, install_import_hook
 from plain import Plain, rewrite
 from report import machine, save, table, versions
 from torch import Tensor
@@ -51,7 +51,8 @@ from tests.corpus.planting import Fault, plant
 GROUPS = ("TRANSPOSES", "WEIGHTS", "REDUCTIONS", "SILENT", "VIEWS", "SLICES", "DECLARATIONS", "DTYPES")
 TOOLS = ("shaped", "torchtyc", "jaxtyping", "torch")
 VERDICTS = ("at the line", "elsewhere", "missed", "undecided", "not asked")
-SOMEWHERE, UNDECIDED = 0, -1  # instead of a line: an error outside the file; neither proved nor refuted
+# Instead of a line: an error outside the file; neither proved nor refuted; an annotation that the tool cannot read.
+SOMEWHERE, UNDECIDED, UNREAD = 0, -1, -2
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,9 @@ class Subject:
         return next(name.lower() for name in GROUPS if self.fault in getattr(faults, name))
 
     def verdict(self, line: int | None) -> str:
-        if line is None or line == UNDECIDED:
-            return "missed" if line is None else "undecided"
+        without = {None: "missed", UNDECIDED: "undecided", UNREAD: "not asked"}
+        if line in without:
+            return without[line]
         return "at the line" if line in self.right else "elsewhere"
 
 
@@ -125,6 +127,8 @@ def ask_jaxtyping(subject: Subject) -> int | None:
     module = None if subject.plain.changed else subject.model.module
     try:
         run(replace(subject.model, function=function, module=module))
+    except AnnotationError:
+        return UNREAD
     except Exception as error:
         line = line_of(error, subject.plain_file)
         if not line and isinstance(error, TypeCheckError):
@@ -219,7 +223,7 @@ def page(planted: list[Subject], clean: list[Subject], answers: dict[str, Any], 
         said = Counter(answers[tool]["models"])
         alarms.append([tool, said["missed"], said["elsewhere"], said["undecided"], said["not asked"],
                        f"{answers[tool]['seconds']:.0f}"])  # fmt: skip
-    blamed = "\n".join(f"- {alarm}" for alarm in answers.get("torchtyc", {}).get("alarms", ()))
+    left = [s.fault for s, v in zip(planted, answers["shaped"]["faults"], strict=True) if s.fault and v != VERDICTS[0]]
     missing = "" if "torchtyc" in answers else "\ntorchtyc: not run (`--torchtyc PYTHON`).\n"
     return f"""# Seeded mistakes
 
@@ -230,7 +234,8 @@ Machine: {machine()}; others were working on it.
 {missing}
 {table(["tool", "before any data", *VERDICTS], rows)}
 
-`undecided`: refused, but as unprovable and not as wrong. `not asked`: the tool says that it skips the function.
+`undecided`: refused, but as unprovable and not as wrong. `not asked`: the tool says that it skips the function, or that
+it cannot read an annotation.
 
 By kind, found at the line + found elsewhere:
 
@@ -240,10 +245,8 @@ The {len(clean)} unchanged models, which are right:
 
 {table(["tool", "accepted", "false alarms", "undecided", "not asked", "seconds, all runs"], alarms)}
 
-torchtyc is not told conditions such as `seq <= context`, nor assumptions: it has no way to say them. What it says of
-unchanged models:
-
-{blamed or "- nothing"}
+Not found at the line by shaped: {"; ".join(f"{f.model} with `{f.new}`" for f in left) or "none"}.
+{torchtyc.alarms(answers["torchtyc"]["alarms"]) if not missing else ""}
 """
 
 

@@ -8,7 +8,8 @@ becomes, with the same body,
         p = MLP.layout().build([p__w1, ...])
 
 The inputs come first, because torchtyc gives larger numbers to the names that it meets later and the usual condition
-between an input and a parameter is `seq <= context`. Parameter lists, tuples, dictionaries, records and modules go;
+between an input and a parameter is `seq <= context`; axes such as `3*dim` come last, because jaxtyping must have met
+`dim` by then. Parameter lists, tuples, dictionaries, records and modules go;
 tensors and plain defaults stay, and a function over tensors alone is as it was. The other models of the module are left
 out, for speed; no line moves by it.
 """
@@ -83,7 +84,8 @@ def rewrite(model: Model, text: str) -> Plain:
         return Plain(text, node.lineno, node.returns.lineno)
     device = f"().to({(tensors + weights)[0].partition(':')[0]}.device)"
     build = "; ".join(line.replace("()", device) if model.module else line for line in rebuilt)
-    header = f"def {model.name}({', '.join(tensors + weights + plain)}) -> {ast.unparse(node.returns)}:"
+    ordered = sorted(tensors + weights, key=lambda declared: bool(re.search(r"[*/+-]\w", declared)))
+    header = f"def {model.name}({', '.join(ordered + plain)}) -> {ast.unparse(node.returns)}:"
     lines = text.splitlines()
     lines[node.lineno - 1 : start - 1] = [header, f"    {build}"]
     return Plain("\n".join(lines) + "\n", node.lineno, node.returns.lineno, start - node.lineno - 2, True)

@@ -17,7 +17,7 @@ from shaped.proof.arithmetic import divides, divisions, holds, holds_exactly
 from shaped.proof.branches import Branches, Settled, together
 from shaped.proof.conditions import Assumption, Condition, follows
 from shaped.proof.explain import explain, is_unprovable
-from shaped.proof.plans import hints_where, repairs, with_multiple
+from shaped.proof.plans import hints_where, needed_multiple, repairs, with_multiple
 from shaped.proof.proof import Proof, count_operations, forward_graph
 from shaped.proof.rehearsal import rehearse
 from shaped.proof.relations import effort, weakest, without_maximum
