@@ -57,8 +57,8 @@ def verdict(
 def alarms(said: Sequence[str]) -> str:
     """What it says of models that are right, as Markdown."""
     head = """
-torchtyc cannot be told a condition such as `seq <= context`, nor an assumption, nor that a width is a multiple of a
-number that stands outside the function; and it traces without gradients. What it says of unchanged models:
+torchtyc cannot be told a condition such as `seq <= context`, nor an assumption, nor what divides a size where no number
+in the function says it; it traces without gradients, on the meta device. What it says of unchanged models:
 
 """
     return head + "\n".join(f"- {alarm[:160]}" for alarm in said)
