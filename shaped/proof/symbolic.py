@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any
 
 import jaxtyping
@@ -362,6 +362,16 @@ _SYMBOLIC: dict[str, Callable[[Any], Any]] = {
 }
 
 
+@cache
+def _start_autograd() -> None:
+    """One backward pass on a real number, before the first on tensors without data.
+
+    A first backward pass on those starts autograd's device threads (torch 2.15), and then no forked child can use it.
+    """
+    x = torch.zeros((), requires_grad=True)
+    torch.autograd.grad(x * x, x)
+
+
 @contextmanager
 def tracing() -> Iterator[None]:
     """Settings of a trace: `math.sqrt` and the logarithms of a size stay symbolic; torch logs no failed meta function.
@@ -384,6 +394,7 @@ def tracing() -> Iterator[None]:
         jaxtyping.config.update("jaxtyping_disable", True)  # its checks would ask for each size; ours are in claims.py
         try:
             with enable_python_dispatcher(), torch.inference_mode(False), torch.enable_grad():
+                _start_autograd()
                 yield
         finally:
             for name, original in originals.items():
