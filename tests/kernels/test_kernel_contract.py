@@ -15,7 +15,7 @@ CHECK = Path(__file__).with_name("compile_contract.py")
 
 
 @pytest.mark.skipif(
-    version("triton") < "3.9",
+    tuple(map(int, version("triton").split(".")[:2])) < (3, 9),
     reason="before 3.9, two stochastic variants take 72 registers on sm_80 and a split one spills one on sm_90",
 )
 @pytest.mark.parametrize("target", [pytest.param("sm_80", marks=pytest.mark.slow), "sm_90", "gfx942"])
