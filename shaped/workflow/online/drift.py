@@ -207,6 +207,7 @@ class Trigger:
                 raise ValueError(f"{name} is {value!r}; it is a whole number of at least {least}")
         self.detector, self.every, self.min_samples, self.cooldown = detector, every, min_samples, cooldown
         self.seen, self._since, self._fired, self._drift = 0, 0, False, False
+        self._fresh = None if detector is None else detector.state_dict()
 
     def update(self, value: float) -> Reason | None:
         """Add a number; "drift" or "schedule" where an update is due."""
@@ -224,6 +225,12 @@ class Trigger:
         if reason is not None:
             self._since, self._fired, self._drift = 0, True, False
         return reason
+
+    def restart(self) -> None:
+        """Let the detector begin anew, as it was given: the model has changed, and what came before says nothing."""
+        if self.detector is not None and self._fresh is not None:
+            self.detector.load_state_dict(self._fresh)
+        self._drift = False
 
     def state_dict(self) -> dict[str, Any]:
         """Counts, a drift that waits, and the detector's state."""

@@ -161,7 +161,7 @@ class OnlineLearner:
             self._recent.popleft()
 
     def update(self, reason: str = "manual") -> Update:
-        """Learn from the recent batches, as one transaction.
+        """Learn from the recent batches, as one transaction. After one for a drift the detector begins anew.
 
         Returns:
             What came of it. Where the validator refuses, or a step is not finite, all is as it was.
@@ -182,6 +182,8 @@ class OnlineLearner:
             why = why or self.validator(Candidate(previous, self.trainer.params, loss_before, loss_after))
             if why is None:
                 self.accepted, self._origin = self.accepted + 1, None
+                if reason == "drift" and self.trigger is not None:
+                    self.trigger.restart()
                 self.version = self.versions.save(self.state_dict(), reason).number
         except BaseException as error:
             self.load_state_dict(before)

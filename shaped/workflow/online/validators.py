@@ -56,7 +56,7 @@ class WeightNorm:
             moved = math.sqrt(sum(float((b.double() - a.double()).square().sum()) for a, b in pairs))
         if not after <= self.most:
             return f"the parameters' norm is {after:.4g}, above {self.most:g}"
-        if not moved <= self.change * before:
+        if self.change < math.inf and not moved <= self.change * before:  # inf*0 is NaN, and a model may start at 0
             return f"the parameters moved by {moved:.4g}, more than {self.change:g} of their norm {before:.4g}"
         return None
 

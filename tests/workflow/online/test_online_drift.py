@@ -1,6 +1,7 @@
 """Drift detectors: river's own answers, also over a stop; and the trigger."""
 
 import random
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import river.drift
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shaped import StateError
+from shaped import ShapedError, StateError
 from shaped.checkpoint.codec import from_json, join, split, to_json
 from shaped.workflow.online import ADWIN, KSWIN, DriftDetector, PageHinkley, Trigger
 
@@ -83,6 +84,14 @@ def test_a_state_of_another_detector_is_refused_and_nothing_changes() -> None:
     assert str(one.state_dict()) == before
 
 
+def test_without_river_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "river.drift", None)
+    with pytest.raises(ShapedError) as caught:
+        ADWIN()
+
+    assert str(caught.value) == 'drift detection comes with river: pip install "shaped-trainer[online]"'
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_number_that_is_not_finite_is_refused(value: float) -> None:
     with pytest.raises(ValueError, match=f"the detector was given {value}; it takes finite numbers"):
@@ -134,6 +143,16 @@ def test_a_trigger_goes_on_in_a_new_object(stop: int, every: int | None, cooldow
     second.load_state_dict(through_a_file(first.state_dict()))
 
     assert answers + [second.update(0.0) for _ in range(20 - stop)] == expected
+
+
+def test_a_detector_that_restarts_has_forgotten_all() -> None:
+    trigger, fresh = Trigger(ADWIN(clock=1)), ADWIN(clock=1)
+    for value in stream(0, 300)[:150]:
+        trigger.update(value)
+    trigger.restart()
+
+    assert [trigger.update(v) == "drift" for v in stream(1)] == [fresh.update(v) for v in stream(1)]
+    assert trigger.seen == 550
 
 
 def wrong(value: Any) -> Any:

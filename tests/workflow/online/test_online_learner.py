@@ -226,6 +226,7 @@ run(learner(Path(sys.argv[1]), step=dies))
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_in_an_update_leaves_the_last_version_and_the_next_goes_on(tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[3]
     environment = {**os.environ, "PYTHONPATH": f"{root}:{root / 'kernels'}"}
@@ -324,6 +325,7 @@ def candidate(after: float, before: float = 1.0, scale: float = 1.0) -> Candidat
         (LossDelta(-0.1), candidate(0.95), "the loss went from 1 to 0.95, by more than -0.1"),
         (LossDelta(), candidate(float("nan")), "the loss went from 1 to nan, by more than 0"),
         (WeightNorm(), candidate(9.0, scale=100.0), None),
+        (WeightNorm(), Candidate(Line(torch.zeros(2)), Line(torch.ones(2)), 1.0, 1.0), None),
         (WeightNorm(most=9.0), candidate(1.0, scale=2.0), "the parameters' norm is 10, above 9"),
         (WeightNorm(most=10.0), candidate(1.0, scale=2.0), None),
         (WeightNorm(change=0.5), candidate(1.0, scale=2.0), "the parameters moved by 5, more than 0.5 of their norm 5"),
