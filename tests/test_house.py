@@ -18,7 +18,7 @@ ROOMS = [
     (0, ("shaped_kernels",)),
     (0, ("shaped.errors",)),
     (1, ("shaped.shapes",)),
-    (2, ("shaped.params", "shaped.init", "shaped.layout", "shaped.drawing")),
+    (2, ("shaped.params", "shaped.init", "shaped.layout", "shaped.drawing", "shaped.strategies")),
     (3, ("shaped.proof",)),
     (3, ("shaped.optim",)),
     (4, ("shaped.backends",)),
