@@ -28,7 +28,10 @@ ROOMS = [
     (8, ("shaped.recipes", "shaped.cli", "shaped.check")),
     (9, ("shaped",)),  # the door of the house
 ]
-LAZY = ("triton", "sklearn", "matplotlib", "rich", "torch._dynamo", "torch._inductor")
+LAZY = (
+    "triton", "sklearn", "matplotlib", "rich", "torch._dynamo", "torch._inductor",
+    "optuna", "river", "torchao", "torchmetrics", "pandas",
+)  # fmt: skip
 FILES = [*sorted(ROOT.glob("shaped/**/*.py")), *sorted(ROOT.glob("kernels/shaped_kernels/**/*.py"))]
 DOORS = [file for file in FILES if file.name == "__init__.py"]
 
