@@ -60,6 +60,7 @@ class ScalarTrainer:
         allow_unused: A parameter that does not influence the loss gets a zero gradient and no update, not an error.
         strategy: How the gradients come from the loss: `OneStep()`, or a function of your own; None is full
             backpropagation. It is part of the proof.
+        save_frozen: False leaves frozen parameters out of the state; loading then compares them by checksum.
 
     Raises:
         SignatureError, ProofError, Unprovable, GradientError: The loss or its annotations are wrong.
@@ -83,6 +84,7 @@ class ScalarTrainer:
         check: bool = True,
         allow_unused: bool = False,
         strategy: GradientStrategy | None = None,
+        save_frozen: bool = True,
     ) -> None:
         if not isinstance(backend, str) or backend not in BACKENDS:
             raise ValueError(f"backend is {backend!r}; it is one of {', '.join(map(repr, BACKENDS))}")
@@ -102,7 +104,7 @@ class ScalarTrainer:
         self._max_executors, self._max_norm = max_executors, max_norm
         self._nonfinite = nonfinite
         self._accumulate = accumulate
-        self._shared = TrainingState(program, optimizer, accumulate)
+        self._shared = TrainingState(program, optimizer, accumulate, save_frozen)
         self._backend: Backend = BACKENDS[backend](program, max_executors, max_norm)
         self._shared.backends[backend] = self._backend
 

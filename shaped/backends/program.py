@@ -120,6 +120,7 @@ class Program:
             if self._static[name] not in (None, size):
                 raise ShapeError(f"static: {name} = {self._static[name]}, and it is {size} in the parameters")
         self.proof = self._prove(guess, {**known, **{n: s for n, s in self._static.items() if s is not None}})
+        self.frozen = [i for i, t in enumerate(self.tensors) if not t.requires_grad]
         self.trainable = [i for i, t in enumerate(self.tensors) if t.requires_grad]
         unused = set(self.proof.unused)
         self.used = [i for i in self.trainable if self.signature.entries[i].path not in unused]
