@@ -170,6 +170,9 @@ class CrossValidator:
             ShapeError: Tensors differ in their first axis. ShapedError: A model was trained in two folds, or figures
             differ between folds. CheckpointError: The folder is of another run. ValueError: The splitter refuses.
         """
+        odd = [type(t).__name__ for t in (*tensors, *_given(labels, groups, spans)) if not isinstance(t, Tensor)]
+        if odd:
+            raise ShapeError(f"cross-validation takes tensors, not {', '.join(odd)}: pass torch.as_tensor(...)")
         if not tensors or len({len(t) for t in (*tensors, *_given(labels, groups, spans))}) > 1:
             raise ShapeError("cross-validation takes tensors with the same rows along their first axis")
         if not len(tensors[0]):

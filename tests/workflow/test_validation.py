@@ -246,6 +246,10 @@ def wrong(value: Any) -> Any:
         (lambda: CrossValidator(train, wrong(3)), ValueError,
          "splitter is a int; pass a CVConfig, or an object with split()"),
         (
+            lambda: CrossValidator(train).run(wrong(np.zeros((4, 3))), torch.zeros(4)), ShapeError,
+            "cross-validation takes tensors, not ndarray: pass torch.as_tensor(...)",
+        ),
+        (
             lambda: CrossValidator(train).run(torch.zeros(4, 3), torch.zeros(5)), ShapeError,
             "cross-validation takes tensors with the same rows along their first axis",
         ),

@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 from torch.func import grad, vmap
+from torch.utils import _pytree as pytree
 
 from shaped.errors import SignatureError
 from shaped.params import ParamList
@@ -73,13 +74,13 @@ def fisher_diagonal(
     names = [i for i, wanted in enumerate(params.requires_grad) if wanted]
     frozen = [t.detach() for t in params]
     sums = [torch.zeros_like(frozen[i], dtype=torch.float64) for i in names]
-    layout = params._layout
+    structure = pytree.tree_structure(params)
 
     def single(trained: tuple[Tensor, ...], *example: Tensor) -> Tensor:
         tensors = list(frozen)
         for i, tensor in zip(names, trained, strict=True):
             tensors[i] = tensor
-        value: Tensor = loss(layout.build(tensors), *(x.unsqueeze(0) for x in example))
+        value: Tensor = loss(pytree.tree_unflatten(tensors, structure), *(x.unsqueeze(0) for x in example))
         return value
 
     count, trained = 0, tuple(frozen[i] for i in names)
