@@ -156,6 +156,10 @@ def _with_term(loss: Callable[..., Any], kind: type[ParamList], strength: float)
 
     parameters = list(signature.parameters.values())
     parameters[at] = parameters[at].replace(annotation=kind)
+    code = getattr(original, "__code__", None)
+    if code is not None:  # it bears the place of the original, so that declarations are quoted from there
+        place = {"co_filename": code.co_filename, "co_firstlineno": code.co_firstlineno, "co_name": code.co_name}
+        total.__code__ = total.__code__.replace(**place)
     total.__name__, total.__qualname__ = original.__name__, original.__qualname__
     total.__module__, total.__doc__ = original.__module__, loss.__doc__
     total.__annotations__ = {**hints, names[0]: kind}

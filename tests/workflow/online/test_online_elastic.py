@@ -1,5 +1,6 @@
 """Elastic weight consolidation: the Fisher diagonal against autograd, the term against its formula, and forgetting."""
 
+import inspect
 import math
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from shaped import ParamList, ScalarTrainer, ShapeError, SignatureError, init
+from shaped import ParamList, ProofError, ScalarTrainer, ShapeError, SignatureError, init
 from shaped.workflow.online import elastic, fisher_diagonal
 from tests.models import MLP, batch, mlp, mlp_loss
 
@@ -131,6 +132,25 @@ def test_what_was_learned_first_is_kept_where_the_second_task_leaves_room() -> N
     assert none.m.abs().max() == 0
     assert kept < 0.001 < 1 < forgot
     assert params.m[1].item() == pytest.approx(-1.0, abs=0.1)
+
+
+class Rect(ParamList):
+    w: Float[Tensor, "features out"]
+
+
+def transposed(p: Rect, x: Float[Tensor, "batch features"]) -> Float[Tensor, ""]:
+    return (x @ p.w.T).square().mean()
+
+
+def test_a_mistake_in_the_loss_is_shown_at_its_own_line() -> None:
+    params = Rect.init(features=3, out=2, seed=0)
+    memory = elastic(transposed, params, Rect(torch.ones(3, 2)))
+    with pytest.raises(ProofError) as caught:
+        ScalarTrainer(memory.loss, memory.params)
+
+    first = inspect.getsourcelines(transposed)[1]
+    assert f"test_online_elastic.py:{first + 1}   return (x @ p.w.T).square().mean()" in str(caught.value)
+    assert f"x       : [batch, features]     declared at test_online_elastic.py:{first}" in str(caught.value)
 
 
 class Bare(ParamList):
