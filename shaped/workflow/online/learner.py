@@ -73,7 +73,7 @@ class OnlineLearner:
         holdout: Share of these, the newest ones, that it is judged by instead; at least one batch.
         passes: How often an update goes over its batches.
         fresh: After a drift, forget older batches, and update when so many have come, the one that showed it included;
-            0 updates at once from all recent ones.
+            0 updates at once from all recent ones. Where that update is refused, it is tried again after as many more.
         keep: Versions that stay.
 
     Raises:
@@ -108,7 +108,7 @@ class OnlineLearner:
         self.trigger, self.signal = trigger, signal
         self.holdout, self.passes, self.fresh = holdout, passes, fresh
         self._recent: deque[Inputs] = deque(maxlen=recent)
-        self._due: tuple[str, int] | None = None  # why an update waits, and for how many batches
+        self._due: tuple[str, int] | None = None  # why an update waits, and for which observation
         self.observed, self.accepted, self.refused = 0, 0, 0
         self._origin: int | None = None  # the version whose parameters these are; None for the newest
         self.versions = Versions(folder, keep=keep)
@@ -148,15 +148,17 @@ class OnlineLearner:
         if reason == "drift":
             self._notice(value)
         elif reason is not None and self._due is None:
-            self._due = (reason, 2)
+            self._due = (reason, self.observed)
         update = None
-        if self._due is not None and len(self._recent) >= self._due[1]:
+        if self._due is not None and self.observed >= self._due[1] and len(self._recent) > 1:
             update = self.update(self._due[0])
         return Observation(self.observed, loss, reason == "drift", update)
 
     def _notice(self, value: float) -> None:
         self.log.append("drift", observed=self.observed, value=value)
-        self._due = ("drift", max(self.fresh, 2))
+        if self._due is not None and self._due[0] == "drift":
+            return  # the one that waits already, or it would be put off for ever
+        self._due = ("drift", self.observed + max(self.fresh - 1, 0))
         while self.fresh and len(self._recent) > 1:
             self._recent.popleft()
 
@@ -192,6 +194,8 @@ class OnlineLearner:
         if why is not None:
             self.trainer.load_state_dict(before["trainer"])
             self.refused += 1
+            if reason == "drift":  # it has not gone away
+                self._due = ("drift", self.observed + max(self.fresh, 1))
         made = Update(reason, why is None, why or "", loss_before, loss_after, self.version)
         figures = {"loss_before": loss_before, **({"loss_after": loss_after} if math.isfinite(loss_after) else {})}
         where = {"reason": reason, "observed": self.observed, "version": made.version, "why": made.why}

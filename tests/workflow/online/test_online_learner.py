@@ -112,6 +112,20 @@ def test_after_a_drift_older_batches_are_forgotten_and_the_update_waits_for_fres
     made.close()
 
 
+def test_an_update_after_a_drift_that_is_refused_is_tried_again(tmp_path: Path) -> None:
+    made = learner(tmp_path, trigger=Trigger(PageHinkley(min_instances=5, threshold=5.0, mode="up")))
+    run(made, 30)
+    made.update()  # the only one before the drift
+    made.validator = lambda candidate: "not yet" if made.refused < 2 else None
+    seen = run(made)
+    tried = [(o.number, o.update.accepted) for o in seen if o.update is not None]
+    found = next(o.number for o in seen if o.drift)
+
+    assert tried == [(found + 3, False), (found + 7, False), (found + 11, True)]
+    assert seen[-1].loss < 1 < 5 < seen[found - 31].loss
+    made.close()
+
+
 def test_a_refused_update_leaves_parameters_optimizer_state_and_counts_as_they_were(tmp_path: Path) -> None:
     made = learner(tmp_path, trigger=None)
     run(made, 6)
