@@ -24,7 +24,7 @@ ROOMS = [
     (4, ("shaped.backends",)),
     (5, ("shaped.trainer", "shaped.state")),
     (6, ("shaped.checkpoint", "shaped.loop", "shaped.metrics", "shaped.losses", "shaped.data")),
-    (6, ("shaped.lora", "shaped.fp8")),
+    (6, ("shaped.lora", "shaped.fp8", "shaped.architecture")),
     (7, ("shaped.workflow",)),
     (8, ("shaped.recipes", "shaped.cli", "shaped.check")),
     (9, ("shaped",)),  # the door of the house
