@@ -163,6 +163,7 @@ def _unproved(params: Space) -> Darts[Space]:
     return darts
 
 
+@pytest.mark.slow
 def test_a_search_saved_mid_run_goes_on_bit_for_bit_in_a_new_one() -> None:
     whole, first, second = search(), search(), search(space(seed=3))
     for i in range(4):
