@@ -217,6 +217,15 @@ def test_a_scaled_step_is_the_plain_step() -> None:
     assert "gradients : MLP by unscaled" in str(mine.proof)
 
 
+def test_a_scaled_loss_trains_under_float16() -> None:
+    trainer = ScalarTrainer(with_scale(mlp_loss), mlp(), strategy=unscaled, nonfinite="skip", autocast=torch.float16)
+    scaler = LossScaler()
+    values = [scaler.take(trainer.adamw_step, *batch(), lr=0.05) for _ in range(4)]
+
+    assert values[-1] < 0.7 * values[0]
+    assert trainer.steps == 4
+
+
 def test_the_scale_shrinks_where_a_gradient_overflows_and_nothing_has_changed() -> None:
     trainer, scaler = scaled(), LossScaler(2.0**127)
     x, y = batch()
