@@ -25,7 +25,7 @@ ROOMS = [
     (5, ("shaped.trainer", "shaped.state")),
     (6, ("shaped.checkpoint", "shaped.loop", "shaped.metrics", "shaped.losses", "shaped.data")),
     (7, ("shaped.workflow",)),
-    (8, ("shaped.recipes", "shaped.cli", "shaped.check")),
+    (8, ("shaped.recipes", "shaped.cli", "shaped.check", "shaped.bench")),
     (9, ("shaped",)),  # the door of the house
 ]
 LAZY = ("triton", "sklearn", "matplotlib", "rich", "torch._dynamo", "torch._inductor")

@@ -20,8 +20,8 @@ MARGIN = 8.0
 # What only picks values is exact; the gradient of a maximum compares its result with what it was taken of.
 EXACT = ("amax", "amin", "max", "min", "index_reduce", "scatter_reduce", "index_select", "index", "gather", "clone",
          "embedding", "where", "relu", "neg", "cat", "stack", "sort", "topk")  # fmt: skip
-# Inside, these take differences of values as large as their input, and err in proportion to those.
-SUBTRACTS = ("_log_softmax",)
+# Inside, log_softmax adds to 1 and takes the logarithm, so its error is that of 1 where its result is near 0.
+NEAR_ONE = ("_log_softmax",)
 
 Train = Callable[[], Sequence[Tensor]]
 
@@ -40,7 +40,7 @@ class Rounding(TorchDispatchMode):
         name = func._schema.name.removeprefix("aten::")
         if name in EXACT:
             return results
-        scale = args[0].abs().max().item() if name in SUBTRACTS else 0.0
+        scale = 1.0 if name in NEAR_ONE else 0.0
         rounded = [self._round(*pair, scale) for pair in zip(several, func._schema.returns, strict=False)]
         return type(results)(rounded) if isinstance(results, tuple) else rounded[0] if rounded else results
 

@@ -17,7 +17,17 @@ LEFT_OUT = {
     "autocast_loss": "rounds to bfloat16 inside, which float64 does not repeat",
     "sliced_score_matching_loss": "torch.func.jvp inside ends a process whose operations are intercepted",
 }
-RANDOM = {"gpt_loss", "lora_loss", "checkpointed_loss", "vae_loss", "anonymous_loss"}  # dropout, or noise of their own
+# Dropout, or noise of their own: float64 and the compiled step draw other numbers than eager.
+RANDOM = {
+    "gpt_loss",
+    "lora_loss",
+    "checkpointed_loss",
+    "vae_loss",
+    "anonymous_loss",
+    "classifier_loss",
+    "output_loss",
+    "translator_loss",
+}
 NAMES = [name for name in BY_NAME if name not in LEFT_OUT and name not in RANDOM]
 
 
@@ -37,6 +47,7 @@ def test_a_model_of_the_corpus_takes_the_same_steps_on_both_backends(name):
     trained = Trained(case, torch.float32)
     eager, compiled = trained.run("eager", "adamw"), trained.run("compiled", "adamw")
 
+    assert max(bounds) < torch.inf
     assert share(eager, exact, bounds) < 1
     assert share(compiled, exact, bounds) < 1
 

@@ -20,7 +20,7 @@ MODELS = [
     "gcn_loss",
     "mixture_density_loss",
     "ensemble_loss",
-    "classifier_loss",  # an nn.Module
+    "normalised_loss",  # an nn.Module with batch norm
 ]
 
 
