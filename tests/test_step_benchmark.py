@@ -47,7 +47,8 @@ def test_jax_takes_the_same_numbers_as_torch():
 
 def test_a_worker_answers_each_line_with_a_line(monkeypatch: pytest.MonkeyPatch):
     worker = load("step_worker")
-    losses, waited, answers = iter(range(100)), [], io.StringIO()
+    waited: list[int] = []
+    losses, answers = iter(range(100)), io.StringIO()
     monkeypatch.setattr(sys, "stdin", io.StringIO("first\nlosses 3\nround 5\nmemory\n"))
     monkeypatch.setattr(sys, "stdout", answers)
     worker.serve(lambda: lambda: next(losses), waited.append, lambda: 7)
