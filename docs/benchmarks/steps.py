@@ -213,8 +213,8 @@ def rows(found: Mapping[str, Entry], device: str) -> list[list[str]]:
     result = []
     timed = {name: entry for name, entry in found.items() if entry.rounds}
     for name, entry in sorted(timed.items(), key=lambda pair: statistics.median(pair[1].rounds)):
-        of, worst = ratio(found, OURS, name) if OURS in timed else (float("nan"), float("nan"))
-        row = [name, f"{statistics.median(entry.rounds):.0f}", f"{max(entry.rounds):.0f}", f"{of:.2f}", f"{worst:.2f}",
+        compared = [f"{r:.2f}" for r in ratio(found, OURS, name)] if OURS in timed else ["-", "-"]
+        row = [name, f"{statistics.median(entry.rounds):.0f}", f"{max(entry.rounds):.0f}", *compared,
                "" if entry.cold is None else f"{entry.cold:.1f}", f"{entry.first:.2f}", f"{entry.peak / 2**20:.0f}",
                f"{entry.off:.0e}"]  # fmt: skip
         result.append([*row, f"{statistics.median(entry.submits):.0f}"] if device == "cuda" else row)
@@ -299,7 +299,10 @@ def main() -> None:
     if options.profile:
         from step_profile import profile
 
-        print(profile(options.profile, options.device))
+        text = profile(options.profile, options.device)
+        print(text)
+        if options.out:
+            options.out.with_suffix(".md").write_text(text.strip() + "\n")
         return
     contenders = options.contenders or (ON_CUDA if options.device == "cuda" else ON_CPU)
     if unknown := set(contenders) - {*ON_CPU, *ON_CUDA}:
