@@ -18,17 +18,20 @@ ROOMS = [
     (0, ("shaped_kernels",)),
     (0, ("shaped.errors",)),
     (1, ("shaped.shapes",)),
-    (2, ("shaped.params", "shaped.init", "shaped.layout", "shaped.drawing")),
+    (2, ("shaped.params", "shaped.init", "shaped.layout", "shaped.drawing", "shaped.strategies")),
     (3, ("shaped.proof",)),
     (3, ("shaped.optim",)),
     (4, ("shaped.backends",)),
     (5, ("shaped.trainer", "shaped.state")),
-    (6, ("shaped.checkpoint", "shaped.loop", "shaped.metrics", "shaped.losses", "shaped.data")),
+    (6, ("shaped.checkpoint", "shaped.loop", "shaped.metrics", "shaped.losses", "shaped.data", "shaped.lora")),
     (7, ("shaped.workflow",)),
     (8, ("shaped.recipes", "shaped.cli", "shaped.check", "shaped.bench")),
     (9, ("shaped",)),  # the door of the house
 ]
-LAZY = ("triton", "sklearn", "matplotlib", "rich", "torch._dynamo", "torch._inductor")
+LAZY = (
+    "triton", "sklearn", "matplotlib", "rich", "torch._dynamo", "torch._inductor",
+    "optuna", "river", "torchao", "torchmetrics", "pandas",
+)  # fmt: skip
 FILES = [*sorted(ROOT.glob("shaped/**/*.py")), *sorted(ROOT.glob("kernels/shaped_kernels/**/*.py"))]
 DOORS = [file for file in FILES if file.name == "__init__.py"]
 
@@ -90,6 +93,14 @@ def test_the_kernels_import_torch_and_triton_only(file: Path) -> None:
 
 def test_importing_shaped_imports_nothing_that_a_first_user_may_not_need() -> None:
     program = f"import sys, shaped; print([name for name in {LAZY} if name in sys.modules])"
+    path = {"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "PATH": "/usr/bin:/bin"}
+    answer = subprocess.run([sys.executable, "-c", program], env=path, capture_output=True, text=True, check=True)
+
+    assert answer.stdout.strip() == "[]"
+
+
+def test_importing_the_workflow_imports_no_extra() -> None:
+    program = f"import sys, shaped.workflow.online; print([name for name in {LAZY} if name in sys.modules])"
     path = {"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "PATH": "/usr/bin:/bin"}
     answer = subprocess.run([sys.executable, "-c", program], env=path, capture_output=True, text=True, check=True)
 
