@@ -1,4 +1,4 @@
-"""The command line: `shaped train`, `shaped plot`, `shaped check`, `shaped doctor`."""
+"""The command line: `shaped train`, `shaped plot`, `shaped check`, `shaped bench`, `shaped doctor`."""
 
 import argparse
 import importlib.metadata
@@ -55,6 +55,16 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--json", action="store_true", help="print the verdicts as JSON")
     check.add_argument("--steps", action="store_true", help="print the derivation too")
     check.set_defaults(run=_check)
+    bench = commands.add_parser("bench", help="time a training step on both backends, beside the plain torch loop")
+    bench.add_argument(
+        "words", nargs="*", metavar="FILE.py[:name] | NAME=SIZE | 'NAME<BOUND'",
+        help="a loss, sizes (batch=64) and bounds of integer inputs ('y<10'); without a file an MLP on digits",
+    )  # fmt: skip
+    bench.add_argument("--backend", choices=("eager", "compiled"), default=None, help="default: both")
+    bench.add_argument("--optimizer", choices=("sgd", "adam", "adamw"), default="adamw")
+    bench.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
+    bench.add_argument("--static", action="append", default=[], metavar="NAME", help="prove this dimension at its size")
+    bench.set_defaults(run=_bench)
     doctor = commands.add_parser("doctor", help="say what runs here: torch, Triton, GPU, compiler")
     doctor.set_defaults(run=_doctor)
     return parser
@@ -95,6 +105,33 @@ def _check(options: argparse.Namespace) -> int:
     form: Literal["text", "json"] = "json" if options.json else "text"
     print(*report(verdicts, form, whole=bool(name), steps=options.steps), sep="\n")
     return 1 if any(verdict.status != "proved" for verdict in verdicts) else 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    """A table, printed as it is made: what is timed first, then the figures."""
+    from shaped import bench
+    from shaped.drawing import check_device
+    from shaped.recipes import digits, load_file
+
+    target, sizes, bounds = bench.read_words(options.words)
+    check_device(options.device)
+    if not target:
+        sizes = {"pixels": (64,), "hidden": (128,), "classes": (10,), "batch": (64,), **sizes}
+        bounds = {"y": "classes", **bounds}
+    path, _, name = target.partition(":")
+    given = bench.Given(
+        sizes=sizes,
+        bounds=bounds,
+        backends=(options.backend,) if options.backend else ("compiled", "eager"),
+        optimizer=options.optimizer,
+        device=options.device,
+        static=tuple(options.static),
+        command=" ".join(["shaped bench", *(f"'{word}'" if "<" in word else word for word in options.words)]),
+    )
+    module = load_file(Path(path)) if target else digits
+    for line in bench.bench(module, name if target else "loss", given):
+        print(line, flush=True)
+    return 0
 
 
 def _static(text: str) -> tuple[str, int | None]:
