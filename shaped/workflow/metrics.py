@@ -12,7 +12,7 @@ Metrics of numbers take two tensors of one shape. Nothing is broadcast.
 import copy
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -29,12 +29,14 @@ class Named:
     """A class of torchmetrics by name, with what it is made with.
 
     Attributes:
+        about: What it is, in a line.
         kind: "classes" (predictions are logits) or "numbers".
     """
 
+    about: str
     cls: str
     kind: str
-    options: Mapping[str, Any]
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def make(self) -> Metric:
         """A fresh metric."""
@@ -65,7 +67,7 @@ class _OfClasses:
                 {"task": "binary"} if classes == 2 else {"task": "multiclass", "num_classes": classes}
             )
             made = {k: v for k, v in self._named.options.items() if k != "average" or classes > 2}
-            self._metric = Named(self._named.cls, "", made).torchmetrics(**task).to(predictions.device)
+            self._metric = replace(self._named, options=made).torchmetrics(**task).to(predictions.device)
             self._classes = classes
         elif classes != self._classes:
             raise ShapeError(f"{self._named.cls}: predictions of {classes} classes after some of {self._classes}")
@@ -245,23 +247,23 @@ def _probabilities(predictions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor
 
 
 def perplexity(predictions: Tensor, targets: Tensor) -> Tensor:
-    """exp of the mean cross-entropy of logits [..., classes]."""
+    """Exponential of the mean cross-entropy of logits [..., classes]."""
     rows = predictions.reshape(-1, predictions.shape[-1]).float()
     return torch.nn.functional.cross_entropy(rows, targets.flatten()).exp()
 
 
 _MACRO = {"average": "macro"}
-accuracy = Named("Accuracy", "classes", {})
-auroc = Named("AUROC", "classes", {})
-average_precision = Named("AveragePrecision", "classes", {})
-f1 = Named("F1Score", "classes", _MACRO)
-mcc = Named("MatthewsCorrCoef", "classes", {})
-precision = Named("Precision", "classes", _MACRO)
-recall = Named("Recall", "classes", _MACRO)
-mae = Named("MeanAbsoluteError", "numbers", {})
-mape = Named("MeanAbsolutePercentageError", "numbers", {})
-mse = Named("MeanSquaredError", "numbers", {})
-pearson = Named("PearsonCorrCoef", "numbers", {})
-r2 = Named("R2Score", "numbers", {})
-rmse = Named("MeanSquaredError", "numbers", {"squared": False})
-spearman = Named("SpearmanCorrCoef", "numbers", {})
+accuracy = Named("Share of examples whose class is right", "Accuracy", "classes")
+auroc = Named("Area under the ROC curve, one class against the rest", "AUROC", "classes")
+average_precision = Named("Area under the curve of precision over recall", "AveragePrecision", "classes")
+f1 = Named("Harmonic mean of precision and recall", "F1Score", "classes", _MACRO)
+mcc = Named("Matthews' correlation, from -1 to 1", "MatthewsCorrCoef", "classes")
+precision = Named("Share of what was taken for a class that is of it", "Precision", "classes", _MACRO)
+recall = Named("Share of a class that was taken for it", "Recall", "classes", _MACRO)
+mae = Named("Mean absolute error, in the target's unit", "MeanAbsoluteError", "numbers")
+mape = Named("Mean absolute error as a share of the target", "MeanAbsolutePercentageError", "numbers")
+mse = Named("Mean squared error, in the target's unit squared", "MeanSquaredError", "numbers")
+pearson = Named("Pearson's correlation", "PearsonCorrCoef", "numbers")
+r2 = Named("Share of the target's variance that is explained", "R2Score", "numbers")
+rmse = Named("Root of the mean squared error, in the target's unit", "MeanSquaredError", "numbers", {"squared": False})
+spearman = Named("Correlation of the ranks", "SpearmanCorrCoef", "numbers")

@@ -11,6 +11,7 @@ Another package registers a part in its pyproject.toml; it is imported when it i
     resnet = "their_package.models:resnet"
 """
 
+import inspect
 from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar, overload
@@ -94,6 +95,15 @@ class Registry(Generic[T]):
         if not found:
             raise self._missing(name)
         return " and ".join(map(_origin, found))
+
+    def about(self, name: str) -> str:
+        """The first line of what a part says of itself; why it cannot be imported, where it cannot."""
+        try:
+            part: Any = self.get(name)
+        except ShapedError as error:
+            return f"broken: {error}"
+        said = getattr(part, "about", None)
+        return (said if isinstance(said, str) else inspect.getdoc(part) or "").partition("\n")[0]
 
     def _theirs(self) -> dict[str, list[EntryPoint]]:
         """Entry points of installed packages, by name; read anew, since a package may be installed meanwhile."""
