@@ -16,6 +16,7 @@ from shaped.optim import FusedOptimizer
 from shaped.params import ParamList
 from shaped.proof import Proof
 from shaped.state import PATHS, TrainingState
+from shaped.strategies import GradientStrategy
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,9 @@ class ScalarTrainer:
         autocast: Run the loss under torch.autocast in this dtype (torch.bfloat16).
         check: Compare every batch with the signature. False only if something before does.
         allow_unused: A parameter that does not influence the loss gets a zero gradient and no update, not an error.
+        strategy: How the gradients come from the loss: `OneStep()`, or a function of your own; None is full
+            backpropagation. It is part of the proof.
+        save_frozen: False leaves frozen parameters out of the state; loading then compares them by checksum.
 
     Raises:
         SignatureError, ProofError, Unprovable, GradientError: The loss or its annotations are wrong.
@@ -79,6 +83,8 @@ class ScalarTrainer:
         autocast: torch.dtype | None = None,
         check: bool = True,
         allow_unused: bool = False,
+        strategy: GradientStrategy | None = None,
+        save_frozen: bool = True,
     ) -> None:
         if not isinstance(backend, str) or backend not in BACKENDS:
             raise ValueError(f"backend is {backend!r}; it is one of {', '.join(map(repr, BACKENDS))}")
@@ -91,15 +97,14 @@ class ScalarTrainer:
         if not isinstance(max_executors, int) or isinstance(max_executors, bool) or max_executors < 1:
             raise ValueError(f"max_executors is {max_executors!r}; it must be a whole number of at least 1")
         try:
-            program = Program(
-                loss, params, assume=assume, static=static, autocast=autocast, allow_unused=allow_unused, check=check
-            )
+            program = Program(loss, params, assume=assume, static=static, autocast=autocast,
+                              allow_unused=allow_unused, check=check, strategy=strategy)  # fmt: skip
         except ShapedError as error:
             raise error.with_traceback(None) from None  # the message shows the user's line; our frames would hide it
         self._max_executors, self._max_norm = max_executors, max_norm
         self._nonfinite = nonfinite
         self._accumulate = accumulate
-        self._shared = TrainingState(program, optimizer, accumulate)
+        self._shared = TrainingState(program, optimizer, accumulate, save_frozen)
         self._backend: Backend = BACKENDS[backend](program, max_executors, max_norm)
         self._shared.backends[backend] = self._backend
 
