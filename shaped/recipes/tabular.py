@@ -21,7 +21,6 @@ from shaped.data import Batches
 from shaped.errors import ShapedError
 from shaped.loop import Loop
 from shaped.recipes import Outcome, Settings
-from shaped.recipes.digits import make_optimizer
 from shaped.recipes.display import say
 from shaped.trainer import ScalarTrainer
 from shaped.workflow import (
@@ -31,6 +30,7 @@ from shaped.workflow import (
     CVConfig,
     EarlyStopping,
     Fold,
+    OptimizerConfig,
     Real,
     Search,
     Table,
@@ -38,6 +38,7 @@ from shaped.workflow import (
     Trial,
     split,
 )
+from shaped.workflow.assembly import make_optimizer
 from shaped.workflow.networks import MLP, mlp_logits, mlp_loss
 from shaped.workflow.population import set_groups
 from shaped.workflow.registry import data
@@ -50,6 +51,7 @@ LR: Mapping[str, Real] = {
     "adam": Real(1e-3, 3e-2, log=True),
     "adamw": Real(1e-3, 3e-2, log=True),
 }
+MORE: Mapping[str, Mapping[str, Any]] = {"sgd": {"momentum": 0.9, "nesterov": True}, "adam": {}, "adamw": {}}
 
 
 @dataclass(frozen=True)
@@ -64,15 +66,15 @@ class Learner:
     @staticmethod
     def make(table: Table, settings: Settings) -> "Learner":
         """Prove the model at the table's sizes."""
-        params = MLP.init(**table.sizes, hidden=HIDDEN, device=settings.device)
-        optimizer = make_optimizer(settings.optimizer, params)
+        params = fresh(table, 0, settings.device)
+        optimizer = make_optimizer(OptimizerConfig(settings.optimizer, options=dict(MORE[settings.optimizer])), params)
         trainer = ScalarTrainer(mlp_loss, params, backend=settings.backend, optimizer=optimizer)
         return Learner(table, trainer, trainer.state_dict(), settings)
 
     def begin(self, values: Mapping[str, Any], seed: int) -> Loop:
         """A loop over a fresh candidate."""
         self.trainer.load_state_dict(self.beginning)
-        self.trainer.params.set_values(MLP.init(**self.table.sizes, hidden=HIDDEN, seed=seed))
+        self.trainer.params.set_values(fresh(self.table, seed))
         loop = Loop(self.trainer)
         set_groups(loop, values)
         return loop
@@ -85,13 +87,20 @@ class Learner:
         return {"accuracy": right.double().mean().item(), "loss": mlp_loss(params, x, y).item()}
 
 
+def fresh(table: Table, seed: int, device: str = "cpu") -> MLP:
+    """New parameters at a table's sizes."""
+    sizes = table.sizes
+    return MLP.init(features=sizes["features"], hidden=HIDDEN, classes=sizes["classes"], seed=seed, device=device)
+
+
 def train(settings: Settings) -> Outcome:
     """Cross-validate each table, and print its folds beside scikit-learn's."""
     folder = Path(settings.out) / f"tabular-{settings.backend}-{settings.optimizer}-seed{settings.seed}"
     if folder.exists() and not settings.resume:
         raise ShapedError(f"{folder} has finished folds: go on from them with --resume, or choose another --out")
     figures: dict[str, float] = {}
-    report, began = [], time.perf_counter()
+    report: list[str] = []
+    began = time.perf_counter()
     strategy: Literal["bayesian", "random"] = "bayesian" if find_spec("optuna") else "random"
     how = "TPE (optuna)" if strategy == "bayesian" else "random, since optuna is not installed"
     say(f"{FOLDS} folds, in each a search of {TRIALS} trials ({how}) with median pruning and early stopping")

@@ -43,7 +43,7 @@ def test_the_limit_is_a_positive_whole_number(limit):
 
 def test_the_proof_at_construction_is_that_of_the_first_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     proofs: list[object] = []
-    prove = program.prove_setting
+    prove = vars(program)["prove_setting"]
 
     def counted(*arguments: Any) -> Any:
         proofs.append(arguments)
