@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from shaped.cli import main
+from shaped.recipes import RECIPES
 
 MODEL = """
 from jaxtyping import Float
@@ -195,7 +196,7 @@ def test_train_runs_the_train_of_a_file(script_folder: Path, capsys: pytest.Capt
         (
             ["train", "digts"],
             "ShapedError: no recipe `digts`; did you mean `digits`? "
-            "there are digits, charlm, or a FILE.py of your own\n",
+            f"there are {', '.join(RECIPES)}, or a FILE.py of your own\n",
         ),
         (["train", "nowhere.py"], "ShapedError: no file nowhere.py\n"),
         (["check", "nowhere.py"], "ShapedError: no file nowhere.py\n"),
