@@ -201,7 +201,7 @@ class Loop(Hooks):
 
         The run can be completed: after `Checkpoints.resume` the same call takes the steps that are left.
         """
-        self.stopped = reason
+        self.stopped = reason or "asked to stop"
 
     def _fetch(self, feed: Feed) -> Batch | None:
         try:

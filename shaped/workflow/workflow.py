@@ -118,7 +118,11 @@ class TrainingWorkflow:
             raise ShapedError("the workflow is initialised already")
         made = assemble(self.config, self._given_model, self._given_data)
         self.model_provider, self.model = made.provider, made.model
-        self._start(made.trainer, made.data, made.predict)
+        try:
+            self._start(made.trainer, made.data, made.predict)
+        except BaseException:
+            self.shutdown()
+            raise
 
     def _start(
         self, trainer: ScalarTrainer, data: DataProvider, predict: Any, step: Any = None, schedule: Any = None
@@ -253,11 +257,7 @@ class TrainingWorkflow:
 
     def __enter__(self) -> "TrainingWorkflow":
         if self._loop is None:
-            try:
-                self.initialize()
-            except BaseException:
-                self.shutdown()
-                raise
+            self.initialize()
         return self
 
     def __exit__(self, *exception: object) -> None:

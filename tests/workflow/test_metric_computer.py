@@ -1,6 +1,7 @@
 """Metrics by name against scikit-learn's, whole and batch by batch."""
 
 import math
+import sys
 from typing import Any
 
 import numpy as np
@@ -122,3 +123,14 @@ def test_in_a_loop_each_batch_is_predicted_once_and_batches_do_not_matter() -> N
         p.data.mul_(-1)
     assert loop.evaluate(parts)["validation/auroc"] != found["validation/auroc"]
     assert calls[3:] == [7, 33]
+
+
+def test_without_torchmetrics_the_error_names_the_extra_and_your_own_metrics_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchmetrics", None)
+    computer = MetricComputer("perplexity", right=lambda p, t: (p.argmax(1) == t).double().mean())
+
+    assert sorted(computer.compute(LOGITS, CLASSES)) == ["perplexity", "right"]
+    with pytest.raises(ShapedError, match=r'pip install "shaped-trainer\[metrics\]"'):
+        MetricComputer("accuracy").compute(LOGITS, CLASSES)

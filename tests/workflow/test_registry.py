@@ -1,5 +1,7 @@
 """One registry for each kind of part: names, duplicates, what is missing, and what other packages register."""
 
+import os
+import subprocess
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -97,3 +99,12 @@ def test_every_built_in_part_can_be_imported() -> None:
             assert parts.get(name) is not None, (kind, name)
             assert parts.about(name), (kind, name)
     assert module.models.origin("mlp_classifier") == "shaped.workflow.networks:mlp_classifier"
+
+
+def test_the_workflow_imports_no_extra_until_it_is_used() -> None:
+    extras = ("sklearn", "optuna", "river", "torchao", "torchmetrics", "pandas", "matplotlib", "rich")
+    program = f"import sys, shaped.workflow; print([name for name in {extras} if name in sys.modules])"
+    path = os.pathsep.join(sys.path)
+    answer = subprocess.run([sys.executable, "-c", program], env={"PYTHONPATH": path}, capture_output=True, text=True)
+
+    assert answer.stdout.strip() == "[]", answer.stderr

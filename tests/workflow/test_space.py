@@ -2,6 +2,7 @@
 
 import math
 import random
+import sys
 from typing import Any
 
 import optuna
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shaped import ShapedError
 from shaped.workflow import Categorical, Integer, Real
 from shaped.workflow.space import Past, Space, check_space, choose_bayesian, choose_grid, choose_random
 
@@ -98,3 +100,11 @@ def test_the_bayesian_choice_learns_and_the_random_one_does_not() -> None:
 def test_a_space_that_cannot_be_is_refused(make: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         make()
+
+
+def test_without_optuna_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(ShapedError, match=r'pip install "shaped-trainer\[search\]"'):
+        choose_bayesian(SPACE, [], 0, 0)
+
+    assert choose_random(SPACE, [], 0, 0) == choose_random(SPACE, [], 0, 0)

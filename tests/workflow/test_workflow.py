@@ -220,3 +220,14 @@ def test_the_lr_is_reduced_on_a_plateau_by_configuration_and_its_state_resumes(t
 
     assert whole.loop.lr == second.loop.lr == pytest.approx(0.01 / 8)
     second.shutdown()
+
+
+def test_an_initialisation_that_fails_closes_the_data() -> None:
+    closed: list[int] = []
+    data = GivenData(TRAINING, VALIDATION, {"sizes": SIZES}, close=lambda: closed.append(1))
+    provider = ModelProvider(MLP, mlp_loss, defaults={"hidden": 4})
+    workflow = TrainingWorkflow({"metrics": ["accuracy"]}, model=provider, data=data)
+    with pytest.raises(ShapedError, match="metrics accuracy need predictions: the model has no `predict`"):
+        workflow.initialize()
+
+    assert closed == [1]
