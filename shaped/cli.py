@@ -1,4 +1,4 @@
-"""The command line: `shaped train`, `shaped plot`, `shaped check`, `shaped bench`, `shaped doctor`."""
+"""The command line: `shaped train`, `plot`, `list`, `check`, `bench`, `doctor`."""
 
 import argparse
 import importlib.metadata
@@ -31,7 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     train = commands.add_parser("train", help="run a ready job, or the `train` of a Python file")
-    train.add_argument("job", metavar="RECIPE|FILE.py", help="digits, charlm, series, or a file with train(settings)")
+    train.add_argument("job", metavar="RECIPE|FILE.py", help="a recipe by name, or a file with train(settings)")
     train.add_argument("--backend", choices=("eager", "compiled"), default="compiled")
     train.add_argument("--optimizer", choices=("sgd", "adam", "adamw"), default="adamw")
     train.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
@@ -44,6 +44,9 @@ def _parser() -> argparse.ArgumentParser:
     plot.add_argument("run_folder", metavar="RUN", type=Path, help="a folder with log.jsonl, or the log")
     plot.add_argument("--to", type=Path, default=None, metavar="PNG", help="the picture (default: RUN/curves.png)")
     plot.set_defaults(run=_plot)
+    listed = commands.add_parser("list", help="list the parts that a workflow knows by name")
+    listed.add_argument("kind", nargs="?", default="", help="models, data, metrics, ... (default: all)")
+    listed.set_defaults(run=_list)
     check = commands.add_parser("check", help="prove the annotated functions of a file")
     check.add_argument("target", metavar="FILE.py[:name]")
     check.add_argument(
@@ -91,6 +94,25 @@ def _plot(options: argparse.Namespace) -> int:
     from shaped.loop import plot_run
 
     print(plot_run(options.run_folder, options.to))
+    return 0
+
+
+def _list(options: argparse.Namespace) -> int:
+    """A line for each part: its name, what it says of itself, and whose it is where it is not ours."""
+    from shaped.errors import nearest
+    from shaped.workflow import REGISTRIES
+
+    if options.kind and options.kind not in REGISTRIES:
+        known = nearest(options.kind, list(REGISTRIES)) or f"; there are {', '.join(REGISTRIES)}"
+        raise ShapedError(f"no parts are called `{options.kind}`{known}")
+    for kind in [options.kind] if options.kind else REGISTRIES:
+        parts = REGISTRIES[kind]
+        print(kind)
+        width = max((len(name) for name in parts), default=0)
+        for name in parts:
+            origin = parts.origin(name)
+            whose = "" if origin.startswith("shaped.") else f"  ({origin})"
+            print(f"  {name:<{width}}  {parts.about(name)}{whose}")
     return 0
 
 

@@ -1,7 +1,10 @@
+from typing import Any
+
 import pytest
 
-from shaped import ExecutorError
-from shaped.backends import Executor, Executors
+from shaped import ExecutorError, ScalarTrainer
+from shaped.backends import Executor, Executors, program
+from tests.models import batch, mlp, mlp_loss
 
 
 def made(mode: str) -> Executor:
@@ -36,3 +39,18 @@ def test_a_full_cache_names_the_argument_and_what_is_there():
 def test_the_limit_is_a_positive_whole_number(limit):
     with pytest.raises(ValueError, match="max_executors"):
         Executors(limit)
+
+
+def test_the_proof_at_construction_is_that_of_the_first_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    proofs: list[object] = []
+    prove = vars(program)["prove_setting"]
+
+    def counted(*arguments: Any) -> Any:
+        proofs.append(arguments)
+        return prove(*arguments)
+
+    monkeypatch.setattr(program, "prove_setting", counted)
+    params = mlp()
+    ScalarTrainer(mlp_loss, params).step(*batch(), lr=0.1)
+
+    assert len(proofs) == 1
