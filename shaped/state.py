@@ -7,10 +7,9 @@ import copy
 from collections.abc import Mapping
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 
-from shaped.backends import Backend, Program
+from shaped.backends import Backend, Program, Progress, Settings
 from shaped.errors import StateError, listing
 from shaped.optim import SGD, Adam, AdamW, FusedOptimizer
 from shaped.shapes import describe
@@ -20,18 +19,14 @@ _FORMAT = 1
 
 
 class TrainingState:
-    """Optimizers by update path, steps taken, gradients that wait, and the backends made so far."""
+    """Optimizers by update path, counts, gradients that wait, and the backends made so far."""
 
-    def __init__(self, program: Program, optimizer: FusedOptimizer | None, accumulate: int = 1) -> None:
+    def __init__(self, program: Program, optimizer: FusedOptimizer | None, settings: Settings) -> None:
         self.program = program
-        self.accumulate = accumulate
+        self.settings = settings
+        self.progress = Progress(program.used_tensors)
         self.optimizer = optimizer
         self.paths: dict[str, FusedOptimizer] = {}  # "adamw" and its like, made by the first step that uses them
-        self.steps = 0
-        self.skipped = 0
-        self.sums: list[Tensor] | None = None
-        self.waiting = 0
-        self.waiting_for: FusedOptimizer | None = None
         self.backends: dict[str, Backend] = {}  # by name, so that going back and forth compiles nothing again
         if optimizer is not None:
             if not isinstance(cast(object, optimizer), FusedOptimizer):
@@ -61,8 +56,8 @@ class TrainingState:
                 path: {"class": type(o).__name__, "state": copy.deepcopy(o.state_dict())}
                 for path, o in self.optimizers().items()
             },
-            "steps": self.steps,
-            "skipped": self.skipped,
+            "steps": self.progress.taken,
+            "skipped": self.progress.left_out,
             "waiting": self._pack_waiting(),
         }
 
@@ -70,12 +65,14 @@ class TrainingState:
         return [self.program.params.names[i] for i in self.program.used]
 
     def _pack_waiting(self) -> dict[str, Any] | None:
-        """Gradients that wait for `accumulate`, and the path that they wait for."""
-        if not self.waiting or self.sums is None:
+        """The mean of gradients that wait for `accumulate`, over how many samples, and the path that they wait for."""
+        progress, accumulate = self.progress, self.settings.accumulate
+        if not progress.waiting:
             return None
-        path = next(path for path, optimizer in self.optimizers().items() if optimizer is self.waiting_for)
-        sums = {name: t.clone() for name, t in zip(self._used_names(), self.sums, strict=True)}
-        return {"path": path, "count": self.waiting, "of": self.accumulate, "sums": sums}
+        path = next(path for path, optimizer in self.optimizers().items() if optimizer is progress.waiting_for)
+        means = {name: t.clone() for name, t in zip(self._used_names(), progress.means, strict=True)}
+        weight = float(progress.weight)
+        return {"path": path, "count": progress.waiting, "of": accumulate, "samples": weight, "means": means}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Take over a state dict, all or nothing; StateError lists every difference."""
@@ -89,12 +86,12 @@ class TrainingState:
         if "train" in loaded and self.optimizer is not None:
             self.optimizer.load_state_dict(state["optimizers"]["train"]["state"])
         self.paths = {path: optimizer for path, optimizer in loaded.items() if path != "train"}
-        self.steps, self.skipped = state["steps"], state["skipped"]
-        self.sums, self.waiting, self.waiting_for = None, 0, None
+        self.progress.set_counts(state["steps"], state["skipped"])
+        self.progress.clear()
         if waiting := state.get("waiting"):
-            used = zip(self._used_names(), self.program.used_tensors, strict=True)
-            self.sums = [torch.empty_like(p).copy_(waiting["sums"][name]) for name, p in used]
-            self.waiting, self.waiting_for = waiting["count"], self.optimizers()[waiting["path"]]
+            means = [waiting["means"][name] for name in self._used_names()]
+            path = self.optimizers()[waiting["path"]]
+            self.progress.restore(means, waiting["samples"], waiting["count"], path)
 
     def _differences(self, state: Mapping[str, Any]) -> list[str]:
         wrong = [] if state["format"] == _FORMAT else [f"format is {state['format']!r}, this version reads {_FORMAT}"]
@@ -128,20 +125,20 @@ class TrainingState:
     def _waiting_differences(self, waiting: Any, optimizers: Mapping[str, Any]) -> list[str]:
         if waiting is None:
             return []
-        if not isinstance(waiting, Mapping) or not {"path", "count", "of", "sums"} <= set(waiting):
-            return ["waiting: it lacks path, count, of or sums"]
-        wrong = []
-        if waiting["of"] != self.accumulate:
-            wrong.append(
-                f"{waiting['count']} of {waiting['of']} gradients wait there; accumulate={self.accumulate} here"
-            )
-        elif not isinstance(waiting["count"], int) or not 0 < waiting["count"] < self.accumulate:
-            wrong.append(f"waiting: a count of {waiting['count']!r} of {self.accumulate}")
+        if not isinstance(waiting, Mapping) or not {"path", "count", "of", "samples", "means"} <= set(waiting):
+            return ["waiting: it lacks path, count, of, samples or means"]
+        wrong, accumulate = [], self.settings.accumulate
+        if waiting["of"] != accumulate:
+            wrong.append(f"{waiting['count']} of {waiting['of']} gradients wait there; accumulate={accumulate} here")
+        elif not isinstance(waiting["count"], int) or not 0 < waiting["count"] < accumulate:
+            wrong.append(f"waiting: a count of {waiting['count']!r} of {accumulate}")
+        if not isinstance(waiting["samples"], float | int) or not waiting["samples"] >= 0:
+            wrong.append(f"waiting: {waiting['samples']!r} samples")
         if waiting["path"] not in optimizers:
             wrong.append(f"waiting: for the optimizer {waiting['path']!r}, which it does not have")
-        sums = waiting["sums"]
+        means = waiting["means"]
         for name, p in zip(self._used_names(), self.program.used_tensors, strict=True):
-            there = sums.get(name) if isinstance(sums, Mapping) else None
+            there = means.get(name) if isinstance(means, Mapping) else None
             if not isinstance(there, Tensor) or (there.shape, there.dtype) != (p.shape, p.dtype):
                 wrong.append(f"waiting: the gradient of {name} is {describe(there)} there, {describe(p)} here")
         return wrong

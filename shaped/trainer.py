@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from shaped.backends import BACKENDS, Backend, Executors, Program, all_finite, clipped
+from shaped.backends import BACKENDS, Backend, Executors, Program, Settings, Sizes
 from shaped.errors import NonFiniteError, ShapedError, listing
 from shaped.optim import FusedOptimizer
 from shaped.params import ParamList
@@ -79,28 +79,29 @@ class ScalarTrainer:
         autocast: torch.dtype | None = None,
         check: bool = True,
         allow_unused: bool = False,
+        sizes: Sizes = "auto",
+        samples: str | None = None,
+        capture: bool = True,
     ) -> None:
         if not isinstance(backend, str) or backend not in BACKENDS:
             raise ValueError(f"backend is {backend!r}; it is one of {', '.join(map(repr, BACKENDS))}")
-        if nonfinite not in ("raise", "skip"):
-            raise ValueError(f"nonfinite is {nonfinite!r}; it is 'raise' or 'skip'")
-        if not isinstance(accumulate, int) or isinstance(accumulate, bool) or accumulate < 1:
-            raise ValueError(f"accumulate is {accumulate!r}; it is a whole number of at least 1")
-        if max_norm is not None and not (_is_number(max_norm) and max_norm > 0):
-            raise ValueError(f"max_norm is {max_norm!r}; it is a positive number, or None")
-        if not isinstance(max_executors, int) or isinstance(max_executors, bool) or max_executors < 1:
-            raise ValueError(f"max_executors is {max_executors!r}; it must be a whole number of at least 1")
+        settings = Settings(max_executors, max_norm, nonfinite, accumulate, sizes, capture)
         try:
             program = Program(
-                loss, params, assume=assume, static=static, autocast=autocast, allow_unused=allow_unused, check=check
+                loss,
+                params,
+                assume=assume,
+                static=static,
+                autocast=autocast,
+                allow_unused=allow_unused,
+                check=check,
+                samples=samples,
             )
         except ShapedError as error:
             raise error.with_traceback(None) from None  # the message shows the user's line; our frames would hide it
-        self._max_executors, self._max_norm = max_executors, max_norm
-        self._nonfinite = nonfinite
-        self._accumulate = accumulate
-        self._shared = TrainingState(program, optimizer, accumulate)
-        self._backend: Backend = BACKENDS[backend](program, max_executors, max_norm)
+        self._settings = settings
+        self._shared = TrainingState(program, optimizer, settings)
+        self._backend: Backend = BACKENDS[backend](program, settings, self._shared.progress)
         self._shared.backends[backend] = self._backend
 
     # -- what is there ---------------------------------------------------------------------------------------------
@@ -133,7 +134,7 @@ class ScalarTrainer:
     @property
     def accumulate(self) -> int:
         """Calls of a step for each update."""
-        return self._accumulate
+        return self._settings.accumulate
 
     @property
     def optimizer(self) -> FusedOptimizer | None:
@@ -142,13 +143,13 @@ class ScalarTrainer:
 
     @property
     def steps(self) -> int:
-        """Updates taken."""
-        return self._shared.steps
+        """Updates taken. Reading it waits for the device where compiled steps count there (`nonfinite="skip"`)."""
+        return self._shared.progress.taken
 
     @property
     def skipped(self) -> int:
-        """Updates skipped because something was not finite (`nonfinite="skip"`)."""
-        return self._shared.skipped
+        """Batches left out because something was not finite (`nonfinite="skip"`); waits as `steps` does."""
+        return self._shared.progress.left_out
 
     @property
     def _program(self) -> Program:
@@ -309,45 +310,19 @@ class ScalarTrainer:
         return loss
 
     def _take(self, optimizer: FusedOptimizer, inputs: Sequence[Tensor]) -> Float[Tensor, ""]:
-        shared = self._shared
-        if self._accumulate > 1:
-            return self._take_accumulated(optimizer, inputs)
-        loss, finite = self._backend.update(inputs, optimizer)
-        if finite:
-            shared.steps += 1
-        elif self._nonfinite == "raise":
+        progress, accumulate, last = self._shared.progress, self._settings.accumulate, True
+        if accumulate > 1:
+            if progress.waiting and progress.waiting_for is not optimizer:
+                raise ValueError(
+                    f"{progress.waiting} of {accumulate} gradients wait for another kind of step; take that one until "
+                    "its update"
+                )
+            last = progress.waiting + 1 == accumulate
+        loss, finite = self._backend.update(inputs, optimizer, last)
+        if not finite:
             raise self._not_finite(loss, inputs)
-        else:
-            shared.skipped += 1
-        return loss
-
-    def _take_accumulated(self, optimizer: FusedOptimizer, inputs: Sequence[Tensor]) -> Float[Tensor, ""]:
-        """Add gradients until there are `accumulate` of them; then update with their mean, on either backend."""
-        shared, used = self._shared, self._program.used_tensors
-        if shared.waiting and shared.waiting_for is not optimizer:
-            raise ValueError(
-                f"{shared.waiting} of {self._accumulate} gradients wait for another kind of step; take that one until "
-                "its update"
-            )
-        for update in optimizer.updates(used):
-            update.scalars()  # out of range: an error before any work
-        loss, gradients, written = self._backend.loss_and_backward(inputs)
-        if not all_finite([loss, *gradients]):
-            if self._nonfinite == "raise":
-                raise self._not_finite(loss, inputs)
-            shared.skipped += 1
-            return loss
-        self._program.write(written)
-        if shared.sums is None:
-            shared.sums = [torch.zeros_like(p) for p in used]
-        torch._foreach_add_(shared.sums, gradients, alpha=1 / self._accumulate)
-        shared.waiting += 1
-        shared.waiting_for = optimizer
-        if shared.waiting == self._accumulate:
-            sums = shared.sums if self._max_norm is None else clipped(shared.sums, self._max_norm)
-            optimizer.update(sums, used)
-            shared.sums, shared.waiting = None, 0
-            shared.steps += 1
+        if accumulate > 1:
+            progress.wait(optimizer, last=last)
         return loss
 
     def _not_finite(self, loss: Tensor, inputs: Sequence[Tensor]) -> NonFiniteError:
@@ -371,7 +346,7 @@ class ScalarTrainer:
         other = copy.copy(self)
         known = self._shared.backends
         if backend not in known:
-            known[backend] = BACKENDS[backend](self._program, self._max_executors, self._max_norm)
+            known[backend] = BACKENDS[backend](self._program, self._settings, self._shared.progress)
         other._backend = known[backend]
         return other
 

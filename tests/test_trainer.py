@@ -884,7 +884,7 @@ def test_waiting_gradients_that_do_not_fit_are_listed_and_nothing_changes():
     state = run.state_dict()
     other = ScalarTrainer(mlp_loss, mlp(seed=1), accumulate=2)
     before = bits(other.params)
-    state["waiting"]["sums"]["w1"] = torch.zeros(2)
+    state["waiting"]["means"]["w1"] = torch.zeros(2)
     state["waiting"]["path"] = "adam"
     with pytest.raises(StateError) as caught:
         other.load_state_dict(state)

@@ -9,10 +9,12 @@ from shaped.backends.compiled import Compiled as Compiled
 from shaped.backends.eager import Eager as Eager
 from shaped.backends.executors import Executor as Executor
 from shaped.backends.executors import Executors as Executors
-from shaped.backends.gradients import all_finite as all_finite
-from shaped.backends.gradients import clipped as clipped
+from shaped.backends.executors import Key as Key
 from shaped.backends.inductor import has_cpp_compiler as has_cpp_compiler
 from shaped.backends.program import Program as Program
+from shaped.backends.progress import Progress as Progress
+from shaped.backends.settings import Settings as Settings
+from shaped.backends.settings import Sizes as Sizes
 from shaped.optim import FusedOptimizer
 
 
@@ -27,7 +29,7 @@ class Backend(Protocol):
 
     def loss_and_backward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]: ...
 
-    def update(self, inputs: Sequence[Tensor], optimizer: FusedOptimizer) -> tuple[Tensor, bool]: ...
+    def update(self, inputs: Sequence[Tensor], optimizer: FusedOptimizer, last: bool = True) -> tuple[Tensor, bool]: ...
 
 
-BACKENDS: Mapping[str, Callable[[Program, int, float | None], Backend]] = {"eager": Eager, "compiled": Compiled}
+BACKENDS: Mapping[str, Callable[[Program, Settings, Progress], Backend]] = {"eager": Eager, "compiled": Compiled}

@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from shaped.params import ParamList
 from shaped.proof import Proof, Setting, expect, prove_setting
 from shaped.shapes import (
     Argument,
+    Dim,
     Entry,
     Signature,
     TensorSpec,
@@ -34,7 +35,7 @@ from shaped.shapes import (
 _CASES = 4096  # admitted tuples of shapes that are remembered
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """An admitted tuple of shapes and dtypes."""
 
@@ -42,6 +43,8 @@ class Case:
     proof: Proof
     key: tuple[Any, ...]
     graph: GraphModule  # the proved graph at these sizes: loss, then a gradient for each parameter that wants one
+    samples: float  # how much its gradient weighs where several batches make one update
+    entries: tuple[Entry, ...]  # of the inputs, with as many axes as they have
 
     def __str__(self) -> str:
         return ", ".join(f"{name} = {size}" for name, size in self.sizes.items()) or "no named sizes"
@@ -58,6 +61,8 @@ class Program:
         autocast: Run the loss under torch.autocast in this dtype.
         allow_unused: A parameter that does not influence the loss gets a zero gradient instead of an error.
         check: Compare every batch with the signature before it runs.
+        samples: How many samples a batch has, over dimension names: "batch*seq". None for the dimension that leads the
+            first input, where no parameter has it; otherwise all batches count alike.
 
     Raises:
         SignatureError, ProofError, Unprovable, GradientError: Before anything has run.
@@ -73,6 +78,7 @@ class Program:
         autocast: torch.dtype | None = None,
         allow_unused: bool = False,
         check: bool = True,
+        samples: str | None = None,
     ) -> None:
         self.modules: list[nn.Module] = []  # whose train() and eval() change what the loss computes
         if isinstance(params, nn.Module):
@@ -100,6 +106,7 @@ class Program:
         if autocast is not None and not (isinstance(autocast, torch.dtype) and autocast.is_floating_point):
             raise ValueError(f"autocast is {autocast!r}; it is a floating-point dtype such as torch.bfloat16, or None")
         self._allow_unused, self.check = allow_unused, check
+        self._samples = self._sample_dimension(samples)
         self._proofs: dict[tuple[Any, ...], Proof] = {}
         self._cases: dict[tuple[Any, ...], Case] = {}
         floating = next(t.dtype for t in self.tensors if t.requires_grad)
@@ -122,6 +129,20 @@ class Program:
             raise SignatureError(
                 f'`{self.signature.name}` declares {declared}; a trainer needs one scalar: -> Float[Tensor, ""]'
             )
+
+    def _sample_dimension(self, samples: str | None) -> Dim | None:
+        if samples is None:
+            leading = [entry.spec.dims[0] for entry in self.inputs[:1] if entry.spec.dims and entry.spec.axes is None]
+            return next((dim for dim in leading if dim.is_name and dim.text not in self.params.dims), None)
+        if not isinstance(cast(object, samples), str):
+            raise SignatureError(
+                f'samples is {samples!r}; it is an expression over dimension names, such as "batch*seq"'
+            )
+        dim = Dim.parse(samples)
+        known = {name for entry in self.inputs for part in entry.spec.dims for name in part.names} | {*self.params.dims}
+        if unknown := sorted(set(dim.names) - known):
+            raise SignatureError(f"samples={samples!r}: {listing(unknown)} is no dimension of the inputs")
+        return dim
 
     def arrange(self, inputs: Sequence[Any], named: Mapping[str, Any]) -> Sequence[Any]:
         """The flat tensors of a batch that is given by position, by name and in containers."""
@@ -215,7 +236,8 @@ class Program:
                 f"{listing(differ)} differ; make a trainer for these sizes"
             )
         proof.check(sizes)
-        return Case(sizes, proof, key, proof.graph_at(sizes))
+        samples = 1.0 if self._samples is None else float(self._samples.evaluate(sizes))
+        return Case(sizes, proof, key, proof.graph_at(sizes), samples, tuple(entries))
 
     def call(self, inputs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Run the user's function on the parameters and a batch: the loss, and what it would write, unwritten."""
