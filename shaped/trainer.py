@@ -234,8 +234,7 @@ class ScalarTrainer:
 
         Source: Kingma & Ba 2015, arXiv:1412.6980, as torch.optim.Adam computes it.
         """
-        fixed = {"betas": _pair(betas), "eps": _number("eps", eps)}
-        return self._update("adam", self._program.arrange(inputs, named), lr, fixed)
+        return self._update("adam", self._program.arrange(inputs, named), lr, {"betas": betas, "eps": eps})
 
     def adamw_step(
         self,
@@ -269,12 +268,8 @@ class ScalarTrainer:
         Source: Loshchilov & Hutter 2019, arXiv:1711.05101, Algorithm 2; the decay is scaled by `lr`, as
         torch.optim.AdamW does and the paper does not.
         """
-        fixed = {
-            "betas": _pair(betas),
-            "eps": _number("eps", eps),
-            "weight_decay": _number("weight_decay", weight_decay),
-        }
-        return self._update("adamw", self._program.arrange(inputs, named), lr, fixed)
+        given = {"betas": betas, "eps": eps, "weight_decay": weight_decay}
+        return self._update("adamw", self._program.arrange(inputs, named), lr, given)
 
     def train_step(self, *inputs: Any, **named: Any) -> Float[Tensor, ""]:
         """Take one step with the optimizer given at construction; its groups say lr and all else at each call.
@@ -286,10 +281,24 @@ class ScalarTrainer:
             raise ValueError("train_step needs an optimizer: ScalarTrainer(..., optimizer=shaped.optim.AdamW(params))")
         return self._take(self._shared.optimizer, self._program.arrange(inputs, named))
 
-    def _update(self, path: str, inputs: Sequence[Tensor], lr: float, fixed: dict[str, Any]) -> Float[Tensor, ""]:
-        lr = _number("lr", lr)
-        optimizer = self._shared.paths.get(path)
-        new = optimizer is None
+    def _update(self, path: str, inputs: Sequence[Tensor], lr: float, given: dict[str, Any]) -> Float[Tensor, ""]:
+        lr = lr if type(lr) is float and 0.0 <= lr < math.inf else _number("lr", lr)
+        optimizer, accepted = self._shared.paths.get(path), self._shared.accepted.get(path)
+        if optimizer is None or accepted is None or accepted[0] is not optimizer or accepted[1] != given:
+            optimizer = self._accept(path, optimizer, lr, given)
+        group = optimizer.param_groups[0]
+        before, group["lr"] = group["lr"], lr
+        try:
+            loss = self._take(optimizer, inputs)
+        except BaseException:
+            group["lr"] = before
+            raise
+        self._shared.paths[path] = optimizer
+        return loss
+
+    def _accept(self, path: str, optimizer: FusedOptimizer | None, lr: float, given: dict[str, Any]) -> FusedOptimizer:
+        """Check a path's hyper-parameters; the first call fixes them. Returns its optimizer, a new one at first."""
+        fixed = {n: _pair(value) if n == "betas" else _number(n, value) for n, value in given.items()}
         if optimizer is None:
             optimizer = cast(FusedOptimizer, PATHS[path](self._program.used_tensors, lr=lr, **fixed))
         group = optimizer.param_groups[0]
@@ -299,15 +308,8 @@ class ScalarTrainer:
                     f"{path}_step: {name} is {value}, and the first call fixed {name} = {group[name]}; "
                     "only lr may change"
                 )
-        before, group["lr"] = group["lr"], lr
-        try:
-            loss = self._take(optimizer, inputs)
-        except BaseException:
-            group["lr"] = before
-            raise
-        if new:
-            self._shared.paths[path] = optimizer
-        return loss
+        self._shared.accepted[path] = (optimizer, given)
+        return optimizer
 
     def _take(self, optimizer: FusedOptimizer, inputs: Sequence[Tensor]) -> Float[Tensor, ""]:
         progress, accumulate, last = self._shared.progress, self._settings.accumulate, True

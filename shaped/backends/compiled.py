@@ -68,7 +68,9 @@ class Compiled:
         Where it was not, nothing has changed. With `nonfinite="skip"` the flag is always True and the device counts.
         """
         step = self._step(optimizer if last else None)
-        optimizer.updates(self.program.used_tensors)  # out of place: an error before any work
+        if not last:
+            for update in optimizer.updates(self.program.used_tensors):
+                update.scalars()  # out of range: an error before any work
         case, inputs = self._admit(inputs)
         state = step.prepare(case.samples, self._layout)
         runner = step.runs.get(case) or self._runner(step, case, inputs)

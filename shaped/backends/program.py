@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any, cast
 
 import torch
@@ -32,6 +33,7 @@ from shaped.shapes import (
     resolve_hints,
 )
 
+_requires_grad: Callable[[Tensor], bool] = attrgetter("requires_grad")
 _CASES = 4096  # admitted tuples of shapes that are remembered
 
 
@@ -198,9 +200,9 @@ class Program:
 
     def follow_storage(self) -> None:
         """Notice `.data` assigned, a module moved, a parameter frozen; compiled code would go on as before."""
-        if [t.data_ptr() for t in self.tensors] != self._addresses:
+        if list(map(Tensor.data_ptr, self.tensors)) != self._addresses:
             self._take_new_storage()
-        if [t.requires_grad for t in self.tensors] != self._mask:
+        if list(map(_requires_grad, self.tensors)) != self._mask:
             changed = [n for n, t, was in zip(self.params.names, self.tensors, self._mask, strict=True)
                        if t.requires_grad != was]  # fmt: skip
             raise GradientError(f"requires_grad of {listing(changed)} was changed; make a new trainer for this mask")
