@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from shaped.backends import Backend, Program, Progress, Settings
+from shaped.backends import BACKENDS, Auto, Backend, Compiled, Eager, Program, Progress, Settings
 from shaped.errors import StateError, listing
 from shaped.optim import SGD, Adam, AdamW, FusedOptimizer
 from shaped.shapes import describe
@@ -28,7 +28,8 @@ class TrainingState:
         self.optimizer = optimizer
         self.paths: dict[str, FusedOptimizer] = {}  # "adamw" and its like, made by the first step that uses them
         self.accepted: dict[str, tuple[FusedOptimizer, dict[str, Any]]] = {}  # hyper-parameters that were checked
-        self.backends: dict[str, Backend] = {}  # by name, so that going back and forth compiles nothing again
+        self.stepped: FusedOptimizer | None = None  # the optimizer that took the last step
+        self._backends: dict[str, Backend] = {}  # by name, so that going back and forth compiles nothing again
         if optimizer is not None:
             if not isinstance(cast(object, optimizer), FusedOptimizer):
                 given = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
@@ -41,9 +42,62 @@ class TrainingState:
                 what = f"{listing(absent)} not in it" if absent else "it has tensors that are not parameters here"
                 raise ValueError(f"the optimizer was made for other parameters: {what}; make it as AdamW(params)")
 
+    @property
+    def eager(self) -> Eager:
+        """The eager backend."""
+        if "eager" not in self._backends:
+            self._backends["eager"] = Eager(self.program, self.settings, self.progress)
+        made = self._backends["eager"]
+        assert isinstance(made, Eager)
+        return made
+
+    @property
+    def compiled(self) -> Compiled:
+        """The compiled backend."""
+        if "compiled" not in self._backends:
+            self._backends["compiled"] = Compiled(self.program, self.settings, self.progress)
+        made = self._backends["compiled"]
+        assert isinstance(made, Compiled)
+        return made
+
+    def backend(self, name: str) -> Backend:
+        """A backend by name: "eager", "compiled", or "auto".
+
+        Raises:
+            ValueError: There is none of this name.
+        """
+        if not isinstance(cast(object, name), str) or name not in BACKENDS:
+            raise ValueError(f"backend is {name!r}; it is one of {', '.join(map(repr, BACKENDS))}")
+        if name == "auto":
+            return self._backends.setdefault("auto", Auto(self.eager, self.compiled))
+        return self.eager if name == "eager" else self.compiled
+
+    def compiles(self, method: str) -> tuple[str, FusedOptimizer | None]:
+        """What a trainer's method needs compiled: a pass by its name, or "update" with its optimizer or one like it.
+
+        Raises:
+            ValueError: There is no such method.
+        """
+        if method in ("forward", "loss_and_backward"):
+            return method, None
+        if method == "backward":
+            return "loss_and_backward", None
+        path = {"step": "sgd", "adam_step": "adam", "adamw_step": "adamw", "train_step": "train"}.get(method)
+        if path is None:
+            raise ValueError(f"method is {method!r}; it is a method of the trainer such as 'adamw_step'")
+        known = self.optimizers()
+        if path == "train" and path not in known:
+            raise ValueError("train_step needs an optimizer: ScalarTrainer(..., optimizer=shaped.optim.AdamW(params))")
+        return "update", known.get(path) or cast(FusedOptimizer, PATHS[path](self.program.used_tensors, lr=1e-3))
+
     def optimizers(self) -> dict[str, FusedOptimizer]:
         """Every optimizer by path; the one of `train_step` is `train`."""
         return {**self.paths, **({"train": self.optimizer} if self.optimizer is not None else {})}
+
+    @property
+    def last_optimizer(self) -> FusedOptimizer | None:
+        """The optimizer that took the last step, as long as it is one of ours; else that of `train_step`."""
+        return self.stepped if self.stepped in [*self.paths.values(), self.optimizer] else self.optimizer
 
     def pack(self) -> dict[str, Any]:
         """Everything as a state dict; tensors are copies."""

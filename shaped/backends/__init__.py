@@ -1,12 +1,16 @@
 """Eager and compiled execution of a proved loss, and the executor cache."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
 
+from shaped.backends.auto import Auto as Auto
+from shaped.backends.comparison import Comparison as Comparison
+from shaped.backends.comparison import compare as compare
 from shaped.backends.compiled import Compiled as Compiled
 from shaped.backends.eager import Eager as Eager
+from shaped.backends.executors import CompileError as CompileError
 from shaped.backends.executors import Executor as Executor
 from shaped.backends.executors import Executors as Executors
 from shaped.backends.executors import Key as Key
@@ -21,9 +25,14 @@ from shaped.optim import FusedOptimizer
 class Backend(Protocol):
     """What a trainer asks of a backend. Both give the same numbers, up to rounding."""
 
-    name: str
-    program: Program
-    executors: Executors
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def program(self) -> Program: ...
+
+    @property
+    def executors(self) -> Executors: ...
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor: ...
 
@@ -32,4 +41,4 @@ class Backend(Protocol):
     def update(self, inputs: Sequence[Tensor], optimizer: FusedOptimizer, last: bool = True) -> tuple[Tensor, bool]: ...
 
 
-BACKENDS: Mapping[str, Callable[[Program, Settings, Progress], Backend]] = {"eager": Eager, "compiled": Compiled}
+BACKENDS = ("eager", "compiled", "auto")

@@ -13,12 +13,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
 from shaped.backends.capture import Capture, CudaGraphs, Graphs
 from shaped.backends.executors import Executor, Executors, Key, Run
-from shaped.backends.inductor import Free, lower
+from shaped.backends.inductor import Free, lower, whole_graph
 from shaped.backends.program import Case, Program
 from shaped.backends.progress import Progress
 from shaped.backends.settings import Settings
@@ -90,12 +91,23 @@ class Compiled:
         case, inputs = self._admit(inputs)
         state = step.prepare(case.samples, self._layout)
         runner = step.runs.get(case) or self._runner(step, case, inputs)
-        copies = [tensor.clone() for tensor in state]
+        copies = self._copies(state)
         loss = runner.executor([*runner.sizes, *copies, *inputs])[0]
         return loss, copies[: len(self.program.tensors)]
 
+    def step_graph(self, inputs: Sequence[Tensor], optimizer: FusedOptimizer) -> tuple[GraphModule, list[Tensor]]:
+        """The whole step as one functional graph, as it is lowered at these sizes, and copies of what it runs on."""
+        step = self._step(optimizer)
+        case, inputs = self._admit(inputs)
+        arguments = [*self._copies(step.prepare(case.samples, self._layout)), *inputs]
+        return whole_graph(step.function(case.graph), arguments), arguments
+
+    def _copies(self, state: Sequence[Tensor]) -> list[Tensor]:
+        """The state without gradients that wait, so that a step is from one batch."""
+        return [torch.zeros_like(t) if t is self._progress.weight else t.clone() for t in state]
+
     def precompile(self, mode: str, inputs: Sequence[Tensor], optimizer: FusedOptimizer | None) -> list[Executor]:
-        """Make the executors that `mode` will need for such a batch: a method's name, or "update" for a step."""
+        """Make the executors for such a batch of a pass ("forward", "loss_and_backward") or of a step ("update")."""
         case, inputs = self._admit(inputs)
         if mode != "update":
             return [self._pass(mode, case, inputs, self._forward if mode == "forward" else self._joint).executor]
@@ -104,6 +116,7 @@ class Compiled:
             step = self._step(owner)
             step.prepare(case.samples, self._layout)
             made.append((step.runs.get(case) or self._runner(step, case, inputs)).executor)
+            del self._steps[None if owner is None else id(owner)]  # an optimizer made for this must not stay alive
         return made
 
     # -- executors ---------------------------------------------------------------------------------------------------
@@ -168,11 +181,13 @@ class Compiled:
         exact = self.executors.find(key)
         if exact is not None:
             return exact
+        if case.graph is not case.proof.graph:  # these sizes take a branch of their own
+            return self.executors.add(key, str(case), lambda: lower(build(case.graph), state, inputs))
         free = self._free(case)
         sizes = [case.sizes[name] for name in free]
         wide = replace(key, shapes=tuple(_free_shape(entry, case.sizes, free) for entry in case.entries))
         found = self.executors.find(wide)
-        if found is None and self._widens(key, case, sizes):
+        if found is None and self._widens(key, sizes):
             fixed = ", ".join(f"{name} = {size}" for name, size in case.sizes.items() if name not in free)
             title = "; ".join(filter(None, [f"any {', '.join(free)}", fixed]))
             free_sizes = Free(dict(zip(free, sizes, strict=True)), partial(_shapes, case))
@@ -181,9 +196,9 @@ class Compiled:
             return found
         return self.executors.add(key, str(case), lambda: lower(build(case.graph), state, inputs))
 
-    def _widens(self, key: Key, case: Case, sizes: Sequence[int]) -> bool:
-        """Whether to make an executor of all sizes now. The proved graph itself must be that of this batch."""
-        if not sizes or min(sizes) < 2 or case.graph is not case.proof.graph or self._settings.sizes == "static":
+    def _widens(self, key: Key, sizes: Sequence[int]) -> bool:
+        """Whether to make an executor of all sizes now."""
+        if not sizes or min(sizes) < 2 or self._settings.sizes == "static":
             return False
         return self._settings.sizes == "dynamic" or bool(self.executors.like(key))
 

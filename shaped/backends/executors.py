@@ -22,6 +22,10 @@ _REASONS = {
 }
 
 
+class CompileError(ExecutorError):
+    """The compiler refused a graph; nothing has run."""
+
+
 @dataclass(frozen=True)
 class Lowered:
     """What a compiler made of a graph: a callable over a list of arguments, which it may empty.

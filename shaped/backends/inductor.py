@@ -19,16 +19,12 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from shaped.backends.executors import Lowered, Run
-from shaped.errors import ExecutorError, ShapedError
+from shaped.backends.executors import CompileError, Lowered, Run
+from shaped.errors import ShapedError
 
 Flat = Callable[..., tuple[Any, ...]]
 _warned = False
 _LOWERING = threading.RLock()  # Inductor's settings are the process's: one graph at a time
-
-
-class CompileError(ExecutorError):
-    """The compiler refused a graph; nothing has run."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +86,15 @@ def _lower(function: Flat, state: Sequence[Tensor], inputs: Sequence[Tensor], fr
     else:
         run, how = _compiled(graph, [*sizes.values(), *fakes], mode), "inductor"
     return Lowered(run, how, None if free is None else _region(env, sizes))
+
+
+def whole_graph(function: Flat, examples: Sequence[Tensor]) -> GraphModule:
+    """The functional graph of a function at the sizes of its arguments: what `lower` hands to the compiler."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with _LOWERING, _settings():
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        return traced(function, [mode.from_tensor(tensor.detach()) for tensor in examples], mode)
 
 
 def traced(function: Flat, fakes: Sequence[Any], mode: Any, sizes: Sequence[Any] = ()) -> GraphModule:

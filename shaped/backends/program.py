@@ -146,6 +146,35 @@ class Program:
             raise SignatureError(f"samples={samples!r}: {listing(unknown)} is no dimension of the inputs")
         return dim
 
+    def examples(self, shapes: Sequence[Any], sizes: Mapping[str, int]) -> list[Tensor]:
+        """A batch of zeros: of given shapes (or like given tensors), or of given sizes by dimension name.
+
+        Raises:
+            ValueError: Both are given, or a dimension is missing or unknown.
+        """
+        floating = next(t.dtype for t in self.tensors if t.requires_grad)
+        device = self.params.device
+        if not shapes:
+            known = {**self.params.dims, **sizes}
+            free = dict.fromkeys(
+                n for e in self.inputs for dim in e.spec.dims for n in dim.names if n not in self.params.dims
+            )
+            missing, unknown = [n for n in free if n not in sizes], [n for n in sizes if n not in free]
+            if missing or unknown or any(entry.spec.axes is not None for entry in self.inputs):
+                raise ValueError(
+                    f"give a size for each of {listing(list(free))}, which the parameters do not fix"
+                    f"{f', and not for {listing(unknown)}' if unknown else ''}; or a shape for each input"
+                )
+            shapes = [[dim.evaluate(known) for dim in entry.spec.dims] for entry in self.inputs]
+        elif sizes or len(shapes) != len(self.inputs):
+            raise ValueError(f"give {len(self.inputs)} shapes, one for each input, or sizes by name")
+        return [
+            shape
+            if isinstance(shape, Tensor)
+            else torch.zeros(tuple(shape), dtype=e.spec.default_dtype(floating), device=device)
+            for e, shape in zip(self.inputs, shapes, strict=True)
+        ]
+
     def arrange(self, inputs: Sequence[Any], named: Mapping[str, Any]) -> Sequence[Any]:
         """The flat tensors of a batch that is given by position, by name and in containers."""
         return inputs if self._flat and not named else self.signature.arrange(inputs, named)

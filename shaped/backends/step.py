@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from shaped.backends.executors import Executor, Run
+from shaped.backends.executors import CompileError, Executor, Run
 from shaped.backends.gradients import clipped, finite_flag, global_norm
 from shaped.backends.program import Case, Program
 from shaped.backends.progress import Progress
@@ -54,7 +54,7 @@ class Step:
         progress: Counts, and gradients that wait.
 
     Raises:
-        ValueError: The optimizer stores state in a way that the graph cannot express; the message says what to do.
+        CompileError: The optimizer stores state in a way that the graph cannot express; the message says what to do.
     """
 
     def __init__(
@@ -264,7 +264,7 @@ def _refuse_storage(optimizer: FusedOptimizer) -> None:
     if options.moments == "8bit":
         wrong.append("moments='8bit'")
     if wrong:
-        raise ValueError(
+        raise CompileError(
             f"the compiled step rounds to nearest and keeps whole moments; {type(optimizer).__name__} was made with "
             f"{' and '.join(wrong)}, which only the kernels of shaped.optim do: leave it out, or use backend='eager'"
         )
