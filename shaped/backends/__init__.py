@@ -6,6 +6,7 @@ from typing import Protocol
 from torch import Tensor
 
 from shaped.backends.auto import Auto as Auto
+from shaped.backends.capture import Capture as Capture
 from shaped.backends.comparison import Comparison as Comparison
 from shaped.backends.comparison import compare as compare
 from shaped.backends.compiled import Compiled as Compiled

@@ -65,9 +65,9 @@ class CudaGraphs:
         return results
 
     def capture(self, run: Callable[[], Sequence[Any]]) -> tuple[Recorded, Sequence[Any]]:
-        """Capture; torch registers the device's default generator, so each replay draws anew."""
+        """Capture; torch registers the default generator, so each replay draws anew. Other threads may go on."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self._device), torch.cuda.graph(graph):
+        with torch.cuda.device(self._device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
             results = run()
         return graph, results
 
