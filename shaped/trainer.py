@@ -99,6 +99,7 @@ class ScalarTrainer:
         self._made_of = (loss, params, {**asdict(settings), **proving})
         self._settings = settings
         self._shared = TrainingState(program, optimizer, settings)
+        self._chosen = backend
         self._backend: Backend = self._shared.backend(backend)
 
     # -- what is there ---------------------------------------------------------------------------------------------
@@ -342,7 +343,7 @@ class ScalarTrainer:
     def with_backend(self, backend: Literal["eager", "compiled", "auto"]) -> "ScalarTrainer":
         """A trainer on another backend that shares parameters, proof, optimizers and step count with this one."""
         other = copy.copy(self)
-        other._backend = self._shared.backend(backend)
+        other._chosen, other._backend = backend, self._shared.backend(backend)
         return other
 
     def precompile(self, *shapes: Any, method: str | None = None, **sizes: int) -> Executors:
@@ -407,7 +408,7 @@ class ScalarTrainer:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled and copied as what it was made of, with its state. The copy proves anew and has no executors."""
-        return _remade, (*self._made_of, self.backend, self.optimizer, self.state_dict())
+        return _remade, (*self._made_of, self._chosen, self.optimizer, self.state_dict())
 
     def __repr__(self) -> str:
         return f"ScalarTrainer({self.proof.setting.signature}, backend={self.backend!r}, {self.steps} steps)"

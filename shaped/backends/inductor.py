@@ -57,7 +57,10 @@ def lower(function: Flat, state: Sequence[Tensor], inputs: Sequence[Tensor], fre
             raise
         except Exception as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise CompileError(f"the compiler refused the step: {first}. backend='eager' runs it") from error
+            raise CompileError(
+                f"the compiler refused the step: {first}. backend='eager' runs it, and backend='auto' goes on "
+                "with it by itself"
+            ) from error
     if lowered.how == "python":
         _warn_once()
     return lowered
