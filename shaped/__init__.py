@@ -22,6 +22,10 @@ from shaped.params import ParamList as ParamList
 from shaped.proof import Proof as Proof
 from shaped.proof import prove as prove
 from shaped.shapes import dims as dims
+from shaped.strategies import FullBackpropagation as FullBackpropagation
+from shaped.strategies import GradientStrategy as GradientStrategy
+from shaped.strategies import OneStep as OneStep
+from shaped.strategies import carry as carry
 from shaped.trainer import ScalarTrainer as ScalarTrainer
 
 __version__ = "0.1.0"

@@ -5,7 +5,7 @@
     ├── ShapeError         tensors break their signature: shape, rank, dtype, device, count     (ValueError)
     ├── ProofError         refuted: some sizes break the program; the unsolved goal is shown
     ├── Unprovable         neither proved nor refuted: depends on data, or on a loop over a size
-    ├── GradientError      the loss does not depend on a parameter that asks for a gradient
+    ├── GradientError      a gradient is missing, or a gradient strategy gives other ones than the parameters need
     ├── NonFiniteError     a loss or a gradient is NaN or infinite; nothing was updated    (ArithmeticError)
     ├── ExecutorError      no room for another executor, or the compiler refused a graph
     ├── StateError         a state dict does not fit; nothing was loaded                        (ValueError)
@@ -38,7 +38,7 @@ class ShapeError(ShapedError, ValueError):
 
 
 class GradientError(ShapedError):
-    """A parameter that asks for a gradient gets none."""
+    """A parameter that asks for a gradient gets none, or a gradient strategy gives what does not fit."""
 
 
 class NonFiniteError(ShapedError, ArithmeticError):

@@ -233,7 +233,16 @@ class ParamList:
                 old.copy_(value)
 
     def like(self, tensors: Sequence[Tensor]) -> Self:
-        """A list of the same class and sizes over other tensors (gradients, moments); asks for no gradients."""
+        """A list of the same class and sizes over other tensors (gradients, moments); asks for no gradients.
+
+        Raises:
+            ShapeError: There are more or fewer of them, or one has another shape. In a trace, where sizes are symbols,
+                shapes are left to whoever traces.
+        """
+        if any(isinstance(size, torch.SymInt) for t in self._tensors for size in t.shape):
+            if len(tensors) != len(self):
+                raise ShapeError(f"{len(tensors)} tensors for the {len(self)} entries of {type(self).__name__}")
+            return cast(Self, self._layout.build([tensor.detach() for tensor in tensors]))
         return cast(Self, _finish(self._layout, list(tensors), [False] * len(self._tensors), self.binding))
 
     def __getitem__(self, key: str | int | slice) -> Any:

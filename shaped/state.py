@@ -4,9 +4,12 @@ Trainers on two backends share one. A state dict is plain: tensors, numbers, str
 """
 
 import copy
+import zlib
 from collections.abc import Mapping
 from typing import Any, cast
 
+import torch
+from safetensors.torch import save
 from torch import Tensor
 
 from shaped.backends import BACKENDS, Auto, Backend, Compiled, Eager, Program, Progress, Settings
@@ -21,10 +24,13 @@ _FORMAT = 1
 class TrainingState:
     """Optimizers by update path, counts, gradients that wait, and the backends made so far."""
 
-    def __init__(self, program: Program, optimizer: FusedOptimizer | None, settings: Settings) -> None:
+    def __init__(
+        self, program: Program, optimizer: FusedOptimizer | None, settings: Settings, save_frozen: bool = True
+    ) -> None:
         self.program = program
+        self._left_out = [] if save_frozen else [i for i in program.frozen if i not in program.writes]
         self.settings = settings
-        self.progress = Progress(program.used_tensors)
+        self.progress = Progress(program.used_tensors, settings.skips)
         self.optimizer = optimizer
         self.paths: dict[str, FusedOptimizer] = {}  # "adamw" and its like, made by the first step that uses them
         self.accepted: dict[str, tuple[FusedOptimizer, dict[str, Any]]] = {}  # hyper-parameters that were checked
@@ -104,9 +110,8 @@ class TrainingState:
         return {
             "format": _FORMAT,
             "signature": {entry.path: entry.spec.quoted for entry in self.program.params.entries},
-            "params": {
-                n: t.detach().clone() for n, t in zip(self.program.params.names, self.program.params, strict=True)
-            },
+            "params": {name: tensor.detach().clone() for name, tensor in self._saved().items()},
+            **({"frozen": self._digests()} if self._left_out else {}),
             "optimizers": {
                 path: {"class": type(o).__name__, "state": copy.deepcopy(o.state_dict())}
                 for path, o in self.optimizers().items()
@@ -115,6 +120,16 @@ class TrainingState:
             "skipped": self.progress.left_out,
             "waiting": self._pack_waiting(),
         }
+
+    def _saved(self) -> dict[str, Tensor]:
+        """The parameters that a state dict holds, by name."""
+        params = self.program.params
+        return {params.names[i]: tensor for i, tensor in enumerate(params) if i not in self._left_out}
+
+    def _digests(self) -> dict[str, int]:
+        """A checksum of each frozen parameter that a state dict leaves out."""
+        names, tensors = self.program.params.names, self.program.tensors
+        return {names[i]: zlib.crc32(save({"": tensors[i].detach().contiguous()})) for i in self._left_out}
 
     def _used_names(self) -> list[str]:
         return [self.program.params.names[i] for i in self.program.used]
@@ -137,7 +152,12 @@ class TrainingState:
         if wrong:
             raise StateError("the state dict does not fit this trainer.\n  " + "\n  ".join(wrong))
         loaded = {path: self._loaded(path, saved) for path, saved in state["optimizers"].items()}
-        self.program.params.set_values([state["params"][name] for name in self.program.params.names])
+        if self._left_out:
+            new = [state["params"][name].to(tensor, copy=True) for name, tensor in self._saved().items()]
+            with torch.no_grad():
+                torch._foreach_copy_(list(self._saved().values()), new)
+        else:
+            self.program.params.set_values([state["params"][name] for name in self.program.params.names])
         if "train" in loaded and self.optimizer is not None:
             self.optimizer.load_state_dict(state["optimizers"]["train"]["state"])
         self.paths = {path: optimizer for path, optimizer in loaded.items() if path != "train"}
@@ -151,9 +171,11 @@ class TrainingState:
     def _differences(self, state: Mapping[str, Any]) -> list[str]:
         wrong = [] if state["format"] == _FORMAT else [f"format is {state['format']!r}, this version reads {_FORMAT}"]
         mine = {entry.path: entry.spec.quoted for entry in self.program.params.entries}
-        tensors = dict(zip(self.program.params.names, self.program.params, strict=True))
-        wrong += [f"{name}: missing" for name in mine if name not in state["params"]]
+        tensors = self._saved()
+        wrong += [f"{name}: missing" for name in tensors if name not in state["params"]]
         wrong += [f"{name}: unknown" for name in state["params"] if name not in mine]
+        wrong += [f"{n}: it is frozen and left out here" for n in state["params"] if n in mine and n not in tensors]
+        wrong += self._frozen_differences(state.get("frozen", {}))
         for name, tensor in tensors.items():
             saved, spec = state["params"].get(name), state["signature"].get(name)
             if spec is not None and spec != mine[name]:
@@ -176,6 +198,17 @@ class TrainingState:
             elif path == "train" and type(self.optimizer).__name__ != saved["class"]:
                 wrong.append(f"train_step used {saved['class']} there, {type(self.optimizer).__name__} here")
         return wrong + self._waiting_differences(state.get("waiting"), state["optimizers"])
+
+    def _frozen_differences(self, frozen: Any) -> list[str]:
+        """Frozen parameters that were left out there, and are not the same here."""
+        here = self._digests()
+        if not isinstance(frozen, Mapping):
+            return ["frozen: not a mapping"]
+        return [
+            f"{name}: it is frozen and was left out there; its values here are others"
+            for name, digest in frozen.items()
+            if name in here and here[name] != digest
+        ]
 
     def _waiting_differences(self, waiting: Any, optimizers: Mapping[str, Any]) -> list[str]:
         if waiting is None:

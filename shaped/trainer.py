@@ -29,6 +29,7 @@ from shaped.optim import AdamW, FusedOptimizer
 from shaped.params import ParamList
 from shaped.proof import Proof
 from shaped.state import PATHS, TrainingState
+from shaped.strategies import GradientStrategy
 
 
 class ScalarTrainer:
@@ -59,6 +60,9 @@ class ScalarTrainer:
         samples: How many samples a batch has, for `accumulate`: an expression such as "batch*seq". The default is the
             dimension that leads the first input, where no parameter has it; without one all batches count alike.
         capture: On a GPU, replay each compiled step as one captured graph after some warm-up steps.
+        strategy: How the gradients come from the loss: `OneStep()`, or a function of your own; None is full
+            backpropagation. It is part of the proof.
+        save_frozen: False leaves frozen parameters out of the state; loading then compares them by checksum.
 
     Raises:
         SignatureError, ProofError, Unprovable, GradientError: The loss or its annotations are wrong.
@@ -84,21 +88,23 @@ class ScalarTrainer:
         sizes: Sizes = "auto",
         samples: str | None = None,
         capture: bool = True,
+        strategy: GradientStrategy | None = None,
+        save_frozen: bool = True,
     ) -> None:
         if not isinstance(backend, str) or backend not in BACKENDS:
             raise ValueError(f"backend is {backend!r}; it is one of {', '.join(map(repr, BACKENDS))}")
         settings = Settings(max_executors, max_norm, nonfinite, accumulate, sizes, capture)
         proving: dict[str, Any] = {
             **{"assume": assume, "static": static, "autocast": autocast, "check": check, "samples": samples},
-            **{"allow_unused": allow_unused},
+            **{"allow_unused": allow_unused, "strategy": strategy},
         }
         try:
             program = Program(loss, params, **proving)
         except ShapedError as error:
             raise error.with_traceback(None) from None  # the message shows the user's line; our frames would hide it
-        self._made_of = (loss, params, {**asdict(settings), **proving})
+        self._made_of = (loss, params, {**asdict(settings), **proving, "save_frozen": save_frozen})
         self._settings = settings
-        self._shared = TrainingState(program, optimizer, settings)
+        self._shared = TrainingState(program, optimizer, settings, save_frozen)
         self._chosen = backend
         self._backend: Backend = self._shared.backend(backend)
 

@@ -18,17 +18,20 @@ ROOMS = [
     (0, ("shaped_kernels",)),
     (0, ("shaped.errors",)),
     (1, ("shaped.shapes",)),
-    (2, ("shaped.params", "shaped.init", "shaped.layout", "shaped.drawing")),
+    (2, ("shaped.params", "shaped.init", "shaped.layout", "shaped.drawing", "shaped.strategies")),
     (3, ("shaped.proof",)),
     (3, ("shaped.optim",)),
     (4, ("shaped.backends",)),
     (5, ("shaped.trainer", "shaped.state", "shaped.arguments")),
-    (6, ("shaped.checkpoint", "shaped.loop", "shaped.metrics", "shaped.losses", "shaped.data")),
+    (6, ("shaped.checkpoint", "shaped.loop", "shaped.metrics", "shaped.losses", "shaped.data", "shaped.lora")),
     (7, ("shaped.workflow",)),
     (8, ("shaped.recipes", "shaped.cli", "shaped.check")),
     (9, ("shaped",)),  # the door of the house
 ]
-LAZY = ("triton", "sklearn", "matplotlib", "rich", "torch._dynamo", "torch._inductor")
+LAZY = (
+    "triton", "sklearn", "matplotlib", "rich", "torch._dynamo", "torch._inductor",
+    "optuna", "river", "torchao", "torchmetrics", "pandas",
+)  # fmt: skip
 FILES = [*sorted(ROOT.glob("shaped/**/*.py")), *sorted(ROOT.glob("kernels/shaped_kernels/**/*.py"))]
 DOORS = [file for file in FILES if file.name == "__init__.py"]
 

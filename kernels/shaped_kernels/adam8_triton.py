@@ -7,10 +7,20 @@ Traffic with a bfloat16 parameter: 10.06 bytes an element.
 import triton
 import triton.language as tl
 
-from .adam_triton import SPLIT, STOCHASTIC, adam_rule
-from .rounding_triton import high_half, joined, low_half, noise, stochastic
-from .rows_triton import COUNT, EMA_WEIGHT, FACTOR, OWN, SKIP
-from .table_triton import fetch, fetch_bits, place, put, put_bits, zero_chunk
+from .adam_triton import adam_rule
+from .rounding_triton import noise
+from .rows_triton import COUNT, FACTOR, OWN, SKIP
+from .table_triton import (
+    SPLIT,
+    STOCHASTIC,
+    fetch,
+    fetch_parameter,
+    place,
+    put_beside,
+    put_bits,
+    put_parameter,
+    zero_chunk,
+)
 
 GROUP = tl.constexpr(256)
 TINY = tl.constexpr(1e-37)  # below it the inverse of a scale is no float32
@@ -68,10 +78,7 @@ def _adam8_chunk(
     i = 0
     while i < n:
         offs = i + tl.arange(0, BLOCK)
-        if STORE == SPLIT:
-            p = joined(fetch_bits(p_ptr, offs, n, FAST), fetch_bits(low_ptr, offs, n, FAST))
-        else:
-            p = fetch(p_ptr, offs, n, tl.float32, FAST)
+        p = fetch_parameter(p_ptr, low_ptr, offs, n, tl.float32, STORE, FAST)
         g = fetch(g_ptr, offs, n, tl.float32, FAST)
         m = fetch(m_ptr, offs, n, tl.float32, FAST) * (1.0 / 127)
         m = m * tl.abs(m) * _each(_scales(m_scale_ptr, i, n, BLOCK), BLOCK)
@@ -93,19 +100,11 @@ def _adam8_chunk(
         code = tl.where(v > 0.0, tl.maximum(code, 1.0), 0.0)
         put_bits(v_ptr, offs, code.to(tl.uint8), n, FAST)
         _put_scales(v_scale_ptr, i, v_scale, n, BLOCK)
+        bits = tl.zeros([BLOCK], tl.uint32)
         if STORE == STOCHASTIC:
             bits = noise(start, offs, t, tl.load(row + COUNT).to(tl.int32))
-            put_bits(p_ptr, offs, stochastic(p, bits & 0xFFFF), n, FAST)
-        elif STORE == SPLIT:
-            put_bits(p_ptr, offs, high_half(p), n, FAST)
-            put_bits(low_ptr, offs, low_half(p), n, FAST)
-        else:
-            put(p_ptr, offs, p, n, FAST)
-        if EMA:
-            e = fetch(e_ptr, offs, n, tl.float32, FAST)
-            put(e_ptr, offs, e + tl.load(row + EMA_WEIGHT) * (p - e), n, FAST)
-        if ZERO:
-            put(g_ptr, offs, tl.zeros([BLOCK], tl.float32), n, FAST)
+        put_parameter(p_ptr, low_ptr, offs, p, bits, n, STORE, FAST)
+        put_beside(e_ptr, g_ptr, offs, p, row, n, EMA, ZERO, FAST)
         i += BLOCK
 
 

@@ -10,13 +10,20 @@ fp32 traffic: 28 bytes an element; AMSGrad and an EMA add 8 each, zeroing 4, the
 import triton
 import triton.language as tl
 
-from .rounding_triton import divide, high_half, joined, low_half, noise, root, stochastic
-from .rows_triton import COUNT, EMA_WEIGHT, FACTOR, OWN, SKIP
-from .table_triton import fetch, fetch_bits, place, put, put_bits, zero_chunk
-
-NEAREST = tl.constexpr(0)
-STOCHASTIC = tl.constexpr(1)
-SPLIT = tl.constexpr(2)
+from .rounding_triton import divide, noise, root, stochastic
+from .rows_triton import COUNT, FACTOR, OWN, SKIP
+from .table_triton import (
+    SPLIT,
+    STOCHASTIC,
+    fetch,
+    fetch_parameter,
+    place,
+    put,
+    put_beside,
+    put_bits,
+    put_parameter,
+    zero_chunk,
+)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -68,10 +75,7 @@ def _adam_chunk(
     i = 0
     while i < n:
         offs = i + tl.arange(0, BLOCK)
-        if STORE == SPLIT:
-            p = joined(fetch_bits(p_ptr, offs, n, FAST), fetch_bits(low_ptr, offs, n, FAST))
-        else:
-            p = fetch(p_ptr, offs, n, W, FAST)
+        p = fetch_parameter(p_ptr, low_ptr, offs, n, W, STORE, FAST)
         g = fetch(g_ptr, offs, n, W, FAST)
         m = fetch(m_ptr, offs, n, W, FAST)
         v = fetch(v_ptr, offs, n, W, FAST)
@@ -82,27 +86,19 @@ def _adam_chunk(
             g = g * tl.load(row + FACTOR)
         # A store that drops 16 random bits has no use for the last bit of a quotient, and registers are short.
         p, m, v, u = adam_rule(p, g, m, v, u, row + OWN, DECOUPLED, AMSGRAD, MAXIMIZE, STORE != STOCHASTIC)
+        bits = tl.zeros([BLOCK], tl.uint32)
         if STORE == STOCHASTIC:
             bits = noise(start, offs, t, tl.load(row + COUNT).to(tl.int32))
-            put_bits(p_ptr, offs, stochastic(p, bits & 0xFFFF), n, FAST)
-            if tl.bfloat16 == M:
-                put_bits(v_ptr, offs, stochastic(v, bits >> 16), n, FAST)
-                put_bits(m_ptr, offs, stochastic(m, (bits * 0x9E3779B1) >> 16), n, FAST)
-        elif STORE == SPLIT:
-            put_bits(p_ptr, offs, high_half(p), n, FAST)
-            put_bits(low_ptr, offs, low_half(p), n, FAST)
+        put_parameter(p_ptr, low_ptr, offs, p, bits, n, STORE, FAST)
+        if STORE == STOCHASTIC and tl.bfloat16 == M:
+            put_bits(v_ptr, offs, stochastic(v, bits >> 16), n, FAST)
+            put_bits(m_ptr, offs, stochastic(m, (bits * 0x9E3779B1) >> 16), n, FAST)
         else:
-            put(p_ptr, offs, p, n, FAST)
-        if STORE != STOCHASTIC or tl.bfloat16 != M:
             put(m_ptr, offs, m, n, FAST)
             put(v_ptr, offs, v, n, FAST)
         if AMSGRAD:
             put(u_ptr, offs, u, n, FAST)
-        if EMA:
-            e = fetch(e_ptr, offs, n, W, FAST)
-            put(e_ptr, offs, e + tl.load(row + EMA_WEIGHT) * (p - e), n, FAST)
-        if ZERO:
-            put(g_ptr, offs, tl.zeros([BLOCK], W), n, FAST)
+        put_beside(e_ptr, g_ptr, offs, p, row, n, EMA, ZERO, FAST)
         i += BLOCK
 
 

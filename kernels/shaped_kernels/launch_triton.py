@@ -15,11 +15,10 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from .adam_triton import NEAREST, SPLIT, STOCHASTIC
 from .fusion import NOTHING, Call, Extras, shared
 from .lists import WIDE, TensorLists
 from .rows_triton import NORM, OWN, SKIP
-from .table_triton import squares_kernel
+from .table_triton import NEAREST, SPLIT, STOCHASTIC, squares_kernel
 from .tables import BLOCK, Table
 
 _MOST_HYPERS = 7

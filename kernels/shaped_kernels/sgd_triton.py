@@ -7,10 +7,20 @@ an element, 20 with momentum.
 import triton
 import triton.language as tl
 
-from .adam_triton import SPLIT, STOCHASTIC
-from .rounding_triton import high_half, joined, low_half, noise, stochastic
-from .rows_triton import COUNT, EMA_WEIGHT, FACTOR, OWN, SKIP
-from .table_triton import fetch, fetch_bits, place, put, put_bits, zero_chunk
+from .rounding_triton import noise, stochastic
+from .rows_triton import COUNT, FACTOR, OWN, SKIP
+from .table_triton import (
+    SPLIT,
+    STOCHASTIC,
+    fetch,
+    fetch_parameter,
+    place,
+    put,
+    put_beside,
+    put_bits,
+    put_parameter,
+    zero_chunk,
+)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -56,10 +66,7 @@ def _sgd_chunk(
     i = 0
     while i < n:
         offs = i + tl.arange(0, BLOCK)
-        if STORE == SPLIT:
-            p = joined(fetch_bits(p_ptr, offs, n, FAST), fetch_bits(low_ptr, offs, n, FAST))
-        else:
-            p = fetch(p_ptr, offs, n, W, FAST)
+        p = fetch_parameter(p_ptr, low_ptr, offs, n, W, STORE, FAST)
         g = fetch(g_ptr, offs, n, W, FAST)
         b = p
         if MOMENTUM:
@@ -70,22 +77,13 @@ def _sgd_chunk(
         bits = tl.zeros([BLOCK], tl.uint32)
         if STORE == STOCHASTIC:
             bits = noise(start, offs, t, tl.load(row + COUNT).to(tl.int32))
-            put_bits(p_ptr, offs, stochastic(p, bits & 0xFFFF), n, FAST)
-        elif STORE == SPLIT:
-            put_bits(p_ptr, offs, high_half(p), n, FAST)
-            put_bits(low_ptr, offs, low_half(p), n, FAST)
-        else:
-            put(p_ptr, offs, p, n, FAST)
+        put_parameter(p_ptr, low_ptr, offs, p, bits, n, STORE, FAST)
         if MOMENTUM:
             if STORE == STOCHASTIC and tl.bfloat16 == M:
                 put_bits(b_ptr, offs, stochastic(b, bits >> 16), n, FAST)
             else:
                 put(b_ptr, offs, b, n, FAST)
-        if EMA:
-            e = fetch(e_ptr, offs, n, W, FAST)
-            put(e_ptr, offs, e + tl.load(row + EMA_WEIGHT) * (p - e), n, FAST)
-        if ZERO:
-            put(g_ptr, offs, tl.zeros([BLOCK], W), n, FAST)
+        put_beside(e_ptr, g_ptr, offs, p, row, n, EMA, ZERO, FAST)
         i += BLOCK
 
 

@@ -7,7 +7,12 @@ path, without which there would be no 128-bit access at all (see the kernel cont
 import triton
 import triton.language as tl
 
-from .rounding_triton import rounded
+from .rounding_triton import high_half, joined, low_half, rounded, stochastic
+from .rows_triton import EMA_WEIGHT
+
+NEAREST = tl.constexpr(0)  # how a parameter is stored
+STOCHASTIC = tl.constexpr(1)
+SPLIT = tl.constexpr(2)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -59,6 +64,47 @@ def put_bits(ptr: tl.tensor, offs: tl.tensor, x: tl.tensor, n: tl.tensor, FAST: 
         tl.store(ptr + offs, x)
     else:
         tl.store(ptr + offs, x, mask=offs < n)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def fetch_parameter(
+    ptr: tl.tensor, low: tl.tensor, offs: tl.tensor, n: tl.tensor,
+    WIDE: tl.constexpr, STORE: tl.constexpr, FAST: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """One block of a parameter, its halves joined where it has two."""
+    if STORE == SPLIT:
+        p = joined(fetch_bits(ptr, offs, n, FAST), fetch_bits(low, offs, n, FAST))
+    else:
+        p = fetch(ptr, offs, n, WIDE, FAST)
+    return p
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def put_parameter(
+    ptr: tl.tensor, low: tl.tensor, offs: tl.tensor, p: tl.tensor, bits: tl.tensor, n: tl.tensor,
+    STORE: tl.constexpr, FAST: tl.constexpr,
+) -> None:  # fmt: skip
+    """Store one block of a parameter: to nearest, by the low 16 of the random `bits`, or as two exact halves."""
+    if STORE == STOCHASTIC:
+        put_bits(ptr, offs, stochastic(p, bits & 0xFFFF), n, FAST)
+    elif STORE == SPLIT:
+        put_bits(ptr, offs, high_half(p), n, FAST)
+        put_bits(low, offs, low_half(p), n, FAST)
+    else:
+        put(ptr, offs, p, n, FAST)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def put_beside(
+    ema: tl.tensor, grad: tl.tensor, offs: tl.tensor, p: tl.tensor, row: tl.tensor, n: tl.tensor,
+    EMA: tl.constexpr, ZERO: tl.constexpr, FAST: tl.constexpr,
+) -> None:  # fmt: skip
+    """What may follow the update of a block: its average, and its gradient zeroed."""
+    if EMA:
+        e = fetch(ema, offs, n, p.dtype, FAST)
+        put(ema, offs, e + tl.load(row + EMA_WEIGHT) * (p - e), n, FAST)
+    if ZERO:
+        put(grad, offs, tl.zeros_like(p), n, FAST)
 
 
 @triton.jit  # type: ignore[untyped-decorator]

@@ -35,9 +35,12 @@ class Eager:
         """The loss, the gradients of `program.used` and the values of `program.writes`, from one pass."""
         self._admit(inputs)
         with torch.enable_grad():  # also under the caller's no_grad
-            loss, written = self.program.call(inputs)
-            gradients = torch.autograd.grad(loss, self._used)
-        return loss.detach().clone(), list(gradients), written  # a loss that is a parameter must not follow its update
+            if self.program.strategy is not None:
+                loss, gradients, written = self.program.differentiate(inputs)
+            else:
+                loss, written = self.program.call(inputs)
+                gradients = list(torch.autograd.grad(loss, self._used))
+        return loss.detach().clone(), gradients, written  # a loss that is a parameter must not follow its update
 
     def update(self, inputs: Sequence[Tensor], optimizer: FusedOptimizer, last: bool = True) -> tuple[Tensor, bool]:
         """Take a step, or with `last=False` gather a batch for it. Returns the loss, and whether all was finite.

@@ -32,6 +32,13 @@ from shaped.shapes import (
     read_signature,
     resolve_hints,
 )
+from shaped.strategies import (
+    FullBackpropagation,
+    GradientStrategy,
+    refuse_modules,
+    refuse_shapes,
+    strategy_name,
+)
 
 _requires_grad: Callable[[Tensor], bool] = attrgetter("requires_grad")
 _CASES = 4096  # admitted tuples of shapes that are remembered
@@ -65,6 +72,7 @@ class Program:
         check: Compare every batch with the signature before it runs.
         samples: How many samples a batch has, over dimension names: "batch*seq". None for the dimension that leads the
             first input, where no parameter has it; otherwise all batches count alike.
+        strategy: How gradients come from the loss; None is full backpropagation.
 
     Raises:
         SignatureError, ProofError, Unprovable, GradientError: Before anything has run.
@@ -81,6 +89,7 @@ class Program:
         allow_unused: bool = False,
         check: bool = True,
         samples: str | None = None,
+        strategy: GradientStrategy | None = None,
     ) -> None:
         self.modules: list[nn.Module] = []  # whose train() and eval() change what the loss computes
         if isinstance(params, nn.Module):
@@ -109,6 +118,8 @@ class Program:
             raise ValueError(f"autocast is {autocast!r}; it is a floating-point dtype such as torch.bfloat16, or None")
         self._allow_unused, self.check = allow_unused, check
         self._samples = self._sample_dimension(samples)
+        refuse_modules(strategy, self.modules)
+        self.strategy = None if isinstance(strategy, FullBackpropagation) else strategy
         self._proofs: dict[tuple[Any, ...], Proof] = {}
         self._cases: dict[tuple[Any, ...], Case] = {}
         floating = next(t.dtype for t in self.tensors if t.requires_grad)
@@ -118,6 +129,7 @@ class Program:
             if self._static[name] not in (None, size):
                 raise ShapeError(f"static: {name} = {self._static[name]}, and it is {size} in the parameters")
         self.proof = self._prove(guess, {**known, **{n: s for n, s in self._static.items() if s is not None}})
+        self.frozen = [i for i, t in enumerate(self.tensors) if not t.requires_grad]
         self.trainable = [i for i, t in enumerate(self.tensors) if t.requires_grad]
         unused = set(self.proof.unused)
         self.used = [i for i in self.trainable if self.signature.entries[i].path not in unused]
@@ -190,6 +202,7 @@ class Program:
                 self.params.requires_grad + (False,) * len(dtypes),
                 self.params.device,
                 self._autocast,
+                strategy=self.strategy,
             )
             unknown = [name for name in self._static if name not in static]
             with _kept_as_they_are(self.modules):
@@ -277,6 +290,22 @@ class Program:
             return result, []
         tensors, written = self.for_writing(self.tensors)
         return self.proof.setting.run([*tensors, *inputs])[0], written
+
+    def differentiate(self, inputs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Run the strategy: its loss, the gradients of `used`, and what the program would write, unwritten."""
+        assert self.strategy is not None
+        tensors, written = self.for_writing(self.tensors)
+        done = self.proof.setting.differentiate([*tensors, *inputs])
+        found = [done.gradients[i] for i in self.used]
+        pairs = list(zip([self.params.names[i] for i in self.used], self.used_tensors, found, strict=True))
+        if absent := [name for name, _, gradient in pairs if gradient is None]:
+            raise GradientError(f"strategy `{strategy_name(self.strategy)}` gave no gradient of {listing(absent)}")
+        whole = [(name, p, gradient) for name, p, gradient in pairs if gradient is not None]
+        refuse_shapes(
+            self.strategy,
+            [(n, describe(p), describe(g)) for n, p, g in whole if (g.shape, g.dtype) != (p.shape, p.dtype)],
+        )
+        return done.value, [gradient for _, _, gradient in whole], written
 
     def for_writing(self, params: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Parameters with copies of those that the program writes into, and these copies."""

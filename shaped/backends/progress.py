@@ -15,6 +15,10 @@ from shaped.optim import FusedOptimizer
 class Progress:
     """Counts of one run and the gradients that wait for its next update; trainers on two backends share one.
 
+    Args:
+        used: The parameters that are updated.
+        skips: Whether what is not finite is left out, so that compiled steps count on the device.
+
     Attributes:
         counts: Updates taken and batches left out, as compiled steps count them: int64 (2,), on the device.
         means: The mean gradient over the samples of all batches that wait, a tensor for each used parameter. Made when
@@ -24,8 +28,8 @@ class Progress:
         waiting_for: The optimizer that they are for.
     """
 
-    def __init__(self, used: Sequence[Tensor]) -> None:
-        self._used = used
+    def __init__(self, used: Sequence[Tensor], skips: bool) -> None:
+        self._used, self._skips = used, skips
         self._taken = 0
         self._left_out = 0
         self.counts = torch.zeros(2, dtype=torch.int64, device=used[0].device)
@@ -43,12 +47,12 @@ class Progress:
     @property
     def taken(self) -> int:
         """Updates taken; waits for the device where compiled steps count there."""
-        return self._taken + int(self.counts[0])
+        return self._taken + (int(self.counts[0]) if self._skips else 0)
 
     @property
     def left_out(self) -> int:
         """Batches left out since something in them was not finite; waits as `taken` does."""
-        return self._left_out + int(self.counts[1])
+        return self._left_out + (int(self.counts[1]) if self._skips else 0)
 
     def count(self, *, taken: bool = False, left_out: bool = False) -> None:
         """Count what the host knows."""

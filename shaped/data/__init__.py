@@ -8,3 +8,10 @@ from shaped.data.feed import Feed as Feed
 from shaped.data.prefetch import prefetch as prefetch
 from shaped.data.stdlib import Windows as Windows
 from shaped.data.stdlib import stdlib_text as stdlib_text
+from shaped.data.windows import WindowSet as WindowSet
+from shaped.data.windows import create_windows as create_windows
+from shaped.data.windows import dispatch as dispatch
+from shaped.data.windows import flat_windows as flat_windows
+from shaped.data.windows import last_rows as last_rows
+from shaped.data.windows import parse_window_sizes as parse_window_sizes
+from shaped.data.windows import single_windows as single_windows

@@ -8,8 +8,10 @@ from torch.fx import Graph, GraphModule, Node
 from shaped.errors import ShapeError
 from shaped.proof.conditions import Condition
 from shaped.proof.setting import Setting, Step
+from shaped.strategies import strategy_name
 
 # Nodes that compute nothing: they name, alias or measure a tensor.
+PLAIN = "plain loss"  # in a graph's meta: which output is the user's own loss, if it is not the first
 _BOOKKEEPING = ("detach", "alias", "sym_", "getitem", "lift_fresh", "_assert")
 
 
@@ -53,6 +55,11 @@ class Proof:
 
     def __repr__(self) -> str:
         return f"<Proof of {self.setting.signature}; conditions: {', '.join(self.conditions) or 'none'}>"
+
+    @property
+    def _by(self) -> str:
+        """` by OneStep`; nothing where it is full backpropagation."""
+        return f" by {strategy_name(self.setting.strategy)}" if self.setting.strategy is not None else ""
 
     def at(self, sizes: Mapping[str, int]) -> "Proof":
         """The same proof, with sizes that have become known; they are checked against the conditions.
@@ -104,7 +111,7 @@ class Proof:
             f"{', of 0 to 3 axes' if self.ranks else ''}",
         ]
         right = [
-            f"gradients : {', '.join(owners)}" if "backward" in self.operations else "",
+            f"gradients : {', '.join(owners)}{self._by}" if "backward" in self.operations else "",
             f"{counts}, {self.seconds:.1f} s",
         ]
         pad = max(map(len, left)) + 3
@@ -125,12 +132,13 @@ class Proof:
 
 
 def forward_graph(graph: GraphModule, results: int = 1) -> GraphModule:
-    """The part of a joint graph that computes its first results."""
+    """The part of a joint graph that computes its first results, or the loss without what a strategy adds."""
     copy = Graph()
     mapping: dict[Node, Node] = {}
     outputs = copy.graph_copy(graph.graph, mapping)
     assert isinstance(outputs, tuple | list)
-    copy.output(tuple(outputs[:results]))
+    plain = graph.meta.get(PLAIN)
+    copy.output(tuple(outputs[:results] if plain is None else [outputs[plain]]))
     copy.eliminate_dead_code()
     return GraphModule(graph, copy)
 

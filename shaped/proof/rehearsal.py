@@ -50,8 +50,10 @@ def rehearse(
         ]
         try:
             with torch.enable_grad():
+                if setting.strategy is not None:
+                    setting.differentiate(tensors)
                 results = setting.run(tensors)
-                if setting.is_loss and results[0].requires_grad:
+                if setting.strategy is None and setting.is_loss and results[0].requires_grad:
                     torch.autograd.grad(results[0], [tensors[i] for i in setting.wanted], allow_unused=True)
         except (RuntimeError, TypeError, IndexError) as error:
             place = place_of_traceback(error.__traceback__)

@@ -79,6 +79,25 @@ def linspace(start: Any, end: Any, steps: Any, **kwargs: Any) -> Tensor:
     return start + counted * ((end - start) / torch.sym_max(steps - 1, 1))
 
 
+def affine_grid(theta: Tensor, size: Sequence[Any], align_corners: bool | None = None) -> Tensor:
+    """`F.affine_grid`, whose kernel takes the size as plain numbers."""
+    axes = len(size) - 2
+    whole = axes in (2, 3) and theta.dim() == 3 and theta.is_floating_point()
+    if not whole or not any(isinstance(length, SymInt) for length in (*size, theta.shape[0])):
+        return F.affine_grid(theta, list(size), align_corners)
+    if not (theta.shape[1] == axes and theta.shape[2] == axes + 1 and theta.shape[0] == size[0]):
+        raise ValueError(f"expected theta of [{size[0]}, {axes}, {axes + 1}], got {list(theta.shape)}")
+    columns = []
+    for axis, length in enumerate(size[2:]):
+        step = torch.sym_max(length - 1, 1) if align_corners else length
+        numbers = torch.arange(length, dtype=theta.dtype, device=theta.device)
+        column = (2 * numbers - (length - 1)) / step  # one point alone lies in the middle, as torch has it
+        columns.append(column.view([-1 if i == axis else 1 for i in range(axes)]).expand(*size[2:]))
+    points = torch.stack([*reversed(columns), torch.ones_like(columns[0])], -1)
+    flat = points.reshape(1, -1, axes + 1).expand(size[0], -1, -1)
+    return flat.bmm(theta.transpose(1, 2)).view(size[0], *size[2:], axes)
+
+
 def _not_empty(operation: Callable[..., Any]) -> Callable[..., Any]:
     """A reduction that has no value over an empty axis, which its shape function does not mind."""
 
@@ -119,6 +138,7 @@ _REWRITES: dict[Any, Callable[..., Any]] = {
     F.batch_norm: batch_norm,
     F.cross_entropy: cross_entropy,
     torch.linspace: linspace,
+    F.affine_grid: affine_grid,
     torch.multinomial: multinomial,
     Tensor.multinomial: multinomial,
     **{f: _not_empty(f) for name in _REDUCTIONS for f in (getattr(torch, name), getattr(Tensor, name))},

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 from shaped.errors import ShapeError
+from shaped.params import ParamList
 from shaped.shapes import Signature, TensorSpec
+from shaped.strategies import GradientStrategy, Pass, differentiate
 
 # What the trace under way checks a result with; None where nothing is traced.
 _checker: ContextVar[Callable[[Any, TensorSpec], None] | None] = ContextVar("checker", default=None)
@@ -55,6 +57,7 @@ class Setting:
     device: torch.device
     autocast: torch.dtype | None = None
     call: Callable[[Sequence[Any]], Any] | None = None  # instead of signature.call: a module's stateless form
+    strategy: GradientStrategy | None = None  # instead of the gradients of the loss as it is written
 
     def context(self) -> AbstractContextManager[Any]:
         """torch.autocast where it is asked for."""
@@ -70,6 +73,18 @@ class Setting:
             return self.signature.returns.flatten(result)
         except ShapeError:  # no such container: refused where results are compared with what is declared
             return [result]
+
+    def differentiate(self, tensors: Sequence[Any]) -> Pass:
+        """The strategy's loss and gradients on flat tensors, parameters first."""
+        assert self.strategy is not None
+        owner = next(a for a in self.signature.arguments if a.kind == "parameters")
+        assert owner.structure is not None
+        count = len(owner.entries)
+        params: ParamList = owner.structure.build(tensors[:count])
+        return differentiate(self.strategy, self._loss, params, tensors[count:])
+
+    def _loss(self, params: Sequence[Any], *inputs: Any) -> Any:
+        return self.run([*params, *inputs])[0]
 
     def may_write(self, index: int) -> bool:
         """Whether a program may write into a tensor: into parameters that ask for no gradient, not into a batch."""

@@ -4,6 +4,7 @@ Each dimension name gets its own symbol with its own hint, so `hidden == pixels`
 question that torch or the user's Python asks about sizes goes through `_Questions.evaluate_expr`: it reads guards.
 """
 
+import builtins
 import logging
 import math
 import threading
@@ -118,7 +119,6 @@ class _Questions(ShapeEnv):
 
 
 _INSTEAD = {  # for what Python makes a plain number of, whatever we do
-    "len": "write x.shape[0] for len(x)",
     "int": "write n // 2 for int(n / 2)",
     "isqrt": "name the side instead of its square",
 }
@@ -353,6 +353,12 @@ def _either(original: Callable[..., Any], symbolic: Callable[[Any], Any], *args:
     return original(*args)
 
 
+def _length(original: Callable[[Any], int], thing: Any) -> Any:
+    """`len`, which of a tensor may be a size: the C code beneath `__len__` would read it as a plain number."""
+    size: Any = thing.shape[0] if isinstance(thing, Tensor) and thing.dim() else None
+    return size if isinstance(size, SymInt) else original(thing)
+
+
 _sym_log2: Callable[[Any], Any] = vars(torch)["_sym_log2"]
 _SYMBOLIC: dict[str, Callable[[Any], Any]] = {
     "sqrt": torch.sym_sqrt,
@@ -374,7 +380,7 @@ def _start_autograd() -> None:
 
 @contextmanager
 def tracing() -> Iterator[None]:
-    """Settings of a trace: `math.sqrt` and the logarithms of a size stay symbolic; torch logs no failed meta function.
+    """Settings of a trace: `math.sqrt`, logarithms and `len` stay symbolic; torch logs no failed meta function.
 
     The Python dispatcher keeps composite operations (matmul) from reading symbolic sizes as numbers in C++.
     """
@@ -386,9 +392,10 @@ def tracing() -> Iterator[None]:
         levels, unchecked = [logger.level for logger in loggers], jaxtyping.config.jaxtyping_disable
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)
-        originals = {name: getattr(math, name) for name in _SYMBOLIC}
+        originals, length = {name: getattr(math, name) for name in _SYMBOLIC}, builtins.len
         for name, symbolic in _SYMBOLIC.items():
             setattr(math, name, partial(_either, originals[name], symbolic))
+        builtins.len = partial(_length, length)  # Python makes a plain number of what `len` of an object is
         setattr(SymInt, "__divmod__", lambda a, b: (a // b, a % b))  # noqa: B010
         setattr(SymInt, "__rdivmod__", lambda a, b: (b // a, b % a))  # noqa: B010
         jaxtyping.config.update("jaxtyping_disable", True)  # its checks would ask for each size; ours are in claims.py
@@ -399,6 +406,7 @@ def tracing() -> Iterator[None]:
         finally:
             for name, original in originals.items():
                 setattr(math, name, original)
+            builtins.len = length
             delattr(SymInt, "__divmod__")
             delattr(SymInt, "__rdivmod__")
             jaxtyping.config.update("jaxtyping_disable", unchecked)

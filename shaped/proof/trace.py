@@ -17,11 +17,13 @@ from torch.utils import _pytree as pytree
 from shaped.proof.arithmetic import holds
 from shaped.proof.broadcast import Broadcasts, Pairs
 from shaped.proof.claims import Broken, Claims
+from shaped.proof.proof import PLAIN
 from shaped.proof.rewrites import Rewrites
 from shaped.proof.setting import Setting, Step, checking
 from shaped.proof.source import Place, place_of_caller
 from shaped.proof.symbolic import Question, World, tracing
 from shaped.shapes import Signature, TensorSpec, annotated_part
+from shaped.strategies import Pass, refuse_shapes
 
 # Losses that torch broadcasts with no more than a warning: [batch, 1] against [batch] becomes [batch, batch].
 _ALIKE = {"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy_with_logits", "poisson_nll_loss"}
@@ -201,7 +203,7 @@ def trace(setting: Setting, world: World, recorder: Recorder) -> Trace:
     def joint(*flat: Tensor) -> tuple[Any, ...]:
         recorder.tensors = flat
         with Rewrites(), recorder, checking(world_check):
-            results = setting.run(flat)
+            results, done = _results(setting, flat, world)
         recorder.hold_claims()
         world.hold_sizes()
         world.hold_data()
@@ -210,6 +212,10 @@ def trace(setting: Setting, world: World, recorder: Recorder) -> Trace:
         outputs = [tensor.detach() for tensor in results]
         if not setting.is_loss:
             return tuple(outputs)
+        if done is not None:
+            missing.extend(i for i in setting.wanted if done.gradients[i] is None)
+            plain = [] if done.plain is done.value else [done.plain.detach()]
+            return (*outputs, *(done.gradients[i] for i in setting.wanted), *plain)
         wanted = [flat[i] for i in setting.wanted]
         gradients: Sequence[Tensor | None] = [None] * len(wanted)
         if results[0].requires_grad:
@@ -222,11 +228,38 @@ def trace(setting: Setting, world: World, recorder: Recorder) -> Trace:
     versions = [tensor._version for tensor in tensors]
     with tracing(), world.mode:  # beneath make_fx's own mode, for factories such as torch.ones(seq, seq)
         graph = make_fx(joint, tracing_mode="real", _allow_non_fake_inputs=True)(*tensors)
+    _mark_plain_loss(graph, setting)
     changed = [i for i, version in enumerate(versions) if tensors[i]._version != version]
     refused = [setting.signature.entries[i].path for i in changed if not setting.may_write(i)]
     if refused:
         raise Mismatch("", f"the program writes into {', '.join(refused)}")
     return Trace(graph, recorder.steps, world.env.asked, world, missing, changed)
+
+
+def _results(setting: Setting, tensors: Sequence[Any], world: World) -> tuple[Sequence[Any], Pass | None]:
+    """The results; under a strategy its loss, with the gradients, whose shapes are compared with the parameters'."""
+    if setting.strategy is None or not setting.is_loss:
+        return setting.run(tensors), None
+    done = setting.differentiate(tensors)
+    pairs = zip(setting.signature.entries, tensors, done.gradients, strict=False)
+    refuse_shapes(
+        setting.strategy,
+        [
+            (entry.path, shape_text(p, world), shape_text(gradient, world))
+            for entry, p, gradient in pairs
+            if gradient is not None and not (gradient.dtype == p.dtype and same_shape(gradient, p, world))
+        ],
+    )
+    if done.plain is not done.value:
+        check_results(setting.signature, [done.plain], world)
+    return [done.value], done
+
+
+def _mark_plain_loss(graph: GraphModule, setting: Setting) -> None:
+    """Where a strategy reports another loss than the user's own, that one is the graph's last output: for `forward`."""
+    outputs = next(node for node in graph.graph.nodes if node.op == "output").args[0]
+    if setting.strategy is not None and len(outputs) > 1 + len(setting.wanted):
+        graph.meta[PLAIN] = len(outputs) - 1
 
 
 def run_forward(setting: Setting, world: World, recorder: Recorder | None = None) -> None:
@@ -237,7 +270,7 @@ def run_forward(setting: Setting, world: World, recorder: Recorder | None = None
         recorder.tensors = tensors
     with tracing(), world.mode:
         with Rewrites(), recorder or nullcontext(), checking(partial(_check_within, world)):
-            results = setting.run(tensors)
+            results, _ = _results(setting, tensors, world)
         world.hold_sizes()
         world.hold_data()
         check_results(setting.signature, results, world)

@@ -291,4 +291,4 @@ def test_a_loss_that_is_a_parameter_is_the_one_before_the_update(backend):
     before = trainer.forward(torch.ones(3))
     value = trainer.step(torch.ones(3), lr=0.5)
 
-    assert [float(t) for t in (before, value, trainer.params.s)] == [2.0, 2.0, 1.5]
+    assert [t.item() for t in (before, value, trainer.params.s)] == [2.0, 2.0, 1.5]

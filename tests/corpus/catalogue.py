@@ -85,7 +85,7 @@ VISION = [
     Model(vision.dice_loss),
     Model(vision.style_loss),
     Model(vision.smoothness_loss),
-    Model(vision.spatial_transformer, static={"height": 6, "width": 5}),
+    Model(vision.spatial_transformer),
 ]
 ATTENTION = [
     Model(attention.gpt_loss, ("dim % 4 == 0", "seq <= context")),

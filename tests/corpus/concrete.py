@@ -59,11 +59,12 @@ def distinct_sizes(model: Model) -> Sizes:
     """Sizes that satisfy the conditions, no two of them equal."""
     names = dimensions(model)
     generator = random.Random(0)
-    while True:
+    for _ in range(100_000):
         named = dict(zip(names, generator.sample(range(2, 40), len(names)), strict=True))
         sizes = Sizes({**named, **model.static}, (41,) if has_leading_axes(model) else ())
         if len(set(sizes.named.values())) == len(names) and sizes.satisfy(model):
             return sizes
+    raise ValueError(f"{model.function.__name__}: no distinct sizes satisfy its conditions")
 
 
 def failure(model: Model, sizes: Sizes) -> str:

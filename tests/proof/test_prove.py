@@ -126,6 +126,10 @@ def pairs(x: Float[Tensor, "n features"]) -> Float[Tensor, "n n"]:
     return (x[:, None] - x[None]).square().sum(-1)
 
 
+def mean_of_rows(x: Float[Tensor, "n features"]) -> Float[Tensor, " features"]:
+    return x.sum(0) / len(x)
+
+
 def shifted(x: Float[Tensor, "batch seq"]) -> Float[Tensor, "batch seq-1"]:
     return x[:, 1:] - x[:, :-1]
 
@@ -163,6 +167,7 @@ def normalised(x: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch c h w"]:
         (squeezed, ("batch >= 2", "features >= 2")),  # at size 1 an axis goes, which the result does not declare
         (scaled, ()),
         (pairs, ()),
+        (mean_of_rows, ()),
         (gated, ()),  # chunk asks whether (3*hidden - 1)//hidden is 2, and it is for every size
         (pooled, ("height >= 2", "width >= 2")),  # torch's kernels ask for batch >= 16; both answers go through
         (half, ()),  # seq//2 <= seq asks nothing

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.func import grad, vmap
 
-from shaped import ParamList, ScalarTrainer, init, prove
+from shaped import ParamList, ProofError, ScalarTrainer, init, prove
 from shaped.proof.rewrites import Rewrites, batch_norm, cross_entropy, one_hot
 from shaped.proof.symbolic import Plan, World, tracing
 
@@ -177,6 +177,36 @@ def test_the_graph_of_a_rewritten_program_gives_torch_s_values():
     (found,) = graph(w, x, y)
 
     torch.testing.assert_close(found, gradient_of_each(w, x, y), rtol=1e-5, atol=1e-6)
+
+
+def plane(theta: Float[Tensor, "n 2 3"], x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n h w 2"]:
+    return F.affine_grid(theta, list(x.shape), align_corners=True)
+
+
+def space(theta: Float[Tensor, "n 3 4"], x: Float[Tensor, "n c d h w"]) -> Float[Tensor, "n d h w 3"]:
+    return F.affine_grid(theta, list(x.shape), align_corners=False)
+
+
+@pytest.mark.filterwarnings("ignore:Since version 1.3.0, affine_grid")  # torch's own, for one point alone
+@pytest.mark.parametrize(("function", "axes"), [(plane, "h w"), (space, "d h w")])
+def test_an_affine_grid_is_proved_for_all_sizes_and_is_torch_s(function: Callable[..., Any], axes: str):
+    proof = prove(function)
+    names = axes.split()
+
+    assert proof.conditions == ()
+    for sizes in ([1, 4, 3], [2, 1, 1], [5, 2, 6]):
+        shape = sizes[: len(names)]
+        theta, x = drawn(2, len(names), len(names) + 1).float(), drawn(2, 1, *shape).float()
+        (found,) = proof.graph_at({"n": 2, "c": 1, **dict(zip(names, shape, strict=True))})(theta, x)
+        torch.testing.assert_close(found, function(theta, x), rtol=1e-5, atol=1e-6)
+
+
+def test_a_theta_that_does_not_fit_an_affine_grid_is_refused():
+    def wrong(theta: Float[Tensor, "n 2 3"], x: Float[Tensor, "m c h w"]) -> Float[Tensor, "m h w 2"]:
+        return F.affine_grid(theta, list(x.shape), align_corners=False)
+
+    with pytest.raises(ProofError, match=r"goal +n = m"):
+        prove(wrong)
 
 
 def test_running_statistics_are_written_and_the_statement_says_so():

@@ -1,0 +1,168 @@
+"""Adapters as PEFT's files: `adapter_model.safetensors` and `adapter_config.json`, read and written without PEFT.
+
+    base_model.model.<path>.lora_A.weight : [rank, in]        base_model.model.<path>.lora_B.weight : [out, rank]
+
+A parameter list has its matrices as [in, out] (`x @ w`), so a and b are written transposed, with `fan_in_fan_out`.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from shaped.errors import StateError, listing
+from shaped.lora.lists import Adapted
+from shaped.lora.modules import adapters, inject
+
+TENSORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_PREFIX = "base_model.model."
+# Settings under which PEFT computes something else than alpha/rank * B @ A; an adapter with one of them is refused.
+_PLAIN: Mapping[str, tuple[Any, ...]] = {
+    "bias": ("none",),
+    "use_rslora": (False, None),
+    "use_dora": (False, None),
+    "lora_bias": (False, None),
+    "rank_pattern": ({}, None),
+    "alpha_pattern": ({}, None),
+    "modules_to_save": ([], None),
+    "layer_replication": ([], None),
+}
+
+
+def save_adapter(adapted: nn.Module | Adapted[Any], folder: str | os.PathLike[str]) -> Path:
+    """Write the adapter alone, in PEFT's format; the folder is made, and a file stands there only if it is whole.
+
+    Args:
+        adapted: A module after `inject`, or what `adapt` gave.
+        folder: Where the two files go.
+
+    Raises:
+        StateError: The module has no adapter, or several ranks.
+    """
+    found = _tensors(adapted)
+    kinds = {(rank, alpha) for _, rank, alpha in _parts(adapted)}
+    if len(kinds) != 1:
+        raise StateError(f"{type(adapted).__name__} has {'no adapter' if not kinds else 'adapters of several ranks'}")
+    rank, alpha = kinds.pop()
+    config: dict[str, Any] = {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": None,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
+        "lora_dropout": 0.0,
+        "target_modules": sorted(name for name, _, _ in _parts(adapted)),
+        "fan_in_fan_out": isinstance(adapted, Adapted),
+        "init_lora_weights": True,
+        **{key: plain[0] for key, plain in _PLAIN.items()},
+    }
+    place = Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    written = {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
+    save_file(written, place / f"{TENSORS}.part", metadata={"format": "pt"})
+    (place / f"{CONFIG}.part").write_text(json.dumps(config, indent=2, sort_keys=True))
+    for name in (TENSORS, CONFIG):
+        os.replace(place / f"{name}.part", place / name)
+    return place
+
+
+def load_adapter(adapted: nn.Module | Adapted[Any], folder: str | os.PathLike[str]) -> None:
+    """Take over an adapter in PEFT's format, all or nothing. A module without adapters first gets those of the files.
+
+    Raises:
+        StateError: The files are missing, are no plain LoRA, or do not fit; every difference is listed.
+    """
+    config, found = read_adapter(folder)
+    if isinstance(adapted, nn.Module) and not _parts(adapted):
+        _inject_alike(adapted, config, found)
+    wrong = [
+        f"{name}: {key} = {config[setting]} there, {value} here"
+        for name, rank, alpha in _parts(adapted)
+        for key, setting, value in (("rank", "r", rank), ("alpha", "lora_alpha", alpha))
+        if config[setting] != value
+    ]
+    mine = _tensors(adapted)
+    wrong += _differences({key: tensor.shape for key, tensor in mine.items()}, found)
+    if wrong:
+        raise StateError(f"the adapter in {folder} does not fit.\n  " + "\n  ".join(wrong))
+    with torch.no_grad():
+        for key, tensor in mine.items():  # views of the parameters, transposed or not
+            tensor.copy_(found[key])
+
+
+def read_adapter(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Configuration and tensors of an adapter in PEFT's format.
+
+    Raises:
+        StateError: A file is missing or unreadable, or the adapter is no plain LoRA; says which setting.
+    """
+    place = Path(folder)
+    try:
+        config = json.loads((place / CONFIG).read_text())
+        found = load_file(place / TENSORS)
+    except (OSError, ValueError) as error:
+        raise StateError(f"no adapter in {place}: {error}") from None
+    except Exception as error:  # safetensors has an exception of its own, derived from nothing else
+        raise StateError(f"{place / TENSORS} cannot be read: {error}") from None
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA" or not {"r", "lora_alpha"} <= set(config):
+        raise StateError(f"{place / CONFIG} is no LoRA configuration")
+    odd = [f"{key} = {config[key]!r}" for key, plain in _PLAIN.items() if config.get(key, plain[0]) not in plain]
+    if odd:
+        raise StateError(f"{place}: plain LoRA is read here, and the adapter has {', '.join(odd)}")
+    return config, found
+
+
+def _parts(adapted: nn.Module | Adapted[Any]) -> list[tuple[str, int, float]]:
+    """Each target with its rank and alpha."""
+    if isinstance(adapted, Adapted):
+        return [(name, adapted.rank, adapted.alpha) for name in adapted.targets]
+    return [(name, part.rank, part.alpha) for name, part in adapters(adapted)]
+
+
+def _tensors(adapted: nn.Module | Adapted[Any]) -> dict[str, Tensor]:
+    """The adapter's tensors under PEFT's names, as views that share memory with the parameters."""
+    if isinstance(adapted, Adapted):
+        pairs = [(n, adapted.params[f"{n}.a"].detach().T, adapted.params[f"{n}.b"].detach().T) for n in adapted.targets]
+    else:
+        pairs = [(name, part.lora_A.detach(), part.lora_B.detach()) for name, part in adapters(adapted)]
+    return {
+        f"{_PREFIX}{name}.lora_{letter}.weight": tensor
+        for name, a, b in pairs
+        for letter, tensor in (("A", a), ("B", b))
+    }
+
+
+def _inject_alike(module: nn.Module, config: Mapping[str, Any], found: Mapping[str, Tensor]) -> None:
+    """Adapters where the files have them, once it is known that they fit."""
+    end = ".lora_A.weight"
+    names = [key.removeprefix(_PREFIX).removesuffix(end) for key in found if key.endswith(end)]
+    linear = {name: part for name, part in module.named_modules() if type(part) is nn.Linear}
+    absent = [name for name in names if name not in linear]
+    if absent or not names:
+        raise StateError(f"{type(module).__name__} has no torch.nn.Linear {listing(absent)}, which the adapter is for")
+    rank = config["r"]
+    wanted = {
+        f"{_PREFIX}{name}.lora_{letter}.weight": shape
+        for name in names
+        for letter, shape in (("A", (rank, linear[name].in_features)), ("B", (linear[name].out_features, rank)))
+    }
+    if wrong := _differences(wanted, found):
+        raise StateError(f"the adapter does not fit {type(module).__name__}.\n  " + "\n  ".join(wrong))
+    inject(module, names, rank=rank, alpha=float(config["lora_alpha"]))
+
+
+def _differences(wanted: Mapping[str, Sequence[int]], found: Mapping[str, Tensor]) -> list[str]:
+    """What is missing, unknown or of another shape than it should be."""
+    wrong = [f"{key}: missing" for key in wanted if key not in found]
+    wrong += [f"{key}: unknown" for key in found if key not in wanted]
+    return wrong + [
+        f"{key}: {list(found[key].shape)} there, {list(shape)} here"
+        for key, shape in wanted.items()
+        if key in found and tuple(found[key].shape) != tuple(shape)
+    ]

@@ -1,0 +1,285 @@
+"""Cross-validation: a fresh model for each fold, trained by a function of the user's, measured on rows it has not seen.
+
+A fold is a function of its rows and its seed alone. So folds that a stopped run has finished are read from its folder,
+and the result is the same as without the stop.
+"""
+
+import math
+import random
+import statistics
+import weakref
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int64, Shaped
+from torch import Tensor
+
+from shaped.checkpoint import generators_kept
+from shaped.checkpoint.codec import from_json, join, split
+from shaped.checkpoint.files import write_small
+from shaped.checkpoint.lock import Lock
+from shaped.data import Batches
+from shaped.data.batches import mixed
+from shaped.errors import CheckpointCorrupt, CheckpointError, ShapedError, ShapeError
+from shaped.loop import Loop
+from shaped.metrics import evaluate
+from shaped.params import ParamList
+from shaped.trainer import ScalarTrainer
+from shaped.workflow.splits import CVConfig, Purged, Splitter
+
+Trained = Loop | ScalarTrainer | Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """What a model is trained on, and with what seed.
+
+    Attributes:
+        index: From 0.
+        train, test: The rows of each tensor that was given, in the splitter's order.
+        train_rows, test_rows: Their numbers.
+        seed: Another one for each fold. Global generators begin with it too.
+        folder: Of this fold alone, for checkpoints; None where the validator has no folder.
+    """
+
+    index: int
+    train: tuple[Tensor, ...]
+    test: tuple[Tensor, ...]
+    train_rows: Int64[Tensor, " train"]
+    test_rows: Int64[Tensor, " test"]
+    seed: int
+    folder: Path | None
+
+
+@dataclass(frozen=True)
+class FoldResult:
+    """The figures of one fold, by name, and how many rows it had."""
+
+    index: int
+    train: int
+    test: int
+    figures: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class CrossValidation:
+    """The folds' figures, their mean and their deviation; print it for a table."""
+
+    folds: tuple[FoldResult, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The figures' names, in order."""
+        return tuple(self.folds[0].figures)
+
+    @property
+    def mean(self) -> dict[str, float]:
+        """Mean over folds, each with the same weight."""
+        return {name: statistics.fmean(self._column(name)) for name in self.names}
+
+    @property
+    def deviation(self) -> dict[str, float]:
+        """Standard deviation between folds (over n - 1); NaN for a single one."""
+        columns = {name: self._column(name) for name in self.names}
+        return {name: statistics.stdev(c) if len(c) > 1 else math.nan for name, c in columns.items()}
+
+    def _column(self, name: str) -> list[float]:
+        return [fold.figures[name] for fold in self.folds]
+
+    def __str__(self) -> str:
+        rows = [[str(f.index), str(f.train), str(f.test), *map(_short, f.figures.values())] for f in self.folds]
+        rows += [["mean", "", "", *map(_short, self.mean.values())]]
+        rows += [["deviation", "", "", *map(_short, self.deviation.values())]]
+        header = ["fold", "train", "test", *self.names]
+        widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+        return "\n".join(_line(row, widths) for row in (header, *rows))
+
+
+def _short(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def _line(row: Sequence[str], widths: Sequence[int]) -> str:
+    return "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+
+
+class CrossValidator:
+    """Trains and measures a fresh model for each fold.
+
+        def train(fold):
+            trainer = ScalarTrainer(loss, Net.init(..., seed=fold.seed), optimizer=...)
+            loop = Loop(trainer, metrics={"accuracy": ...})
+            loop.run_epochs(Batches(*fold.train, batch_size=32, seed=fold.seed), 20)
+            return loop
+
+        print(CrossValidator(train, CVConfig("stratified", folds=5)).run(x, y))
+
+    Args:
+        train: From a `Fold` to a Loop or a ScalarTrainer, which are evaluated on `fold.test` (loss, and the loop's
+            metrics), or to figures by name.
+        splitter: A CVConfig, or anything with `split(X, y, groups)`.
+        seed: Of the folds' seeds.
+        batch_size: Test rows in a batch of the evaluation; None takes all at once, as a loss needs that is no mean over
+            rows.
+        folder: Where finished folds are kept, and read when the same run is started again. What `train` does is not
+            compared: with another function take another folder.
+
+    Raises:
+        ValueError: An argument is of another kind.
+    """
+
+    def __init__(
+        self,
+        train: Callable[[Fold], Trained],
+        splitter: CVConfig | Splitter | None = None,
+        *,
+        seed: int = 0,
+        batch_size: int | None = None,
+        folder: str | Path | None = None,
+    ) -> None:
+        splitter = CVConfig() if splitter is None else splitter
+        if not isinstance(splitter, CVConfig | Splitter):
+            raise ValueError(f"splitter is a {type(splitter).__name__}; pass a CVConfig, or an object with split()")
+        if not callable(train):
+            raise ValueError(f"train is a {type(train).__name__}; pass a function of the fold")
+        self.train, self.splitter, self.seed, self.batch_size = train, splitter, seed, batch_size
+        self.folder = None if folder is None else Path(folder)
+
+    def run(
+        self,
+        *tensors: Shaped[Tensor, "rows ..."],
+        labels: Shaped[Tensor, " rows"] | None = None,
+        groups: Shaped[Tensor, " rows"] | None = None,
+        spans: Int64[Tensor, "rows 2"] | None = None,
+    ) -> CrossValidation:
+        """Train and measure every fold.
+
+        Args:
+            tensors: The data, rows along the first axis; a fold has its rows of each.
+            labels: What the splitter stratifies by; the last of `tensors` by default.
+            groups: For a splitter that keeps groups together.
+            spans: First and last row of the series that each row is made of (`WindowSet.spans`): training rows that
+                overlap with test rows are purged.
+
+        Raises:
+            ShapeError: Tensors differ in their first axis. ShapedError: A model was trained in two folds, or figures
+            differ between folds. CheckpointError: The folder is of another run. ValueError: The splitter refuses.
+        """
+        if not tensors or len({len(t) for t in (*tensors, *_given(labels, groups, spans))}) > 1:
+            raise ShapeError("cross-validation takes tensors with the same rows along their first axis")
+        if not len(tensors[0]):
+            raise ShapeError("cross-validation has no rows")
+        folds = list(self._folds(tensors, labels if labels is not None else tensors[-1], groups, spans))
+        results: list[FoldResult] = []
+        models: list[weakref.ref[ParamList]] = []
+        with self._owned():
+            for fold in folds:
+                results.append(self._kept(fold) or self._measure(fold, models))
+                if set(results[-1].figures) != set(results[0].figures):
+                    names = [", ".join(r.figures) for r in (results[0], results[-1])]
+                    raise ShapedError(f"fold 0 has the figures {names[0]}, and fold {fold.index} {names[1]}")
+        return CrossValidation(tuple(results))
+
+    def _folds(
+        self, tensors: Sequence[Tensor], labels: Tensor, groups: Tensor | None, spans: Tensor | None
+    ) -> Iterator[Fold]:
+        splitter = self.splitter
+        if isinstance(splitter, CVConfig):
+            splitter = splitter.splitter(spans)
+        elif spans is not None:
+            splitter = Purged(splitter, spans=spans)
+        outer = torch.zeros(len(tensors[0]), 1).numpy()  # splitters want to know how many rows there are
+        y, by = (None if t is None else t.detach().cpu().numpy() for t in (labels, groups))
+        for index, (train, test) in enumerate(splitter.split(outer, y, by)):
+            a, b = torch.as_tensor(train), torch.as_tensor(test)
+            parts = [tuple(t[rows.to(t.device)] for t in tensors) for rows in (a, b)]
+            folder = None if self.folder is None else self.folder / f"fold-{index:02d}"
+            yield Fold(index, parts[0], parts[1], a, b, mixed(self.seed, index), folder)
+
+    def _measure(self, fold: Fold, models: list["weakref.ref[ParamList]"]) -> FoldResult:
+        if fold.folder is not None:
+            fold.folder.mkdir(exist_ok=True)
+        with generators_kept():
+            _seed_all(fold.seed)
+            trained = self.train(fold)
+        if isinstance(trained, Loop | ScalarTrainer):
+            trainer = trained.trainer if isinstance(trained, Loop) else trained
+            if any(seen() is trainer.params for seen in models):
+                raise ShapedError(
+                    f"fold {fold.index} went on with another fold's parameters, which have seen its test rows: make "
+                    "them anew in the function, for example with init(seed=fold.seed)"
+                )
+            models.append(weakref.ref(trainer.params))
+            size = len(fold.test_rows) if self.batch_size is None else self.batch_size
+            data = Batches(*fold.test, batch_size=size, shuffle=False)
+            figures = evaluate(trainer, data, trained.metrics if isinstance(trained, Loop) else None)
+        elif isinstance(trained, Mapping):
+            figures = {str(name): float(value) for name, value in trained.items()}
+        else:
+            raise ShapedError(
+                f"fold {fold.index}: train returned a {type(trained).__name__}; return the Loop, the ScalarTrainer, or "
+                "figures by name"
+            )
+        result = FoldResult(fold.index, len(fold.train_rows), len(fold.test_rows), figures)
+        if fold.folder is not None:
+            data_, _ = split({"fold": _fingerprint(fold), "figures": dict(figures)})
+            write_small(fold.folder / "result.json", data_)
+        return result
+
+    # -- finished folds --------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _owned(self) -> Iterator[None]:
+        """Keep a second process out of the folder."""
+        if self.folder is None:
+            yield
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = Lock(self.folder)
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _kept(self, fold: Fold) -> FoldResult | None:
+        """The result of a fold that is finished already."""
+        path = None if fold.folder is None else fold.folder / "result.json"
+        if path is None or not path.exists():
+            return None
+        try:
+            found = join(from_json(path.read_bytes()), {})
+            figures = {str(name): float(value) for name, value in found["figures"].items()}
+            same = found["fold"] == _fingerprint(fold)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointCorrupt(f"{path}: {error}; remove it to train the fold again") from None
+        if not same:
+            raise CheckpointError(f"{path} is of other data, another split or another seed: choose another folder")
+        return FoldResult(fold.index, len(fold.train_rows), len(fold.test_rows), figures)
+
+
+def _given(*tensors: Tensor | None) -> list[Tensor]:
+    return [t for t in tensors if t is not None]
+
+
+def _seed_all(seed: int) -> None:
+    import numpy
+
+    torch.manual_seed(seed)
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
+
+
+def _fingerprint(fold: Fold) -> dict[str, Any]:
+    """What a result depends on, save the training function."""
+    parts = {"train": fold.train, "test": fold.test, "rows": (fold.train_rows, fold.test_rows)}
+    return {"seed": fold.seed, **{name: [_checksum(t) for t in tensors] for name, tensors in parts.items()}}
+
+
+def _checksum(tensor: Tensor) -> str:
+    content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return f"{tensor.dtype} {list(tensor.shape)} {zlib.crc32(content):08x}"

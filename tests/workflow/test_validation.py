@@ -1,0 +1,213 @@
+"""Cross-validation: fresh models, figures by hand, and the same result after a stop."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from shaped import CheckpointError, Loop, ParamList, ScalarTrainer, ShapedError, ShapeError, losses
+from shaped.data import Batches, create_windows
+from shaped.errors import CheckpointCorrupt, RunLocked
+from shaped.optim import SGD
+from shaped.workflow import CrossValidation, CrossValidator, CVConfig, Fold, FoldResult
+
+
+class Line(ParamList):
+    w: Float[Tensor, " features"]
+
+
+def loss(p: Line, x: Float[Tensor, "batch features"], y: Float[Tensor, " batch"]) -> Float[Tensor, ""]:
+    return losses.mse(x @ p.w, y)
+
+
+def table(rows: int = 40) -> tuple[Tensor, Tensor]:
+    x = torch.randn(rows, 3, generator=torch.Generator().manual_seed(0))
+    return x, x @ torch.tensor([1.0, -2.0, 0.5])
+
+
+def train(fold: Fold) -> Loop:
+    params = Line.init(features=3, seed=fold.seed)
+    loop = Loop(
+        ScalarTrainer(loss, params, optimizer=SGD(params, lr=0.05)),
+        metrics={"mae": lambda p, x, y: (x @ p.w - y).abs().mean()},
+    )
+    loop.run_epochs(Batches(*fold.train, batch_size=8, seed=fold.seed), 2)
+    return loop
+
+
+def test_every_fold_is_measured_on_its_test_rows_alone() -> None:
+    x, y = table()
+    seen: list[Fold] = []
+
+    def remember(fold: Fold) -> Loop:
+        seen.append(fold)
+        return train(fold)
+
+    made = CrossValidator(remember, CVConfig(folds=2)).run(x, y)
+    for fold, result in zip(seen, made.folds, strict=True):
+        again = train(fold)
+        rows = torch.arange(fold.index * 20, fold.index * 20 + 20)
+        expected = (x[rows] @ again.trainer.get_params().w.detach() - y[rows]).abs().mean()
+
+        assert torch.equal(fold.test_rows, rows)
+        assert torch.equal(fold.train[0], x[fold.train_rows])
+        assert set(fold.train_rows.tolist()).isdisjoint(rows.tolist())
+        assert (result.train, result.test) == (20, 20)
+        assert result.figures["mae"] == pytest.approx(float(expected), rel=1e-6)
+    assert len({fold.seed for fold in seen}) == 2
+
+
+def test_mean_deviation_and_table_are_of_the_folds() -> None:
+    made = CrossValidation(
+        (FoldResult(0, 8, 2, {"loss": 1.0, "acc": 0.5}), FoldResult(1, 8, 2, {"loss": 3.0, "acc": 0.5}))
+    )
+
+    assert made.mean == {"loss": 2.0, "acc": 0.5}
+    assert made.deviation == {"loss": pytest.approx(math.sqrt(2)), "acc": 0.0}
+    assert str(made) == (
+        "fold       train  test   loss  acc\n"
+        "0              8     2      1  0.5\n"
+        "1              8     2      3  0.5\n"
+        "mean                        2  0.5\n"
+        "deviation               1.414    0"
+    )
+
+
+def test_a_trainer_or_figures_may_be_returned_in_place_of_a_loop() -> None:
+    x, y = table()
+    by_trainer = CrossValidator(lambda fold: train(fold).trainer, CVConfig(folds=2)).run(x, y)
+    by_figures = CrossValidator(lambda fold: {"rows": len(fold.test_rows)}).run(x, y)
+
+    assert by_trainer.names == ("loss",)
+    assert by_figures.mean == {"rows": 8.0}
+
+
+def test_the_evaluation_in_batches_is_that_of_all_rows() -> None:
+    whole, parts = (CrossValidator(train, CVConfig(folds=2), batch_size=size).run(*table()).mean for size in (None, 3))
+
+    assert parts == pytest.approx(whole, rel=1e-5)
+
+
+def test_global_generators_begin_with_the_folds_seed_and_end_as_they_were() -> None:
+    drawn: list[float] = []
+
+    def draw(fold: Fold) -> dict[str, float]:
+        drawn.append(torch.rand(()).item())
+        return {"x": drawn[-1]}
+
+    before = torch.get_rng_state()
+    CrossValidator(draw).run(*table())
+    torch.rand(7)
+    CrossValidator(draw).run(*table())
+    torch.set_rng_state(before)
+    torch.rand(7)
+
+    assert drawn[:5] == drawn[5:]
+    assert len(set(drawn[:5])) == 5
+
+
+def test_a_run_that_was_stopped_goes_on_with_the_next_fold_to_the_same_result(tmp_path: Path) -> None:
+    splitter = CVConfig(folds=3)
+    whole = CrossValidator(train, splitter).run(*table())
+    trained: list[int] = []
+
+    def stops(fold: Fold) -> Loop:
+        if fold.index == 1 and 1 not in trained:
+            trained.append(1)
+            raise RuntimeError("stopped")
+        trained.append(fold.index)
+        return train(fold)
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        CrossValidator(stops, splitter, folder=tmp_path).run(*table())
+    resumed = CrossValidator(stops, splitter, folder=tmp_path).run(*table())
+
+    assert trained == [0, 1, 1, 2]
+    assert resumed == whole
+
+
+def test_figures_that_are_not_finite_are_kept_too(tmp_path: Path) -> None:
+    first, second = (CrossValidator(lambda fold: {"x": math.inf}, folder=tmp_path).run(*table()) for _ in range(2))
+
+    assert first == second
+
+
+def test_a_folder_of_other_data_or_another_seed_is_refused(tmp_path: Path) -> None:
+    x, y = table()
+    CrossValidator(lambda fold: {"x": 1.0}, folder=tmp_path).run(x, y)
+    for data, seed in (((x, y + 1), 0), ((x, y), 1)):
+        with pytest.raises(CheckpointError, match="of other data, another split or another seed"):
+            CrossValidator(lambda fold: {"x": 1.0}, folder=tmp_path, seed=seed).run(*data)
+
+
+def test_a_damaged_result_and_a_folder_in_use_are_refused(tmp_path: Path) -> None:
+    def nested(fold: Fold) -> dict[str, float]:
+        CrossValidator(lambda fold: {"x": 1.0}, folder=tmp_path).run(*table())
+        return {"x": 1.0}
+
+    with pytest.raises(RunLocked):
+        CrossValidator(nested, folder=tmp_path).run(*table())
+    CrossValidator(lambda fold: {"x": 1.0}, folder=tmp_path).run(*table())
+    (tmp_path / "fold-02" / "result.json").write_text(json.dumps({"fold": 1}))
+    with pytest.raises(CheckpointCorrupt, match="fold-02"):
+        CrossValidator(lambda fold: {"x": 1.0}, folder=tmp_path).run(*table())
+
+
+def test_a_model_that_has_seen_the_test_rows_is_refused() -> None:
+    params = Line.init(features=3, seed=0)
+    with pytest.raises(ShapedError, match="fold 1 went on with another fold's parameters"):
+        CrossValidator(lambda fold: ScalarTrainer(loss, params)).run(*table())
+
+
+def test_overlapping_windows_are_purged_by_their_spans() -> None:
+    made = create_windows(torch.randn(60, 3), 5)
+    sizes: dict[str, list[int]] = {}
+
+    def count(name: str) -> Any:
+        def train(fold: Fold) -> dict[str, float]:
+            sizes.setdefault(name, []).append(len(fold.train_rows))
+            return {"x": 0.0}
+
+        return train
+
+    CrossValidator(count("plain"), CVConfig(folds=4)).run(made.inputs, made.labels)
+    CrossValidator(count("purged"), CVConfig(folds=4)).run(made.inputs, made.labels, spans=made.spans)
+
+    assert [a - b for a, b in zip(sizes["plain"], sizes["purged"], strict=True)] == [4, 8, 8, 4]
+
+
+def wrong(value: Any) -> Any:
+    """What a type checker would refuse."""
+    return value
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "message"),
+    [
+        (lambda: CrossValidator(wrong(3)), ValueError, "train is a int; pass a function of the fold"),
+        (lambda: CrossValidator(train, wrong(3)), ValueError,
+         "splitter is a int; pass a CVConfig, or an object with split()"),
+        (
+            lambda: CrossValidator(train).run(torch.zeros(4, 3), torch.zeros(5)), ShapeError,
+            "cross-validation takes tensors with the same rows along their first axis",
+        ),
+        (
+            lambda: CrossValidator(lambda fold: wrong(3.0)).run(*table()), ShapedError,
+            "fold 0: train returned a float; return the Loop, the ScalarTrainer, or figures by name",
+        ),
+        (
+            lambda: CrossValidator(lambda fold: {f"x{fold.index}": 1.0}).run(*table()), ShapedError,
+            "fold 0 has the figures x0, and fold 1 x1",
+        ),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_validated_is_refused(make: Any, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind) as caught:
+        make()
+
+    assert str(caught.value) == message
