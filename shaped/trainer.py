@@ -412,8 +412,14 @@ class ScalarTrainer:
         """
         self._shared.load(state)
 
+    def __copy__(self) -> "ScalarTrainer":
+        """Another handle on the same run, as `with_backend` gives."""
+        other = object.__new__(type(self))
+        vars(other).update(vars(self))
+        return other
+
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled and copied as what it was made of, with its state. The copy proves anew and has no executors."""
+        """Pickled and deep-copied as what it was made of, with its state. The copy proves anew and has no executors."""
         return _remade, (*self._made_of, self._chosen, self.optimizer, self.state_dict())
 
     def __repr__(self) -> str:
