@@ -40,6 +40,7 @@ class Progress:
 
     @property
     def means(self) -> list[Tensor]:
+        """The mean gradient of the batches that wait, made when first asked for; the same tensors ever after."""
         if not self._means:
             self._means = [torch.zeros_like(p, requires_grad=False) for p in self._used]
         return self._means

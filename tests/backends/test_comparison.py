@@ -32,6 +32,13 @@ def test_the_two_backends_agree_after_a_step_up_to_rounding(dtype):
     assert max(later.bounds.values()) < 40 * torch.finfo(dtype).eps ** 0.9  # the bound is no licence
 
 
+def test_under_autocast_the_bound_is_that_of_the_narrow_dtype():
+    comparison = ScalarTrainer(mlp_loss, mlp(), autocast=torch.bfloat16).compare_backends(*batch())
+
+    assert comparison.agree
+    assert 1e-4 < comparison.bounds["loss"] < 0.1
+
+
 def test_comparing_changes_nothing():
     params = mlp()
     optimizer = AdamW(params, lr=0.1, ema_decay=0.9)
