@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from shaped.backends.capture import Capture, CudaGraphs, Graphs
-from shaped.backends.executors import Executor, Executors, Key, Run
+from shaped.backends.executors import CompileError, Executor, Executors, Key, Run
 from shaped.backends.inductor import Free, lower, whole_graph
 from shaped.backends.program import Case, Program
 from shaped.backends.progress import Progress
@@ -48,6 +48,7 @@ class Compiled:
         self._graphs: Graphs | None = None  # how steps are captured; None where they are not
         if settings.capture and program.params.device.type == "cuda":
             self._graphs = CudaGraphs(program.params.device)
+        self._narrow: dict[Key, str] = {}  # what the compiler refused for all sizes, and why
         self._layouts: dict[Hashable, int] = {}  # strides and dtypes of parameters and state, numbered as they come
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
@@ -187,14 +188,21 @@ class Compiled:
         sizes = [case.sizes[name] for name in free]
         wide = replace(key, shapes=tuple(_free_shape(entry, case.sizes, free) for entry in case.entries))
         found = self.executors.find(wide)
-        if found is None and self._widens(key, sizes):
+        if found is None and wide not in self._narrow and self._widens(key, sizes):
             fixed = ", ".join(f"{name} = {size}" for name, size in case.sizes.items() if name not in free)
             title = "; ".join(filter(None, [f"any {', '.join(free)}", fixed]))
             free_sizes = Free(dict(zip(free, sizes, strict=True)), partial(_shapes, case))
-            found = self.executors.add(wide, title, lambda: lower(build(case.graph), state, inputs, free_sizes))
+            try:
+                found = self.executors.add(wide, title, lambda: lower(build(case.graph), state, inputs, free_sizes))
+            except CompileError as error:
+                if self._settings.sizes == "dynamic":
+                    raise
+                self._narrow[wide] = str(error)  # each size may still go through
         if found is not None and found.holds is not None and found.holds(sizes):
             return found
-        return self.executors.add(key, str(case), lambda: lower(build(case.graph), state, inputs))
+        made = self.executors.add(key, str(case), lambda: lower(build(case.graph), state, inputs))
+        made.note = f"not for all sizes: {self._narrow[wide]}" if wide in self._narrow else ""
+        return made
 
     def _widens(self, key: Key, sizes: Sequence[int]) -> bool:
         """Whether to make an executor of all sizes now."""

@@ -51,6 +51,7 @@ def test_auto_goes_on_eagerly_with_one_warning_and_the_reason():
     assert "eager from here on: the compiler refused the step: no lowering for aten.fancy" in str(trainer.executors)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("refusing")
 def test_precompiling_tells_auto_before_there_is_a_batch():
     trainer = ScalarTrainer(mlp_loss, mlp(), backend="auto")

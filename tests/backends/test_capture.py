@@ -102,6 +102,7 @@ def test_loading_a_state_drops_the_graph_and_captures_again():
     assert [e.captures for e in run.executors] == [2]
 
 
+@pytest.mark.slow
 def test_new_storage_drops_the_graph_and_captures_again():
     run, _ = captured()
     plain = ScalarTrainer(mlp_loss, mlp(), backend="compiled")
@@ -116,6 +117,7 @@ def test_new_storage_drops_the_graph_and_captures_again():
     assert [e.captures for e in run.executors] == [2]
 
 
+@pytest.mark.slow
 def test_each_size_is_captured_apart():
     run, _ = captured()
     for _ in range(6):
@@ -170,6 +172,7 @@ def test_steps_that_are_left_out_are_counted_by_replays_too():
     assert [e.captures for e in run.executors] == [1, 1]
 
 
+@pytest.mark.slow
 def test_more_sizes_than_executors_may_exist_are_not_all_captured():
     run, _ = captured(max_executors=2)
     for size in (5, 4, 3, 2):

@@ -15,9 +15,12 @@ from shaped.optim import SGD, AdamW
 from tests.models import batch, mlp, mlp_loss
 
 pytestmark = pytest.mark.usefixtures("interpreted")
+slow = pytest.mark.slow
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, *(pytest.param(t, marks=slow) for t in (torch.float64, torch.bfloat16))], ids=str
+)
 def test_the_two_backends_agree_after_a_step_up_to_rounding(dtype):
     trainer = ScalarTrainer(mlp_loss, mlp(dtype=dtype), max_norm=1.0)
     x, y = batch(dtype=dtype)
@@ -52,7 +55,7 @@ def test_comparing_changes_nothing():
     assert str(trainer.state_dict()) == str(before)
 
 
-@pytest.mark.parametrize("fault", [1e-4, 1e-5])
+@pytest.mark.parametrize("fault", [1e-5, pytest.param(1e-4, marks=slow)])
 def test_an_update_that_is_slightly_wrong_is_beyond_the_bound(monkeypatch, fault):
     params = mlp()
     trainer = ScalarTrainer(mlp_loss, params, optimizer=SGD(params, lr=1.0, momentum=0.9))
@@ -97,7 +100,7 @@ def test_the_bound_is_the_unit_roundoff_where_a_step_rounds_once():
     assert u < bound < 16 * u
 
 
-@pytest.mark.parametrize("n", [10, 1000])
+@pytest.mark.parametrize("n", [pytest.param(10, marks=slow), 1000])
 def test_the_bound_of_a_sum_covers_every_order_of_its_terms(n):
     terms = torch.randn(n, generator=torch.Generator().manual_seed(0))
     exact = terms.double().sum()

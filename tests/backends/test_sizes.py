@@ -106,6 +106,40 @@ def test_a_gpt_compiled_for_all_batches_and_lengths_is_the_eager_one():
     assert len(run.executors) == 1
 
 
+@pytest.mark.usefixtures("interpreted")
+def test_what_compiles_for_each_size_only_gets_an_executor_for_each_with_the_reason(monkeypatch):
+    def refuse(*arguments: object) -> None:
+        raise NotImplementedError("no symbols here")
+
+    monkeypatch.setattr("shaped.backends.inductor._symbol", refuse)
+    run = trainer()
+    train(run, 5, 3, 5, 4)
+
+    assert len(run.executors) == 3
+    assert str(run.executors).count("not for all sizes: the compiler refused the step: no symbols here") == 2
+    with pytest.raises(ExecutorError, match="no symbols here"):
+        train(trainer("dynamic"), 5)
+
+
+class Weights(ParamList):
+    w: Float[Tensor, " d"]
+
+
+def over_axes(p: Weights, x: Float[Tensor, "*batch d"]) -> Float[Tensor, ""]:
+    return (x @ p.w).square().mean()
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_each_number_of_axes_has_an_executor_for_its_sizes():
+    params = Weights(torch.ones(3))
+    run = ScalarTrainer(over_axes, params, backend="compiled", sizes="dynamic")
+    for shape in [(4, 3), (2, 5, 3), (6, 3), (3, 2, 3), (3,)]:
+        x = torch.randn(shape)
+
+        torch.testing.assert_close(run.forward(x), over_axes(params, x).detach())
+    assert [e.calls for e in run.executors] == [2, 2, 1]
+
+
 # -- ahead of the data -------------------------------------------------------------------------------------------------
 
 

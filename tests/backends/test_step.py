@@ -14,6 +14,7 @@ from tests.models import MLP, batch, mlp, mlp_loss
 
 both = pytest.mark.parametrize("backend", ["eager", "compiled"])
 pytestmark = pytest.mark.usefixtures("interpreted")
+slow = pytest.mark.slow
 
 
 def doubles(size: int = 5, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -108,7 +109,7 @@ def test_an_error_in_the_last_batch_leaves_those_that_wait(backend):
     assert trainer.steps == 1
 
 
-@pytest.mark.parametrize(("first", "second"), [("eager", "compiled"), ("compiled", "eager")])
+@pytest.mark.parametrize(("first", "second"), [("eager", "compiled"), pytest.param("compiled", "eager", marks=slow)])
 def test_gradients_that_wait_are_taken_over_by_the_other_backend(first, second):
     params = mlp(dtype=torch.float64)
     plain = ScalarTrainer(mlp_loss, params.values(), accumulate=2)
@@ -124,7 +125,7 @@ def test_gradients_that_wait_are_taken_over_by_the_other_backend(first, second):
 # -- what is not finite ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ["step", "adam_step", "adamw_step"])
+@pytest.mark.parametrize("path", ["step", pytest.param("adam_step", marks=slow), "adamw_step"])
 def test_a_skipped_step_is_counted_where_it_was_decided_and_changes_no_bit(path):
     trainer = ScalarTrainer(mlp_loss, mlp(dtype=torch.float64), backend="compiled", nonfinite="skip")
     step = getattr(trainer, path)
@@ -186,9 +187,9 @@ def test_the_eager_step_can_leave_its_verdict_on_the_device_too():
 
 # -- what optimizers fuse ----------------------------------------------------------------------------------------------
 
-FUSED: list[dict[str, Any]] = [
-    {"max_norm": 0.05},
-    {"ema_decay": 0.9},
+FUSED = [
+    pytest.param({"max_norm": 0.05}, marks=slow),
+    pytest.param({"ema_decay": 0.9}, marks=slow),
     {"skip_nonfinite": True, "zero_grads": True},
     {"max_norm": 0.05, "ema_decay": 0.5, "amsgrad": True},
 ]

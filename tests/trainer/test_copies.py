@@ -35,7 +35,7 @@ def said(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("copied", COPIES, ids=["deepcopy", "pickle"])
-@pytest.mark.parametrize("backend", ["eager", "compiled", "auto"])
+@pytest.mark.parametrize("backend", ["compiled", *(pytest.param(b, marks=pytest.mark.slow) for b in ("eager", "auto"))])
 def test_a_copy_of_a_trainer_goes_on_as_the_original_does_and_shares_nothing(copied, backend):
     params = mlp()
     options: dict[str, Any] = {"max_norm": 1.0, "accumulate": 2, "nonfinite": "skip", "sizes": "static"}
