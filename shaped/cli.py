@@ -31,7 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     train = commands.add_parser("train", help="run a ready job, or the `train` of a Python file")
-    train.add_argument("job", metavar="RECIPE|FILE.py", help="digits, charlm, or a file with train(settings)")
+    train.add_argument("job", metavar="RECIPE|FILE.py", help="digits, charlm, series, or a file with train(settings)")
     train.add_argument("--backend", choices=("eager", "compiled"), default="compiled")
     train.add_argument("--optimizer", choices=("sgd", "adam", "adamw"), default="adamw")
     train.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")

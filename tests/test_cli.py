@@ -195,7 +195,7 @@ def test_train_runs_the_train_of_a_file(script_folder: Path, capsys: pytest.Capt
         (
             ["train", "digts"],
             "ShapedError: no recipe `digts`; did you mean `digits`? "
-            "there are digits, charlm, or a FILE.py of your own\n",
+            "there are digits, charlm, series, or a FILE.py of your own\n",
         ),
         (["train", "nowhere.py"], "ShapedError: no file nowhere.py\n"),
         (["check", "nowhere.py"], "ShapedError: no file nowhere.py\n"),

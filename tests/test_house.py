@@ -99,6 +99,14 @@ def test_importing_shaped_imports_nothing_that_a_first_user_may_not_need() -> No
     assert answer.stdout.strip() == "[]"
 
 
+def test_importing_the_workflow_imports_no_extra() -> None:
+    program = f"import sys, shaped.workflow.online; print([name for name in {LAZY} if name in sys.modules])"
+    path = {"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "PATH": "/usr/bin:/bin"}
+    answer = subprocess.run([sys.executable, "-c", program], env=path, capture_output=True, text=True, check=True)
+
+    assert answer.stdout.strip() == "[]"
+
+
 def test_importing_the_kernels_imports_no_triton_and_no_shaped() -> None:
     program = "import sys, shaped_kernels; print([name for name in ('triton', 'shaped') if name in sys.modules])"
     path = {"PYTHONPATH": str(ROOT / "kernels"), "PATH": "/usr/bin:/bin"}

@@ -162,7 +162,10 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
         """
         self._take(grads, params, None, found_inf)
 
-    @_disable_dynamo  # torch.compile breaks its graph here, as it does at every torch optimizer's step
+    @_disable_dynamo
+    def _take_uncompiled(self, *arguments: Any) -> None:
+        self._take(*arguments)
+
     def _take(
         self,
         grads: Sequence[Tensor],
@@ -170,6 +173,9 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
         grad_scale: Tensor | None,
         found_inf: Tensor | None,
     ) -> None:
+        if torch.compiler.is_dynamo_compiling():  # it breaks its graph here, as at every torch optimizer's step
+            self._take_uncompiled(grads, params, grad_scale, found_inf)
+            return
         plan, calls = self._ready(grads, params)
         options = self.options
         extras = Extras(

@@ -14,6 +14,7 @@ from shaped.errors import ShapedError, nearest
 RECIPES: Mapping[str, str] = {
     "digits": "classify 1,797 real handwritten digits with a small network",
     "charlm": "a small GPT over the bytes of Python's standard library",
+    "series": "a time series with a planted drift: purged validation, then online updates",
 }
 
 

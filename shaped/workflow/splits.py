@@ -124,6 +124,27 @@ def model_selection() -> Any:
     return sklearn.model_selection
 
 
+def fold_rows(number: int, train: Any, test: Any, count: int) -> tuple[Rows, Rows]:
+    """What a splitter yielded, as row numbers; several test sets (skfolio's combinatorial folds) count as one.
+
+    Raises:
+        ValueError: They are no numbers of the `count` rows, or some row is in both.
+    """
+    parts = (
+        [torch.as_tensor(x) for x in test] if isinstance(test, list | tuple) and len(test) else [torch.as_tensor(test)]
+    )
+    rows, tested = torch.as_tensor(train), torch.cat([part.reshape(-1) for part in parts])
+    for name, found in (("training", rows), ("test", tested)):
+        if found.dtype.is_floating_point or found.dtype == torch.bool or found.dim() != 1:
+            raise ValueError(f"fold {number}: {name} rows are {found.dtype} of rank {found.dim()}, not row numbers")
+        if not len(found) or int(found.min()) < 0 or int(found.max()) >= count:
+            raise ValueError(f"fold {number}: {name} rows are none, or not all within the {count} rows")
+    both = set(rows.tolist()) & set(tested.tolist())
+    if both:
+        raise ValueError(f"fold {number}: {len(both)} rows are in training and in test, row {min(both)} first")
+    return rows.long(), tested.long()
+
+
 @dataclass(frozen=True)
 class CVConfig:
     """How cross-validation splits, as plain data.
@@ -228,7 +249,7 @@ class Purged:
         if len(spans) != len(X):
             raise ShapeError(f"there are {len(spans)} spans for {len(X)} rows")
         for number, (train, test) in enumerate(self.splitter.split(X, y, groups)):
-            rows, tested = torch.as_tensor(train), torch.as_tensor(test)
+            rows, tested = fold_rows(number, train, test, len(X))
             kept = rows[~self._near(spans[rows], spans[tested])]
             if not len(kept):
                 raise ValueError(f"fold {number}: the purge leaves none of {len(rows)} rows for training")

@@ -30,7 +30,7 @@ from shaped.loop import Loop
 from shaped.metrics import evaluate
 from shaped.params import ParamList
 from shaped.trainer import ScalarTrainer
-from shaped.workflow.splits import CVConfig, Purged, Splitter
+from shaped.workflow.splits import CVConfig, Purged, Splitter, fold_rows
 
 Trained = Loop | ScalarTrainer | Mapping[str, float]
 
@@ -170,6 +170,9 @@ class CrossValidator:
             ShapeError: Tensors differ in their first axis. ShapedError: A model was trained in two folds, or figures
             differ between folds. CheckpointError: The folder is of another run. ValueError: The splitter refuses.
         """
+        odd = [type(t).__name__ for t in (*tensors, *_given(labels, groups, spans)) if not isinstance(t, Tensor)]
+        if odd:
+            raise ShapeError(f"cross-validation takes tensors, not {', '.join(odd)}: pass torch.as_tensor(...)")
         if not tensors or len({len(t) for t in (*tensors, *_given(labels, groups, spans))}) > 1:
             raise ShapeError("cross-validation takes tensors with the same rows along their first axis")
         if not len(tensors[0]):
@@ -196,7 +199,7 @@ class CrossValidator:
         outer = torch.zeros(len(tensors[0]), 1).numpy()  # splitters want to know how many rows there are
         y, by = (None if t is None else t.detach().cpu().numpy() for t in (labels, groups))
         for index, (train, test) in enumerate(splitter.split(outer, y, by)):
-            a, b = torch.as_tensor(train), torch.as_tensor(test)
+            a, b = fold_rows(index, train, test, len(outer))
             parts = [tuple(t[rows.to(t.device)] for t in tensors) for rows in (a, b)]
             folder = None if self.folder is None else self.folder / f"fold-{index:02d}"
             yield Fold(index, parts[0], parts[1], a, b, mixed(self.seed, index), folder)

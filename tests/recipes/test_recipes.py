@@ -60,8 +60,11 @@ def test_a_folder_that_cannot_be_made_is_an_error_before_the_training(tmp_path: 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("digts", "no recipe `digts`; did you mean `digits`? there are digits, charlm, or a FILE.py of your own"),
-        ("zzz", "no recipe `zzz`: there are digits, charlm, or a FILE.py of your own"),
+        (
+            "digts",
+            "no recipe `digts`; did you mean `digits`? there are digits, charlm, series, or a FILE.py of your own",
+        ),
+        ("zzz", "no recipe `zzz`: there are digits, charlm, series, or a FILE.py of your own"),
         ("nowhere.py", "no file nowhere.py"),
     ],
 )

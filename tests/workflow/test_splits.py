@@ -1,5 +1,6 @@
 """Splits: scikit-learn's own rows, and training rows that keep away from test rows."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from sklearn import model_selection
 from torch import Tensor
 
-from shaped import ShapeError
+from shaped import ShapedError, ShapeError
 from shaped.data import create_windows
 from shaped.workflow import CVConfig, Purged, split
 
@@ -215,3 +216,11 @@ def test_a_wrong_way_to_split_is_refused(make: Any, kind: type[Exception], messa
         make()
 
     assert str(caught.value) == message
+
+
+def test_without_scikit_learn_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.model_selection", None)
+    with pytest.raises(ShapedError) as caught:
+        split(10)
+
+    assert str(caught.value) == 'splits come with scikit-learn: pip install "shaped-trainer[recipes]"'

@@ -2,9 +2,11 @@
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from jaxtyping import Float
@@ -14,7 +16,7 @@ from shaped import CheckpointError, Loop, ParamList, ScalarTrainer, ShapedError,
 from shaped.data import Batches, create_windows
 from shaped.errors import CheckpointCorrupt, RunLocked
 from shaped.optim import SGD
-from shaped.workflow import CrossValidation, CrossValidator, CVConfig, Fold, FoldResult
+from shaped.workflow import CrossValidation, CrossValidator, CVConfig, Fold, FoldResult, Purged
 
 
 class Line(ParamList):
@@ -181,6 +183,57 @@ def test_overlapping_windows_are_purged_by_their_spans() -> None:
     assert [a - b for a, b in zip(sizes["plain"], sizes["purged"], strict=True)] == [4, 8, 8, 4]
 
 
+class Yields:
+    """A splitter with one fold, as it is given."""
+
+    def __init__(self, train: Any, test: Any) -> None:
+        self.fold = train, test
+
+    def split(self, X: Any, y: Any = None, groups: Any = None) -> Iterator[tuple[Any, Any]]:
+        yield self.fold
+
+
+def rows(splitter: Any, **options: Any) -> list[tuple[list[int], list[int]]]:
+    seen: list[tuple[list[int], list[int]]] = []
+
+    def train(fold: Fold) -> dict[str, float]:
+        seen.append((fold.train_rows.tolist(), fold.test_rows.tolist()))
+        return {"x": 0.0}
+
+    CrossValidator(train, splitter).run(*table(12), **options)
+    return seen
+
+
+def test_any_splitter_is_accepted_also_one_with_several_test_sets_in_a_fold() -> None:
+    combinatorial = Yields(np.arange(4), [np.array([4, 5]), np.array([9])])
+
+    assert rows(combinatorial) == [([0, 1, 2, 3], [4, 5, 9])]
+    assert rows(Purged(combinatorial, gap=1)) == [([0, 1, 2], [4, 5, 9])]
+    assert rows(Yields([0, 2], [1])) == [([0, 2], [1])]
+
+
+def test_no_group_is_on_both_sides() -> None:
+    groups = torch.arange(12) // 3
+    for train, test in rows(CVConfig("group", folds=2), groups=groups):
+        assert set(groups[train].tolist()).isdisjoint(groups[test].tolist())
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        ([0, 1, 2], [2, 3, 1], "fold 0: 2 rows are in training and in test, row 1 first"),
+        ([0, 1], [12], "fold 0: test rows are none, or not all within the 12 rows"),
+        ([], [1], "fold 0: training rows are torch.float32 of rank 1, not row numbers"),
+        ([True, False], [1], "fold 0: training rows are torch.bool of rank 1, not row numbers"),
+    ],
+)
+def test_folds_that_leak_or_are_no_row_numbers_are_refused(train: Any, test: Any, message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        rows(Yields(train, test))
+
+    assert str(caught.value) == message
+
+
 def wrong(value: Any) -> Any:
     """What a type checker would refuse."""
     return value
@@ -192,6 +245,10 @@ def wrong(value: Any) -> Any:
         (lambda: CrossValidator(wrong(3)), ValueError, "train is a int; pass a function of the fold"),
         (lambda: CrossValidator(train, wrong(3)), ValueError,
          "splitter is a int; pass a CVConfig, or an object with split()"),
+        (
+            lambda: CrossValidator(train).run(wrong(np.zeros((4, 3))), torch.zeros(4)), ShapeError,
+            "cross-validation takes tensors, not ndarray: pass torch.as_tensor(...)",
+        ),
         (
             lambda: CrossValidator(train).run(torch.zeros(4, 3), torch.zeros(5)), ShapeError,
             "cross-validation takes tensors with the same rows along their first axis",
