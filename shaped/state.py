@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from shaped.backends import Backend, Program
+from shaped.backends import BACKENDS, Auto, Backend, Compiled, Eager, Program, Progress, Settings
 from shaped.errors import StateError, listing
 from shaped.optim import SGD, Adam, AdamW, FusedOptimizer
 from shaped.shapes import describe
@@ -22,22 +22,20 @@ _FORMAT = 1
 
 
 class TrainingState:
-    """Optimizers by update path, steps taken, gradients that wait, and the backends made so far."""
+    """Optimizers by update path, counts, gradients that wait, and the backends made so far."""
 
     def __init__(
-        self, program: Program, optimizer: FusedOptimizer | None, accumulate: int = 1, save_frozen: bool = True
+        self, program: Program, optimizer: FusedOptimizer | None, settings: Settings, save_frozen: bool = True
     ) -> None:
         self.program = program
         self._left_out = [] if save_frozen else [i for i in program.frozen if i not in program.writes]
-        self.accumulate = accumulate
+        self.settings = settings
+        self.progress = Progress(program.used_tensors, settings.skips)
         self.optimizer = optimizer
         self.paths: dict[str, FusedOptimizer] = {}  # "adamw" and its like, made by the first step that uses them
-        self.steps = 0
-        self.skipped = 0
-        self.sums: list[Tensor] | None = None
-        self.waiting = 0
-        self.waiting_for: FusedOptimizer | None = None
-        self.backends: dict[str, Backend] = {}  # by name, so that going back and forth compiles nothing again
+        self.accepted: dict[str, tuple[FusedOptimizer, dict[str, Any]]] = {}  # hyper-parameters that were checked
+        self.stepped: FusedOptimizer | None = None  # the optimizer that took the last step
+        self._backends: dict[str, Backend] = {}  # by name, so that going back and forth compiles nothing again
         if optimizer is not None:
             if not isinstance(cast(object, optimizer), FusedOptimizer):
                 given = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
@@ -50,9 +48,62 @@ class TrainingState:
                 what = f"{listing(absent)} not in it" if absent else "it has tensors that are not parameters here"
                 raise ValueError(f"the optimizer was made for other parameters: {what}; make it as AdamW(params)")
 
+    @property
+    def eager(self) -> Eager:
+        """The eager backend."""
+        if "eager" not in self._backends:
+            self._backends["eager"] = Eager(self.program, self.settings, self.progress)
+        made = self._backends["eager"]
+        assert isinstance(made, Eager)
+        return made
+
+    @property
+    def compiled(self) -> Compiled:
+        """The compiled backend."""
+        if "compiled" not in self._backends:
+            self._backends["compiled"] = Compiled(self.program, self.settings, self.progress)
+        made = self._backends["compiled"]
+        assert isinstance(made, Compiled)
+        return made
+
+    def backend(self, name: str) -> Backend:
+        """A backend by name: "eager", "compiled", or "auto".
+
+        Raises:
+            ValueError: There is none of this name.
+        """
+        if not isinstance(cast(object, name), str) or name not in BACKENDS:
+            raise ValueError(f"backend is {name!r}; it is one of {', '.join(map(repr, BACKENDS))}")
+        if name == "auto":
+            return self._backends.setdefault("auto", Auto(self.eager, self.compiled))
+        return self.eager if name == "eager" else self.compiled
+
+    def compiles(self, method: str) -> tuple[str, FusedOptimizer | None]:
+        """What a trainer's method needs compiled: a pass by its name, or "update" with its optimizer or one like it.
+
+        Raises:
+            ValueError: There is no such method.
+        """
+        if method in ("forward", "loss_and_backward"):
+            return method, None
+        if method == "backward":
+            return "loss_and_backward", None
+        path = {"step": "sgd", "adam_step": "adam", "adamw_step": "adamw", "train_step": "train"}.get(method)
+        if path is None:
+            raise ValueError(f"method is {method!r}; it is a method of the trainer such as 'adamw_step'")
+        known = self.optimizers()
+        if path == "train" and path not in known:
+            raise ValueError("train_step needs an optimizer: ScalarTrainer(..., optimizer=shaped.optim.AdamW(params))")
+        return "update", known.get(path) or cast(FusedOptimizer, PATHS[path](self.program.used_tensors, lr=1e-3))
+
     def optimizers(self) -> dict[str, FusedOptimizer]:
         """Every optimizer by path; the one of `train_step` is `train`."""
         return {**self.paths, **({"train": self.optimizer} if self.optimizer is not None else {})}
+
+    @property
+    def last_optimizer(self) -> FusedOptimizer | None:
+        """The optimizer that took the last step, as long as it is one of ours; else that of `train_step`."""
+        return self.stepped if self.stepped in [*self.paths.values(), self.optimizer] else self.optimizer
 
     def pack(self) -> dict[str, Any]:
         """Everything as a state dict; tensors are copies."""
@@ -65,8 +116,8 @@ class TrainingState:
                 path: {"class": type(o).__name__, "state": copy.deepcopy(o.state_dict())}
                 for path, o in self.optimizers().items()
             },
-            "steps": self.steps,
-            "skipped": self.skipped,
+            "steps": self.progress.taken,
+            "skipped": self.progress.left_out,
             "waiting": self._pack_waiting(),
         }
 
@@ -84,12 +135,14 @@ class TrainingState:
         return [self.program.params.names[i] for i in self.program.used]
 
     def _pack_waiting(self) -> dict[str, Any] | None:
-        """Gradients that wait for `accumulate`, and the path that they wait for."""
-        if not self.waiting or self.sums is None:
+        """The mean of gradients that wait for `accumulate`, over how many samples, and the path that they wait for."""
+        progress, accumulate = self.progress, self.settings.accumulate
+        if not progress.waiting:
             return None
-        path = next(path for path, optimizer in self.optimizers().items() if optimizer is self.waiting_for)
-        sums = {name: t.clone() for name, t in zip(self._used_names(), self.sums, strict=True)}
-        return {"path": path, "count": self.waiting, "of": self.accumulate, "sums": sums}
+        path = next(path for path, optimizer in self.optimizers().items() if optimizer is progress.waiting_for)
+        means = {name: t.clone() for name, t in zip(self._used_names(), progress.means, strict=True)}
+        weight = float(progress.weight)
+        return {"path": path, "count": progress.waiting, "of": accumulate, "samples": weight, "means": means}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Take over a state dict, all or nothing; StateError lists every difference."""
@@ -108,12 +161,12 @@ class TrainingState:
         if "train" in loaded and self.optimizer is not None:
             self.optimizer.load_state_dict(state["optimizers"]["train"]["state"])
         self.paths = {path: optimizer for path, optimizer in loaded.items() if path != "train"}
-        self.steps, self.skipped = state["steps"], state["skipped"]
-        self.sums, self.waiting, self.waiting_for = None, 0, None
+        self.progress.set_counts(state["steps"], state["skipped"])
+        self.progress.clear()
         if waiting := state.get("waiting"):
-            used = zip(self._used_names(), self.program.used_tensors, strict=True)
-            self.sums = [torch.empty_like(p).copy_(waiting["sums"][name]) for name, p in used]
-            self.waiting, self.waiting_for = waiting["count"], self.optimizers()[waiting["path"]]
+            means = [waiting["means"][name] for name in self._used_names()]
+            path = self.optimizers()[waiting["path"]]
+            self.progress.restore(means, waiting["samples"], waiting["count"], path)
 
     def _differences(self, state: Mapping[str, Any]) -> list[str]:
         wrong = [] if state["format"] == _FORMAT else [f"format is {state['format']!r}, this version reads {_FORMAT}"]
@@ -160,20 +213,20 @@ class TrainingState:
     def _waiting_differences(self, waiting: Any, optimizers: Mapping[str, Any]) -> list[str]:
         if waiting is None:
             return []
-        if not isinstance(waiting, Mapping) or not {"path", "count", "of", "sums"} <= set(waiting):
-            return ["waiting: it lacks path, count, of or sums"]
-        wrong = []
-        if waiting["of"] != self.accumulate:
-            wrong.append(
-                f"{waiting['count']} of {waiting['of']} gradients wait there; accumulate={self.accumulate} here"
-            )
-        elif not isinstance(waiting["count"], int) or not 0 < waiting["count"] < self.accumulate:
-            wrong.append(f"waiting: a count of {waiting['count']!r} of {self.accumulate}")
+        if not isinstance(waiting, Mapping) or not {"path", "count", "of", "samples", "means"} <= set(waiting):
+            return ["waiting: it lacks path, count, of, samples or means"]
+        wrong, accumulate = [], self.settings.accumulate
+        if waiting["of"] != accumulate:
+            wrong.append(f"{waiting['count']} of {waiting['of']} gradients wait there; accumulate={accumulate} here")
+        elif not isinstance(waiting["count"], int) or not 0 < waiting["count"] < accumulate:
+            wrong.append(f"waiting: a count of {waiting['count']!r} of {accumulate}")
+        if not isinstance(waiting["samples"], float | int) or not waiting["samples"] >= 0:
+            wrong.append(f"waiting: {waiting['samples']!r} samples")
         if waiting["path"] not in optimizers:
             wrong.append(f"waiting: for the optimizer {waiting['path']!r}, which it does not have")
-        sums = waiting["sums"]
+        means = waiting["means"]
         for name, p in zip(self._used_names(), self.program.used_tensors, strict=True):
-            there = sums.get(name) if isinstance(sums, Mapping) else None
+            there = means.get(name) if isinstance(means, Mapping) else None
             if not isinstance(there, Tensor) or (there.shape, there.dtype) != (p.shape, p.dtype):
                 wrong.append(f"waiting: the gradient of {name} is {describe(there)} there, {describe(p)} here")
         return wrong

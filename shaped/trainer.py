@@ -3,37 +3,33 @@
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from shaped.backends import BACKENDS, Backend, Executors, Program, all_finite, clipped
+from shaped.arguments import flat, number, pair
+from shaped.backends import (
+    BACKENDS,
+    Auto,
+    Backend,
+    Comparison,
+    Compiled,
+    CompileError,
+    Executors,
+    Program,
+    Settings,
+    Sizes,
+    compare,
+)
 from shaped.errors import NonFiniteError, ShapedError, listing
-from shaped.optim import FusedOptimizer
+from shaped.optim import AdamW, FusedOptimizer
 from shaped.params import ParamList
 from shaped.proof import Proof
 from shaped.state import PATHS, TrainingState
 from shaped.strategies import GradientStrategy
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Eager against compiled on one batch: relative differences of the loss and of each gradient."""
-
-    loss: float
-    gradients: Mapping[str, float]  # max|a - b| / max|a|, by parameter
-
-    @property
-    def largest(self) -> float:
-        return max(self.loss, *self.gradients.values())
-
-    def __str__(self) -> str:
-        width = max(map(len, [*self.gradients, "loss"]))
-        rows = {"loss": self.loss, **self.gradients}
-        return "\n".join(f"  {name:<{width}}  {value:.1e}" for name, value in rows.items())
 
 
 class ScalarTrainer:
@@ -46,7 +42,8 @@ class ScalarTrainer:
             its output.
         params: A ParamList or an nn.Module.
         backend: "eager" (autograd, operation by operation) or "compiled" (the proved graph with the update, one
-            callable). They give the same numbers up to rounding.
+            callable), which give the same numbers up to rounding; or "auto": compiled, and eager with a warning if the
+            compiler refuses.
         optimizer: For `train_step`: a `shaped.optim` optimizer over these parameters.
         assume: Relations between sizes to take as given, as for `prove`.
         static: Dimension names that are proved at each size as it comes.
@@ -54,10 +51,15 @@ class ScalarTrainer:
         max_norm: Scale gradients to a global 2-norm of at most this before each update.
         nonfinite: What a NaN or infinite loss or gradient does: "raise" NonFiniteError, or "skip" the update and count
             it in `skipped`. Parameters, state and step counts stay as they were in both.
-        accumulate: Take an update at every n-th step only, with the mean of the n gradients.
+        accumulate: Take an update at every n-th step only, with the mean gradient over all samples of the n batches.
         autocast: Run the loss under torch.autocast in this dtype (torch.bfloat16).
         check: Compare every batch with the signature. False only if something before does.
         allow_unused: A parameter that does not influence the loss gets a zero gradient and no update, not an error.
+        sizes: "static": an executor for each tuple of sizes. "dynamic": one for all. "auto": the first, then the second
+            when another size comes, so that a smaller last batch makes two executors, whatever sizes follow.
+        samples: How many samples a batch has, for `accumulate`: an expression such as "batch*seq". The default is the
+            dimension that leads the first input, where no parameter has it; without one all batches count alike.
+        capture: On a GPU, replay each compiled step as one captured graph after some warm-up steps.
         strategy: How the gradients come from the loss: `OneStep()`, or a function of your own; None is full
             backpropagation. It is part of the proof.
         save_frozen: False leaves frozen parameters out of the state; loading then compares them by checksum.
@@ -72,7 +74,7 @@ class ScalarTrainer:
         loss: Callable[..., Any],
         params: ParamList | nn.Module,
         *,
-        backend: Literal["eager", "compiled"] = "eager",
+        backend: Literal["eager", "compiled", "auto"] = "eager",
         optimizer: FusedOptimizer | None = None,
         assume: Sequence[str] = (),
         static: Sequence[str] | Mapping[str, int] = (),
@@ -83,30 +85,28 @@ class ScalarTrainer:
         autocast: torch.dtype | None = None,
         check: bool = True,
         allow_unused: bool = False,
+        sizes: Sizes = "auto",
+        samples: str | None = None,
+        capture: bool = True,
         strategy: GradientStrategy | None = None,
         save_frozen: bool = True,
     ) -> None:
         if not isinstance(backend, str) or backend not in BACKENDS:
             raise ValueError(f"backend is {backend!r}; it is one of {', '.join(map(repr, BACKENDS))}")
-        if nonfinite not in ("raise", "skip"):
-            raise ValueError(f"nonfinite is {nonfinite!r}; it is 'raise' or 'skip'")
-        if not isinstance(accumulate, int) or isinstance(accumulate, bool) or accumulate < 1:
-            raise ValueError(f"accumulate is {accumulate!r}; it is a whole number of at least 1")
-        if max_norm is not None and not (_is_number(max_norm) and max_norm > 0):
-            raise ValueError(f"max_norm is {max_norm!r}; it is a positive number, or None")
-        if not isinstance(max_executors, int) or isinstance(max_executors, bool) or max_executors < 1:
-            raise ValueError(f"max_executors is {max_executors!r}; it must be a whole number of at least 1")
+        settings = Settings(max_executors, max_norm, nonfinite, accumulate, sizes, capture)
+        proving: dict[str, Any] = {
+            **{"assume": assume, "static": static, "autocast": autocast, "check": check, "samples": samples},
+            **{"allow_unused": allow_unused, "strategy": strategy},
+        }
         try:
-            program = Program(loss, params, assume=assume, static=static, autocast=autocast,
-                              allow_unused=allow_unused, check=check, strategy=strategy)  # fmt: skip
+            program = Program(loss, params, **proving)
         except ShapedError as error:
             raise error.with_traceback(None) from None  # the message shows the user's line; our frames would hide it
-        self._max_executors, self._max_norm = max_executors, max_norm
-        self._nonfinite = nonfinite
-        self._accumulate = accumulate
-        self._shared = TrainingState(program, optimizer, accumulate, save_frozen)
-        self._backend: Backend = BACKENDS[backend](program, max_executors, max_norm)
-        self._shared.backends[backend] = self._backend
+        self._made_of = (loss, params, {**asdict(settings), **proving, "save_frozen": save_frozen})
+        self._settings = settings
+        self._shared = TrainingState(program, optimizer, settings, save_frozen)
+        self._chosen = backend
+        self._backend: Backend = self._shared.backend(backend)
 
     # -- what is there ---------------------------------------------------------------------------------------------
 
@@ -138,7 +138,7 @@ class ScalarTrainer:
     @property
     def accumulate(self) -> int:
         """Calls of a step for each update."""
-        return self._accumulate
+        return self._settings.accumulate
 
     @property
     def optimizer(self) -> FusedOptimizer | None:
@@ -147,13 +147,13 @@ class ScalarTrainer:
 
     @property
     def steps(self) -> int:
-        """Updates taken."""
-        return self._shared.steps
+        """Updates taken. Reading it waits for the device where compiled steps count there (`nonfinite="skip"`)."""
+        return self._shared.progress.taken
 
     @property
     def skipped(self) -> int:
-        """Updates skipped because something was not finite (`nonfinite="skip"`)."""
-        return self._shared.skipped
+        """Batches left out because something was not finite (`nonfinite="skip"`); waits as `steps` does."""
+        return self._shared.progress.left_out
 
     @property
     def _program(self) -> Program:
@@ -238,8 +238,7 @@ class ScalarTrainer:
 
         Source: Kingma & Ba 2015, arXiv:1412.6980, as torch.optim.Adam computes it.
         """
-        fixed = {"betas": _pair(betas), "eps": _number("eps", eps)}
-        return self._update("adam", self._program.arrange(inputs, named), lr, fixed)
+        return self._update("adam", self._program.arrange(inputs, named), lr, {"betas": betas, "eps": eps})
 
     def adamw_step(
         self,
@@ -273,12 +272,8 @@ class ScalarTrainer:
         Source: Loshchilov & Hutter 2019, arXiv:1711.05101, Algorithm 2; the decay is scaled by `lr`, as
         torch.optim.AdamW does and the paper does not.
         """
-        fixed = {
-            "betas": _pair(betas),
-            "eps": _number("eps", eps),
-            "weight_decay": _number("weight_decay", weight_decay),
-        }
-        return self._update("adamw", self._program.arrange(inputs, named), lr, fixed)
+        given = {"betas": betas, "eps": eps, "weight_decay": weight_decay}
+        return self._update("adamw", self._program.arrange(inputs, named), lr, given)
 
     def train_step(self, *inputs: Any, **named: Any) -> Float[Tensor, ""]:
         """Take one step with the optimizer given at construction; its groups say lr and all else at each call.
@@ -290,69 +285,51 @@ class ScalarTrainer:
             raise ValueError("train_step needs an optimizer: ScalarTrainer(..., optimizer=shaped.optim.AdamW(params))")
         return self._take(self._shared.optimizer, self._program.arrange(inputs, named))
 
-    def _update(self, path: str, inputs: Sequence[Tensor], lr: float, fixed: dict[str, Any]) -> Float[Tensor, ""]:
-        lr = _number("lr", lr)
-        optimizer = self._shared.paths.get(path)
-        new = optimizer is None
-        if optimizer is None:
-            optimizer = cast(FusedOptimizer, PATHS[path](self._program.used_tensors, lr=lr, **fixed))
+    def _update(self, path: str, inputs: Sequence[Tensor], lr: float, given: dict[str, Any]) -> Float[Tensor, ""]:
+        lr = lr if type(lr) is float and 0.0 <= lr < math.inf else number("lr", lr)
+        optimizer, accepted = self._shared.paths.get(path), self._shared.accepted.get(path)
+        if optimizer is None or accepted is None or accepted[0] is not optimizer or accepted[1] != given:
+            optimizer = self._accept(path, optimizer, lr, given)
         group = optimizer.param_groups[0]
-        for name, value in fixed.items():
-            if tuple(_flat(group[name])) != tuple(_flat(value)):
-                raise ValueError(
-                    f"{path}_step: {name} is {value}, and the first call fixed {name} = {group[name]}; "
-                    "only lr may change"
-                )
         before, group["lr"] = group["lr"], lr
         try:
             loss = self._take(optimizer, inputs)
         except BaseException:
             group["lr"] = before
             raise
-        if new:
-            self._shared.paths[path] = optimizer
+        self._shared.paths[path] = optimizer
         return loss
+
+    def _accept(self, path: str, optimizer: FusedOptimizer | None, lr: float, given: dict[str, Any]) -> FusedOptimizer:
+        """Check a path's hyper-parameters; the first call fixes them. Returns its optimizer, a new one at first."""
+        fixed = {n: pair(n, value) if n == "betas" else number(n, value) for n, value in given.items()}
+        if optimizer is None:
+            optimizer = cast(FusedOptimizer, PATHS[path](self._program.used_tensors, lr=lr, **fixed))
+        group = optimizer.param_groups[0]
+        for name, value in fixed.items():
+            if tuple(flat(group[name])) != tuple(flat(value)):
+                raise ValueError(
+                    f"{path}_step: {name} is {value}, and the first call fixed {name} = {group[name]}; "
+                    "only lr may change"
+                )
+        self._shared.accepted[path] = (optimizer, given)
+        return optimizer
 
     def _take(self, optimizer: FusedOptimizer, inputs: Sequence[Tensor]) -> Float[Tensor, ""]:
-        shared = self._shared
-        if self._accumulate > 1:
-            return self._take_accumulated(optimizer, inputs)
-        loss, finite = self._backend.update(inputs, optimizer)
-        if finite:
-            shared.steps += 1
-        elif self._nonfinite == "raise":
+        progress, accumulate, last = self._shared.progress, self._settings.accumulate, True
+        if accumulate > 1:
+            if progress.waiting and progress.waiting_for is not optimizer:
+                raise ValueError(
+                    f"{progress.waiting} of {accumulate} gradients wait for another kind of step; take that one until "
+                    "its update"
+                )
+            last = progress.waiting + 1 == accumulate
+        loss, finite = self._backend.update(inputs, optimizer, last)
+        if not finite:
             raise self._not_finite(loss, inputs)
-        else:
-            shared.skipped += 1
-        return loss
-
-    def _take_accumulated(self, optimizer: FusedOptimizer, inputs: Sequence[Tensor]) -> Float[Tensor, ""]:
-        """Add gradients until there are `accumulate` of them; then update with their mean, on either backend."""
-        shared, used = self._shared, self._program.used_tensors
-        if shared.waiting and shared.waiting_for is not optimizer:
-            raise ValueError(
-                f"{shared.waiting} of {self._accumulate} gradients wait for another kind of step; take that one until "
-                "its update"
-            )
-        for update in optimizer.updates(used):
-            update.scalars()  # out of range: an error before any work
-        loss, gradients, written = self._backend.loss_and_backward(inputs)
-        if not all_finite([loss, *gradients]):
-            if self._nonfinite == "raise":
-                raise self._not_finite(loss, inputs)
-            shared.skipped += 1
-            return loss
-        self._program.write(written)
-        if shared.sums is None:
-            shared.sums = [torch.zeros_like(p) for p in used]
-        torch._foreach_add_(shared.sums, gradients, alpha=1 / self._accumulate)
-        shared.waiting += 1
-        shared.waiting_for = optimizer
-        if shared.waiting == self._accumulate:
-            sums = shared.sums if self._max_norm is None else clipped(shared.sums, self._max_norm)
-            optimizer.update(sums, used)
-            shared.sums, shared.waiting = None, 0
-            shared.steps += 1
+        self._shared.stepped = optimizer
+        if accumulate > 1:
+            progress.wait(optimizer, last=last)
         return loss
 
     def _not_finite(self, loss: Tensor, inputs: Sequence[Tensor]) -> NonFiniteError:
@@ -369,23 +346,54 @@ class ScalarTrainer:
 
     # -- two backends ----------------------------------------------------------------------------------------------
 
-    def with_backend(self, backend: Literal["eager", "compiled"]) -> "ScalarTrainer":
+    def with_backend(self, backend: Literal["eager", "compiled", "auto"]) -> "ScalarTrainer":
         """A trainer on another backend that shares parameters, proof, optimizers and step count with this one."""
-        if not isinstance(backend, str) or backend not in BACKENDS:
-            raise ValueError(f"backend is {backend!r}; it is one of {', '.join(map(repr, BACKENDS))}")
         other = copy.copy(self)
-        known = self._shared.backends
-        if backend not in known:
-            known[backend] = BACKENDS[backend](self._program, self._max_executors, self._max_norm)
-        other._backend = known[backend]
+        other._chosen, other._backend = backend, self._shared.backend(backend)
         return other
 
+    def precompile(self, *shapes: Any, method: str | None = None, **sizes: int) -> Executors:
+        """Compile for a batch before there is one: `precompile(batch=64)`, or `precompile((64, 784), (64,))`.
+
+        Args:
+            shapes: A shape, or a tensor of the shape and dtype, for each input of the signature. Values are not read.
+            method: The method to compile for; that of the optimizer given at construction, otherwise "adamw_step".
+            sizes: Instead of shapes, the dimensions that the parameters do not fix, by name.
+
+        Returns:
+            The executors; the ones that were there already are not made again.
+
+        Raises:
+            ValueError: This is the eager backend, or there is no such method or dimension.
+            ShapeError, ExecutorError: As for a step with such a batch.
+        """
+        method = method or ("train_step" if self.optimizer is not None else "adamw_step")
+        mode, optimizer = self._shared.compiles(method)
+        backend = self._backend.compiled if isinstance(self._backend, Auto) else self._backend
+        if not isinstance(backend, Compiled):
+            raise ValueError("the eager backend compiles nothing: with_backend('compiled').precompile(...)")
+        try:
+            backend.precompile(mode, self._program.examples(shapes, sizes), optimizer)
+        except CompileError as error:
+            if not isinstance(self._backend, Auto):
+                raise
+            self._backend.leave(error)
+        return backend.executors
+
     def compare_backends(self, *inputs: Any, **named: Any) -> Comparison:
-        """Loss and gradients of a batch on both backends, as relative differences. Changes nothing."""
+        """Eager against compiled on a batch: loss, gradients, and every parameter after one step. Changes nothing.
+
+        The step is that of the optimizer that took the last one; before any, that of `train_step`, or AdamW at lr 1e-3.
+
+        Returns:
+            Relative differences, each with a bound on what rounding can do, and a verdict: `.agree`.
+
+        Raises:
+            ValueError: The loss draws at random, or is not finite.
+        """
         flat = self._program.arrange(inputs, named)
-        (loss, mine), (other_loss, others) = (self.with_backend(name)._typed_pass(flat) for name in _NAMES)
-        pairs = zip(self.params.names, mine, others, strict=True)
-        return Comparison(_relative(loss, other_loss), {name: _relative(a, b) for name, a, b in pairs})
+        optimizer = self._shared.last_optimizer or AdamW(self._program.used_tensors, lr=1e-3)
+        return compare(self._shared.eager, self._shared.compiled, flat, optimizer)
 
     # -- state -----------------------------------------------------------------------------------------------------
 
@@ -404,37 +412,28 @@ class ScalarTrainer:
         """
         self._shared.load(state)
 
+    def __copy__(self) -> "ScalarTrainer":
+        """Another handle on the same run, as `with_backend` gives."""
+        other = object.__new__(type(self))
+        vars(other).update(vars(self))
+        return other
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled and deep-copied as what it was made of, with its state. The copy proves anew and has no executors."""
+        return _remade, (*self._made_of, self._chosen, self.optimizer, self.state_dict())
+
     def __repr__(self) -> str:
         return f"ScalarTrainer({self.proof.setting.signature}, backend={self.backend!r}, {self.steps} steps)"
 
 
-_NAMES: tuple[Literal["eager", "compiled"], ...] = ("eager", "compiled")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, Tensor) and value.numel() == 1:
-        value = value.item()
-    if not _is_number(value) or value < 0:
-        raise ValueError(f"{name} is {value!r}; it must be a finite number of at least 0")
-    return float(value)
-
-
-def _pair(betas: Any) -> tuple[float, float]:
-    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-        raise ValueError(f"betas is {betas!r}; it is a pair of numbers in [0, 1)")
-    first, second = (_number(f"betas[{i}]", beta) for i, beta in enumerate(betas))
-    return first, second
-
-
-def _flat(value: Any) -> Sequence[Any]:
-    return value if isinstance(value, (tuple, list)) else (value,)
-
-
-def _relative(a: Tensor, b: Tensor) -> float:
-    scale = a.abs().max().item() if a.numel() else 0.0
-    difference = (a - b).abs().max().item() if a.numel() else 0.0
-    return difference / scale if scale else difference
+def _remade(
+    loss: Callable[..., Any],
+    params: ParamList | nn.Module,
+    options: dict[str, Any],
+    backend: Any,
+    optimizer: FusedOptimizer | None,
+    state: Mapping[str, Any],
+) -> ScalarTrainer:
+    trainer = ScalarTrainer(loss, params, backend=backend, optimizer=optimizer, **options)
+    trainer.load_state_dict(state)
+    return trainer

@@ -22,7 +22,7 @@ ROOMS = [
     (3, ("shaped.proof",)),
     (3, ("shaped.optim",)),
     (4, ("shaped.backends",)),
-    (5, ("shaped.trainer", "shaped.state")),
+    (5, ("shaped.trainer", "shaped.state", "shaped.arguments")),
     (6, ("shaped.checkpoint", "shaped.loop", "shaped.metrics", "shaped.losses", "shaped.data")),
     (6, ("shaped.lora", "shaped.fp8", "shaped.architecture")),
     (7, ("shaped.workflow",)),

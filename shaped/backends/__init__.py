@@ -1,33 +1,45 @@
 """Eager and compiled execution of a proved loss, and the executor cache."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
 
+from shaped.backends.auto import Auto as Auto
+from shaped.backends.capture import Capture as Capture
+from shaped.backends.comparison import Comparison as Comparison
+from shaped.backends.comparison import compare as compare
 from shaped.backends.compiled import Compiled as Compiled
 from shaped.backends.eager import Eager as Eager
+from shaped.backends.executors import CompileError as CompileError
 from shaped.backends.executors import Executor as Executor
 from shaped.backends.executors import Executors as Executors
-from shaped.backends.gradients import all_finite as all_finite
-from shaped.backends.gradients import clipped as clipped
+from shaped.backends.executors import Key as Key
 from shaped.backends.inductor import has_cpp_compiler as has_cpp_compiler
 from shaped.backends.program import Program as Program
+from shaped.backends.progress import Progress as Progress
+from shaped.backends.settings import Settings as Settings
+from shaped.backends.settings import Sizes as Sizes
 from shaped.optim import FusedOptimizer
 
 
 class Backend(Protocol):
     """What a trainer asks of a backend. Both give the same numbers, up to rounding."""
 
-    name: str
-    program: Program
-    executors: Executors
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def program(self) -> Program: ...
+
+    @property
+    def executors(self) -> Executors: ...
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor: ...
 
     def loss_and_backward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]: ...
 
-    def update(self, inputs: Sequence[Tensor], optimizer: FusedOptimizer) -> tuple[Tensor, bool]: ...
+    def update(self, inputs: Sequence[Tensor], optimizer: FusedOptimizer, last: bool = True) -> tuple[Tensor, bool]: ...
 
 
-BACKENDS: Mapping[str, Callable[[Program, int, float | None], Backend]] = {"eager": Eager, "compiled": Compiled}
+BACKENDS = ("eager", "compiled", "auto")

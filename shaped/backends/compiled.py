@@ -1,96 +1,136 @@
 """The compiled backend: the proved graph, with the update in it, lowered to one callable for the whole step.
 
-*The graph that was proved is the graph that runs*: the symbolic trace of loss and gradients is traced again at concrete
-sizes together with the update and lowered. `lr` and every other number that a schedule may touch are inputs of the
-graph (one float64 row for each group), so changing them compiles nothing.
+*The graph that was proved is the graph that runs*: the symbolic trace of loss and gradients is traced again together
+with the update, at the sizes of a batch or with its free sizes left symbolic, and lowered. An executor is found by the
+batch as it was admitted, so that a step costs one comparison of shapes and one call.
+
+`sizes="static"` makes an executor for each tuple of sizes, `"dynamic"` one for all. `"auto"` begins with the first and
+makes the second when another size comes, so a smaller last batch makes two, whatever sizes follow.
 """
 
-import time
-from collections.abc import Callable, Hashable, Sequence
-from operator import is_
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from shaped.backends.executors import Executor, Executors
-from shaped.backends.gradients import clipped, finite_flag
-from shaped.backends.inductor import lower
+from shaped.backends.capture import Capture, CudaGraphs, Graphs
+from shaped.backends.executors import CompileError, Executor, Executors, Key, Run
+from shaped.backends.inductor import Free, lower, whole_graph
 from shaped.backends.program import Case, Program
-from shaped.optim import FusedOptimizer, Update
+from shaped.backends.progress import Progress
+from shaped.backends.settings import Settings
+from shaped.backends.step import Runner, Step
+from shaped.optim import FusedOptimizer
 from shaped.proof import forward_graph
+from shaped.shapes import Entry
 
-_STEPS = 4  # one for each update path: step, adam_step, adamw_step, train_step
+_STEPS = 5  # one for each update path (step, adam_step, adamw_step, train_step) and one that gathers
+_CASES = 4096
+
+Build = Callable[[GraphModule], Callable[..., tuple[Any, ...]]]
 
 
 class Compiled:
-    """Runs a program as compiled graphs, one executor for each mode and tuple of shapes."""
+    """Runs a program as compiled graphs, and keeps them in `executors`."""
 
     name = "compiled"
 
-    def __init__(self, program: Program, max_executors: int, max_norm: float | None) -> None:
+    def __init__(self, program: Program, settings: Settings, progress: Progress) -> None:
         self.program = program
-        self.executors = Executors(max_executors)
-        self._max_norm = max_norm
-        self._steps: dict[int, _Step] = {}
+        self.executors = Executors(settings.max_executors)
+        self._settings, self._progress = settings, progress
+        self._steps: dict[int | None, Step] = {}
+        self._runs: dict[tuple[str, Case, int], Runner] = {}
+        self._graphs: Graphs | None = None  # how steps are captured; None where they are not
+        if settings.capture and program.params.device.type == "cuda":
+            self._graphs = CudaGraphs(program.params.device)
+        self._narrow: dict[Key, str] = {}  # what the compiler refused for all sizes, and why
         self._layouts: dict[Hashable, int] = {}  # strides and dtypes of parameters and state, numbered as they come
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
         """The loss."""
         case, inputs = self._admit(inputs)
-
-        def build() -> Callable[..., tuple[Any, ...]]:
-            graph = forward_graph(case.graph)
-            return lambda *flat: tuple(self._run(graph, flat)[0])
-
-        run = self._executor("forward", case, self._layout(), build, inputs)
-        loss: Tensor = run([*self.program.plain, *inputs])[0]
+        loss: Tensor = self._pass("forward", case, inputs, self._forward)(self.program.plain, inputs)[0]
         return loss
 
     def loss_and_backward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """The loss, the gradients of `program.used` and the values of `program.writes`, from one graph."""
         case, inputs = self._admit(inputs)
-
-        def build() -> Callable[..., tuple[Any, ...]]:
-            kept = [1 + self.program.trainable.index(i) for i in self.program.used]
-
-            def run(*flat: Tensor) -> tuple[Any, ...]:
-                outputs, written = self._run(case.graph, flat)
-                return (outputs[0], *(outputs[i] for i in kept), *written)
-
-            return run
-
-        executor = self._executor("loss_and_backward", case, self._layout(), build, inputs)
-        loss, *rest = executor([*self.program.plain, *inputs])
+        loss, *rest = self._pass("loss_and_backward", case, inputs, self._joint)(self.program.plain, inputs)
         count = len(self.program.used)
         return loss, list(rest[:count]), list(rest[count:])
 
-    def _run(self, graph: GraphModule, flat: Sequence[Tensor]) -> tuple[Sequence[Any], list[Tensor]]:
-        """The proved graph on copies of what it writes into, and these copies."""
-        count = len(self.program.tensors)
-        params, written = self.program.for_writing(flat[:count])
-        return graph(*params, *flat[count:]), written
+    def update(self, inputs: Sequence[Tensor], optimizer: FusedOptimizer, last: bool = True) -> tuple[Tensor, bool]:
+        """Take a step, or with `last=False` gather a batch for it. Returns the loss, and whether all was finite.
 
-    def update(self, inputs: Sequence[Tensor], optimizer: FusedOptimizer) -> tuple[Tensor, bool]:
-        """One step. Where the loss or a gradient is not finite nothing changes and the flag is False."""
-        step = self._steps.get(id(optimizer))
+        Where it was not, nothing has changed. With `nonfinite="skip"` the flag is always True and the device counts.
+        """
+        step = self._step(optimizer if last else None)
+        if not last:
+            for update in optimizer.updates(self.program.used_tensors):
+                update.scalars()  # out of range: an error before any work
+        case, inputs = self._admit(inputs)
+        state = step.prepare(case.samples, self._layout)
+        runner = step.runs.get(case) or self._runner(step, case, inputs)
+        loss, finite, *norm = runner(state, inputs)
+        if not self._settings.skips:
+            if not finite.item():
+                return loss, False
+            self._progress.count(taken=last)
+        step.commit()
+        if norm:
+            optimizer.grad_norm = norm[0]
+        return loss, True
+
+    def after_step(self, inputs: Sequence[Tensor], optimizer: FusedOptimizer) -> tuple[Tensor, list[Tensor]]:
+        """The loss, and the parameters as one step from here would leave them; it runs on copies."""
+        step = self._step(optimizer)
+        case, inputs = self._admit(inputs)
+        state = step.prepare(case.samples, self._layout)
+        runner = step.runs.get(case) or self._runner(step, case, inputs)
+        copies = self._copies(state)
+        loss = runner.executor([*runner.sizes, *copies, *inputs])[0]
+        return loss, copies[: len(self.program.tensors)]
+
+    def step_graph(self, inputs: Sequence[Tensor], optimizer: FusedOptimizer) -> tuple[GraphModule, list[Tensor]]:
+        """The whole step as one functional graph, as it is lowered at these sizes, and copies of what it runs on."""
+        step = self._step(optimizer)
+        case, inputs = self._admit(inputs)
+        arguments = [*self._copies(step.prepare(case.samples, self._layout)), *inputs]
+        return whole_graph(step.function(case.graph), arguments), arguments
+
+    def _copies(self, state: Sequence[Tensor]) -> list[Tensor]:
+        """The state without gradients that wait, so that a step is from one batch."""
+        return [torch.zeros_like(t) if t is self._progress.weight else t.clone() for t in state]
+
+    def precompile(self, mode: str, inputs: Sequence[Tensor], optimizer: FusedOptimizer | None) -> list[Executor]:
+        """Make the executors for such a batch of a pass ("forward", "loss_and_backward") or of a step ("update")."""
+        case, inputs = self._admit(inputs)
+        if mode != "update":
+            return [self._pass(mode, case, inputs, self._forward if mode == "forward" else self._joint).executor]
+        made = []
+        for owner in (optimizer, *([None] if self._settings.accumulate > 1 else [])):
+            step = self._step(owner)
+            step.prepare(case.samples, self._layout)
+            made.append((step.runs.get(case) or self._runner(step, case, inputs)).executor)
+            del self._steps[None if owner is None else id(owner)]  # an optimizer made for this must not stay alive
+        return made
+
+    # -- executors ---------------------------------------------------------------------------------------------------
+
+    def _step(self, optimizer: FusedOptimizer | None) -> Step:
+        key = None if optimizer is None else id(optimizer)
+        step = self._steps.get(key)
         if step is None:
+            made = Step(self.program, optimizer, self._settings, self._progress)
             while len(self._steps) >= _STEPS:  # loading a state makes new optimizers; the old ones must not stay alive
                 del self._steps[next(iter(self._steps))]
-            step = self._steps[id(optimizer)] = _Step(self.program, optimizer, self._max_norm)
-        case, inputs = self._admit(inputs)
-        state = step.prepare(self._layout)
-
-        def build() -> Callable[..., tuple[Any, ...]]:
-            return step.function(case.graph)
-
-        name = type(optimizer).__name__
-        loss, finite = self._executor(name, case, step.structure, build, inputs, state)([*state, *inputs])
-        if not finite.item():
-            return loss, False
-        step.commit()
-        return loss, True
+            step = self._steps[key] = made
+        return step
 
     def _layout(self, state: Hashable = ()) -> int:
         """A number for what lowered code takes for granted, so that no step hashes hundreds of strides."""
@@ -99,131 +139,114 @@ class Compiled:
     def _admit(self, inputs: Sequence[Tensor]) -> tuple[Case, list[Tensor]]:
         self.program.follow_storage()
         case = self.program.admit(inputs)
-        return case, [x.detach().contiguous() for x in inputs]  # executors are compiled for contiguous inputs
+        # Executors are compiled for contiguous inputs, and autograd has no part in them.
+        return case, [x.detach().contiguous() if x.requires_grad or not x.is_contiguous() else x for x in inputs]
 
-    def _executor(
-        self,
-        mode: str,
-        case: Case,
-        structure: Hashable,
-        build: Callable[[], Callable[..., tuple[Any, ...]]],
-        inputs: Sequence[Tensor],
-        state: Sequence[Tensor] | None = None,
-    ) -> Executor:
-        def make() -> Executor:
-            started = time.perf_counter()
-            run, how = lower(build(), [*(self.program.plain if state is None else state), *inputs])
-            return Executor(mode, str(case), how, time.perf_counter() - started, run)
+    def _free(self, case: Case) -> list[str]:
+        fixed = {*self.program.params.dims, *case.proof.static}
+        return [name for name in case.sizes if name not in fixed]
 
-        return self.executors.get((mode, case.key, structure), make, mode, case)
+    def _pass(self, mode: str, case: Case, inputs: list[Tensor], build: Build) -> Runner:
+        """What runs a pass without an update."""
+        layout = self._layout()
+        found = self._runs.get((mode, case, layout))
+        if found is None:
+            if len(self._runs) >= _CASES:
+                self._runs.clear()
+            executor = self._executor(self._key(mode, case, layout), case, self.program.plain, inputs, build)
+            sizes = [case.sizes[name] for name in self._free(case)] if executor.holds is not None else []
+            found = self._runs[mode, case, layout] = Runner(executor, sizes, executor)
+        return found
 
+    def _step_executor(self, step: Step, case: Case, inputs: list[Tensor]) -> Executor:
+        return self._executor(self._key(step.name, case, step.layout), case, step.state, inputs, step.function)
 
-class _Step:
-    """One optimizer's update as a part of the graph: its state as flat tensors, and the function to lower.
+    def _runner(self, step: Step, case: Case, inputs: list[Tensor]) -> Runner:
+        """What takes the step at these sizes from now on, until the state moves."""
+        executor = self._step_executor(step, case, inputs)
+        if len(step.runs) >= _CASES:
+            step.runs.clear()
+        fixed = len(step.state) + (0 if executor.holds is None else len(self._free(case)))
+        run: Run = executor
+        if self._graphs is not None:
+            if sum(isinstance(runner.run, Capture) for runner in step.runs.values()) < self._settings.max_executors:
+                run = Capture(executor, fixed, self._graphs)
+            else:
+                executor.note = "sizes beyond max_executors are not captured"
+        sizes = [case.sizes[name] for name in self._free(case)] if executor.holds is not None else []
+        made = step.runs[case] = Runner(run, sizes, executor)
+        return made
 
-    The flat arguments are: all parameters, then for each update its slots, its step count and its row of scalars, then
-    the inputs.
-    """
+    def _executor(self, key: Key, case: Case, state: list[Tensor], inputs: list[Tensor], build: Build) -> Executor:
+        """An executor that is right for this batch: one of its sizes, one of all sizes, or a new one."""
+        exact = self.executors.find(key)
+        if exact is not None:
+            return exact
+        if case.graph is not case.proof.graph:  # these sizes take a branch of their own
+            return self.executors.add(key, str(case), lambda: lower(build(case.graph), state, inputs))
+        free = self._free(case)
+        sizes = [case.sizes[name] for name in free]
+        wide = replace(key, shapes=tuple(_free_shape(entry, case.sizes, free) for entry in case.entries))
+        found = self.executors.find(wide)
+        if found is None and wide not in self._narrow and self._widens(key, sizes):
+            fixed = ", ".join(f"{name} = {size}" for name, size in case.sizes.items() if name not in free)
+            title = "; ".join(filter(None, [f"any {', '.join(free)}", fixed]))
+            free_sizes = Free(dict(zip(free, sizes, strict=True)), partial(_shapes, case))
+            try:
+                found = self.executors.add(wide, title, lambda: lower(build(case.graph), state, inputs, free_sizes))
+            except CompileError as error:
+                if self._settings.sizes == "dynamic":
+                    raise
+                self._narrow[wide] = str(error)  # each size may still go through
+        if found is not None and found.holds is not None and found.holds(sizes):
+            return found
+        made = self.executors.add(key, str(case), lambda: lower(build(case.graph), state, inputs))
+        made.note = f"not for all sizes: {self._narrow[wide]}" if wide in self._narrow else ""
+        return made
 
-    def __init__(self, program: Program, optimizer: FusedOptimizer, max_norm: float | None) -> None:
-        if optimizer.options.beside:
-            raise ValueError(
-                f"the compiled step takes the rule of {type(optimizer).__name__} only, and not {optimizer.options}: "
-                "give max_norm and nonfinite to ScalarTrainer, or use backend='eager'"
-            )
-        self._program = program
-        self._optimizer = optimizer
-        self._max_norm = max_norm
-        self._used = program.used_tensors
-        self._updates: list[Update] = []
-        self._plain: list[Tensor] = []
-        self._state: list[Tensor] = []
-        self._rows: list[Tensor] = []
-        self._scalars: list[tuple[float, ...]] = []
-        self.structure = 0
+    def _widens(self, key: Key, sizes: Sequence[int]) -> bool:
+        """Whether to make an executor of all sizes now."""
+        if not sizes or min(sizes) < 2 or self._settings.sizes == "static":
+            return False
+        return self._settings.sizes == "dynamic" or bool(self.executors.like(key))
 
-    def prepare(self, number: Callable[[Hashable], int]) -> list[Tensor]:
-        """The flat state, with the scalars as they are now; `number` names a layout when it is a new one."""
-        updates = self._optimizer.updates(self._used)
-        same = len(updates) == len(self._updates) and all(map(is_, updates, self._updates))
-        if not same or self._plain is not self._program.plain:
-            self._gather(updates)
-            self.structure = number(self._kinds())
-        for i, update in enumerate(updates):
-            scalars = update.scalars()
-            if scalars != self._scalars[i]:
-                self._rows[i].copy_(torch.tensor(scalars, dtype=torch.float64))
-                self._scalars[i] = scalars
-        return self._state
-
-    def _gather(self, updates: list[Update]) -> None:
-        self._updates, self._plain = updates, self._program.plain
-        device = self._program.params.device
-        self._rows = [torch.tensor(update.scalars(), dtype=torch.float64, device=device) for update in updates]
-        self._scalars = [update.scalars() for update in updates]
-        self._state = list(self._program.plain)
-        for update, row in zip(updates, self._rows, strict=True):
-            self._state.extend(tensor for slot in update.slots for tensor in slot)
-            self._state.extend([row] if update.step is None else [update.step, row])
-
-    def _kinds(self) -> Hashable:
-        """All that the lowered code takes for granted of the state and the groups."""
-        flags = ("maximize", "nesterov", "amsgrad", "decoupled_weight_decay")
-        return tuple(
-            (
-                tuple(update.indices),
-                tuple((t.dtype, t.stride()) for slot in update.slots for t in slot),
-                tuple(update.group.get(flag) for flag in flags),
-            )
-            for update in self._updates
+    def _key(self, mode: str, case: Case, layout: int) -> Key:
+        batch = case.key[: len(self.program.inputs)]
+        return Key(
+            mode,
+            tuple(tuple(shape) for shape, *_ in batch),
+            tuple(dtype for _, dtype, *_ in batch),
+            self.program.params.device,
+            tuple(case.key[len(batch) :]),
+            layout,
         )
 
-    def commit(self) -> None:
-        torch.autograd.graph.increment_version(self._used)  # compiled code writes unseen by autograd
-        for update in self._updates:
-            update.commit()
+    def _forward(self, graph: GraphModule) -> Callable[..., tuple[Any, ...]]:
+        first = forward_graph(graph)
+        return lambda *flat: (self._run(first, flat)[0][0].clone(),)
 
-    def function(self, graph: GraphModule) -> Callable[..., tuple[Any, ...]]:
-        """loss, gradients, verdict, clipping and update, writing into parameters and state where all is finite."""
-        program, updates = self._program, self._updates
+    def _joint(self, graph: GraphModule) -> Callable[..., tuple[Any, ...]]:
+        kept = [1 + self.program.trainable.index(i) for i in self.program.used]
 
-        def step(*flat: Tensor) -> tuple[Tensor, Tensor]:
-            count = len(program.tensors)
-            params, rest = flat[:count], list(flat[count : len(flat) - len(program.inputs)])
-            tensors, written = program.for_writing(params)
-            loss, *every = graph(*tensors, *flat[len(flat) - len(program.inputs) :])
-            gradients = [every[program.trainable.index(i)] for i in program.used]
-            finite = finite_flag(loss, gradients)
-            for i, new in zip(program.writes, written, strict=True):
-                params[i].copy_(torch.where(finite, new, params[i]))
-            if self._max_norm is not None:
-                gradients = clipped(gradients, self._max_norm)
-            used = [params[i] for i in program.used]
-            for update in updates:
-                size = len(update.params)
-                slots = [[rest.pop(0) for _ in range(size)] for _ in update.slots]
-                taken = rest.pop(0) if update.step is not None else None
-                self._apply(update, used, gradients, slots, taken, rest.pop(0), finite)
-            return loss, finite
+        def run(*flat: Tensor) -> tuple[Any, ...]:
+            outputs, written = self._run(graph, flat)
+            return (outputs[0].clone(), *(outputs[i] for i in kept), *written)
 
-        return step
+        return run
 
-    def _apply(
-        self,
-        update: Update,
-        used: Sequence[Tensor],
-        gradients: Sequence[Tensor],
-        slots: Sequence[Sequence[Tensor]],
-        taken: Tensor | None,
-        row: Tensor,
-        finite: Tensor,
-    ) -> None:
-        number = None if taken is None else taken.double() + 1
-        scalars = row.unbind()
-        for at, index in enumerate(update.indices):
-            old = (used[index], *(slot[at] for slot in slots))
-            p, state = self._optimizer.reference(update, old[0], gradients[index], old[1:], scalars, number)
-            for before, after in zip(old, (p, *state), strict=True):
-                before.copy_(torch.where(finite, after, before))
-        if taken is not None:
-            taken.add_(finite.to(taken.dtype))
+    def _run(self, graph: GraphModule, flat: Sequence[Tensor]) -> tuple[Sequence[Any], list[Tensor]]:
+        """The proved graph on copies of what it writes into, and these copies."""
+        count = len(self.program.tensors)
+        params, written = self.program.for_writing(flat[:count])
+        return graph(*params, *flat[count:]), written
+
+
+def _free_shape(entry: Entry, sizes: Mapping[str, int], free: Sequence[str]) -> tuple[int | None, ...]:
+    """A shape with None for every size that is free."""
+    return tuple(None if set(dim.names) & set(free) else int(dim.evaluate(sizes)) for dim in entry.spec.dims)
+
+
+def _shapes(case: Case, sizes: Mapping[str, Any]) -> list[list[Any]]:
+    """The shapes of a batch with other values, or symbols, for its free sizes."""
+    known = {**case.sizes, **sizes}
+    return [[dim.evaluate(known) for dim in entry.spec.dims] for entry in case.entries]

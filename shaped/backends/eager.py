@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from shaped.backends.executors import Executors
-from shaped.backends.gradients import all_finite, clipped
+from shaped.backends.gradients import all_finite, clipped, finite_flag
 from shaped.backends.program import Program
+from shaped.backends.progress import Progress
+from shaped.backends.settings import Settings
 from shaped.optim import FusedOptimizer
 
 
@@ -16,11 +18,12 @@ class Eager:
 
     name = "eager"
 
-    def __init__(self, program: Program, max_executors: int, max_norm: float | None) -> None:
+    def __init__(self, program: Program, settings: Settings, progress: Progress) -> None:
         self.program = program
-        self.executors = Executors(max_executors)  # stays empty
-        self._max_norm = max_norm
+        self.executors = Executors(settings.max_executors)  # stays empty
+        self._settings, self._progress = settings, progress
         self._used = program.used_tensors
+        self._quiet = settings.skips and program.params.device.type != "cpu"  # the host must not ask what was finite
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
         """The loss, without a graph behind it."""
@@ -39,18 +42,88 @@ class Eager:
                 gradients = list(torch.autograd.grad(loss, self._used))
         return loss.detach().clone(), gradients, written  # a loss that is a parameter must not follow its update
 
-    def update(self, inputs: Sequence[Tensor], optimizer: FusedOptimizer) -> tuple[Tensor, bool]:
-        """One step. Where the loss or a gradient is not finite nothing changes and the flag is False."""
+    def update(self, inputs: Sequence[Tensor], optimizer: FusedOptimizer, last: bool = True) -> tuple[Tensor, bool]:
+        """Take a step, or with `last=False` gather a batch for it. Returns the loss, and whether all was finite.
+
+        Where it was not, nothing has changed. With `nonfinite="skip"` the flag is always True: such a batch is left out
+        and counted.
+        """
         for update in optimizer.updates(self._used):
             update.scalars()  # out of range: an error before any work
+        samples = self.program.admit(inputs).samples if self._settings.accumulate > 1 else 1.0
         loss, gradients, written = self.loss_and_backward(inputs)
-        if not all_finite([loss, *gradients]):
+        if self._quiet:
+            self._update_quietly(finite_flag(loss, gradients), gradients, written, samples, optimizer, last)
+            return loss, True
+        progress = self._progress
+        finite = all_finite([loss, *gradients])
+        if not finite and not self._settings.skips:
             return loss, False
-        self.program.write(written)
-        if self._max_norm is not None:
-            gradients = clipped(gradients, self._max_norm)
-        optimizer.update(gradients, self._used)
+        if finite:
+            self.program.write(written)
+        go = finite and last
+        if self._settings.accumulate > 1:
+            if finite:
+                progress.blend(gradients, samples)
+            go = last and float(progress.weight) > 0
+            gradients = progress.means
+            if last:
+                progress.weight.zero_()
+        if go:
+            optimizer.update(self._clipped(gradients), self._used)
+        progress.count(taken=go, left_out=not finite)
         return loss, True
+
+    def after_step(
+        self, inputs: Sequence[Tensor], optimizer: FusedOptimizer, params: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The loss, and the parameters as one step from here would leave them.
+
+        Args:
+            inputs: A batch.
+            optimizer: A copy of one over `params`; it is stepped.
+            params: Copies of the program's tensors; they are written.
+        """
+        loss, gradients, written = self.loss_and_backward(inputs)
+        finite = all_finite([loss, *gradients])
+        if finite:
+            for i, new in zip(self.program.writes, written, strict=True):
+                params[i].copy_(new)
+            optimizer.update(self._clipped(gradients), [params[i] for i in self.program.used])
+        return loss, list(params)
+
+    def _update_quietly(
+        self,
+        finite: Tensor,
+        gradients: Sequence[Tensor],
+        written: Sequence[Tensor],
+        samples: float,
+        optimizer: FusedOptimizer,
+        last: bool,
+    ) -> None:
+        """The same step where the verdict stays on the device; it is counted there too."""
+        progress = self._progress
+        self.program.write(
+            [
+                torch.where(finite, new, self.program.plain[i])
+                for i, new in zip(self.program.writes, written, strict=True)
+            ]
+        )
+        go = finite
+        if self._settings.accumulate > 1:
+            total = progress.weight + samples
+            for mean, g in zip(progress.means, gradients, strict=True):
+                mean.copy_(torch.where(finite, torch.lerp(mean, g, (samples / total).to(g.dtype)), mean))
+            progress.weight.copy_(torch.where(finite, total, progress.weight))
+            gradients, go = progress.means, progress.weight > 0
+        if last:
+            optimizer.update(self._clipped(gradients), self._used, found_inf=(~go).to(torch.float32))
+            progress.weight.zero_()
+        taken = go if last else torch.zeros_like(go)
+        progress.counts.add_(torch.stack([taken, ~finite]).to(torch.int64))
+
+    def _clipped(self, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+        return gradients if self._settings.max_norm is None else clipped(gradients, self._settings.max_norm)
 
     def _admit(self, inputs: Sequence[Tensor]) -> None:
         self.program.follow_storage()

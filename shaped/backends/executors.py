@@ -1,26 +1,101 @@
 """Executors: compiled callables in a bounded cache that the user can see."""
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
+import torch
 
 from shaped.errors import ExecutorError
 
+Run = Callable[[list[Any]], Sequence[Any]]
 
-@dataclass
+# What a new executor may differ in from one of the same mode, and how the table says so.
+_REASONS = {
+    "shapes": "another size",
+    "dtypes": "another dtype",
+    "device": "another device",
+    "training": "train() or eval()",
+    "layout": "parameters or state laid out anew",
+}
+
+
+class CompileError(ExecutorError):
+    """The compiler refused a graph; nothing has run."""
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """What a compiler made of a graph: a callable over a list of arguments, which it may empty.
+
+    Attributes:
+        run: The callable. Where sizes are free they come first in the list, as plain numbers.
+        how: "inductor", or "python" where there is no C++ compiler: the traced operations run one by one.
+        holds: Where sizes are free: whether the code is right at these.
+    """
+
+    run: Run
+    how: str
+    holds: Callable[[Sequence[int]], bool] | None = None
+
+
+@dataclass(frozen=True)
+class Key:
+    """What one executor is for.
+
+    Attributes:
+        mode: "forward", "loss_and_backward", "gather" (a batch of several for one update), or the optimizer: "AdamW".
+        shapes: Of the inputs; None stands for a size that is free.
+        dtypes: Of the inputs.
+        device: Where all of it is.
+        training: `training` of each module, where the loss is over a module.
+        layout: A number for dtypes and strides of parameters and state, and for the groups of the optimizer.
+    """
+
+    mode: str
+    shapes: tuple[tuple[int | None, ...], ...]
+    dtypes: tuple[torch.dtype, ...]
+    device: torch.device
+    training: tuple[bool, ...] = ()
+    layout: int = 0
+
+
+@dataclass(eq=False)
 class Executor:
-    """One compiled callable: a mode at one tuple of shapes and dtypes."""
+    """One compiled callable: a mode at one tuple of shapes and dtypes, or at all sizes.
 
-    mode: str  # "forward", "loss_and_backward", "AdamW"
-    sizes: str  # "batch = 64, pixels = 64"
-    how: str  # "inductor", or "python" where there is no C++ compiler
-    seconds: float  # to trace and compile
-    run: Callable[[list[Tensor]], Sequence[Any]]
+    Attributes:
+        key: What it is for.
+        sizes: The same for a reader: "batch = 64, pixels = 64", or "any batch; pixels = 64".
+        reason: Why it was made.
+        run: The callable; it takes a list and may empty it.
+        how: "inductor", or "python" where there is no C++ compiler.
+        seconds: To trace and compile.
+        holds: For an executor of all sizes: whether these sizes are among them.
+        calls: How often it ran.
+        captures, replays: Of a captured step (`note` says why there is none).
+    """
+
+    key: Key
+    sizes: str
+    reason: str
+    run: Run
+    how: str = "inductor"
+    seconds: float = 0.0
+    holds: Callable[[Sequence[int]], bool] | None = None
     calls: int = 0
+    captures: int = 0
+    replays: int = 0
+    note: str = ""
 
-    def __call__(self, arguments: list[Tensor]) -> Sequence[Any]:
+    @property
+    def mode(self) -> str:
+        """What it does: "forward", "loss_and_backward", "AdamW"."""
+        return self.key.mode
+
+    def __call__(self, arguments: list[Any]) -> Sequence[Any]:
         self.calls += 1
         try:
             return self.run(arguments)
@@ -31,33 +106,79 @@ class Executor:
             ) from error
 
     def __str__(self) -> str:
-        return f"{self.mode:<18} {self.how:<9} {self.seconds:6.1f} s  {self.calls:>8} calls  {self.sizes}"
+        line = f"{self.mode:<18} {self.how:<9} {self.seconds:6.1f} s  {self.calls:>8} calls  {self.sizes}"
+        graph = f"captured {self.captures} times, {self.replays} replays" if self.captures else ""
+        dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in self.key.dtypes)
+        return f"{line}  ({'; '.join(filter(None, [self.reason, dtypes, str(self.key.device), graph, self.note]))})"
 
 
+@dataclass
 class Executors:
     """The cache: at most `limit` executors, kept for as long as the trainer lives.
+
+    Attributes:
+        limit: `max_executors`.
+        note: Why there are none, where `backend="auto"` went on with the eager backend.
 
     Raises:
         ExecutorError: One more is needed than fits; the message names `max_executors` and what is there.
     """
 
-    def __init__(self, limit: int) -> None:
-        if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
-            raise ValueError(f"max_executors is {limit!r}; it must be a whole number of at least 1")
-        self.limit = limit
-        self._made: dict[Hashable, Executor] = {}
+    limit: int
+    note: str = ""
+    _made: dict[Key, Executor] = field(default_factory=dict)
+    _hooks: list[Callable[[Executor], Any]] = field(default_factory=list)
 
-    def get(self, key: Hashable, make: Callable[[], Executor], mode: str, sizes: object) -> Executor:
-        """The executor for a key, made if it is new; `mode` and `sizes` are for the message if there is no room."""
-        found = self._made.get(key)
-        if found is None:
-            if len(self._made) >= self.limit:
-                raise ExecutorError(
-                    f"`{mode}` at {sizes} would be executor {self.limit + 1}, and max_executors is {self.limit}. Each "
-                    f"new tuple of shapes needs one: pad batches to few sizes, or raise max_executors.\n{self}"
-                )
-            found = self._made[key] = make()
-        return found
+    def on_create(self, hook: Callable[[Executor], Any]) -> Callable[[Executor], Any]:
+        """Call `hook(executor)` after each executor that is made from now on; may be used as a decorator.
+
+        Args:
+            hook: Sees `executor.mode`, `.sizes`, `.reason` and `.seconds`. An error in it is the step's error.
+
+        Returns:
+            The hook.
+        """
+        self._hooks.append(hook)
+        return hook
+
+    def find(self, key: Key) -> Executor | None:
+        """The executor for a key, if there is one."""
+        return self._made.get(key)
+
+    def like(self, key: Key) -> list[Executor]:
+        """Executors for the same at other sizes."""
+        return [e for k, e in self._made.items() if _differing(k, key) <= {"shapes"}]
+
+    def add(self, key: Key, sizes: str, lower: Callable[[], Lowered]) -> Executor:
+        """Make an executor, measure it, and tell the hooks."""
+        if len(self._made) >= self.limit:
+            raise ExecutorError(
+                f"`{key.mode}` at {sizes} would be executor {self.limit + 1}, and max_executors is {self.limit}. Pad "
+                f"batches to few sizes, use sizes='dynamic', or raise max_executors.\n{self}"
+            )
+        reason = self._reason(key)
+        told = sys.stderr is not None and sys.stderr.isatty()
+        if told:
+            print(f"shaped: compiling {key.mode} at {sizes} ({reason}) ...", end="", file=sys.stderr, flush=True)
+        started = time.perf_counter()
+        try:
+            lowered = lower()
+        finally:
+            seconds = time.perf_counter() - started
+            if told:
+                print(f" {seconds:.1f} s", file=sys.stderr, flush=True)
+        made = self._made[key] = Executor(key, sizes, reason, lowered.run, lowered.how, seconds, lowered.holds)
+        for hook in self._hooks:
+            hook(made)
+        return made
+
+    def _reason(self, key: Key) -> str:
+        """In what it differs from the executor that is most like it."""
+        same = [known for known in self._made if known.mode == key.mode]
+        if not same:
+            return "the first"
+        differing = min((_differing(known, key) for known in same), key=len)
+        return " and ".join(text for name, text in _REASONS.items() if name in differing)
 
     def __len__(self) -> int:
         return len(self._made)
@@ -66,4 +187,10 @@ class Executors:
         return iter(self._made.values())
 
     def __str__(self) -> str:
-        return "\n".join(f"  {executor}" for executor in self) or "  no executors yet"
+        lines = [f"  {executor}" for executor in self]
+        return "\n".join([*([f"  {self.note}"] if self.note else []), *lines]) or "  no executors yet"
+
+
+def _differing(a: Key, b: Key) -> set[str]:
+    names = ("mode", *_REASONS)
+    return {name for name in names if getattr(a, name) != getattr(b, name)}

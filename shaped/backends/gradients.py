@@ -32,12 +32,14 @@ def finite_flag(loss: Tensor, gradients: Sequence[Tensor]) -> Tensor:
     return verdict
 
 
-def clipped(gradients: Sequence[Tensor], max_norm: float) -> list[Tensor]:
-    """Gradients scaled to a global 2-norm of at most `max_norm`, as `torch.nn.utils.clip_grad_norm_` scales them.
-
-    The norm is taken in float64 if a gradient is, else in float32.
-    """
+def global_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """The 2-norm of all gradients together, 0-dim: in float64 if a gradient is, else in float32."""
     wide = torch.float64 if any(gradient.dtype == torch.float64 for gradient in gradients) else torch.float32
     norms = [torch.linalg.vector_norm(gradient, dtype=wide) for gradient in gradients]
-    factor = torch.clamp(max_norm / (torch.linalg.vector_norm(torch.stack(norms)) + 1e-6), max=1.0)
+    return torch.linalg.vector_norm(torch.stack(norms))
+
+
+def clipped(gradients: Sequence[Tensor], max_norm: float) -> list[Tensor]:
+    """Gradients scaled to a global 2-norm of at most `max_norm`, as `torch.nn.utils.clip_grad_norm_` scales them."""
+    factor = torch.clamp(max_norm / (global_norm(gradients) + 1e-6), max=1.0)
     return [gradient * factor.to(gradient.dtype) for gradient in gradients]

@@ -1,7 +1,9 @@
 """Lowering: one flat function of tensors to one compiled callable. The only file that names Inductor.
 
-The function is traced at concrete sizes with Inductor's decompositions, made functional (writes become copies at the
-end) and given to Inductor's inner compiler. What comes back is called directly: no Dynamo guards, no autograd.
+The function is traced with Inductor's decompositions, at concrete sizes or with symbols for the free ones, made
+functional (writes become copies at the end) and given to Inductor's inner compiler. What comes back is called
+directly: no Dynamo guards, no autograd. The inner compiler looks into torch's on-disk cache first, so a second process
+starts warm.
 Facts read from torch 2.11, 2.13 and 2.15; the same calls work in all three. They are imported where they are used:
 Inductor brings Triton and seconds of import that an eager user need not take.
 """
@@ -9,89 +11,166 @@ Inductor brings Triton and seconds of import that an eager user need not take.
 import contextlib
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from shaped.errors import ExecutorError
+from shaped.backends.executors import CompileError, Lowered, Run
+from shaped.errors import ShapedError
 
 Flat = Callable[..., tuple[Any, ...]]
 _warned = False
 _LOWERING = threading.RLock()  # Inductor's settings are the process's: one graph at a time
 
 
-def lower(function: Flat, examples: Sequence[Tensor]) -> tuple[Callable[[list[Tensor]], Sequence[Any]], str]:
-    """Compile a function of flat tensors at the sizes of `examples`.
+@dataclass(frozen=True)
+class Free:
+    """Sizes that stay free: their hints by name, and the shapes of the inputs for given values of them.
+
+    A hint picks between ways of computing the same (one guard is read from each choice); it is no limit.
+    """
+
+    hints: Mapping[str, int]
+    shapes: Callable[[Mapping[str, Any]], Sequence[Sequence[Any]]]
+
+
+def lower(function: Flat, state: Sequence[Tensor], inputs: Sequence[Tensor], free: Free | None = None) -> Lowered:
+    """Compile a function of flat tensors, `state` and then `inputs`.
 
     Args:
         function: Flat tensors in, a tuple of tensors out; it may write into its arguments.
-        examples: Tensors whose sizes, strides, dtypes and devices it is compiled for. Their values are not read.
+        state: Tensors whose sizes, strides, dtypes and devices it is compiled for. Their values are not read.
+        inputs: The same of a batch; where sizes are free, only dtypes and devices.
+        free: Sizes to keep symbolic.
 
-    Returns:
-        A callable that takes a list of tensors and may empty it, and "inductor", or "python" where there is no C++
-        compiler (with one warning): then the traced operations run one by one, without autograd.
+    Raises:
+        CompileError: The compiler refused; the message has its words.
     """
-    with _LOWERING:
-        return _lower(function, examples)
+    with _LOWERING, _settings():
+        try:
+            lowered = _lower(function, state, inputs, free)
+        except ShapedError:
+            raise
+        except Exception as error:
+            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise CompileError(
+                f"the compiler refused the step: {first}. backend='eager' runs it, and backend='auto' goes on "
+                "with it by itself"
+            ) from error
+    if lowered.how == "python":
+        _warn_once()
+    return lowered
 
 
-def _lower(function: Flat, examples: Sequence[Tensor]) -> tuple[Callable[[list[Tensor]], Sequence[Any]], str]:
+def _lower(function: Flat, state: Sequence[Tensor], inputs: Sequence[Tensor], free: Free | None) -> Lowered:
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
-    fakes = [mode.from_tensor(tensor.detach(), static_shapes=True) for tensor in examples]
-    graph = _concrete_graph(function, fakes, mode)
-    if any(tensor.device.type == "cpu" for tensor in examples) and not has_cpp_compiler():
-        _warn_once()
-        return _interpreted(graph), "python"
-    return _compiled(graph, fakes, mode), "inductor"
+    env = ShapeEnv(duck_shape=False)
+    mode = FakeTensorMode(shape_env=env, allow_non_fake_inputs=True)
+    fakes: list[Any] = [mode.from_tensor(tensor.detach(), static_shapes=True) for tensor in state]
+    sizes: dict[str, Any] = {}
+    if free is None:
+        fakes += [mode.from_tensor(tensor.detach(), static_shapes=True) for tensor in inputs]
+    else:
+        sizes = {name: _symbol(env, name, hint) for name, hint in free.hints.items()}
+        with mode:
+            fakes += [
+                torch.empty(tuple(shape), dtype=x.dtype, device=x.device)
+                for shape, x in zip(free.shapes(sizes), inputs, strict=True)
+            ]
+    graph = traced(function, fakes, mode, list(sizes.values()))
+    if any(tensor.device.type == "cpu" for tensor in state) and not has_cpp_compiler():
+        run, how = _interpreted(graph), "python"
+    else:
+        run, how = _compiled(graph, [*sizes.values(), *fakes], mode), "inductor"
+    return Lowered(run, how, None if free is None else _region(env, sizes))
 
 
-def _concrete_graph(function: Flat, fakes: Sequence[Tensor], mode: Any) -> GraphModule:
+def whole_graph(function: Flat, examples: Sequence[Tensor]) -> GraphModule:
+    """The functional graph of a function at the sizes of its arguments: what `lower` hands to the compiler."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with _LOWERING, _settings():
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        return traced(function, [mode.from_tensor(tensor.detach()) for tensor in examples], mode)
+
+
+def traced(function: Flat, fakes: Sequence[Any], mode: Any, sizes: Sequence[Any] = ()) -> GraphModule:
+    """The function as a functional graph of `sizes` and then `fakes`, with Inductor's decompositions."""
+    from torch._dispatch.python import enable_python_dispatcher
     from torch._inductor.decomposition import select_decomp_table
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    functional = torch.func.functionalize(function, remove="mutations")
-    with mode, torch.no_grad():
+    count = len(sizes)
+    functional = torch.func.functionalize(lambda *flat: function(*flat[count:]), remove="mutations")
+    dispatcher = enable_python_dispatcher() if count else contextlib.nullcontext()  # keeps symbolic sizes symbolic
+    with mode, dispatcher, torch.no_grad():
         return make_fx(
             functional, decomposition_table=select_decomp_table(), tracing_mode="real", _allow_non_fake_inputs=True
-        )(*fakes)
+        )(*sizes, *fakes)
 
 
-def _compiled(graph: GraphModule, fakes: Sequence[Tensor], mode: Any) -> Callable[[list[Tensor]], Any]:
-    from torch._guards import TracingContext, tracing
+def _symbol(env: Any, name: str, hint: int) -> Any:
+    from torch._dynamo.source import ConstantSource
+    from torch.fx.experimental.symbolic_shapes import DimDynamic
+
+    source = ConstantSource(f"size_of_{name}")
+    return env.create_symintnode(
+        env.create_symbol(hint, source, dynamic_dim=DimDynamic.DYNAMIC), hint=hint, source=source
+    )
+
+
+def _region(env: Any, sizes: Mapping[str, Any]) -> Callable[[Sequence[int]], bool]:
+    """Where code with free sizes is right: what the tracer and the compiler asked of them has the same answers."""
+    symbols = [size.node._expr for size in sizes.values()]  # before any replacement
+    facts = [guard.expr for guard in env.guards]
+    replaced = {symbol: env.replacements[symbol] for symbol in symbols if symbol in env.replacements}
+    ranges = [env.bound_sympy(symbol) for symbol in symbols]
+
+    def holds(values: Sequence[int]) -> bool:
+        known = dict(zip(symbols, values, strict=True))
+        within = all(r.lower <= value <= r.upper for r, value in zip(ranges, values, strict=True))
+        as_replaced = all(term.xreplace(known) == known[symbol] for symbol, term in replaced.items())
+        return bool(within and as_replaced and all(fact.xreplace(known) == True for fact in facts))  # noqa: E712
+
+    return holds
+
+
+@contextlib.contextmanager
+def _settings() -> Iterator[None]:
+    """Sizes were admitted at the door, so the generated code need not assert them again; warnings are torch's own."""
     from torch._inductor import config
+
+    with torch.no_grad(), warnings.catch_warnings(), config.patch(size_asserts=False):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _compiled(graph: GraphModule, examples: Sequence[Any], mode: Any) -> Run:
+    from torch._guards import TracingContext, tracing
     from torch._inductor.compile_fx import compile_fx_inner
     from torch._inductor.fx_passes.joint_graph import joint_graph_passes
     from torch._inductor.virtualized import V
 
-    # Sizes were admitted at the door, so the generated code need not assert them again.
-    settings = (tracing(TracingContext(mode)), V.set_fake_mode(mode), config.patch(size_asserts=False))
-    with contextlib.ExitStack() as stack, torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for setting in settings:
-            stack.enter_context(setting)
-        try:
-            # The passes before lowering: constant folding, patterns, and random operations drawn from one seed.
-            compiled = compile_fx_inner(joint_graph_passes(graph), list(fakes))
-        except Exception as error:
-            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ExecutorError(f"the compiler refused the step: {first}. backend='eager' runs it") from error
+    with tracing(TracingContext(mode)), V.set_fake_mode(mode):
+        # The passes before lowering: constant folding, patterns, and random operations drawn from one seed.
+        compiled = compile_fx_inner(joint_graph_passes(graph), list(examples))
     if isinstance(compiled, str):
-        raise ExecutorError("the compiler returned a file instead of a callable: unset its ahead-of-time options")
+        raise CompileError("the compiler returned a file instead of a callable: unset its ahead-of-time options")
 
-    def run(arguments: list[Tensor]) -> Any:
+    def run(arguments: list[Any]) -> Any:
         return compiled(arguments)
 
     return run
 
 
-def _interpreted(graph: GraphModule) -> Callable[[list[Tensor]], Any]:
-    def run(arguments: list[Tensor]) -> Any:
+def _interpreted(graph: GraphModule) -> Run:
+    def run(arguments: list[Any]) -> Any:
         with torch.no_grad():
             return graph(*arguments)
 
@@ -118,5 +197,5 @@ def _warn_once() -> None:
             "no C++ compiler: the compiled backend runs the traced step operation by operation. Install g++ or clang, "
             "or set CXX",
             RuntimeWarning,
-            stacklevel=2,
+            stacklevel=3,
         )

@@ -9,7 +9,8 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from operator import attrgetter
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from shaped.params import ParamList
 from shaped.proof import Proof, Setting, expect, prove_setting
 from shaped.shapes import (
     Argument,
+    Dim,
     Entry,
     Signature,
     TensorSpec,
@@ -38,10 +40,11 @@ from shaped.strategies import (
     strategy_name,
 )
 
+_requires_grad: Callable[[Tensor], bool] = attrgetter("requires_grad")
 _CASES = 4096  # admitted tuples of shapes that are remembered
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """An admitted tuple of shapes and dtypes."""
 
@@ -49,6 +52,8 @@ class Case:
     proof: Proof
     key: tuple[Any, ...]
     graph: GraphModule  # the proved graph at these sizes: loss, then a gradient for each parameter that wants one
+    samples: float  # how much its gradient weighs where several batches make one update
+    entries: tuple[Entry, ...]  # of the inputs, with as many axes as they have
 
     def __str__(self) -> str:
         return ", ".join(f"{name} = {size}" for name, size in self.sizes.items()) or "no named sizes"
@@ -65,6 +70,8 @@ class Program:
         autocast: Run the loss under torch.autocast in this dtype.
         allow_unused: A parameter that does not influence the loss gets a zero gradient instead of an error.
         check: Compare every batch with the signature before it runs.
+        samples: How many samples a batch has, over dimension names: "batch*seq". None for the dimension that leads the
+            first input, where no parameter has it; otherwise all batches count alike.
         strategy: How gradients come from the loss; None is full backpropagation.
 
     Raises:
@@ -81,6 +88,7 @@ class Program:
         autocast: torch.dtype | None = None,
         allow_unused: bool = False,
         check: bool = True,
+        samples: str | None = None,
         strategy: GradientStrategy | None = None,
     ) -> None:
         self.modules: list[nn.Module] = []  # whose train() and eval() change what the loss computes
@@ -109,6 +117,7 @@ class Program:
         if autocast is not None and not (isinstance(autocast, torch.dtype) and autocast.is_floating_point):
             raise ValueError(f"autocast is {autocast!r}; it is a floating-point dtype such as torch.bfloat16, or None")
         self._allow_unused, self.check = allow_unused, check
+        self._samples = self._sample_dimension(samples)
         refuse_modules(strategy, self.modules)
         self.strategy = None if isinstance(strategy, FullBackpropagation) else strategy
         self._proofs: dict[tuple[Any, ...], Proof] = {}
@@ -134,6 +143,49 @@ class Program:
             raise SignatureError(
                 f'`{self.signature.name}` declares {declared}; a trainer needs one scalar: -> Float[Tensor, ""]'
             )
+
+    def _sample_dimension(self, samples: str | None) -> Dim | None:
+        if samples is None:
+            leading = [entry.spec.dims[0] for entry in self.inputs[:1] if entry.spec.dims and entry.spec.axes is None]
+            return next((dim for dim in leading if dim.is_name and dim.text not in self.params.dims), None)
+        if not isinstance(cast(object, samples), str):
+            raise SignatureError(
+                f'samples is {samples!r}; it is an expression over dimension names, such as "batch*seq"'
+            )
+        dim = Dim.parse(samples)
+        known = {name for entry in self.inputs for part in entry.spec.dims for name in part.names} | {*self.params.dims}
+        if unknown := sorted(set(dim.names) - known):
+            raise SignatureError(f"samples={samples!r}: {listing(unknown)} is no dimension of the inputs")
+        return dim
+
+    def examples(self, shapes: Sequence[Any], sizes: Mapping[str, int]) -> list[Tensor]:
+        """A batch of zeros: of given shapes (or like given tensors), or of given sizes by dimension name.
+
+        Raises:
+            ValueError: Both are given, or a dimension is missing or unknown.
+        """
+        floating = next(t.dtype for t in self.tensors if t.requires_grad)
+        device = self.params.device
+        if not shapes:
+            known = {**self.params.dims, **sizes}
+            free = dict.fromkeys(
+                n for e in self.inputs for dim in e.spec.dims for n in dim.names if n not in self.params.dims
+            )
+            missing, unknown = [n for n in free if n not in sizes], [n for n in sizes if n not in free]
+            if missing or unknown or any(entry.spec.axes is not None for entry in self.inputs):
+                raise ValueError(
+                    f"give a size for each of {listing(list(free))}, which the parameters do not fix"
+                    f"{f', and not for {listing(unknown)}' if unknown else ''}; or a shape for each input"
+                )
+            shapes = [[dim.evaluate(known) for dim in entry.spec.dims] for entry in self.inputs]
+        elif sizes or len(shapes) != len(self.inputs):
+            raise ValueError(f"give {len(self.inputs)} shapes, one for each input, or sizes by name")
+        return [
+            shape
+            if isinstance(shape, Tensor)
+            else torch.zeros(tuple(shape), dtype=e.spec.default_dtype(floating), device=device)
+            for e, shape in zip(self.inputs, shapes, strict=True)
+        ]
 
     def arrange(self, inputs: Sequence[Any], named: Mapping[str, Any]) -> Sequence[Any]:
         """The flat tensors of a batch that is given by position, by name and in containers."""
@@ -190,9 +242,9 @@ class Program:
 
     def follow_storage(self) -> None:
         """Notice `.data` assigned, a module moved, a parameter frozen; compiled code would go on as before."""
-        if [t.data_ptr() for t in self.tensors] != self._addresses:
+        if list(map(Tensor.data_ptr, self.tensors)) != self._addresses:
             self._take_new_storage()
-        if [t.requires_grad for t in self.tensors] != self._mask:
+        if list(map(_requires_grad, self.tensors)) != self._mask:
             changed = [n for n, t, was in zip(self.params.names, self.tensors, self._mask, strict=True)
                        if t.requires_grad != was]  # fmt: skip
             raise GradientError(f"requires_grad of {listing(changed)} was changed; make a new trainer for this mask")
@@ -228,7 +280,8 @@ class Program:
                 f"{listing(differ)} differ; make a trainer for these sizes"
             )
         proof.check(sizes)
-        return Case(sizes, proof, key, proof.graph_at(sizes))
+        samples = 1.0 if self._samples is None else float(self._samples.evaluate(sizes))
+        return Case(sizes, proof, key, proof.graph_at(sizes), samples, tuple(entries))
 
     def call(self, inputs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Run the user's function on the parameters and a batch: the loss, and what it would write, unwritten."""

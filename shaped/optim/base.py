@@ -146,18 +146,21 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
         """
         return self._plan(params).updates
 
-    def update(self, grads: Sequence[Tensor], params: Sequence[Tensor] | None = None) -> None:
+    def update(
+        self, grads: Sequence[Tensor], params: Sequence[Tensor] | None = None, found_inf: Tensor | None = None
+    ) -> None:
         """Take one step in place from given gradients; no hooks run, and no `.grad` is read.
 
         Args:
             grads: One dense gradient for each of `params`, of its shape, dtype and device.
             params: As `updates` takes them.
+            found_inf: One element: the step changes nothing if it is not zero. On a GPU the host does not read it.
 
         Raises:
             ValueError: A gradient does not fit, or a hyper-parameter has left its range. Every
                 fault is named, and nothing has changed.
         """
-        self._take(grads, params, None, None)
+        self._take(grads, params, None, found_inf)
 
     @_disable_dynamo
     def _take_uncompiled(self, *arguments: Any) -> None:

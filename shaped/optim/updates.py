@@ -65,6 +65,16 @@ class Update:
         )
         self._sharded = any(map(sharded, self.params))
 
+    @property
+    def counted(self) -> Tensor:
+        """`step`; for SGD, which has none, 1 once there was a step and 0 before."""
+        return self._counted
+
+    @property
+    def ema(self) -> list[Tensor] | None:
+        """The moving averages of the parameters, where the optimizer keeps them."""
+        return self._named.get("ema")
+
     def commit(self) -> None:
         """Put the slots and the step in `optimizer.state`, after a successful update.
 

@@ -1,0 +1,51 @@
+"""What a trainer asks of its backends beside the program: how much, how strict, how compiled."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+Sizes = Literal["static", "dynamic", "auto"]
+Nonfinite = Literal["raise", "skip"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options that both backends read; `ScalarTrainer` says what each means.
+
+    Raises:
+        ValueError: One is out of range; the message names it.
+    """
+
+    max_executors: int = 20
+    max_norm: float | None = None
+    nonfinite: Nonfinite = "raise"
+    accumulate: int = 1
+    sizes: Sizes = "auto"
+    capture: bool = True
+
+    def __post_init__(self) -> None:
+        if self.nonfinite not in ("raise", "skip"):
+            raise ValueError(f"nonfinite is {self.nonfinite!r}; it is 'raise' or 'skip'")
+        if not _is_count(self.accumulate):
+            raise ValueError(f"accumulate is {self.accumulate!r}; it is a whole number of at least 1")
+        if self.max_norm is not None and not (_is_finite(self.max_norm) and self.max_norm > 0):
+            raise ValueError(f"max_norm is {self.max_norm!r}; it is a positive number, or None")
+        if not _is_count(self.max_executors):
+            raise ValueError(f"max_executors is {self.max_executors!r}; it must be a whole number of at least 1")
+        if self.sizes not in ("static", "dynamic", "auto"):
+            raise ValueError(f"sizes is {self.sizes!r}; it is 'static', 'dynamic' or 'auto'")
+        if not isinstance(cast(object, self.capture), bool):
+            raise ValueError(f"capture is {self.capture!r}; it is True or False")
+
+    @property
+    def skips(self) -> bool:
+        """Whether what is not finite is left out and counted, and not an error."""
+        return self.nonfinite == "skip"
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,270 @@
+"""One optimizer's update as a part of the graph: its state as flat tensors, and the function to lower.
+
+    finite   <- the loss and every gradient are finite
+    mean     <- mean + share*(g - mean)                  several batches an update; share = samples / all samples so far
+    g        <- g * min(1, max_norm / (norm + 1e-6))     the trainer's, then the optimizer's own
+    p, state <- the optimizer's rule                     this and the rest where something finite is there
+    e        <- e + (1 - ema_decay)*(p - e)
+    t        <- t + 1
+
+The flat arguments are: all parameters; for each update its slots, its averages, its step count and its row of scalars;
+what waits (means, weight, samples) and the counts, where they are used; then the inputs. All of them are written in
+place. `lr` and every other number that a schedule may touch stand in a float64 row for each group, so changing them
+compiles nothing, and a captured step reads them.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from shaped.backends.executors import CompileError, Executor, Run
+from shaped.backends.gradients import clipped, finite_flag, global_norm
+from shaped.backends.program import Case, Program
+from shaped.backends.progress import Progress
+from shaped.backends.settings import Settings
+from shaped.optim import FusedOptimizer, Update
+
+Flat = Callable[..., tuple[Any, ...]]
+
+
+@dataclass(frozen=True)
+class Runner:
+    """What runs a batch: an executor or its capture, with the sizes that it takes first where they are free."""
+
+    run: Run
+    sizes: Sequence[int]
+    executor: Executor
+
+    def __call__(self, state: Sequence[Tensor], inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        return self.run([*self.sizes, *state, *inputs])
+
+
+class Step:
+    """One optimizer over a program: `prepare` gives the flat state as it is now, `function` what to lower.
+
+    Args:
+        program: The loss and its parameters.
+        optimizer: Whose rule it is; None to gather gradients only.
+        settings: Clipping, accumulation and what is done with what is not finite.
+        progress: Counts, and gradients that wait.
+
+    Raises:
+        CompileError: The optimizer stores state in a way that the graph cannot express; the message says what to do.
+    """
+
+    def __init__(
+        self, program: Program, optimizer: FusedOptimizer | None, settings: Settings, progress: Progress
+    ) -> None:
+        self._program, self._optimizer = program, optimizer
+        self._settings, self._progress = settings, progress
+        if optimizer is not None:
+            _refuse_storage(optimizer)
+        self._gathers = settings.accumulate > 1
+        self._samples = torch.zeros((), dtype=torch.float64, device=program.params.device)
+        self._samples_now = 0.0
+        self._updates: list[Update] = []
+        self._plain: list[Tensor] = []
+        self._rows: list[list[Tensor]] = []
+        self._scalars: list[tuple[float, ...]] = []
+        self.state: list[Tensor] = []
+        self.layout = 0
+        self.runs: dict[Case, Runner] = {}  # by admitted batch, so that a step looks one thing up
+
+    @property
+    def name(self) -> str:
+        """What executors of it are called."""
+        return "gather" if self._optimizer is None else type(self._optimizer).__name__
+
+    def prepare(self, samples: float, number: Callable[[Hashable], int]) -> list[Tensor]:
+        """The flat state, with every scalar as it is now; `number` names a layout when it is a new one."""
+        updates = self._optimizer.updates(self._program.used_tensors) if self._optimizer is not None else []
+        same = len(updates) == len(self._updates) and all(map(is_, updates, self._updates))
+        if not same or self._plain is not self._program.plain or not self.state:
+            self._gather(updates)
+            self.layout = number(self._kinds())
+            self.runs = {}
+        for i, update in enumerate(updates):
+            scalars = update.scalars()
+            if scalars != self._scalars[i]:
+                self._write_row(i, scalars)
+        if samples != self._samples_now:
+            self._samples.fill_(samples)
+            self._samples_now = samples
+        return self.state
+
+    def _write_row(self, index: int, scalars: tuple[float, ...]) -> None:
+        """Entry by entry: filling a tensor on a device does not wait for it, as copying from the host may."""
+        for entry, new, old in zip(self._rows[index], scalars, self._scalars[index], strict=True):
+            if new != old:
+                entry.fill_(new)
+        self._scalars[index] = scalars
+
+    def _gather(self, updates: list[Update]) -> None:
+        self._updates, self._plain = updates, self._program.plain
+        device = self._program.params.device
+        self._scalars = [update.scalars() for update in updates]
+        rows = [torch.tensor(scalars, dtype=torch.float64, device=device) for scalars in self._scalars]
+        self._rows = [list(row.unbind()) for row in rows]
+        self.state = list(self._program.plain)
+        for update, row in zip(updates, rows, strict=True):
+            self.state += [tensor for slot in (*update.slots, *_averages(update)) for tensor in slot]
+            self.state += [update.counted, row]
+        if self._gathers:
+            self.state += [*self._progress.means, self._progress.weight, self._samples]
+        if self._settings.skips:
+            self.state.append(self._progress.counts)
+
+    def _kinds(self) -> Hashable:
+        """All that the lowered code takes for granted of the state and the groups."""
+        flags = ("maximize", "nesterov", "amsgrad", "decoupled_weight_decay")
+        return self._optimizer and tuple(
+            (
+                self._optimizer.options,
+                tuple(update.indices),
+                tuple((t.dtype, t.stride()) for slot in (*update.slots, *_averages(update)) for t in slot),
+                tuple(update.group.get(flag) for flag in flags),
+            )
+            for update in self._updates
+        )
+
+    def commit(self) -> None:
+        """Tell autograd and the optimizer what compiled code has written unseen."""
+        torch.autograd.graph.increment_version(self._program.used_tensors)
+        for update in self._updates:
+            update.adopt()
+
+    def function(self, graph: GraphModule) -> Flat:
+        """What to lower: flat tensors to the loss, whether all was finite, and the gradients' norm if it is kept."""
+        program, optimizer = self._program, self._optimizer
+        inputs = len(program.inputs)
+
+        def step(*flat: Tensor) -> tuple[Tensor, ...]:
+            params = flat[: len(program.tensors)]
+            rest = list(flat[len(program.tensors) : len(flat) - inputs])
+            tensors, written = program.for_writing(params)
+            loss, *every = graph(*tensors, *flat[len(flat) - inputs :])
+            gradients = [every[program.trainable.index(i)] for i in program.used]
+            finite = finite_flag(loss, gradients)
+            loss = loss.clone()  # one that is a parameter must not follow its update
+            for i, new in zip(program.writes, written, strict=True):
+                params[i].copy_(torch.where(finite, new, params[i]))
+            counts = rest.pop() if self._settings.skips else None
+            go = finite
+            if self._gathers:
+                count = len(program.used) + 2
+                gradients, go = self._blend(rest[-count:], gradients, finite)
+                del rest[-count:]
+            if counts is not None:
+                taken = go if optimizer is not None else torch.zeros_like(go)
+                counts.add_(torch.stack([taken, ~finite]).to(counts.dtype))
+            if optimizer is None:
+                return loss, finite
+            used = [params[i] for i in program.used]
+            return loss, finite, *self._move(optimizer, used, gradients, rest, go)
+
+        return step
+
+    def _blend(
+        self, waiting: Sequence[Tensor], gradients: Sequence[Tensor], finite: Tensor
+    ) -> tuple[list[Tensor], Tensor]:
+        """Take a batch into the mean; with an optimizer, hand the mean over and start anew."""
+        *means, weight, samples = waiting
+        total = weight + samples
+        share = samples / total
+        blended = [
+            torch.where(finite, torch.lerp(mean, g, share.to(g.dtype)), mean)
+            for mean, g in zip(means, gradients, strict=True)
+        ]
+        weighed = torch.where(finite, total, weight)
+        go = weighed > 0
+        for mean, new in zip(means, blended, strict=True):
+            mean.copy_(new)
+        if self._optimizer is None:
+            weight.copy_(weighed)
+            return blended, go
+        if not self._settings.skips:  # an error leaves what waits as it was
+            go = finite
+            weighed = torch.where(finite, torch.zeros_like(weight), weight)
+        else:
+            weighed = torch.zeros_like(weight)
+        weight.copy_(weighed)
+        return blended, go
+
+    def _move(
+        self,
+        optimizer: FusedOptimizer,
+        used: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        rest: list[Tensor],
+        go: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """Clip and update where `go`; returns the norm that the optimizer keeps as `grad_norm`."""
+        norm: tuple[Tensor, ...] = ()
+        if self._settings.max_norm is not None:
+            gradients = clipped(gradients, self._settings.max_norm)
+        if optimizer.options.max_norm is not None or optimizer.options.skip_nonfinite:
+            norm = (global_norm(gradients),)
+        if optimizer.options.max_norm is not None:
+            gradients = clipped(gradients, optimizer.options.max_norm)
+        for update in self._updates:
+            size = len(update.params)
+            slots = [[rest.pop(0) for _ in range(size)] for _ in update.slots]
+            averages = [[rest.pop(0) for _ in range(size)] for _ in _averages(update)]
+            self._apply(optimizer, update, used, gradients, slots, averages, rest.pop(0), rest.pop(0), go)
+        return norm
+
+    def _apply(
+        self,
+        optimizer: FusedOptimizer,
+        update: Update,
+        used: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        slots: Sequence[Sequence[Tensor]],
+        averages: Sequence[Sequence[Tensor]],
+        counted: Tensor,
+        row: Tensor,
+        go: Tensor,
+    ) -> None:
+        number = None if update.step is None else counted.double() + 1
+        scalars = list(row.unbind())
+        if (
+            update.step is None and update.slots
+        ):  # momentum starts at the gradient itself, whenever the first step comes
+            scalars[2] = torch.where(counted > 0, scalars[2], torch.ones_like(scalars[2]))
+        for at, index in enumerate(update.indices):
+            old = (used[index], *(slot[at] for slot in slots))
+            p, state = optimizer.reference(update, old[0], gradients[index], old[1:], scalars, number)
+            for before, after in zip(old, (p, *state), strict=True):
+                before.copy_(torch.where(go, after, before))
+            for average in averages:
+                e = average[at]
+                moved = e + (1.0 - (optimizer.options.ema_decay or 0.0)) * (p.to(e.dtype) - e)
+                e.copy_(torch.where(go, moved, e))
+        if update.step is None:
+            counted.copy_(torch.where(go, torch.ones_like(counted), counted))
+        else:
+            counted.add_(go.to(counted.dtype))
+
+
+def _averages(update: Update) -> tuple[list[Tensor], ...]:
+    """The moving averages that an optimizer with `ema_decay` keeps."""
+    return () if update.ema is None else (update.ema,)
+
+
+def _refuse_storage(optimizer: FusedOptimizer) -> None:
+    options = optimizer.options
+    wrong = []
+    if options.store != "nearest":
+        wrong.append(f"store={options.store!r}")
+    if options.moments == "8bit":
+        wrong.append("moments='8bit'")
+    if wrong:
+        raise CompileError(
+            f"the compiled step rounds to nearest and keeps whole moments; {type(optimizer).__name__} was made with "
+            f"{' and '.join(wrong)}, which only the kernels of shaped.optim do: leave it out, or use backend='eager'"
+        )
