@@ -13,11 +13,12 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from shaped.backends.executors import CompileError, Lowered, Run
 from shaped.errors import ShapedError
@@ -102,6 +103,7 @@ def whole_graph(function: Flat, examples: Sequence[Tensor]) -> GraphModule:
 
 def traced(function: Flat, fakes: Sequence[Any], mode: Any, sizes: Sequence[Any] = ()) -> GraphModule:
     """The function as a functional graph of `sizes` and then `fakes`, with Inductor's decompositions."""
+    import torch._inductor.lowering  # which torch's own decompositions name and do not import
     from torch._dispatch.python import enable_python_dispatcher
     from torch._inductor.decomposition import select_decomp_table
     from torch.fx.experimental.proxy_tensor import make_fx
@@ -159,7 +161,7 @@ def _compiled(graph: GraphModule, examples: Sequence[Any], mode: Any) -> Run:
 
     with tracing(TracingContext(mode)), V.set_fake_mode(mode):
         # The passes before lowering: constant folding, patterns, and random operations drawn from one seed.
-        compiled = compile_fx_inner(joint_graph_passes(graph), list(examples))
+        compiled = compile_fx_inner(_apart(joint_graph_passes(graph)), list(examples))
     if isinstance(compiled, str):
         raise CompileError("the compiler returned a file instead of a callable: unset its ahead-of-time options")
 
@@ -167,6 +169,78 @@ def _compiled(graph: GraphModule, examples: Sequence[Any], mode: Any) -> Run:
         return compiled(arguments)
 
     return run
+
+
+def _apart(graph: GraphModule) -> GraphModule:
+    """Compute scalars and scattered indices once, into memory; Inductor would write them into each loop that reads them.
+
+    A step would take `beta ** t` of AdamW in double for each vector of each parameter: half of a small one's time. And
+    where a tiled CPU loop of several threads adds at an index that it computes itself, torch before 2.15 adds at others.
+    """
+    for node, reader in _scalars(graph):
+        _put_between(graph, node, torch.ops._inductor_test.realize.default, reader)
+    if torch.torch_version.TorchVersion(torch.__version__) < (2, 15):
+        for node, reader in _indices(graph):
+            _put_between(graph, node, _opaque(), reader)
+    graph.graph.lint()
+    graph.recompile()
+    return graph
+
+
+def _put_between(graph: GraphModule, node: Node, copy: Any, reader: Node) -> None:
+    once = next((user for user in node.users if user.target is copy), None)
+    if once is None:
+        with graph.graph.inserting_after(node):
+            once = graph.graph.call_function(copy, (node,))
+        once.meta = dict(node.meta)
+    reader.replace_input_with(node, once)
+
+
+@cache
+def _opaque() -> Any:
+    """A copy that Inductor calls as it is, and so fuses with nothing."""
+    torch.library.define("shaped::copied", "(Tensor x) -> Tensor", tags=torch.Tag.pt2_compliant_tag)
+    torch.library.impl("shaped::copied", "CompositeExplicitAutograd")(torch.clone)
+    return torch.ops.shaped.copied.default
+
+
+def _scalars(graph: GraphModule) -> list[tuple[Node, Node]]:
+    """0-dim tensors that are computed from others, each once, and the operations on larger tensors that read them."""
+    known: dict[Any, Node] = {}
+    for node in list(graph.graph.nodes):
+        if not isinstance(node.target, torch._ops.OpOverload) or not _is_scalar(node) or not node.all_input_nodes:
+            continue
+        if node.target._schema.is_mutable or torch.Tag.nondeterministic_seeded in node.target.tags:
+            continue
+        if all(map(_is_scalar, node.all_input_nodes)):
+            same = known.setdefault((node.target, str(node.args), str(node.kwargs)), node)
+            if same is not node:
+                node.replace_all_uses_with(same)
+                graph.graph.erase_node(node)
+    return [(node, user) for node in known.values() for user in node.users if not _is_scalar(user)]
+
+
+def _indices(graph: GraphModule) -> list[tuple[Node, Node]]:
+    """Computed indices, and the operations that add at them."""
+    adding = [n for n in graph.graph.nodes if isinstance(n.target, torch._ops.OpOverload) and _adds(n.target.name())]
+    return [
+        (index, node)
+        for node in adding
+        for index in node.all_input_nodes
+        if index.op == "call_function"
+        and isinstance(value := index.meta.get("val"), Tensor)
+        and value.device.type == "cpu"
+        and not value.is_floating_point()
+    ]
+
+
+def _adds(name: str) -> bool:
+    return name.startswith(("aten::index_put", "aten::_unsafe_index_put", "aten::scatter", "aten::index_add"))
+
+
+def _is_scalar(node: Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.dim() == 0
 
 
 def _interpreted(graph: GraphModule) -> Run:
