@@ -62,7 +62,7 @@ def check_file(
     Raises:
         ShapedError: There is no such function, or none that is annotated; or no function has a name of `static`.
     """
-    functions = _functions(module)
+    functions = functions_of(module)
     if name and name not in functions:
         raise ShapedError(f"{path} has no function `{name}`{nearest(name, list(functions))}")
     found = {key: value for key, value in functions.items() if (key == name if name else _has_shapes(value))}
@@ -159,7 +159,7 @@ def _dimensions(function: Callable[..., Any]) -> list[str]:
     return list(dict.fromkeys(name for entry in entries for dim in entry.spec.dims for name in dim.names))
 
 
-def _functions(module: ModuleType) -> dict[str, Callable[..., Any]]:
+def functions_of(module: ModuleType) -> dict[str, Callable[..., Any]]:
     """The functions that a module itself defines, in order."""
     return {
         name: value

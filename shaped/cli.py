@@ -1,4 +1,4 @@
-"""The command line: `shaped train`, `shaped plot`, `shaped check`, `shaped doctor`."""
+"""The command line: `shaped train`, `plot`, `list`, `check`, `bench`, `doctor`."""
 
 import argparse
 import importlib.metadata
@@ -31,7 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     train = commands.add_parser("train", help="run a ready job, or the `train` of a Python file")
-    train.add_argument("job", metavar="RECIPE|FILE.py", help="digits, charlm, series, or a file with train(settings)")
+    train.add_argument("job", metavar="RECIPE|FILE.py", help="a recipe by name, or a file with train(settings)")
     train.add_argument("--backend", choices=("eager", "compiled"), default="compiled")
     train.add_argument("--optimizer", choices=("sgd", "adam", "adamw"), default="adamw")
     train.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
@@ -44,6 +44,9 @@ def _parser() -> argparse.ArgumentParser:
     plot.add_argument("run_folder", metavar="RUN", type=Path, help="a folder with log.jsonl, or the log")
     plot.add_argument("--to", type=Path, default=None, metavar="PNG", help="the picture (default: RUN/curves.png)")
     plot.set_defaults(run=_plot)
+    listed = commands.add_parser("list", help="list the parts that a workflow knows by name")
+    listed.add_argument("kind", nargs="?", default="", help="models, data, metrics, ... (default: all)")
+    listed.set_defaults(run=_list)
     check = commands.add_parser("check", help="prove the annotated functions of a file")
     check.add_argument("target", metavar="FILE.py[:name]")
     check.add_argument(
@@ -55,6 +58,16 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--json", action="store_true", help="print the verdicts as JSON")
     check.add_argument("--steps", action="store_true", help="print the derivation too")
     check.set_defaults(run=_check)
+    bench = commands.add_parser("bench", help="time a training step on both backends, beside the plain torch loop")
+    bench.add_argument(
+        "words", nargs="*", metavar="FILE.py[:name] | NAME=SIZE | 'NAME<BOUND'",
+        help="a loss, sizes (batch=64) and bounds of integer inputs ('y<10'); without a file an MLP on digits",
+    )  # fmt: skip
+    bench.add_argument("--backend", choices=("eager", "compiled"), default=None, help="default: both")
+    bench.add_argument("--optimizer", choices=("sgd", "adam", "adamw"), default="adamw")
+    bench.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
+    bench.add_argument("--static", action="append", default=[], metavar="NAME", help="prove this dimension at its size")
+    bench.set_defaults(run=_bench)
     doctor = commands.add_parser("doctor", help="say what runs here: torch, Triton, GPU, compiler")
     doctor.set_defaults(run=_doctor)
     return parser
@@ -84,6 +97,25 @@ def _plot(options: argparse.Namespace) -> int:
     return 0
 
 
+def _list(options: argparse.Namespace) -> int:
+    """A line for each part: its name, what it says of itself, and whose it is where it is not ours."""
+    from shaped.errors import nearest
+    from shaped.workflow import REGISTRIES
+
+    if options.kind and options.kind not in REGISTRIES:
+        known = nearest(options.kind, list(REGISTRIES)) or f"; there are {', '.join(REGISTRIES)}"
+        raise ShapedError(f"no parts are called `{options.kind}`{known}")
+    for kind in [options.kind] if options.kind else REGISTRIES:
+        parts = REGISTRIES[kind]
+        print(kind)
+        width = max((len(name) for name in parts), default=0)
+        for name in parts:
+            origin = parts.origin(name)
+            whose = "" if origin.startswith("shaped.") else f"  ({origin})"
+            print(f"  {name:<{width}}  {parts.about(name)}{whose}")
+    return 0
+
+
 def _check(options: argparse.Namespace) -> int:
     """A line for each function, and what is wrong with those that are not proved. Status 1 if there are any."""
     from shaped.check import check_file, report
@@ -95,6 +127,33 @@ def _check(options: argparse.Namespace) -> int:
     form: Literal["text", "json"] = "json" if options.json else "text"
     print(*report(verdicts, form, whole=bool(name), steps=options.steps), sep="\n")
     return 1 if any(verdict.status != "proved" for verdict in verdicts) else 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    """A table, printed as it is made: what is timed first, then the figures."""
+    from shaped import bench
+    from shaped.drawing import check_device
+    from shaped.recipes import digits, load_file
+
+    target, sizes, bounds = bench.read_words(options.words)
+    check_device(options.device)
+    if not target:
+        sizes = {"pixels": (64,), "hidden": (128,), "classes": (10,), "batch": (64,), **sizes}
+        bounds = {"y": "classes", **bounds}
+    path, _, name = target.partition(":")
+    given = bench.Given(
+        sizes=sizes,
+        bounds=bounds,
+        backends=(options.backend,) if options.backend else ("compiled", "eager"),
+        optimizer=options.optimizer,
+        device=options.device,
+        static=tuple(options.static),
+        command=" ".join(["shaped bench", *(f"'{word}'" if "<" in word else word for word in options.words)]),
+    )
+    module = load_file(Path(path)) if target else digits
+    for line in bench.bench(module, name if target else "loss", given):
+        print(line, flush=True)
+    return 0
 
 
 def _static(text: str) -> tuple[str, int | None]:

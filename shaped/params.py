@@ -232,6 +232,18 @@ class ParamList:
             for old, value in zip(self._tensors, new, strict=True):
                 old.copy_(value)
 
+    def with_frozen(self, paths: Sequence[str]) -> Self:
+        """The same memory under another mask: these paths, or prefixes of paths, ask for no gradient, the rest does.
+
+        Two trainers over two such lists train parts of one model.
+
+        Raises:
+            SignatureError: A path matches nothing.
+        """
+        kept = frozen_entries(type(self).__name__, self.entries, paths)
+        mask = [t.is_floating_point() and not k for t, k in zip(self._tensors, kept, strict=True)]
+        return cast(Self, _finish(self._layout, [t.detach() for t in self._tensors], mask, self.binding))
+
     def like(self, tensors: Sequence[Tensor]) -> Self:
         """A list of the same class and sizes over other tensors (gradients, moments); asks for no gradients.
 

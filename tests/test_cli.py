@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from shaped.cli import main
+from shaped.recipes import RECIPES
 
 MODEL = """
 from jaxtyping import Float
@@ -195,7 +196,7 @@ def test_train_runs_the_train_of_a_file(script_folder: Path, capsys: pytest.Capt
         (
             ["train", "digts"],
             "ShapedError: no recipe `digts`; did you mean `digits`? "
-            "there are digits, charlm, series, or a FILE.py of your own\n",
+            f"there are {', '.join(RECIPES)}, or a FILE.py of your own\n",
         ),
         (["train", "nowhere.py"], "ShapedError: no file nowhere.py\n"),
         (["check", "nowhere.py"], "ShapedError: no file nowhere.py\n"),
@@ -279,3 +280,34 @@ def test_doctor_has_a_line_for_each_thing(capsys: pytest.CaptureFixture[str]) ->
         "matplotlib",
         "threads",
     ]
+
+
+def test_list_shows_the_parts_of_each_kind_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "data"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert main(["list"]) == 0
+    whole = capsys.readouterr().out
+    assert main(["list", "modls"]) == 1
+
+    assert shown[0] == "data"
+    assert shown[5] == "  wine           178 wines, 13 features, 3 classes (Forina et al. 1988)."
+    assert [kind for kind in whole.splitlines() if not kind.startswith(" ")] == [
+        "workflows", "data", "models", "sequences", "metrics", "validators",
+    ]  # fmt: skip
+    assert capsys.readouterr().err == "ShapedError: no parts are called `modls`; did you mean `models`?\n"
+
+
+def test_list_says_whose_a_part_is_and_whether_it_is_broken(
+    script_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    info = script_folder / "other_pkg-2.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other_pkg\nVersion: 2.0\n")
+    (info / "entry_points.txt").write_text("[shaped.sequences]\nodd = other_pkg:odd\n")
+    monkeypatch.syspath_prepend(str(script_folder))
+    main(["list", "sequences"])
+
+    assert capsys.readouterr().out.splitlines()[2] == (
+        "  odd   broken: sequences: `odd` of other_pkg 2.0 cannot be imported: No module named 'other_pkg'  "
+        "(other_pkg 2.0)"
+    )

@@ -23,9 +23,10 @@ ROOMS = [
     (3, ("shaped.optim",)),
     (4, ("shaped.backends",)),
     (5, ("shaped.trainer", "shaped.state", "shaped.arguments")),
-    (6, ("shaped.checkpoint", "shaped.loop", "shaped.metrics", "shaped.losses", "shaped.data", "shaped.lora")),
+    (6, ("shaped.checkpoint", "shaped.loop", "shaped.metrics", "shaped.losses", "shaped.data")),
+    (6, ("shaped.lora", "shaped.fp8", "shaped.architecture")),
     (7, ("shaped.workflow",)),
-    (8, ("shaped.recipes", "shaped.cli", "shaped.check")),
+    (8, ("shaped.recipes", "shaped.cli", "shaped.check", "shaped.bench")),
     (9, ("shaped",)),  # the door of the house
 ]
 LAZY = (

@@ -172,7 +172,7 @@ def mlp_loss_of(like: MLP) -> Any:
     return lambda values, x, y: mlp_loss(like._layout.build(list(values)), x, y)
 
 
-@pytest.mark.parametrize("strategy", [with_penalty, clipped, sharpness_aware])
+@pytest.mark.parametrize("strategy", [with_penalty, pytest.param(clipped, marks=pytest.mark.slow), sharpness_aware])
 def test_a_custom_strategy_gives_what_it_computes_on_plain_autograd(strategy: Any) -> None:
     trainer = ScalarTrainer(mlp_loss, mlp(dtype=torch.float64), strategy=strategy)
     value, found = trainer.loss_and_backward(*batch(dtype=torch.float64))
@@ -196,6 +196,7 @@ def test_forward_is_the_loss_without_what_a_strategy_adds_on_both_backends() -> 
     assert compiled.adamw_step(*inputs, lr=0.1) > plain + 0.1
 
 
+@pytest.mark.slow
 def test_a_compiled_step_trains_with_the_strategys_gradients() -> None:
     inputs = batch(dtype=torch.float64)
     trainer = ScalarTrainer(mlp_loss, mlp(dtype=torch.float64), strategy=clipped, backend="compiled")

@@ -194,7 +194,7 @@ class Program:
     def _prove(
         self, dtypes: tuple[torch.dtype, ...], static: Mapping[str, int], ranks: Mapping[str, int] | None = None
     ) -> Proof:
-        key = (dtypes, tuple(sorted(static.items())), str(ranks), *(module.training for module in self.modules))
+        key = (dtypes, tuple(sorted(static.items())), str(ranks or {}), *(module.training for module in self.modules))
         if key not in self._proofs:
             setting = Setting(
                 self.signature.at_ranks(ranks) if ranks else self.signature,

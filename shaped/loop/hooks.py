@@ -166,7 +166,7 @@ class Hooks:
     """Registers hooks: what a loop inherits. A hook is a function of the loop, with a name and a priority."""
 
     def __init__(self) -> None:
-        self.hooks: dict[str, list[Hook]] = {"start": [], "step": [], "end": []}
+        self.hooks: dict[str, list[Hook]] = {"start": [], "step": [], "epoch": [], "end": []}
 
     def on_start(self, function: Added | None = None, *, name: str = "", priority: int = 0) -> Any:
         """Run a function before a run's first step. As `on_step` in all else."""
@@ -181,6 +181,13 @@ class Hooks:
             priority: Lower runs first; equal ones run in order of registration.
         """
         return self._add("step", function, name, priority, Schedule())
+
+    def on_epoch(self, function: Added | None = None, *, name: str = "", priority: int = 0) -> Any:
+        """Run a function where the data has been gone over to its end; `epoch` is complete. As `on_step` in all else.
+
+        In `run_steps` and `run_to_step` the end of the data is seen when the next batch is asked for.
+        """
+        return self._add("epoch", function, name, priority, Schedule())
 
     def on_end(self, function: Added | None = None, *, name: str = "", priority: int = 0) -> Any:
         """Run a function after a run's last step; not where it is interrupted. As `on_step` in all else."""

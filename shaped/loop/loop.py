@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import suppress
+from itertools import chain
 from statistics import median
 from typing import Any
 
@@ -80,8 +81,9 @@ class Loop(Hooks):
         self.average = MovingAverage()
         self.batch: Batch | None = None
         self.resumed = False  # this run goes on with the one that a loaded state interrupted
+        self.stopped = ""  # why `stop` ended the run, or is about to
         self.durations: deque[float] = deque(maxlen=_RECENT)  # seconds of each step, data and hooks apart
-        self._start_epoch, self._max_skips, self._skips = 0, max_skips, 0
+        self.start_epoch, self._max_skips, self._skips = 0, max_skips, 0
         self._whole = True  # no step is half taken
         self._listen, self._watch = signals, Watch(False)
         self._feed: Feed | None = None
@@ -120,7 +122,7 @@ class Loop(Hooks):
         """
         self._begin(data, "n", n)
         assert self._feed is not None
-        last, length = self._start_epoch + n, self._feed.length
+        last, length = self.start_epoch + n, self._feed.length
         left = last - self._feed.epoch
         self.end_step = None if length is None else self.step + left * length - self._feed.index
         self._run(epochs=last, wraps=True)
@@ -135,17 +137,16 @@ class Loop(Hooks):
                 feed.epoch = self._feed.epoch + (self._feed.index > 0)
             self._feed, self._position = feed, None
         if not self.resumed:
-            self.start_step, self._start_epoch = self.step, self._feed.epoch
+            self.start_step, self.start_epoch = self.step, self._feed.epoch
 
     def _run(self, epochs: int | None, wraps: bool) -> None:
-        self._watch = Watch(self._listen)
+        self._watch, self.stopped = Watch(self._listen), ""
         with self._watch:
             try:
-                for kind in ("start", "step", "end"):
-                    for hook in self.hooks[kind]:
-                        hook.schedule.begin(self)
-                        if hook.name in self._schedules:
-                            hook.schedule.load(self._schedules.pop(hook.name))
+                for hook in chain(*self.hooks.values()):
+                    hook.schedule.begin(self)
+                    if hook.name in self._schedules:
+                        hook.schedule.load(self._schedules.pop(hook.name))
                 self._fire("start")
                 self._take_steps(epochs, wraps)
                 self._at_end()
@@ -166,7 +167,7 @@ class Loop(Hooks):
         assert feed is not None
         hooks = self.hooks["step"]
         fresh = True  # an epoch that had been gone over to its end when the call began is followed by the next
-        while feed.epoch < epochs if epochs is not None else self.step < (self.end_step or 0):
+        while not self.stopped and (feed.epoch < epochs if epochs is not None else self.step < (self.end_step or 0)):
             if watch.received:
                 raise _Stop
             batch = self._fetch(feed)
@@ -193,6 +194,14 @@ class Loop(Hooks):
         feed.next_epoch()
         if epochs is not None:  # the data may have another length than it said, or have said nothing
             self.end_step = self.step + (epochs - feed.epoch) * length
+        self._fire("epoch")
+
+    def stop(self, reason: str = "asked to stop") -> None:
+        """End the run after this step and its hooks, as if it were the last; from any hook, or from another thread.
+
+        The run can be completed: after `Checkpoints.resume` the same call takes the steps that are left.
+        """
+        self.stopped = reason or "asked to stop"
 
     def _fetch(self, feed: Feed) -> Batch | None:
         try:
@@ -373,7 +382,7 @@ class Loop(Hooks):
             "specs": {str(s): t.state_dict() for s, t in self.specs.items() if s is not None},
             "step": self.step,
             "start_step": self.start_step,
-            "start_epoch": self._start_epoch,
+            "start_epoch": self.start_epoch,
             "skips": self._skips,
             "loss": self.loss,
             "latest": dict(self.latest),
@@ -419,7 +428,7 @@ class Loop(Hooks):
             thing.load_state_dict(state["kept"][name])
         set_generator_states(state["generators"])
         self.average.load_state_dict(state["average"])
-        self.step, self.start_step, self._start_epoch = state["step"], state["start_step"], state["start_epoch"]
+        self.step, self.start_step, self.start_epoch = state["step"], state["start_step"], state["start_epoch"]
         self._skips, self.loss, self.latest = state["skips"], state["loss"], dict(state["latest"])
         if self._feed is not None:
             self._feed.close()

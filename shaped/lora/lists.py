@@ -21,7 +21,7 @@ from shaped.layout import Field
 from shaped.lora.names import check_rank, matching
 from shaped.lora.nf4 import BLOCK, dequantise_nf4, quantise_nf4
 from shaped.params import ParamList
-from shaped.shapes import Dim, Entry, TensorSpec, annotated_part, resolve_hints
+from shaped.shapes import Dim, Entry, TensorSpec, worn
 
 P = TypeVar("P", bound=ParamList)
 Base = Literal["float", "nf4"]
@@ -134,13 +134,8 @@ def _bound(
     def adapted(params: Any, *inputs: Any, **named: Any) -> Any:
         return loss(base._layout.build(result._weights(params)), *inputs, **named)
 
-    original = annotated_part(inspect.unwrap(loss))
-    signature = inspect.signature(loss)
-    first = next(iter(signature.parameters))
-    adapted.__name__, adapted.__module__ = original.__name__, original.__module__
-    adapted.__annotations__ = {**resolve_hints(original), first: type(whole)}
-    adapted.__signature__ = signature  # type: ignore[attr-defined]
-    result = Adapted(adapted, whole, targets, rank, alpha, base)
+    first = next(iter(inspect.signature(loss).parameters))
+    result = Adapted(worn(adapted, loss, {first: type(whole)}), whole, targets, rank, alpha, base)
     return result
 
 

@@ -10,7 +10,6 @@ The proof, the gradients and the step are of the sum. `loss_terms` computes the 
 """
 
 import functools
-import inspect
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, TypeVar
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 from shaped.errors import ShapedError
-from shaped.shapes import annotated_part, resolve_hints
+from shaped.shapes import worn
 
 F = TypeVar("F", bound=Callable[..., Any])
 _added: ContextVar[dict[str, Tensor] | None] = ContextVar("added", default=None)  # to the loss that is running
@@ -51,7 +50,6 @@ def add_loss(name: str, value: Tensor) -> None:
 
 def with_terms(loss: F) -> F:
     """Let a loss add terms with `add_loss`; the decorated function returns the sum."""
-    original = annotated_part(loss)
 
     def total(*args: Any, **kwargs: Any) -> Any:
         terms: dict[str, Tensor] = {}
@@ -64,17 +62,7 @@ def with_terms(loss: F) -> F:
             apart.update({MAIN: main, **terms})
         return functools.reduce(torch.add, terms.values(), main)
 
-    # Not functools.wraps: whoever unwraps would find the main term alone. The code bears the place of the original, so
-    # that declarations are quoted from there.
-    code = getattr(original, "__code__", None)
-    if code is not None:
-        place = {"co_filename": code.co_filename, "co_firstlineno": code.co_firstlineno, "co_name": code.co_name}
-        total.__code__ = total.__code__.replace(**place)
-    total.__name__, total.__qualname__ = original.__name__, original.__qualname__
-    total.__module__, total.__doc__ = original.__module__, loss.__doc__
-    total.__annotations__ = resolve_hints(loss)
-    total.__signature__ = inspect.signature(loss)  # type: ignore[attr-defined]
-    return total  # type: ignore[return-value]
+    return worn(total, loss)  # type: ignore[return-value]
 
 
 def loss_terms(loss: Callable[..., Any], *args: Any) -> dict[str, Tensor]:

@@ -5,14 +5,18 @@
         optimizer.set_lr(lr(step))
 
 Step 0 is the first. torch's schedulers work on these optimizers as on torch's own; `as_lambda` turns
-one of these functions into a `LambdaLR`, which is saved and resumed with the optimizer.
+one of these functions into a `LambdaLR`, which is saved and resumed with the optimizer. `ReduceOnPlateau` follows a
+figure instead of the step.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+
+from shaped.errors import NonFiniteError
 
 Schedule = Callable[[int], float]
 
@@ -49,6 +53,46 @@ def cosine(lr: float, total: int, end: float = 0.0) -> Schedule:
     """
     _at_least_one("total", total)
     return lambda step: end + (lr - end) * (1 + math.cos(math.pi * min(step, total) / total)) / 2
+
+
+def cosine_restarts(lr: float, period: int, factor: int = 1, end: float = 0.0) -> Schedule:
+    """A cosine from `lr` to `end` again and again: torch's CosineAnnealingWarmRestarts.
+
+        end + (lr - end) * (1 + cos(pi * t / T)) / 2      t steps after the last restart, T = period * factor**restarts
+
+    Args:
+        lr: At each restart.
+        period: Steps of the first cosine.
+        factor: Each is so many times as long as the one before it.
+        end: What each falls towards.
+
+    Raises:
+        ValueError: `period` or `factor` is less than 1.
+
+    Source: Loshchilov & Hutter 2017, arXiv:1608.03983.
+    """
+    _at_least_one("period", period)
+    _at_least_one("factor", factor)
+
+    def at(step: int) -> float:
+        length, since = period, step
+        if factor == 1:
+            since = step % period
+        while since >= length:
+            since, length = since - length, length * factor
+        return _between(lr, end, since / length)
+
+    return at
+
+
+def warmup(lr: float, steps: int) -> Schedule:
+    """lr * min(1, (step + 1) / steps): on a line to `lr`, which step `steps - 1` is the first to have.
+
+    Raises:
+        ValueError: `steps` is less than 1.
+    """
+    _at_least_one("steps", steps)
+    return lambda step: lr * min(1.0, (step + 1) / steps)
 
 
 def warmup_cosine(peak: float, warmup: int, total: int, end: float = 0.0) -> Schedule:
@@ -114,6 +158,53 @@ def as_lambda(optimizer: Optimizer, schedule: Schedule) -> LambdaLR:
     return LambdaLR(optimizer, [_share_of(schedule, rate) for rate in rates])
 
 
+class ReduceOnPlateau(ReduceLROnPlateau):
+    """torch's ReduceLROnPlateau, as a listener of a loop: lr * factor where a figure has not improved for `patience`.
+
+        loop.attach(ReduceOnPlateau(optimizer, monitor="validation/loss", factor=0.5, patience=3))
+
+    Its state is in the loop's checkpoint. The lr is one of the numbers that a compiled step is handed, so a reduction
+    compiles nothing.
+
+    Args:
+        optimizer: Whose groups' lr is reduced.
+        monitor: The recorded figure.
+        mode: "min" or "max": which values are better.
+        factor, patience, options: As torch's: the lr is reduced after more than `patience` figures without improvement.
+
+    Raises:
+        ValueError: `factor` is not below 1, or `mode` is unknown.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        monitor: str = "validation/loss",
+        mode: Literal["min", "max"] = "min",
+        factor: float = 0.1,
+        patience: int = 10,
+        **options: Any,
+    ) -> None:
+        super().__init__(optimizer, mode=mode, factor=factor, patience=patience, **options)
+        self.monitor = monitor
+
+    def attached(self, loop: Any) -> None:
+        """Keep the state with the loop's."""
+        loop.keep(f"lr on {self.monitor}", self)
+
+    def on_record(self, loop: Any, values: Mapping[str, float]) -> None:
+        """Take the figure in.
+
+        Raises:
+            NonFiniteError: It is NaN, of which torch's makes a figure without improvement.
+        """
+        if self.monitor in values:
+            if math.isnan(values[self.monitor]):
+                raise NonFiniteError(f"ReduceOnPlateau was given {self.monitor} = nan")
+            self.step(values[self.monitor])
+
+
 def _share_of(schedule: Schedule, rate: float) -> Schedule:
     return lambda step: schedule(step) / rate
 
@@ -125,3 +216,11 @@ def _between(first: float, second: float, share: float) -> float:
 def _at_least_one(name: str, value: int) -> None:
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+BY_NAME: Mapping[str, Callable[..., Schedule]] = {
+    function.__name__: function
+    for function in (
+        constant, cosine, cosine_restarts, exponential, linear, one_cycle, step_decay, warmup, warmup_cosine
+    )
+}  # fmt: skip

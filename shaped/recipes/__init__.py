@@ -14,6 +14,7 @@ from shaped.errors import ShapedError, nearest
 RECIPES: Mapping[str, str] = {
     "digits": "classify 1,797 real handwritten digits with a small network",
     "charlm": "a small GPT over the bytes of Python's standard library",
+    "tabular": "two tables, cross-validated with a search in each fold, beside scikit-learn's network",
     "series": "a time series with a planted drift: purged validation, then online updates",
 }
 

@@ -3,9 +3,10 @@ from typing import Any
 import pytest
 import torch
 
-from shaped import ExecutorError
-from shaped.backends import Executors, Key
+from shaped import ExecutorError, ScalarTrainer
+from shaped.backends import Executors, Key, program
 from shaped.backends.executors import Lowered
+from tests.models import batch, mlp, mlp_loss
 
 CPU = torch.device("cpu")
 
@@ -108,3 +109,18 @@ def test_a_terminal_is_told_what_is_compiled_and_a_pipe_is_not(monkeypatch, caps
 
     assert terminal.text == "shaped: compiling forward at batch = 2 (the first) ... 0.0 s\n"
     assert capsys.readouterr().err == ""
+
+
+def test_the_proof_at_construction_is_that_of_the_first_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    proofs: list[object] = []
+    prove = vars(program)["prove_setting"]
+
+    def counted(*arguments: Any) -> Any:
+        proofs.append(arguments)
+        return prove(*arguments)
+
+    monkeypatch.setattr(program, "prove_setting", counted)
+    params = mlp()
+    ScalarTrainer(mlp_loss, params).step(*batch(), lr=0.1)
+
+    assert len(proofs) == 1

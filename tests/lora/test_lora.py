@@ -82,7 +82,7 @@ def test_an_adapter_starts_at_the_base_and_its_gradients_are_those_of_autograd()
     assert not found["w1"].any()
 
 
-@pytest.mark.parametrize("base", ["float", "nf4"])
+@pytest.mark.parametrize("base", ["float", pytest.param("nf4", marks=pytest.mark.slow)])
 def test_training_an_adapter_lowers_the_loss_on_both_backends_and_leaves_the_base(base: Any) -> None:
     params = MLP.init(pixels=6, hidden=64, classes=3)
     before = params.values()
@@ -200,6 +200,7 @@ def test_an_injected_module_trains_its_adapters_alone_and_merges() -> None:
     assert not any(isinstance(part, LoraLinear) for part in merged(module).modules())
 
 
+@pytest.mark.slow
 def test_a_module_in_four_bits_trains_on_both_backends() -> None:
     module = net()
     inject(module, ["head"], rank=2, base="nf4")

@@ -1,5 +1,6 @@
 """Plain schedules against torch's schedulers, and torch's schedulers on our optimizers."""
 
+import math
 from typing import Any
 
 import pytest
@@ -8,7 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim import lr_scheduler as torchs
 
+from shaped import NonFiniteError, ScalarTrainer
+from shaped.checkpoint.codec import join, split
 from shaped.optim import SGD, AdamW, schedules
+from tests.models import batch, mlp, mlp_loss
 
 PAIRS: list[tuple[Any, Any]] = [
     (schedules.constant(0.1), lambda o: torchs.ConstantLR(o, 1.0)),
@@ -21,6 +25,9 @@ PAIRS: list[tuple[Any, Any]] = [
         schedules.one_cycle(0.1, 40, 0.5, 10.0, 10.0),
         lambda o: torchs.OneCycleLR(o, 0.1, 40, pct_start=0.5, div_factor=10.0, final_div_factor=10.0),
     ),
+    (schedules.cosine_restarts(0.1, 7, end=0.01), lambda o: torchs.CosineAnnealingWarmRestarts(o, 7, eta_min=0.01)),
+    (schedules.cosine_restarts(0.1, 5, 2), lambda o: torchs.CosineAnnealingWarmRestarts(o, 5, 2)),
+    (schedules.warmup(0.1, 8), lambda o: torchs.LinearLR(o, 1 / 8, 1.0, 7)),
     (schedules.warmup_cosine(0.1, 5, 40), lambda o: torchs.LambdaLR(o, schedules.warmup_cosine(1.0, 5, 40))),
 ]
 
@@ -81,9 +88,78 @@ def test_warmup_rises_to_the_peak_and_the_cosine_falls_to_the_end(warmup: int, m
         (lambda: schedules.cosine(0.1, 0), "total must be at least 1, got 0"),
         (lambda: schedules.step_decay(0.1, 0), "every must be at least 1, got 0"),
         (lambda: schedules.warmup_cosine(0.1, 5, 5), "expected 0 <= warmup < total, got warmup 5 and total 5"),
+        (lambda: schedules.cosine_restarts(0.1, 0), "period must be at least 1, got 0"),
+        (lambda: schedules.warmup(0.1, 0), "steps must be at least 1, got 0"),
         (lambda: schedules.one_cycle(0.1, 10, rise=1.0), r"rise must be in \(0, 1\), got 1.0"),
     ],
 )
 def test_schedules_that_cannot_be_are_refused(make: Any, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         make()
+
+
+def recorded(optimizer: Any, figures: list[float], monitor: str = "figure") -> list[float]:
+    plateau = schedules.ReduceOnPlateau(optimizer, monitor=monitor, factor=0.5, patience=1)
+    rates = []
+    for figure in figures:
+        plateau.on_record(None, {"figure": figure, "other": 0.0})
+        rates.append(optimizer.get_lr())
+    return rates
+
+
+def test_reduce_on_plateau_as_a_listener_is_torchs() -> None:
+    figures = [3.0, 2.0, 2.0, 2.5, 2.5, 1.0, 1.0, 1.0, 1.0]
+    optimizer = moving(AdamW)
+    theirs = torchs.ReduceLROnPlateau(optimizer, factor=0.5, patience=1)
+    expected = []
+    for figure in figures:
+        theirs.step(figure)
+        expected.append(optimizer.get_lr())
+
+    assert recorded(moving(AdamW), figures) == expected
+    assert recorded(moving(AdamW), figures, "another") == [0.1] * 9
+    with pytest.raises(NonFiniteError, match="ReduceOnPlateau was given figure = nan"):
+        recorded(moving(AdamW), [math.nan])
+
+
+@given(st.lists(st.floats(0, 9), min_size=2, max_size=20), st.integers(1, 19))
+def test_reduce_on_plateau_goes_on_from_its_state(figures: list[float], cut: int) -> None:
+    whole = moving(SGD)
+    expected = recorded(whole, figures)[-1]
+    optimizer = moving(SGD)
+    first = schedules.ReduceOnPlateau(optimizer, monitor="figure", factor=0.5, patience=1)
+    for figure in figures[:cut]:
+        first.on_record(None, {"figure": figure})
+    tensors: dict[str, Any]
+    data, tensors = split(first.state_dict())
+    second = schedules.ReduceOnPlateau(optimizer, monitor="figure", factor=0.5, patience=1)
+    second.load_state_dict(join(data, tensors))
+    for figure in figures[cut:]:
+        second.on_record(None, {"figure": figure})
+
+    assert optimizer.get_lr() == expected
+
+
+@pytest.mark.slow
+def test_a_compiled_step_follows_every_schedule_with_one_executor() -> None:
+    params = mlp()
+    optimizer = AdamW(params, lr=0.01)
+    trainer = ScalarTrainer(mlp_loss, params, optimizer=optimizer, backend="compiled")
+    eager = ScalarTrainer(mlp_loss, mlp(), backend="eager")
+    plan = schedules.cosine_restarts(0.01, 3)
+    scheduler = schedules.as_lambda(optimizer, plan)
+    plateau = schedules.ReduceOnPlateau(optimizer, monitor="figure", patience=0)
+    x, y = batch()
+    for step in range(6):
+        assert optimizer.get_lr() == pytest.approx(plan(step))
+        trainer.train_step(x, y)
+        eager.adamw_step(x, y, lr=plan(step))
+        scheduler.step()
+    for _ in range(3):
+        plateau.on_record(None, {"figure": 1.0})
+        trainer.train_step(x, y)
+        eager.adamw_step(x, y, lr=optimizer.get_lr())
+
+    assert len(trainer.executors) == 1
+    for mine, theirs in zip(trainer.params, eager.params, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)

@@ -10,6 +10,8 @@ from shaped.recipes import RECIPES, Outcome, Settings, find, load_file
 from shaped.recipes.digits import MLP, make_optimizer
 from shaped.recipes.display import Curves, bar
 
+KNOWN = ", ".join(RECIPES)
+
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 @pytest.mark.parametrize("seed", [0, 1])
@@ -60,11 +62,8 @@ def test_a_folder_that_cannot_be_made_is_an_error_before_the_training(tmp_path: 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        (
-            "digts",
-            "no recipe `digts`; did you mean `digits`? there are digits, charlm, series, or a FILE.py of your own",
-        ),
-        ("zzz", "no recipe `zzz`: there are digits, charlm, series, or a FILE.py of your own"),
+        ("digts", f"no recipe `digts`; did you mean `digits`? there are {KNOWN}, or a FILE.py of your own"),
+        ("zzz", f"no recipe `zzz`: there are {KNOWN}, or a FILE.py of your own"),
         ("nowhere.py", "no file nowhere.py"),
     ],
 )

@@ -1,0 +1,243 @@
+"""Architecture search: DARTS over a few operations, with both steps of the bilevel problem proved.
+
+    y = sum_i softmax(alpha)_i * operation_i(x)
+
+    alpha <- Adam on the validation batch, weights frozen         weights <- AdamW on the training batch, alpha frozen
+
+First order: alpha's gradient is taken at the weights as they are, without a look at their next step.
+
+Source: Liu, Simonyan & Yang 2019, arXiv:1806.09055, Algorithm 1 with xi = 0.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from shaped.errors import ShapedError, ShapeError, StateError, listing, nearest
+from shaped.params import ParamList
+from shaped.shapes import worn
+from shaped.trainer import ScalarTrainer
+
+P = TypeVar("P", bound=ParamList)
+_chosen: ContextVar[Mapping[str, str] | None] = ContextVar("chosen", default=None)
+
+
+def mixed(
+    alpha: str, logits: Float[Tensor, " operations"], operations: Mapping[str, Callable[[], Tensor]]
+) -> Float[Tensor, "..."]:
+    """The mean of what several operations give, weighted by softmax(logits); or the one that was chosen, alone.
+
+        h = mixed("first", p.first, {"linear": lambda: x @ p.w, "skip": lambda: x})
+
+    Args:
+        alpha: The path of the logits in the parameters: which choice this is.
+        logits: One for each operation, in order.
+        operations: By name. All give tensors of one shape; the proof refuses others.
+
+    Raises:
+        ShapedError: The chosen operation is none of these.
+    """
+    chosen = _chosen.get()
+    if chosen is not None and alpha in chosen:
+        if chosen[alpha] not in operations:
+            raise ShapedError(f"mixed({alpha!r}): the chosen `{chosen[alpha]}` is none of {listing(list(operations))}")
+        return operations[chosen[alpha]]()
+    outputs = torch.stack([operation() for operation in operations.values()])
+    weights = logits.softmax(0).view(-1, *[1] * (outputs.dim() - 1))
+    return (weights * outputs).sum(0)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One place of the search: the path of its logits, and for each operation the parameters that are its own."""
+
+    alpha: str
+    operations: Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One operation for each choice.
+
+    Attributes:
+        operations: By the path of the logits.
+        parameters: How many numbers it trains.
+        loss: The loss that computes the chosen operations only.
+        unused: What it leaves out: the other operations' parameters and all logits.
+    """
+
+    operations: Mapping[str, str]
+    parameters: int
+    loss: Callable[..., Any]
+    unused: tuple[str, ...]
+
+    def of(self, params: P) -> P:
+        """Parameters for `loss`: the same memory, with what is not used frozen. Draw new ones to train from scratch."""
+        return params.with_frozen(self.unused)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{a}: {o}" for a, o in self.operations.items()) + f" ({self.parameters} parameters)"
+
+
+class Darts(Generic[P]):
+    """A search over a loss that calls `mixed`.
+
+    Args:
+        loss: `loss(params, *inputs)`, annotated.
+        params: Weights and logits in one list; trained in place.
+        choices: What is searched.
+        backend: For both trainers.
+
+    Attributes:
+        weights, alphas: Two ScalarTrainers over the same memory: one with the logits frozen, one with all else.
+
+    Raises:
+        ShapeError: A choice names what is not there, or its logits are not one for each operation.
+        ProofError, GradientError: The loss is not well-shaped, or does not use some of its parameters.
+    """
+
+    def __init__(
+        self,
+        loss: Callable[..., Any],
+        params: P,
+        choices: Sequence[Choice],
+        *,
+        backend: Literal["eager", "compiled"] = "eager",
+    ) -> None:
+        self._loss, self._params, self.choices = loss, params, tuple(choices)
+        _check(params, self.choices)
+        logits = [choice.alpha for choice in self.choices]
+        others = [name for name in params.names if name not in logits]
+        self.weights = ScalarTrainer(loss, params.with_frozen(logits), backend=backend)
+        self.alphas = ScalarTrainer(loss, params.with_frozen(others), backend=backend)
+
+    def step(
+        self,
+        training: Sequence[Any],
+        validation: Sequence[Any],
+        *,
+        lr: float,
+        alpha_lr: float = 3e-4,
+        weight_decay: float = 1e-2,
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """One step of each: the logits on the validation batch, then the weights on the training batch.
+
+        Args:
+            training, validation: The inputs of the loss; of two splits, or the logits favour what overfits.
+            lr, weight_decay: For the weights' AdamW.
+            alpha_lr: For the logits' Adam, with betas of (0.5, 0.999) as in the paper.
+
+        Returns:
+            The losses of the training and of the validation batch, each before its update.
+        """
+        beside = self.alphas.adam_step(*validation, lr=alpha_lr, betas=(0.5, 0.999))
+        return self.weights.adamw_step(*training, lr=lr, weight_decay=weight_decay), beside
+
+    def probabilities(self) -> dict[str, dict[str, float]]:
+        """softmax(alpha) by choice and operation."""
+        return {
+            choice.alpha: dict(
+                zip(choice.operations, self._params[choice.alpha].detach().softmax(0).tolist(), strict=True)
+            )
+            for choice in self.choices
+        }
+
+    def discretise(self, max_params: int | None = None) -> Architecture:
+        """The most probable operation of each choice; under a budget, the most probable architecture within it.
+
+        Exact: of all combinations whose parameters fit, the one with the largest product of probabilities.
+
+        Args:
+            max_params: How many numbers the architecture may train, those outside all choices included.
+
+        Raises:
+            ValueError: No architecture is that small; says how small one can be.
+        """
+        sizes = {name: tensor.numel() for name, tensor in zip(self._params.names, self._params, strict=True)}
+        owned = {path for choice in self.choices for paths in choice.operations.values() for path in paths}
+        logits = {choice.alpha for choice in self.choices}
+        fixed = sum(size for name, size in sizes.items() if name not in owned | logits)
+        front: list[tuple[int, float, tuple[str, ...]]] = [(fixed, 0.0, ())]
+        for choice in self.choices:
+            chances = self._params[choice.alpha].detach().double().log_softmax(0).tolist()
+            front = _best(
+                (cost + sum(sizes[path] for path in paths), score + chance, (*taken, name))
+                for cost, score, taken in front
+                for chance, (name, paths) in zip(chances, choice.operations.items(), strict=True)
+            )
+        within = [row for row in front if max_params is None or row[0] <= max_params]
+        if not within:
+            raise ValueError(f"max_params is {max_params}; the smallest architecture has {min(front)[0]} parameters")
+        cost, _, taken = max(within, key=lambda row: row[1])
+        operations = {choice.alpha: name for choice, name in zip(self.choices, taken, strict=True)}
+        kept = {path for c in self.choices for path in c.operations[operations[c.alpha]]}
+        unused = tuple(name for name in self._params.names if name in logits or name in owned - kept)
+        return Architecture(operations, cost, _only(self._loss, operations), unused)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Both trainers' states."""
+        return {"weights": self.weights.state_dict(), "alphas": self.alphas.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over both states, all or nothing.
+
+        Raises:
+            StateError: One does not fit.
+        """
+        if not isinstance(state, Mapping) or set(state) != {"weights", "alphas"}:
+            raise StateError("a search's state has `weights` and `alphas`")
+        before = self.weights.state_dict()
+        self.weights.load_state_dict(state["weights"])
+        try:
+            self.alphas.load_state_dict(state["alphas"])
+        except StateError:
+            self.weights.load_state_dict(before)
+            raise
+
+
+def _best(rows: Any) -> list[tuple[int, float, tuple[str, ...]]]:
+    """The rows that no other beats in both cost and score."""
+    front: list[tuple[int, float, tuple[str, ...]]] = []
+    for row in sorted(rows, key=lambda row: (row[0], -row[1])):
+        if not front or row[1] > front[-1][1]:
+            front.append(row)
+    return front
+
+
+def _only(loss: Callable[..., Any], operations: Mapping[str, str]) -> Callable[..., Any]:
+    """The loss with the chosen operations, for whoever reads its signature."""
+
+    def discrete(*args: Any, **named: Any) -> Any:
+        token = _chosen.set(operations)
+        try:
+            return loss(*args, **named)
+        finally:
+            _chosen.reset(token)
+
+    return worn(discrete, loss)
+
+
+def _check(params: ParamList, choices: Sequence[Choice]) -> None:
+    owner, names = type(params).__name__, params.names
+    if not choices:
+        raise ShapeError(f"{owner}: there is nothing to search: choices is empty")
+    seen: set[str] = set()
+    for choice in choices:
+        paths = [path for own in choice.operations.values() for path in own]
+        for path in (choice.alpha, *paths):
+            if path not in names:
+                raise ShapeError(f"{owner} has no entry `{path}`{nearest(path, names)}")
+            if path in seen:
+                raise ShapeError(f"{owner}: `{path}` belongs to two operations; what they share belongs to none")
+            seen.add(path)
+        shape = tuple(params[choice.alpha].shape)
+        if shape != (len(choice.operations),):
+            raise ShapeError(
+                f"{owner}.{choice.alpha} is {list(shape)}: it has one logit for each of the "
+                f"{len(choice.operations)} operations {listing(list(choice.operations))}"
+            )

@@ -1,0 +1,237 @@
+"""A typed search space, and three ways to choose in it: at random, on a grid, and by what was found so far.
+
+    space = {"lr": Real(1e-4, 1e-1, log=True), "hidden": Integer(8, 128), "optimizer": Categorical("sgd", "adamw")}
+
+A way to choose is a function `(space, history, number, seed) -> values`, of nothing but its arguments. So a search that
+is resumed makes the choices that it would have made.
+"""
+
+import itertools
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from shaped.data.batches import mixed
+from shaped.errors import ShapedError
+
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Real:
+    """A number in [low, high]; with `log` even in the exponent, for what varies over powers of ten."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        _check_bounds(self)
+
+    def draw(self, generator: random.Random) -> float:
+        """A value at random."""
+        return self.at(generator.random())
+
+    def at(self, share: float) -> float:
+        """The value at a share of the way from low to high."""
+        if self.log:
+            value = math.exp(math.log(self.low) + share * math.log(self.high / self.low))
+        else:
+            value = self.low + share * (self.high - self.low)
+        return min(max(value, self.low), self.high)
+
+    def grid(self, points: int) -> list[float]:
+        """So many values, evenly from low to high."""
+        return [self.at(i / (points - 1)) for i in range(points)] if points > 1 else [self.at(0.5)]
+
+    def near(self, value: Any, factor: float, generator: random.Random) -> float:
+        """The value times a factor, within the bounds."""
+        return min(max(float(value) * factor, self.low), self.high)
+
+    def spelled(self) -> str:
+        """For messages and the journal."""
+        return f"Real({self.low:g}, {self.high:g}{', log' if self.log else ''})"
+
+
+@dataclass(frozen=True)
+class Integer:
+    """A whole number in [low, high], both among them; with `log` even in the exponent."""
+
+    low: int
+    high: int
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        if any(isinstance(x, bool) or not isinstance(x, int) for x in (self.low, self.high)):
+            raise ValueError(f"{self.low!r} and {self.high!r} bound whole numbers; give whole numbers")
+        _check_bounds(self)
+
+    def draw(self, generator: random.Random) -> int:
+        """A value at random."""
+        if not self.log:
+            return generator.randint(self.low, self.high)
+        low, high = math.log(self.low - 0.5), math.log(self.high + 0.5)  # each end gets its whole share
+        return self._whole(math.exp(low + generator.random() * (high - low)))
+
+    def grid(self, points: int) -> list[int]:
+        """Up to so many values, evenly from low to high."""
+        shares = [i / (points - 1) for i in range(points)] if points > 1 else [0.5]
+        at = Real(float(self.low), float(self.high), self.log).at if self.high > self.low else lambda share: self.low
+        return list(dict.fromkeys(self._whole(at(share)) for share in shares))
+
+    def near(self, value: Any, factor: float, generator: random.Random) -> int:
+        """The value times a factor, at least one away from it, within the bounds."""
+        moved = round(int(value) * factor)
+        if moved == value:
+            moved += 1 if factor > 1 else -1
+        return self._whole(moved)
+
+    def _whole(self, value: float) -> int:
+        return min(max(round(value), self.low), self.high)
+
+    def spelled(self) -> str:
+        """For messages and the journal."""
+        return f"Integer({self.low}, {self.high}{', log' if self.log else ''})"
+
+
+class Categorical:
+    """One of some values: texts, numbers, True, False or None."""
+
+    def __init__(self, *choices: Any) -> None:
+        wrong = [c for c in choices if not (c is None or isinstance(c, str | int | float | bool))]
+        if not choices or wrong or len(set(map(repr, choices))) != len(choices):
+            raise ValueError(f"choices are {choices!r}; they are different texts, numbers, True, False or None")
+        self.choices = choices
+
+    def draw(self, generator: random.Random) -> Any:
+        """A value at random."""
+        return generator.choice(self.choices)
+
+    def grid(self, points: int) -> list[Any]:
+        """All of them, whatever `points` is."""
+        return list(self.choices)
+
+    def near(self, value: Any, factor: float, generator: random.Random) -> Any:
+        """Another choice one time in four, else the same."""
+        return self.draw(generator) if generator.random() < 0.25 else value
+
+    def spelled(self) -> str:
+        """For messages and the journal."""
+        return f"Categorical({', '.join(map(repr, self.choices))})"
+
+    __repr__ = spelled
+
+
+Dimension = Real | Integer | Categorical
+Space = Mapping[str, Dimension]
+
+
+def _check_bounds(d: Any) -> None:
+    numbers = all(isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in (d.low, d.high))
+    if not numbers or d.low > d.high or (isinstance(d, Real) and d.low == d.high):
+        raise ValueError(f"{type(d).__name__}({d.low!r}, {d.high!r}): low is below high, and both are finite numbers")
+    if d.log and d.low <= 0:
+        raise ValueError(f"{type(d).__name__}({d.low!r}, {d.high!r}, log=True): a logarithm needs low above 0")
+
+
+def check_space(space: Any) -> dict[str, Dimension]:
+    """The space as a dictionary.
+
+    Raises:
+        ValueError: It is empty, or a name does not stand for Real, Integer or Categorical.
+    """
+    if not isinstance(space, Mapping) or not space:
+        raise ValueError("a space is a dictionary of names to Real, Integer or Categorical, with one at least")
+    wrong = [f"{n}: a {type(d).__name__}" for n, d in space.items() if not isinstance(d, Dimension)]
+    if wrong:
+        raise ValueError(f"a space has Real, Integer and Categorical, not {'; '.join(wrong)}")
+    return dict(space)
+
+
+@dataclass(frozen=True)
+class Past:
+    """A trial as a way to choose sees it."""
+
+    values: Values
+    score: float  # NaN where it failed
+    state: str  # "complete", "pruned", "failed"
+    reports: Sequence[float] = ()
+
+
+def draw(space: Space, seed: int, number: int) -> Values:
+    """Values at random, a function of seed and number."""
+    generator = random.Random(mixed(seed, number))
+    return {name: dimension.draw(generator) for name, dimension in space.items()}
+
+
+def choose_random(space: Space, history: Sequence[Past], number: int, seed: int, **options: Any) -> Values | None:
+    """Each value at random, whatever was found."""
+    return draw(space, seed, number)
+
+
+def choose_grid(
+    space: Space, history: Sequence[Past], number: int, seed: int, *, points: int = 3, **options: Any
+) -> Values | None:
+    """The points of a grid in order, the last name fastest; None after the last."""
+    columns = [dimension.grid(points) for dimension in space.values()]
+    row = next(itertools.islice(itertools.product(*columns), number, None), None)
+    return None if row is None else dict(zip(space, row, strict=True))
+
+
+def choose_bayesian(
+    space: Space,
+    history: Sequence[Past],
+    number: int,
+    seed: int,
+    *,
+    startup: int = 5,
+    direction: str = "min",
+    **options: Any,
+) -> Values | None:
+    """By a tree-structured Parzen estimator over the trials so far, after `startup` random ones (optuna).
+
+    Source: Bergstra et al. 2011, NeurIPS 24; optuna.samplers.TPESampler.
+
+    Raises:
+        ShapedError: optuna is not installed.
+    """
+    try:
+        import optuna
+    except ImportError:
+        raise ShapedError('a Bayesian search is optuna\'s: pip install "shaped-trainer[search]"') from None
+    sizes = {name: _distribution(dimension) for name, dimension in space.items()}
+    sampler = optuna.samplers.TPESampler(seed=mixed(seed, number) % 2**32, n_startup_trials=startup)
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it reports each study that is made
+    try:
+        study = optuna.create_study(sampler=sampler, direction="minimize" if direction == "min" else "maximize")
+        for past in history:
+            study.add_trial(_frozen(optuna, past, sizes))
+        return dict(study.ask(sizes).params)
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
+def _distribution(dimension: Dimension) -> Any:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if isinstance(dimension, Categorical):
+        return CategoricalDistribution(dimension.choices)
+    if isinstance(dimension, Integer):
+        return IntDistribution(dimension.low, dimension.high, log=dimension.log)
+    return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
+
+
+def _frozen(optuna: Any, past: Past, sizes: Mapping[str, Any]) -> Any:
+    states = optuna.trial.TrialState
+    state = {"complete": states.COMPLETE, "pruned": states.PRUNED, "failed": states.FAIL}[past.state]
+    value = past.score if past.state == "complete" else None
+    reports = dict(enumerate(past.reports))
+    return optuna.trial.create_trial(params=past.values, distributions=dict(sizes), value=value, state=state,
+                                     intermediate_values=reports)  # fmt: skip
+
+
+Choose = Callable[..., Values | None]
+STRATEGIES: Mapping[str, Choose] = {"random": choose_random, "grid": choose_grid, "bayesian": choose_bayesian}

@@ -1,0 +1,244 @@
+"""Tables: rows of features and a target, from tensors, numpy, pandas or scikit-learn, as a provider of batches."""
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from shaped.data import Batches, DataError
+from shaped.errors import ShapedError, nearest
+from shaped.workflow.config import BatchConfig
+from shaped.workflow.splits import split
+
+
+@dataclass(frozen=True)
+class Table:
+    """Features [rows, features] in float32, and a target [rows]: classes from 0 on, or numbers in float32."""
+
+    x: Float[Tensor, "rows features"]
+    y: Tensor
+    features: tuple[str, ...] = ()
+    classes: tuple[str, ...] = field(default=())  # empty for a target of numbers
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The sizes that a model needs: `features`, and `classes` where the target has some."""
+        return {"features": self.x.shape[1], **({"classes": len(self.classes)} if self.classes else {})}
+
+
+def as_table(features: Any, target: Any = None) -> Table:
+    """A Table from what people have.
+
+    Args:
+        features: A pandas DataFrame, a numpy array or tensor [rows, features], or a scikit-learn dataset (Bunch), which
+            brings its target.
+        target: The name of a DataFrame's column, or a Series, array, tensor or list [rows]. Text, bools and whole
+            numbers are classes, in sorted order; floating-point numbers are a target of regression.
+
+    Raises:
+        DataError: A column is not numeric or has missing values, a name is unknown, or the lengths differ.
+    """
+    if target is None and hasattr(features, "data") and hasattr(features, "target"):
+        named = list(getattr(features, "target_names", ()) if _is_text(getattr(features, "target_names", ())) else ())
+        return _table(features.data, features.target, [str(n) for n in features.feature_names], [str(n) for n in named])
+    if isinstance(target, str):
+        columns = [str(name) for name in getattr(features, "columns", ())]
+        if target not in columns:
+            raise DataError(f"the table has no column `{target}`{nearest(target, columns)}")
+        target, features = features[target], features.drop(columns=[target])
+    if target is None:
+        raise DataError("the table has no target: as_table(features, target)")
+    names = [str(name) for name in getattr(features, "columns", ())]
+    return _table(features, target, names, [])
+
+
+def _is_text(names: Any) -> bool:
+    return all(isinstance(name, str) for name in names)  # numpy's texts are str too
+
+
+def _table(features: Any, target: Any, names: list[str], classes: list[str]) -> Table:
+    x = _numbers(features, names)
+    y, found = _target(target)
+    if x.dim() != 2 or y.dim() != 1 or len(x) != len(y) or not len(x):
+        raise DataError(
+            f"features are {list(x.shape)} and the target {list(y.shape)}: expected [rows, features], [rows]"
+        )
+    classes = classes if len(classes) == len(found) else found
+    return Table(x, y, tuple(names or (f"x{i}" for i in range(x.shape[1]))), tuple(classes))
+
+
+def _numbers(features: Any, names: Sequence[str]) -> Tensor:
+    if hasattr(features, "dtypes") and hasattr(features, "to_numpy"):  # a DataFrame
+        kinds = [getattr(kind, "kind", "O") for kind in features.dtypes]
+        text = [name for name, kind in zip(names, kinds, strict=True) if kind not in "fiub"]
+        if text:
+            raise DataError(f"columns that are not numeric: {', '.join(text)}; encode or drop them")
+        features = features.to_numpy(dtype="float32", na_value=float("nan"))
+    copied = features.copy() if hasattr(features, "copy") else features  # an array may be read-only, or a view of yours
+    x = torch.as_tensor(copied).detach().float()
+    bad = [] if x.dim() != 2 else torch.nonzero(~torch.isfinite(x).all(0)).flatten().tolist()
+    if bad:
+        raise DataError(f"missing or infinite values in {', '.join(names[i] if names else f'column {i}' for i in bad)}")
+    return x
+
+
+def _target(target: Any) -> tuple[Tensor, list[str]]:
+    """The target as a tensor, and the names of its classes; none for floating-point numbers."""
+    if isinstance(target, Tensor):
+        values: list[Any] = target.detach().flatten().tolist() if target.dim() == 1 else []
+        if target.dim() != 1:
+            return target, []
+    else:
+        values = target.tolist() if hasattr(target, "tolist") else list(target)
+    if any(value is None or value != value for value in values):
+        raise DataError("the target has missing values")
+    if all(isinstance(value, float) for value in values):
+        return torch.tensor(values, dtype=torch.float32), []
+    if not all(isinstance(value, str | bool | int) for value in values):
+        kinds = ", ".join(sorted({type(value).__name__ for value in values}))
+        raise DataError(f"the target has values of {kinds}: pass numbers, or texts or whole numbers as classes")
+    classes = sorted(set(values), key=lambda value: (isinstance(value, str), value))
+    number = {value: i for i, value in enumerate(classes)}
+    return torch.tensor([number[value] for value in values]), [str(value) for value in classes]
+
+
+class TableProvider:
+    """A table as training and validation batches `(x, y)`.
+
+    Args:
+        table: A Table, or what `as_table` makes one of.
+        validation: The share of rows held out, as `split` draws them (of each class, where there are classes); or the
+            rows' numbers; 0.0 holds out none.
+        training: The rows' numbers; by default all that are not held out.
+        standardize: Subtract each feature's mean and divide by its deviation, both over the training rows alone.
+        seed: Of which rows are held out.
+        device: Where the batches are.
+
+    Raises:
+        DataError: Rows are in both parts, are not there, or none are left to train on. ValueError: The share is out of
+        range.
+    """
+
+    def __init__(
+        self,
+        table: Any,
+        *,
+        validation: float | Sequence[int] | Tensor = 0.2,
+        training: Sequence[int] | Tensor | None = None,
+        standardize: bool = True,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.table = table if isinstance(table, Table) else as_table(table)
+        held = _rows(validation) if not isinstance(validation, float) else _held_out(self.table, validation, seed)
+        kept = _rows(training) if training is not None else _others(held, len(self.table))
+        _check_rows(kept, held, len(self.table))
+        self.training, self.validation = kept, held
+        x = self.table.x
+        self.mean, self.deviation = torch.zeros(x.shape[1]), torch.ones(x.shape[1])
+        if standardize:
+            self.mean = x[kept].double().mean(0).float()
+            spread = x[kept].double().std(0, correction=0).float()
+            self.deviation = torch.where(spread > 0, spread, torch.ones_like(spread))  # a constant feature becomes 0
+        self._device, self._closed = device, False
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """Sizes, names and counts."""
+        t = self.table
+        counts = {"training_rows": len(self.training), "validation_rows": len(self.validation)}
+        return {"sizes": t.sizes, "features": t.features, "classes": t.classes, **counts}
+
+    def tensors(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Features, standardized, and targets of some rows."""
+        if self._closed:
+            raise DataError("the provider is closed")
+        x = (self.table.x[rows] - self.mean) / self.deviation
+        return x.to(self._device), self.table.y[rows].to(self._device)
+
+    def training_data(self, batches: BatchConfig) -> Batches:
+        """Training rows in batches, in another order in each epoch."""
+        return Batches(*self.tensors(self.training), batch_size=batches.batch_size, shuffle=batches.shuffle,
+                       drop_last=batches.drop_last, seed=batches.seed or 0)  # fmt: skip
+
+    def validation_data(self, batches: BatchConfig) -> Batches | None:
+        """Rows held out, in order and all of them, in batches of up to 1,024; None where there are none."""
+        if not len(self.validation):
+            return None
+        return Batches(*self.tensors(self.validation), batch_size=1024, shuffle=False)
+
+    def close(self) -> None:
+        """Give out nothing more."""
+        self._closed = True
+
+
+def _rows(rows: Any) -> Tensor:
+    return torch.as_tensor(rows, dtype=torch.long).flatten()
+
+
+def _others(rows: Tensor, count: int) -> Tensor:
+    kept = torch.ones(count, dtype=torch.bool)
+    kept[rows[(rows >= 0) & (rows < count)]] = False
+    return torch.nonzero(kept).flatten()
+
+
+def _held_out(table: Table, share: float, seed: int) -> Tensor:
+    """A share of the rows, of each class where the target has classes."""
+    if share == 0:
+        return torch.arange(0)
+    classes = table.y if table.classes else None
+    how: Literal["random", "stratified"] = "random" if classes is None else "stratified"
+    return split(len(table), how, test=share, labels=classes, seed=seed).test.sort().values
+
+
+def _check_rows(training: Tensor, validation: Tensor, count: int) -> None:
+    for name, rows in (("training", training), ("validation", validation)):
+        if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= count):
+            raise DataError(f"{name} names row {int(rows.min() if rows.min() < 0 else rows.max())}; there are {count}")
+        if len(rows.unique()) != len(rows):
+            raise DataError(f"{name} has rows twice")
+    both = set(training.tolist()) & set(validation.tolist())
+    if both:
+        raise DataError(f"{len(both)} rows are in both training and validation, {min(both)} among them")
+    if not len(training):
+        raise DataError("no rows are left to train on")
+
+
+def _sklearn(name: str, options: dict[str, Any]) -> TableProvider:
+    try:
+        datasets = importlib.import_module("sklearn.datasets")
+    except ImportError:
+        raise ShapedError(f'{name} comes with scikit-learn: pip install "shaped-trainer[recipes]"') from None
+    return TableProvider(as_table(getattr(datasets, f"load_{name}")()), **options)
+
+
+def breast_cancer(**options: Any) -> TableProvider:
+    """569 tumours, 30 features, 2 classes (Wolberg et al. 1995), as shipped with scikit-learn."""
+    return _sklearn("breast_cancer", options)
+
+
+def diabetes(**options: Any) -> TableProvider:
+    """442 patients, 10 features, disease progression as a number (Efron et al. 2004)."""
+    return _sklearn("diabetes", options)
+
+
+def digits(**options: Any) -> TableProvider:
+    """1,797 handwritten digits, 64 features, 10 classes (Alpaydin & Kaynak 1998)."""
+    return _sklearn("digits", options)
+
+
+def iris(**options: Any) -> TableProvider:
+    """150 irises, 4 features, 3 classes (Fisher 1936)."""
+    return _sklearn("iris", options)
+
+
+def wine(**options: Any) -> TableProvider:
+    """178 wines, 13 features, 3 classes (Forina et al. 1988)."""
+    return _sklearn("wine", options)

@@ -1,0 +1,154 @@
+"""Search: every candidate is trained, hopeless ones are ended, and a stopped search goes on as if it had not been."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shaped import NonFiniteError, ShapedError, StateError
+from shaped.workflow import Categorical, Integer, Pruned, Real, Search, Trial
+from shaped.workflow.space import Space
+from tests.workflow.loops import TRAINING, VALIDATION, fresh_loop
+
+SPACE: Space = {"lr": Real(1e-4, 1.0, log=True), "k": Integer(1, 5)}
+
+
+def paraboloid(trial: Trial) -> float:
+    for step in (3, 2, 1, 0):
+        trial.report((math.log10(trial["lr"]) + 2) ** 2 + (trial["k"] - 3) ** 2 + step)
+    return trial.reports[-1]
+
+
+def train(trial: Trial) -> float:
+    loop = fresh_loop(lr=trial["lr"], seed=trial.seed)
+    loop.on_epoch(lambda loop: loop.evaluate(VALIDATION), name="validate")
+    loop.attach(trial.watch())
+    loop.run_epochs(TRAINING, 4)
+    return loop.latest["validation/loss"]
+
+
+def test_every_candidate_is_really_trained() -> None:
+    found = Search(SPACE, train, trials=4).run()
+
+    assert [(t.state, t.steps, len(t.reports)) for t in found.trials] == [("complete", 16, 4)] * 4
+    assert len({t.score for t in found.trials}) == 4
+    assert found.best.score == min(t.score for t in found.trials)
+
+
+def test_a_pruned_candidate_ends_early_and_is_never_the_best() -> None:
+    space: Space = {"lr": Categorical(0.02, 0.03, 0.04, 2.0, 3.0)}
+    found = Search(space, train, strategy="grid", trials=5, pruning="median", startup=3).run()
+
+    assert [t.state for t in found.trials] == ["complete"] * 3 + ["pruned"] * 2
+    assert [t.steps for t in found.trials[3:]] == [4, 4]
+    assert found.best.number < 3
+    assert str(found).splitlines()[4].split() == ["3", "2", f"{found.trials[3].score:.4g}", "pruned", "4"]
+
+
+@settings(max_examples=40)
+@given(
+    st.lists(st.lists(st.integers(0, 9).map(float), min_size=1, max_size=4), min_size=1, max_size=8),
+    st.lists(st.integers(0, 9).map(float), min_size=1, max_size=4),
+    st.sampled_from(["min", "max"]),
+    st.integers(1, 4),
+)
+def test_the_median_rule_prunes_as_optunas_pruner_does(
+    others: list[list[float]], mine: list[float], direction: Any, startup: int
+) -> None:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=startup, n_warmup_steps=0)
+    study = optuna.create_study(direction="minimize" if direction == "min" else "maximize", pruner=pruner)
+    search = Search(SPACE, paraboloid, pruning="median", direction=direction, startup=startup)
+    for number, reports in enumerate(others):
+        search.results.append(_complete(number, reports))
+        study.add_trial(optuna.trial.create_trial(value=reports[-1], intermediate_values=dict(enumerate(reports))))
+    trial = study.ask()
+    for step, value in enumerate(mine):
+        trial.report(value, step)
+
+    assert search.prunes(mine) == trial.should_prune()
+
+
+def _complete(number: int, reports: list[float]) -> Any:
+    from shaped.workflow import TrialResult
+
+    return TrialResult(number, {}, reports[-1], "complete", tuple(reports))
+
+
+@pytest.mark.parametrize("strategy", ["random", "grid", "bayesian"])
+def test_a_stopped_search_goes_on_and_finds_the_same(strategy: Any, tmp_path: Path) -> None:
+    options: Any = {"strategy": strategy, "pruning": "median", "startup": 3, "trials": 9}
+    whole = Search(SPACE, paraboloid, **options).run()
+    stop = [5]
+
+    def stopped(trial: Trial) -> float:
+        if trial.number == stop[0]:
+            raise KeyboardInterrupt
+        return paraboloid(trial)
+
+    with pytest.raises(KeyboardInterrupt):
+        Search(SPACE, stopped, folder=tmp_path, **options).run()
+    with open(tmp_path / "search.jsonl", "a") as file:
+        file.write('{"number": 5, "values": {"lr')  # a line that a kill cut off
+    again = Search(SPACE, paraboloid, folder=tmp_path, **options).run()
+    once_more = Search(SPACE, paraboloid, folder=tmp_path, **options).run()
+
+    def facts(result: Any) -> Any:
+        return [(t.number, t.values, t.score, t.state, t.reports) for t in result.trials]
+
+    assert facts(again) == facts(whole) == facts(once_more)
+    assert any(t.state == "pruned" for t in whole.trials)
+    with pytest.raises(StateError, match=r"is the journal of another search\.\n  seed was 0 there, 1 here"):
+        Search(SPACE, paraboloid, folder=tmp_path, seed=1, **options)
+
+
+def test_a_candidate_that_is_not_finite_fails_and_the_search_goes_on(tmp_path: Path) -> None:
+    def fails(trial: Trial) -> float:
+        if trial.number == 0:
+            trial.report(math.nan)
+        return math.inf if trial.number == 1 else 1.0
+
+    search = Search(SPACE, fails, trials=3, folder=tmp_path)
+    found = search.run()
+
+    assert [t.state for t in found.trials] == ["failed", "failed", "complete"]
+    assert [t.error for t in found.trials[:2]] == ["NonFiniteError: trial 0 reported nan", "its score is inf"]
+    assert found.best.number == 2
+    assert [json.loads(line)["score"] for line in (tmp_path / "search.jsonl").read_text().splitlines()[1:]] == [
+        None,
+        None,
+        1.0,
+    ]
+    assert math.isnan(Search(SPACE, fails, trials=3, folder=tmp_path).results[0].score)
+    with pytest.raises(ShapedError, match="no trial is complete; the first failed by NonFiniteError: trial 0"):
+        _ = Search(SPACE, fails, trials=1).run().best
+
+
+def test_an_error_that_is_not_caught_ends_the_search_and_an_objective_may_raise_pruned(tmp_path: Path) -> None:
+    def broken(trial: Trial) -> float:
+        if trial.number == 1:
+            raise RuntimeError("a bug")
+        return 1.0
+
+    def gives_up(trial: Trial) -> float:
+        trial.report(4.0)
+        raise Pruned("hopeless")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        Search(SPACE, broken, folder=tmp_path).run()
+
+    assert len(Search(SPACE, broken, folder=tmp_path).results) == 1
+    assert [(t.state, t.score) for t in Search(SPACE, gives_up, trials=1).run().trials] == [("pruned", 4.0)]
+    with pytest.raises(ValueError, match="'tpe'; it is one of 'random', 'grid', 'bayesian'"):
+        Search(SPACE, broken, strategy="tpe")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="trials is 0"):
+        Search(SPACE, broken, trials=0)
+    with pytest.raises(KeyError, match="did you mean `lr`"):
+        Trial(Search(SPACE, broken), 0, {"lr": 1.0})["lrr"]
+    with pytest.raises(NonFiniteError):
+        Trial(Search(SPACE, broken), 0, {}).report(math.inf)
