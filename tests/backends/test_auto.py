@@ -69,6 +69,7 @@ def test_auto_is_compiled_where_that_works():
     assert len(trainer.with_backend("compiled").executors) == 1
 
 
+@pytest.mark.slow
 def test_auto_takes_an_optimizer_whose_storage_only_the_kernels_know():
     params = mlp(dtype=torch.bfloat16)
     trainer = ScalarTrainer(mlp_loss, params, backend="auto", optimizer=AdamW(params, moments="8bit"))
@@ -78,6 +79,7 @@ def test_auto_takes_an_optimizer_whose_storage_only_the_kernels_know():
     assert trainer.steps == 1
 
 
+@pytest.mark.slow
 def test_an_error_while_a_step_runs_is_no_reason_to_leave_the_compiled_backend():
     trainer = ScalarTrainer(mlp_loss, mlp(), backend="auto")
     x, y = batch()
@@ -87,6 +89,7 @@ def test_an_error_while_a_step_runs_is_no_reason_to_leave_the_compiled_backend()
     assert trainer.backend == "compiled"
 
 
+@pytest.mark.slow
 def test_a_full_cache_is_no_reason_either():
     trainer = ScalarTrainer(mlp_loss, mlp(), backend="auto", max_executors=1, sizes="static")
     trainer.step(*batch(), lr=0.1)

@@ -143,6 +143,7 @@ def test_what_is_not_finite_is_not_compared():
         ScalarTrainer(mlp_loss, mlp()).compare_backends(x * torch.inf, y)
 
 
+@pytest.mark.slow
 def test_the_table_has_a_line_for_each_parameter_and_ends_in_a_verdict():
     lines = str(ScalarTrainer(mlp_loss, mlp()).compare_backends(*batch())).splitlines()
 
@@ -151,6 +152,7 @@ def test_the_table_has_a_line_for_each_parameter_and_ends_in_a_verdict():
     assert lines[-1] == "  the same up to rounding"
 
 
+@pytest.mark.slow
 def test_random_operations_are_seen_in_a_graph():
     module = nn.Sequential(nn.Linear(6, 3), nn.Dropout(0.5))
     trainer = ScalarTrainer(dropped, module)

@@ -50,6 +50,7 @@ def test_a_size_of_one_is_traced_apart():
     assert [e.sizes.split(";")[0][:9] for e in run.executors] == ["any batch", "pixels = "]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("interpreted")
 def test_executors_of_all_sizes_serve_every_mode():
     run = trainer("dynamic")
@@ -129,6 +130,7 @@ def over_axes(p: Weights, x: Float[Tensor, "*batch d"]) -> Float[Tensor, ""]:
     return (x @ p.w).square().mean()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("interpreted")
 def test_each_number_of_axes_has_an_executor_for_its_sizes():
     params = Weights(torch.ones(3))
@@ -156,6 +158,7 @@ def test_precompiling_leaves_nothing_to_compile_and_changes_nothing(ahead):
     assert [(e.mode, e.calls) for e in run.executors] == [("AdamW", 2)]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("interpreted")
 def test_precompiling_takes_a_method_and_batches_that_wait():
     run = trainer(accumulate=2)

@@ -12,9 +12,11 @@ from shaped import ExecutorError, NonFiniteError, ParamList, ScalarTrainer, Sign
 from shaped.optim import EMA, SGD, AdamW
 from tests.models import MLP, batch, mlp, mlp_loss
 
-both = pytest.mark.parametrize("backend", ["eager", "compiled"])
 pytestmark = pytest.mark.usefixtures("interpreted")
 slow = pytest.mark.slow
+both = pytest.mark.parametrize("backend", ["eager", "compiled"])
+# Where tests/trainer has the eager backend's side of it already.
+compiled_first = pytest.mark.parametrize("backend", [pytest.param("eager", marks=slow), "compiled"])
 
 
 def doubles(size: int = 5, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -60,7 +62,7 @@ def per_token(p: Table, x: Float[Tensor, "batch seq width"]) -> Float[Tensor, ""
     return (x @ p.w).square().mean()
 
 
-@both
+@compiled_first
 def test_samples_may_be_an_expression_over_dimensions(backend):
     params = Table(torch.ones(3, dtype=torch.float64))
     trainer = ScalarTrainer(per_token, params, backend=backend, accumulate=2, samples="batch*seq")
@@ -94,7 +96,7 @@ def test_a_batch_that_is_not_finite_is_left_out_of_the_mean(backend):
     assert (trainer.steps, trainer.skipped) == (1, 3)
 
 
-@both
+@compiled_first
 def test_an_error_in_the_last_batch_leaves_those_that_wait(backend):
     trainer = ScalarTrainer(mlp_loss, mlp(dtype=torch.float64), backend=backend, accumulate=2)
     twin = ScalarTrainer(mlp_loss, trainer.get_params(), backend=backend, accumulate=2)
@@ -151,7 +153,7 @@ def test_a_compiled_step_that_skips_never_asks_the_device(monkeypatch):
     assert (trainer.steps, trainer.skipped) == (2, 1)
 
 
-@both
+@compiled_first
 def test_momentum_starts_at_the_first_finite_gradient(backend):
     options: dict[str, Any] = {"momentum": 0.9, "dampening": 0.5}
     params = mlp(dtype=torch.float64)
@@ -243,7 +245,7 @@ def test_storage_that_only_the_kernels_know_is_refused_with_the_remedy(options, 
     assert all(map(torch.equal, before, params))
 
 
-@both
+@compiled_first
 def test_an_average_from_outside_follows_both_backends(backend):
     params = mlp(dtype=torch.float64)
     trainer = ScalarTrainer(mlp_loss, params, backend=backend)
@@ -267,7 +269,7 @@ def unchecked(p: MLP, x: Float[Tensor, "batch pixels"], y: Int[Tensor, " batch"]
     return torch.nn.functional.cross_entropy(torch.tanh(x @ p.w1 + p.b1) @ p.w2 + p.b2, y)
 
 
-@both
+@compiled_first
 def test_activation_checkpointing_in_the_loss_works_and_changes_no_number(backend):
     params = mlp(dtype=torch.float64)
     trainer = ScalarTrainer(checkpointed, params, backend=backend)
@@ -286,7 +288,7 @@ def itself(p: Scalar, x: Float[Tensor, " k"]) -> Float[Tensor, ""]:
     return p.s
 
 
-@both
+@compiled_first
 def test_a_loss_that_is_a_parameter_is_the_one_before_the_update(backend):
     trainer = ScalarTrainer(itself, Scalar(torch.tensor(2.0)), backend=backend)
     before = trainer.forward(torch.ones(3))
