@@ -172,14 +172,14 @@ def _compiled(graph: GraphModule, examples: Sequence[Any], mode: Any) -> Run:
 
 
 def _apart(graph: GraphModule) -> GraphModule:
-    """Compute scalars and scattered indices once, into memory; Inductor would write them into each loop that reads them.
+    """Compute scalars and scattered indices once, into memory; Inductor writes them into each loop that reads them.
 
-    A step would take `beta ** t` of AdamW in double for each vector of each parameter: half of a small one's time. And
-    where a tiled CPU loop of several threads adds at an index that it computes itself, torch before 2.15 adds at others.
+    A step would take `beta ** t` of AdamW in double for each vector of each parameter. And where a tiled CPU loop of
+    several threads adds at an index that it computes itself, torch before 2.15 adds at another.
     """
     for node, reader in _scalars(graph):
         _put_between(graph, node, torch.ops._inductor_test.realize.default, reader)
-    if torch.torch_version.TorchVersion(torch.__version__) < (2, 15):
+    if torch.__version__ < "2.15":  # compared as versions
         for node, reader in _indices(graph):
             _put_between(graph, node, _opaque(), reader)
     graph.graph.lint()

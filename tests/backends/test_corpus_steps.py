@@ -29,11 +29,6 @@ RANDOM = {
     "translator_loss",
 }
 NAMES = [name for name in BY_NAME if name not in LEFT_OUT and name not in RANDOM]
-# Before torch 2.15, and with two threads or more, Inductor adds to wrong rows where an index computed in the graph is
-# scattered to: its tiled C++ kernel takes the step of the inner loop twice. torch.compile of gradient and loss in one
-# function does the same.
-WRONG_BEFORE_2_15 = pytest.mark.xfail(reason="Inductor scatters to wrong rows before torch 2.15", strict=False)
-MARKED = [pytest.param(n, marks=WRONG_BEFORE_2_15 if n == "relative_position_bias" else ()) for n in NAMES]
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +40,7 @@ def quiet() -> Iterator[None]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MARKED)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_model_of_the_corpus_takes_the_same_steps_on_both_backends(name):
     case = Case(name)
     exact, bounds = case.bounds(torch.float32, "adamw")
