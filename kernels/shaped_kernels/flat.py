@@ -169,20 +169,21 @@ class Flat:
             torch._foreach_copy_(self._lists.params, self._param_views)
 
 
-def flat_view(lists: TensorLists) -> Flat | None:
-    """The flat form of lists for which it pays, kept with them; None for the others."""
-    flat: Flat | None = lists.kept.get("flat", None)
-    if "flat" not in lists.kept:
-        flat = lists.kept["flat"] = _made(lists)
+def flat_view(lists: TensorLists, gather: bool) -> Flat | None:
+    """The flat form of lists for which it pays, kept with them; None for the others. `gather` is that of a `Call`."""
+    key = ("flat", gather)
+    flat: Flat | None = lists.kept.get(key, None)
+    if key not in lists.kept:
+        flat = lists.kept[key] = _made(lists, gather)
     elif flat is not None and not flat.holds():
         # Other memory is found anew; another dtype or layout is for `lists.admit` to say.
         if not lists.as_checked():
             return None
-        flat = lists.kept["flat"] = _made(lists)
+        flat = lists.kept[key] = _made(lists, gather)
     return flat
 
 
-def _made(lists: TensorLists) -> Flat | None:
+def _made(lists: TensorLists, gather: bool) -> Flat | None:
     params = lists.params
     if len(params) < _FEW or lists.slow or lists.path != "torch" or params[0].device.type != "cpu":
         return None
@@ -194,7 +195,7 @@ def _made(lists: TensorLists) -> Flat | None:
     if len(found) < len(slots):
         return None
     flat = Flat(lists, found, offsets, total)
-    return flat if flat.owned or flat.small else None
+    return flat if flat.owned or (gather and flat.small) else None
 
 
 def worth_an_arena(params: Sequence[Tensor]) -> bool:

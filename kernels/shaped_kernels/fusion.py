@@ -100,6 +100,8 @@ class Call:
         step: Steps taken so far, 0-dim; advanced by the step. On the parameters' device on the triton path.
         lr: A learning rate on the lists' device, which replaces that of `scalars` without being read by the
             host; on the triton path.
+        gather: Copy what does not lie flat together, if it is small. A norm or an average over all tensors repays
+            that; the rule alone does not, whose operator takes a list as quickly.
 
     Raises:
         ValueError: Some gradients do not fit; the message names every index and what is wrong.
@@ -111,9 +113,10 @@ class Call:
     scalars: Sequence[float]
     step: Tensor
     lr: Tensor | None = None
+    gather: bool = False
 
     def __post_init__(self) -> None:
-        self.flat = flat_view(self.lists) if self.rule.store == "nearest" else None
+        self.flat = flat_view(self.lists, self.gather) if self.rule.store == "nearest" else None
         gathered = None if self.flat is None else self.flat.admit(self.grads)
         if gathered is None:
             self.grads = self.lists.admit(self.grads)

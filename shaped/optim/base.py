@@ -210,7 +210,8 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
         # A learning rate on the device is read, and its range checked, at the first step only: reading waits.
         scalars = update._admitted if on_device and update._admitted else update.scalars()
         rule = self._rule(update.group)
-        return Call(rule, lists, grads, self._rule_scalars(update, scalars), update._counted, lr if on_device else None)
+        taken = self._rule_scalars(update, scalars)
+        return Call(rule, lists, grads, taken, update._counted, lr if on_device else None, self.options.looks_at_all)
 
     def upload(self) -> None:
         """Write lr and all other hyper-parameters to the device, where captured steps read them.

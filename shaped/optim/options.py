@@ -59,9 +59,9 @@ class Options:
             raise ValueError(f"moments must be None, torch.float32 or '8bit', got {self.moments!r}")
 
     @property
-    def beside(self) -> bool:
-        """Whether anything is stored, or done around the rule, that a traced rule would not see."""
-        return self != Options()
+    def looks_at_all(self) -> bool:
+        """Whether a norm or an average over all tensors is taken beside the rule."""
+        return self.max_norm is not None or self.skip_nonfinite or self.ema_decay is not None
 
 
 def options_of(given: dict[str, Any]) -> Options:
