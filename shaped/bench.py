@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from shaped.check import functions_of
-from shaped.errors import ShapedError, SignatureError, listing, nearest
+from shaped.errors import ShapedError, SignatureError, first_line, listing, nearest
 from shaped.layout import dimension_names, list_names
 from shaped.params import ParamList
 from shaped.shapes import Argument, Dim, Signature, TensorSpec, is_tensor_annotation, resolve_hints
@@ -287,7 +287,7 @@ def _start(name: str, make: Callable[[], Step], given: Given) -> Contender:
         step = make()
         loss = step().item()
     except (IndexError, RuntimeError) as error:  # torch's own, of values: an index out of range, no inverse
-        raise ShapedError(f"{name} fails on random inputs: {str(error).splitlines()[0]}") from error
+        raise ShapedError(f"{name} fails on random inputs: {first_line(error)}") from error
     return Contender(name, step, time.perf_counter() - began, loss)
 
 

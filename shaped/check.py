@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, get_args, get_origin
 
-from shaped.errors import ProofError, ShapedError, SignatureError, Source, Unprovable, nearest
+from shaped.errors import ProofError, ShapedError, SignatureError, Source, Unprovable, first_line, nearest
 
 Status = Literal["proved", "refuted", "unprovable", "error"]
 
@@ -123,9 +123,7 @@ def _verdict(
         summary = f"{at}{goal}" if isinstance(error, ProofError) and goal else f"{at}{error.title}"
         return Verdict(*where, status, summary, _text(error), error.source)
     except Exception as error:  # a signature that cannot be read, or the function's own while it was traced
-        return Verdict(
-            *where, "error", str(error).splitlines()[0] if str(error) else type(error).__name__, _text(error)
-        )
+        return Verdict(*where, "error", first_line(error), _text(error))
     at = ", ".join(f"{n} = {size}" for n, size in proof.static.items())
     conditions = f"if {', '.join(proof.conditions)}" if proof.conditions else "for all sizes"
     conditions += f", at {at}" if at else ""

@@ -140,6 +140,11 @@ class Unprovable(_Located):
     """Neither proved nor refuted; `goal.hint` says what to declare so that it can be."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an exception says, in one line; its class where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def listing(names: Sequence[str]) -> str:
     """`a`, `b` and `c`."""
     quoted = [f"`{name}`" for name in names]

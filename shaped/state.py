@@ -28,7 +28,7 @@ class TrainingState:
         self, program: Program, optimizer: FusedOptimizer | None, settings: Settings, save_frozen: bool = True
     ) -> None:
         self.program = program
-        self._left_out = [] if save_frozen else [i for i in program.frozen if i not in program.writes]
+        self._save_frozen = save_frozen
         self.settings = settings
         self.progress = Progress(program.used_tensors, settings.skips)
         self.optimizer = optimizer
@@ -47,6 +47,11 @@ class TrainingState:
             if absent or any(id(p) not in mine for p in theirs):
                 what = f"{listing(absent)} not in it" if absent else "it has tensors that are not parameters here"
                 raise ValueError(f"the optimizer was made for other parameters: {what}; make it as AdamW(params)")
+
+    @property
+    def _left_out(self) -> list[int]:
+        """Entries that are not saved: the frozen ones where asked for, less what the program writes."""
+        return [] if self._save_frozen else [i for i in self.program.frozen if i not in self.program.writes]
 
     @property
     def eager(self) -> Eager:

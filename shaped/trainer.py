@@ -393,7 +393,8 @@ class ScalarTrainer:
         """
         flat = self._program.arrange(inputs, named)
         optimizer = self._shared.last_optimizer or AdamW(self._program.used_tensors, lr=1e-3)
-        return compare(self._shared.eager, self._shared.compiled, flat, optimizer)
+        with self._shared.compiled.kept_as_they_are():
+            return compare(self._shared.eager, self._shared.compiled, flat, optimizer)
 
     # -- state -----------------------------------------------------------------------------------------------------
 

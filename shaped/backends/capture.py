@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from shaped.backends.executors import Executor
+from shaped.errors import first_line
 
 WARM_UP = 3  # direct calls before a first capture, as torch.cuda.make_graphed_callables takes
 # Where the order of a summation is not fixed, a replay may differ from a direct run by some times what two direct runs
@@ -124,7 +125,7 @@ class Capture:
         try:
             recorded, results = self._graphs.capture(lambda: self._executor.run([*fixed, *inputs]))
         except Exception as error:  # whatever CUDA or an operation says: nothing has run, and the step can run directly
-            said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            said = first_line(error)
             return self._refuse(f"not captured: {said}", arguments)
         self._executor.captures += 1
         self._inputs, self._results = inputs, results

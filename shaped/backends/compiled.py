@@ -8,14 +8,15 @@ batch as it was admitted, so that a step costs one comparison of shapes and one 
 makes the second when another size comes, so a smaller last batch makes two, whatever sizes follow.
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from shaped.backends.capture import Capture, CudaGraphs, Graphs
 from shaped.backends.executors import CompileError, Executor, Executors, Key, Run
@@ -24,6 +25,7 @@ from shaped.backends.program import Case, Program
 from shaped.backends.progress import Progress
 from shaped.backends.settings import Settings
 from shaped.backends.step import Runner, Step
+from shaped.errors import listing
 from shaped.optim import FusedOptimizer
 from shaped.proof import forward_graph
 from shaped.shapes import Entry
@@ -73,7 +75,7 @@ class Compiled:
         if not last:
             for update in optimizer.updates(self.program.used_tensors):
                 update.scalars()  # out of range: an error before any work
-        case, inputs = self._admit(inputs)
+        case, inputs = self._admit(inputs, layout=not last)
         state = step.prepare(case.samples, self._layout)
         runner = step.runs.get(case) or self._runner(step, case, inputs)
         loss, finite, *norm = runner(state, inputs)
@@ -113,12 +115,21 @@ class Compiled:
         if mode != "update":
             return [self._pass(mode, case, inputs, self._forward if mode == "forward" else self._joint).executor]
         made = []
-        for owner in (optimizer, *([None] if self._settings.accumulate > 1 else [])):
-            step = self._step(owner)
-            step.prepare(case.samples, self._layout)
-            made.append((step.runs.get(case) or self._runner(step, case, inputs)).executor)
-            del self._steps[None if owner is None else id(owner)]  # an optimizer made for this must not stay alive
+        with self.kept_as_they_are():
+            for owner in (optimizer, *([None] if self._settings.accumulate > 1 else [])):
+                step = self._step(owner)
+                step.prepare(case.samples, self._layout)
+                made.append((step.runs.get(case) or self._runner(step, case, inputs)).executor)
         return made
+
+    @contextmanager
+    def kept_as_they_are(self) -> Iterator[None]:
+        """Forget the steps of optimizers that are made in between; their executors stay."""
+        before = dict(self._steps)
+        try:
+            yield
+        finally:
+            self._steps = before
 
     # -- executors ---------------------------------------------------------------------------------------------------
 
@@ -134,13 +145,19 @@ class Compiled:
 
     def _layout(self, state: Hashable = ()) -> int:
         """A number for what lowered code takes for granted, so that no step hashes hundreds of strides."""
-        return self._layouts.setdefault((self.program.strides, state), len(self._layouts))
+        key = (self.program.strides, tuple(self.program.writes), state)
+        return self._layouts.setdefault(key, len(self._layouts))
 
-    def _admit(self, inputs: Sequence[Tensor]) -> tuple[Case, list[Tensor]]:
-        self.program.follow_storage()
+    def _admit(self, inputs: Sequence[Tensor], layout: bool = True) -> tuple[Case, list[Tensor]]:
+        self.program.follow_storage(layout)
         case = self.program.admit(inputs)
-        # Executors are compiled for contiguous inputs, and autograd has no part in them.
-        return case, [x.detach().contiguous() if x.requires_grad or not x.is_contiguous() else x for x in inputs]
+        return case, [self._plain(x) for x in inputs]
+
+    def _plain(self, x: Tensor) -> Tensor:
+        """An input as executors take it: contiguous, as it lies in memory, and in no memory that they write."""
+        if x.requires_grad or not x.is_contiguous() or x.is_neg() or x.is_conj():
+            x = x.detach().resolve_neg().resolve_conj().contiguous()
+        return x.clone() if x.untyped_storage().data_ptr() in self.program.storages else x
 
     def _free(self, case: Case) -> list[str]:
         fixed = {*self.program.params.dims, *case.proof.static}
@@ -154,6 +171,9 @@ class Compiled:
             if len(self._runs) >= _CASES:
                 self._runs.clear()
             executor = self._executor(self._key(mode, case, layout), case, self.program.plain, inputs, build)
+            _refuse_hooks(self.program)
+            if mode != "forward":
+                _refuse_redrawn(self.program, case.graph)
             sizes = [case.sizes[name] for name in self._free(case)] if executor.holds is not None else []
             found = self._runs[mode, case, layout] = Runner(executor, sizes, executor)
         return found
@@ -163,6 +183,8 @@ class Compiled:
 
     def _runner(self, step: Step, case: Case, inputs: list[Tensor]) -> Runner:
         """What takes the step at these sizes from now on, until the state moves."""
+        _refuse_hooks(self.program)
+        _refuse_redrawn(self.program, case.graph)
         executor = self._step_executor(step, case, inputs)
         if len(step.runs) >= _CASES:
             step.runs.clear()
@@ -239,6 +261,37 @@ class Compiled:
         count = len(self.program.tensors)
         params, written = self.program.for_writing(flat[:count])
         return graph(*params, *flat[count:]), written
+
+
+def _refuse_hooks(program: Program) -> None:
+    hooked = [name for name, t in zip(program.params.names, program.tensors, strict=True) if t._backward_hooks]
+    if hooked:
+        raise CompileError(
+            f"{listing(hooked)} has a hook on its gradient, which a graph would not run: remove it, or use "
+            "backend='eager'; a gradient strategy can do the same on both"
+        )
+
+
+def _refuse_redrawn(program: Program, graph: GraphModule) -> None:
+    """Activation checkpointing runs a random operation again, which in a graph draws anew."""
+    outputs = next(node for node in graph.graph.nodes if node.op == "output").args[0]
+    if program.strategy is None and _draws(outputs) > _draws(outputs[:1]):
+        raise CompileError(
+            "the backward pass draws at random (activation checkpointing around dropout?), and in a graph that draw is "
+            "another than the forward pass's: use backend='eager', or leave random operations out of the checkpoint"
+        )
+
+
+def _draws(outputs: Sequence[Node | None]) -> int:
+    """How many random operations these results are computed from."""
+    seen: set[Node] = set()
+    waiting = [node for node in outputs if node is not None]
+    while waiting:
+        node = waiting.pop()
+        if node not in seen:
+            seen.add(node)
+            waiting.extend(node.all_input_nodes)
+    return sum(torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) for node in seen)
 
 
 def _free_shape(entry: Entry, sizes: Mapping[str, int], free: Sequence[str]) -> tuple[int | None, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from shaped.errors import ExecutorError
+from shaped.errors import ExecutorError, first_line
 
 Run = Callable[[list[Any]], Sequence[Any]]
 
@@ -100,7 +100,7 @@ class Executor:
         try:
             return self.run(arguments)
         except (RuntimeError, IndexError) as error:  # an index out of range, no memory: values that no shape tells
-            said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            said = first_line(error)
             raise ExecutorError(
                 f"`{self.mode}` at {self.sizes} failed while it ran: {said}. with_backend('eager') shows the operation"
             ) from error

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from shaped.backends.executors import CompileError, Lowered, Run
-from shaped.errors import ShapedError
+from shaped.errors import ShapedError, first_line
 
 Flat = Callable[..., tuple[Any, ...]]
 _warned = False
@@ -57,7 +57,7 @@ def lower(function: Flat, state: Sequence[Tensor], inputs: Sequence[Tensor], fre
         except ShapedError:
             raise
         except Exception as error:
-            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            first = first_line(error)
             raise CompileError(
                 f"the compiler refused the step: {first}. backend='eager' runs it, and backend='auto' goes on "
                 "with it by itself"

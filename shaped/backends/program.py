@@ -8,8 +8,9 @@ runs.
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from operator import attrgetter
+from operator import attrgetter, is_
 from typing import Any, cast
 
 import torch
@@ -41,6 +42,7 @@ from shaped.strategies import (
 )
 
 _requires_grad: Callable[[Tensor], bool] = attrgetter("requires_grad")
+_tracing: ContextVar[bool] = ContextVar("tracing", default=False)
 _CASES = 4096  # admitted tuples of shapes that are remembered
 
 
@@ -106,6 +108,8 @@ class Program:
         self._check_result()
         self.inputs: tuple[Entry, ...] = self.signature.entries[len(self.params) :]
         self.tensors = list(self.params)
+        self._device_type = self.params.device.type
+        self._places = _places(params, self.params) if isinstance(params, nn.Module) else _Places([], [], [], [])
         self._remember_storage()
         self._mask = [t.requires_grad for t in self.tensors]
         self._flat = all(a.kind != "container" for a in self.signature.arguments)  # a batch is its tensors
@@ -238,16 +242,40 @@ class Program:
     def _remember_storage(self) -> None:
         self.plain = [t.detach() for t in self.tensors]  # the same storage, as compiled code wants it
         self._addresses = [t.data_ptr() for t in self.tensors]
+        self.storages = {t.untyped_storage().data_ptr() for t in self.tensors}
         self.strides = tuple(t.stride() for t in self.tensors)
 
-    def follow_storage(self) -> None:
-        """Notice `.data` assigned, a module moved, a parameter frozen; compiled code would go on as before."""
-        if list(map(Tensor.data_ptr, self.tensors)) != self._addresses:
+    def follow_storage(self, layout: bool = True) -> None:
+        """Notice `.data` assigned, a module moved, a parameter frozen or replaced; compiled code would go on as before.
+
+        Args:
+            layout: Look for another shape or stride at the same address too; an optimizer does that by itself.
+        """
+        if torch.is_autocast_enabled(self._device_type):
+            raise ValueError(
+                "torch.autocast is on around a trainer, which would run another program than was proved: pass "
+                "autocast=torch.bfloat16 to it instead"
+            )
+        if list(map(Tensor.data_ptr, self.tensors)) != self._addresses or (layout and self._laid_out_anew()):
             self._take_new_storage()
+        places = self._places
+        if not all(map(is_, map(dict.get, places.owners, places.fields), places.held)):
+            there = zip(places.names, places.owners, places.fields, places.held, strict=True)
+            changed = [name for name, owner, field, thing in there if owner.get(field) is not thing]
+            raise ShapeError(f"replaced in the module: {listing(changed)}. Make a new trainer for what is there now")
         if list(map(_requires_grad, self.tensors)) != self._mask:
             changed = [n for n, t, was in zip(self.params.names, self.tensors, self._mask, strict=True)
                        if t.requires_grad != was]  # fmt: skip
             raise GradientError(f"requires_grad of {listing(changed)} was changed; make a new trainer for this mask")
+
+    def _laid_out_anew(self) -> bool:
+        now = zip(self.tensors, self.plain, strict=True)
+        return any(t.shape != old.shape or t.stride() != old.stride() for t, old in now)
+
+    def take_new_layout(self) -> None:
+        """Look at shapes and strides again, since the optimizer has found something new."""
+        if self._laid_out_anew():
+            self._take_new_storage()
 
     def _take_new_storage(self) -> None:
         """Go on with the new storage, if it is of the proved kind."""
@@ -281,7 +309,15 @@ class Program:
             )
         proof.check(sizes)
         samples = 1.0 if self._samples is None else float(self._samples.evaluate(sizes))
+        if samples <= 0:
+            raise ShapeError(f"The batch has {samples:g} samples ({self._samples}); a mean needs at least one")
+        self._write_too(proof)
         return Case(sizes, proof, key, proof.graph_at(sizes), samples, tuple(entries))
+
+    def _write_too(self, proof: Proof) -> None:
+        """Take over what a later proof writes: the statistics of a module that was in eval() at first."""
+        names = {*proof.writes} | {self.params.entries[i].path for i in self.writes}
+        self.writes = [i for i, entry in enumerate(self.params.entries) if entry.path in names]
 
     def call(self, inputs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Run the user's function on the parameters and a batch: the loss, and what it would write, unwritten."""
@@ -321,11 +357,38 @@ class Program:
                 self.tensors[i].copy_(new)
 
 
+@dataclass(frozen=True)
+class _Places:
+    """Where a module keeps its tensors and layers: names, the mappings and keys, and what was there."""
+
+    names: list[str]
+    owners: list[dict[str, Any]]
+    fields: list[str]
+    held: list[Any]
+
+
+def _places(module: nn.Module, params: ParamList) -> _Places:
+    names = [*params.names, *(name for name, _ in module.named_modules() if name)]
+    owners, fields, held = [], [], []
+    for name in names:
+        path, _, field = name.rpartition(".")
+        owner = module.get_submodule(path)
+        kept: Any = next(d for d in (owner._parameters, owner._buffers, owner._modules) if field in d)
+        owners.append(kept)
+        fields.append(field)
+        held.append(kept[field])
+    return _Places(names, owners, fields, held)
+
+
 @contextmanager
 def _kept_as_they_are(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Undo what a trace stores in modules; Unprovable where it is a tensor (a mask that is kept for the next time)."""
     before = [dict(vars(module)) for module in modules]
-    yield
+    token = _tracing.set(True)
+    try:
+        yield
+    finally:
+        _tracing.reset(token)
     stored = []
     for module, old in zip(modules, before, strict=True):
         for name, value in list(vars(module).items()):
@@ -431,6 +494,19 @@ class _Bound(nn.Module):
         self.prediction: TensorSpec | None = None  # what the loss declares that output to be
 
     def forward(self, *inputs: Tensor) -> Any:
+        before = (
+            [(m, name, b) for m in self.module.modules() for name, b in m._buffers.items()] if _tracing.get() else []
+        )
+        result = self._run(*inputs)
+        if assigned := [f"{type(m).__name__}.{name}" for m, name, b in before if m._buffers.get(name) is not b]:
+            raise Unprovable(
+                f"the program assigns a new tensor to the buffer {listing(assigned)}, which is no part of a step.",
+                None,
+                Goal(hint=f"write into it: self.{assigned[0].rpartition('.')[2]}.copy_(...)"),
+            )
+        return result
+
+    def _run(self, *inputs: Tensor) -> Any:
         if self.prediction is None:
             return self.loss(self.module, *inputs)
         output = self.module(*inputs[: self.arity])

@@ -42,7 +42,8 @@ class Progress:
     def means(self) -> list[Tensor]:
         """The mean gradient of the batches that wait, made when first asked for; the same tensors ever after."""
         if not self._means:
-            self._means = [torch.zeros_like(p, requires_grad=False) for p in self._used]
+            with torch.inference_mode(False):  # written in every later step
+                self._means = [torch.zeros_like(p, requires_grad=False) for p in self._used]
         return self._means
 
     @property

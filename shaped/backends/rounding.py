@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
+from torch.utils._pytree import tree_map
 
 RUNS = 8
 
@@ -89,19 +90,18 @@ class _Rounded(Interpreter):
             return super().run_node(n)
         assert callable(n.target)
         args, kwargs = self.fetch_args_kwargs_from_env(n)
-        args, kwargs = torch.utils._pytree.tree_map(_wide, (args, kwargs))
-        value = n.meta.get("val")
+        args, kwargs = tree_map(_wide, (args, kwargs))
         name = str(getattr(n.target, "__name__", n.target)).split(".")[0]
-        dtype = value.dtype if isinstance(value, Tensor) else None
-        if self._generator is None or dtype is None or not dtype.is_floating_point or name in _MOVES:
+        results = _floating(n.meta.get("val"))
+        if self._generator is None or not results or name in _MOVES:
             return n.target(*args, **kwargs)
-        unit = torch.finfo(dtype).eps / 2
+        unit = torch.finfo(results[0].dtype).eps / 2
         if name in ("_to_copy", "convert_element_type"):
             return self._moved(n.target(*args, **kwargs), unit)
-        terms = _terms(n, name)
+        terms = _terms(n, name, results)
         if terms > 1:
-            args = torch.utils._pytree.tree_map(lambda x: self._moved(x, terms * unit), args)
-        return self._moved(n.target(*args, **kwargs), 2 * unit)
+            args = tree_map(lambda x: self._moved(x, terms * unit), args)
+        return tree_map(lambda x: self._moved(x, 2 * unit), n.target(*args, **kwargs))
 
     def _moved(self, x: Any, limit: float) -> Any:
         if not isinstance(x, Tensor) or not x.is_floating_point():
@@ -110,19 +110,31 @@ class _Rounded(Interpreter):
         return x * (1 + limit * (2 * draws - 1))
 
 
-def _terms(node: Node, name: str) -> float:
-    """How many terms an operation adds up for one entry of its result."""
+def _terms(node: Node, name: str, results: Sequence[Tensor]) -> float:
+    """How many terms an operation adds up for one entry of its result; of several results, the one with the most."""
     if torch.Tag.pointwise in getattr(node.target, "tags", ()):
         return 1.0
-    operands = [a.meta.get("val") for a in node.all_input_nodes]
-    counts = sorted((a.numel() for a in operands if isinstance(a, Tensor) and a.is_floating_point()), reverse=True)
-    result = max(node.meta["val"].numel(), 1)
-    if not counts:
+    operands = [a for node in node.all_input_nodes for a in _floating(node.meta.get("val"))]
+    counts = sorted((a.numel() for a in operands), reverse=True)
+    if not counts or not counts[0]:
         return 1.0
     if name in _GATHERS:
-        return float(max(counts))
+        return float(counts[0])
+    if name == "convolution":
+        return operands[1].numel() / operands[1].shape[0]
+    if name == "convolution_backward":  # of its result, of x, the weight
+        return max(operands[i].numel() / operands[i].shape[1] for i in (0, 2))
+    if "scaled_dot_product" in name:
+        return float(max(size for a in operands if a.dim() == 4 for size in a.shape[2:]))
+    result = max(min(r.numel() for r in results), 1)
     # A product of [m, k] and [k, n] has m*k and k*n entries, and adds up k for each of m*n; a sum adds up all / kept.
     return max(1.0, counts[0] / result if len(counts) == 1 else math.sqrt(counts[0] * counts[1] / result))
+
+
+def _floating(value: Any) -> list[Tensor]:
+    """The floating-point tensors among an operation's results."""
+    values = value if isinstance(value, tuple | list) else (value,)
+    return [v for v in values if isinstance(v, Tensor) and v.is_floating_point()]
 
 
 def _wide(x: Any) -> Any:

@@ -65,11 +65,13 @@ class Step:
         if optimizer is not None:
             _refuse_storage(optimizer)
         self._gathers = settings.accumulate > 1
-        self._samples = torch.zeros((), dtype=torch.float64, device=program.params.device)
+        with torch.inference_mode(False):
+            self._samples = torch.zeros((), dtype=torch.float64, device=program.params.device)
         self._samples_now = 0.0
         self._updates: list[Update] = []
         self._plain: list[Tensor] = []
         self._rows: list[list[Tensor]] = []
+        self._flags: list[tuple[Any, ...]] = []
         self._scalars: list[tuple[float, ...]] = []
         self.state: list[Tensor] = []
         self.layout = 0
@@ -83,9 +85,14 @@ class Step:
     def prepare(self, samples: float, number: Callable[[Hashable], int]) -> list[Tensor]:
         """The flat state, with every scalar as it is now; `number` names a layout when it is a new one."""
         updates = self._optimizer.updates(self._program.used_tensors) if self._optimizer is not None else []
-        same = len(updates) == len(self._updates) and all(map(is_, updates, self._updates))
+        flags = [_flags(update) for update in updates]
+        same = flags == self._flags and all(map(is_, updates, self._updates))
+        if not same:
+            self._program.take_new_layout()
         if not same or self._plain is not self._program.plain or not self.state:
-            self._gather(updates)
+            with torch.inference_mode(False):  # the rows are written in every later step
+                self._gather(updates)
+            self._flags = flags
             self.layout = number(self._kinds())
             self.runs = {}
         for i, update in enumerate(updates):
@@ -121,13 +128,12 @@ class Step:
 
     def _kinds(self) -> Hashable:
         """All that the lowered code takes for granted of the state and the groups."""
-        flags = ("maximize", "nesterov", "amsgrad", "decoupled_weight_decay")
         return self._optimizer and tuple(
             (
                 self._optimizer.options,
                 tuple(update.indices),
                 tuple((t.dtype, t.stride()) for slot in (*update.slots, *_averages(update)) for t in slot),
-                tuple(update.group.get(flag) for flag in flags),
+                _flags(update),
             )
             for update in self._updates
         )
@@ -249,6 +255,11 @@ class Step:
             counted.copy_(torch.where(go, torch.ones_like(counted), counted))
         else:
             counted.add_(go.to(counted.dtype))
+
+
+def _flags(update: Update) -> tuple[Any, ...]:
+    """What a group says that is compiled in."""
+    return tuple(map(update.group.get, ("maximize", "nesterov", "amsgrad", "decoupled_weight_decay")))
 
 
 def _averages(update: Update) -> tuple[list[Tensor], ...]:

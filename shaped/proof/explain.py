@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
-from shaped.errors import Goal, ProofError, Source, Unprovable
+from shaped.errors import Goal, ProofError, Source, Unprovable, first_line
 from shaped.proof.goals import SYMBOLS, equation, last_answer
 from shaped.proof.hints import hint_for
 from shaped.proof.setting import Setting
@@ -78,7 +78,7 @@ def explain(error: Exception, setting: Setting, world: World, recorder: Recorder
         hint = "use an operation that makes a new tensor; running statistics may be parameters that are frozen"
         return Unprovable(f"`{name}` cannot be one proved step: {error}.", source, Goal(hint=hint))
     if recorder.returned:
-        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        said = first_line(error)
         return Unprovable(f"the gradient of `{name}` could not be traced.", source, Goal(said=_named(said, world)))
     if call is None or place is None or not _from_torch(error):
         return _users_own(error, name, place, world)
@@ -155,7 +155,7 @@ def _goal(error: Exception, call: Call, world: World, setting: Setting, tensors:
     labelled = [f"{_short(t)} : {s}" if t else s for t, s in zip(texts, shapes, strict=True)]
     symbol = f"   {SYMBOLS[call.name]}   " if call.name in SYMBOLS and len(operands) == 2 else ", "
     wanted = _named(error.goal, world) if isinstance(error, Mismatch) else equation(call, operands, world)
-    said = "" if wanted else _named(str(error).strip().splitlines()[0], world)
+    said = "" if wanted else _named(first_line(error), world)
     if said.startswith("Cannot view a tensor"):
         said = "view needs axes that are adjacent in memory, and these are not"
     silent = isinstance(error, Mismatch) and "broadcast" in str(error)

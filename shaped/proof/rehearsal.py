@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from shaped.errors import Goal, ProofError
+from shaped.errors import Goal, ProofError, first_line
 from shaped.proof.conditions import Condition
 from shaped.proof.setting import Setting
 from shaped.proof.source import place_of_traceback
@@ -57,7 +57,7 @@ def rehearse(
                     torch.autograd.grad(results[0], [tensors[i] for i in setting.wanted], allow_unused=True)
         except (RuntimeError, TypeError, IndexError) as error:
             place = place_of_traceback(error.__traceback__)
-            said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            said = first_line(error)
             if type(error).__name__ == "LinAlgError" or place is None or _VALUES.search(str(error)):
                 return
             goal = Goal(said=said, sizes=dict(sizes))
