@@ -62,6 +62,8 @@ def test_a_replaced_layer_or_parameter_is_refused_by_name():
 
 def test_a_buffer_that_is_assigned_anew_is_unprovable():
     class Averaged(nn.Module):
+        mean: Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.linear = nn.Linear(6, 3)
