@@ -91,9 +91,14 @@ def load_adapter(adapted: nn.Module | Adapted[Any], folder: str | os.PathLike[st
     wrong += _differences({key: tensor.shape for key, tensor in mine.items()}, found)
     if wrong:
         raise StateError(f"the adapter in {folder} does not fit.\n  " + "\n  ".join(wrong))
+    layers = [part for _, part in adapters(adapted) if part.merged] if isinstance(adapted, nn.Module) else []
+    for part in layers:
+        part.unmerge()
     with torch.no_grad():
         for key, tensor in mine.items():  # views of the parameters, transposed or not
             tensor.copy_(found[key])
+    for part in layers:
+        part.merge()
 
 
 def read_adapter(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
