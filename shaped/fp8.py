@@ -30,7 +30,9 @@ Product = Literal["emulated", "scaled"]
 def scale_of(x: Tensor, dtype: torch.dtype) -> Float[Tensor, ""]:
     """What x is multiplied with before it is rounded, so that its largest entry becomes the dtype's."""
     with torch.no_grad():
-        largest = (x.abs().amax() if x.numel() else x.new_zeros(())).double()  # in float64, so that eager and compiled code divide alike
+        largest = (
+            x.abs().amax() if x.numel() else x.new_zeros(())
+        ).double()  # in float64, so that eager and compiled code divide alike
         return (torch.finfo(dtype).max / largest.clamp_min(_TINY)).float()
 
 
@@ -247,8 +249,11 @@ class LossScaler:
             StateError: It is none; nothing has changed.
         """
         scale, good = state.get("scale"), state.get("good")
-        numbers = isinstance(scale, float) and isinstance(good, int)
-        if not numbers or not (_LARGEST >= scale >= self.floor and good >= 0):
+        if (
+            not isinstance(scale, float)
+            or not isinstance(good, int)
+            or not (_LARGEST >= scale >= self.floor and good >= 0)
+        ):
             raise StateError(
                 f"a scaler's state is a finite scale of at least {self.floor} and a count, not {dict(state)}"
             )

@@ -177,8 +177,8 @@ def adapters(module: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
 def merge(module: nn.Module) -> None:
     """Add each adapter to its layer's weight, for inference at the base's speed; `unmerge` takes it back bit for bit.
 
-    While merged, the adapters have no gradient; `module.state_dict()` is that of the module before, and loading one takes
-    the adapters out of the weights again.
+    While merged, the adapters have no gradient; `module.state_dict()` is that of the module before, and loading one
+    takes the adapters out of the weights again.
 
     Raises:
         ValueError: A base is in NF4. Nothing has changed.

@@ -256,7 +256,7 @@ class Search:
         except Pruned:
             trial.pruned = True
         except self.catch as caught:
-            state, error = "failed", f"{type(caught).__name__}: {str(caught)}".splitlines()[0]
+            state, error = "failed", f"{type(caught).__name__}: {caught!s}".splitlines()[0]
         if trial.pruned:
             state, score = "pruned", trial.reports[-1]
         score = math.nan if state == "failed" else score

@@ -47,8 +47,13 @@ def as_table(features: Any, target: Any = None) -> Table:
         DataError: A column is not numeric or has missing values, a name is unknown, or the lengths differ.
     """
     if target is None and isinstance(features, Mapping) and "data" in features and "target" in features:
-        named = list(getattr(features, "target_names", ()) if _is_text(getattr(features, "target_names", ())) else ())
-        return _table(features.data, features.target, [str(n) for n in features.get("feature_names", ())], [str(n) for n in named])
+        named = list(features.get("target_names", ()) if _is_text(features.get("target_names", ())) else ())
+        return _table(
+            features["data"],
+            features["target"],
+            [str(n) for n in features.get("feature_names", ())],
+            [str(n) for n in named],
+        )
     if isinstance(target, str | int):
         columns = list(getattr(features, "columns", ()))
         if target not in columns:
@@ -206,7 +211,9 @@ def _rows(name: str, rows: Any) -> Tensor:
     try:
         found = torch.as_tensor(rows)
     except (TypeError, ValueError, RuntimeError):
-        raise DataError(f"{name} is {rows!r}: pass row numbers{', or a share' if name == 'validation' else ''}") from None
+        raise DataError(
+            f"{name} is {rows!r}: pass row numbers{', or a share' if name == 'validation' else ''}"
+        ) from None
     if not found.numel():
         return torch.arange(0)
     if found.dtype == torch.bool or found.is_floating_point() or found.is_complex() or found.dim() != 1:

@@ -377,12 +377,25 @@ def test_an_adapter_that_is_loaded_over_a_merged_module_is_merged(tmp_path: Path
     module, x = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2)), torch.randn(4, 8)
     inject(module, ["0"], rank=2)
     with torch.no_grad():
-        module[0].lora_B.fill_(0.5)  # type: ignore[union-attr]
+        module[0].lora_B.fill_(0.5)  # type: ignore[union-attr, operator]
     save_adapter(module, tmp_path)
     wanted = module(x).detach()
     with torch.no_grad():
-        module[0].lora_B.fill_(2.0)  # type: ignore[union-attr]
+        module[0].lora_B.fill_(2.0)  # type: ignore[union-attr, operator]
     merge(module)
     load_adapter(module, tmp_path)
 
     torch.testing.assert_close(module(x), wanted)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("init_lora_weights", "pissa"), ("use_qalora", True), ("lora_alpha", None), ("r", True)]
+)
+def test_an_adapter_of_a_changed_base_or_without_numbers_is_refused(setting: str, value: Any, tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Linear(4, 4))
+    inject(module, ["0"], rank=1)
+    save_adapter(module, tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, setting: value}))
+    with pytest.raises(StateError, match=setting):
+        load_adapter(nn.Sequential(nn.Linear(4, 4)), tmp_path)

@@ -219,9 +219,10 @@ def test_every_dataset_by_name_has_the_sizes_it_says() -> None:
 
 def test_a_whole_number_is_a_share_and_never_a_row() -> None:
     table = as_table(torch.arange(20.0).view(10, 2), torch.tensor([0, 1] * 5))
-    for none in (0, 0.0, torch.tensor(0.0), np.float32(0)):
+    nothing: Any = (0, 0.0, torch.tensor(0.0), np.float32(0))
+    for none in nothing:
         assert len(TableProvider(table, validation=none).validation) == 0
-    assert len(TableProvider(table, validation=torch.tensor(0.25)).validation) == 3  # type: ignore[arg-type]
+    assert len(TableProvider(table, validation=torch.tensor(0.25)).validation) == 3
     for wrong in (1, 1.0, -0.5):
         with pytest.raises(ValueError, match="a share is below 1; rows are a list"):
             TableProvider(table, validation=wrong)

@@ -176,7 +176,7 @@ def test_two_searches_over_one_folder_share_its_trials(tmp_path: Path) -> None:
 def test_a_search_whose_names_stand_in_another_order_is_another_search(tmp_path: Path) -> None:
     Search(SPACE, sphere, trials=1, folder=tmp_path).run()
     with pytest.raises(StateError, match=r"in the order \['lr', 'k'\] there, \['k', 'lr'\] here"):
-        Search(dict(reversed(SPACE.items())), sphere, trials=2, folder=tmp_path)
+        Search(dict(reversed(list(SPACE.items()))), sphere, trials=2, folder=tmp_path)
     finer: Space = {**SPACE, "lr": Real(1.00000001e-4, 1.0, log=True)}
     with pytest.raises(StateError, match="is the journal of another search"):
         Search(finer, sphere, trials=2, folder=tmp_path)
