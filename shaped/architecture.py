@@ -18,13 +18,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from shaped.errors import ShapedError, ShapeError, StateError, listing, nearest
+from shaped.errors import NonFiniteError, ShapedError, ShapeError, StateError, listing, nearest
 from shaped.params import ParamList
 from shaped.shapes import worn
 from shaped.trainer import ScalarTrainer
 
 P = TypeVar("P", bound=ParamList)
 _chosen: ContextVar[Mapping[str, str] | None] = ContextVar("chosen", default=None)
+_met: ContextVar[dict[str, tuple[str, ...]] | None] = ContextVar("met", default=None)  # what `mixed` was called with
 
 
 def mixed(
@@ -42,6 +43,10 @@ def mixed(
     Raises:
         ShapedError: The chosen operation is none of these.
     """
+    if (met := _met.get()) is not None:
+        before = met.setdefault(alpha, tuple(operations))
+        if before != tuple(operations):
+            raise ShapeError(f"mixed({alpha!r}) has the operations {list(before)}, then {list(operations)}")
     chosen = _chosen.get()
     if chosen is not None and alpha in chosen:
         if chosen[alpha] not in operations:
@@ -97,7 +102,8 @@ class Darts(Generic[P]):
         weights, alphas: Two ScalarTrainers over the same memory: one with the logits frozen, one with all else.
 
     Raises:
-        ShapeError: A choice names what is not there, or its logits are not one for each operation.
+        ShapeError: A choice names what is not there, its logits are not one for each operation, or `mixed` has its
+            operations under another path, by other names, or in another order.
         ProofError, GradientError: The loss is not well-shaped, or does not use some of its parameters.
     """
 
@@ -113,8 +119,14 @@ class Darts(Generic[P]):
         _check(params, self.choices)
         logits = [choice.alpha for choice in self.choices]
         others = [name for name in params.names if name not in logits]
-        self.weights = ScalarTrainer(loss, params.with_frozen(logits), backend=backend)
-        self.alphas = ScalarTrainer(loss, params.with_frozen(others), backend=backend)
+        met: dict[str, tuple[str, ...]] = {}
+        token = _met.set(met)
+        try:
+            self.weights = ScalarTrainer(loss, params.with_frozen(logits), backend=backend)
+            self.alphas = ScalarTrainer(loss, params.with_frozen(others), backend=backend)
+        finally:
+            _met.reset(token)
+        _check_met(met, self.choices)
 
     def step(
         self,
@@ -156,8 +168,11 @@ class Darts(Generic[P]):
             max_params: How many numbers the architecture may train, those outside all choices included.
 
         Raises:
-            ValueError: No architecture is that small; says how small one can be.
+            ValueError: No architecture is that small; says how small one can be. NonFiniteError: Logits are not finite.
         """
+        broken = [choice.alpha for choice in self.choices if not self._params[choice.alpha].isfinite().all()]
+        if broken:
+            raise NonFiniteError(f"the logits {listing(broken)} are not finite")
         sizes = {name: tensor.numel() for name, tensor in zip(self._params.names, self._params, strict=True)}
         owned = {path for choice in self.choices for paths in choice.operations.values() for path in paths}
         logits = {choice.alpha for choice in self.choices}
@@ -220,6 +235,23 @@ def _only(loss: Callable[..., Any], operations: Mapping[str, str]) -> Callable[.
             _chosen.reset(token)
 
     return worn(discrete, loss)
+
+
+def _check_met(met: Mapping[str, Sequence[str]], choices: Sequence[Choice]) -> None:
+    """The choices are those that the loss calls `mixed` with; else another operation would be reported than won."""
+    for choice in choices:
+        there, here = met.get(choice.alpha), tuple(choice.operations)
+        if there is None:
+            raise ShapeError(f"the loss has no mixed({choice.alpha!r}, ...){nearest(choice.alpha, list(met))}")
+        if tuple(there) != here:
+            raise ShapeError(
+                f"Choice({choice.alpha!r}) has the operations {list(here)} and mixed({choice.alpha!r}) {list(there)}: "
+                "give the same names in the same order"
+            )
+    chosen = [choice.alpha for choice in choices]
+    unknown = [alpha for alpha in met if alpha not in chosen]
+    if unknown:
+        raise ShapeError(f"the loss calls `mixed` with {listing(unknown)}, which no Choice is for")
 
 
 def _check(params: ParamList, choices: Sequence[Choice]) -> None:

@@ -23,13 +23,16 @@ from shaped.strategies import Loss, gradients
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 _TINY = 1e-12  # torchao's floor for the largest absolute value: a tensor of zeros has a scale too
+_LARGEST = torch.finfo(torch.float32).max
 Product = Literal["emulated", "scaled"]
 
 
 def scale_of(x: Tensor, dtype: torch.dtype) -> Float[Tensor, ""]:
     """What x is multiplied with before it is rounded, so that its largest entry becomes the dtype's."""
     with torch.no_grad():
-        largest = x.abs().amax().double()  # in float64, so that eager and compiled code divide alike
+        largest = (
+            x.abs().amax() if x.numel() else x.new_zeros(())
+        ).double()  # in float64, so that eager and compiled code divide alike
         return (torch.finfo(dtype).max / largest.clamp_min(_TINY)).float()
 
 
@@ -98,12 +101,14 @@ def fp8_linear(
             eight-bit product, which on a GPU needs a Hopper or Ada one and sizes that are multiples of 16.
 
     Raises:
-        ShapeError: `w` is no matrix, or its rows are not x's last axis.
+        ShapeError: `w` is no matrix, its rows are not x's last axis, or they are no floating-point tensors.
     """
     if product not in ("emulated", "scaled"):
         raise ValueError(f"product is {product!r}; it is 'emulated' or 'scaled'")
     if w.dim() != 2 or x.dim() < 1 or not x.shape[-1] == w.shape[0]:
         raise ShapeError(f"fp8_linear: x is {list(x.shape)} and w {list(w.shape)}; the last axis of x is the rows of w")
+    if not (x.is_floating_point() and w.is_floating_point()):
+        raise ShapeError(f"fp8_linear: x is {x.dtype} and w {w.dtype}; both are floating-point")
     rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
     y: Tensor = _Linear.apply(rows, w, product)
     y = y if x.dim() == 2 else y.reshape(*x.shape[:-1], w.shape[1])
@@ -175,7 +180,7 @@ class LossScaler:
 
     Args:
         scale: Where it starts.
-        interval: Finite steps in a row after which it is multiplied with `growth`.
+        interval: Finite steps in a row after which it is multiplied with `growth`, unless it would be infinite then.
         growth, backoff: Factors; `backoff` after a step that was skipped.
         floor: The scale never goes below.
         device: Of the parameters.
@@ -196,10 +201,10 @@ class LossScaler:
         floor: float = 1.0,
         device: torch.device | str | None = None,
     ) -> None:
-        if not (scale >= floor > 0 and growth > 1 > backoff > 0):
+        if not (_LARGEST >= scale >= floor > 0 and growth > 1 > backoff > 0):
             raise ValueError(
                 f"scale = {scale}, growth = {growth}, backoff = {backoff}, floor = {floor}: the scale is at least the "
-                "floor, which is positive; growth is above 1 and backoff between 0 and 1"
+                "floor, which is positive, and finite in float32; growth is above 1 and backoff between 0 and 1"
             )
         if not isinstance(interval, int) or isinstance(interval, bool) or interval < 1:
             raise ValueError(f"interval is {interval!r}; it is a whole number of at least 1")
@@ -229,8 +234,9 @@ class LossScaler:
             self.good = 0
             return
         self.good += 1
-        if self.good == self.interval:
-            self.scale, self.good = self.scale * self.growth, 0
+        if self.good >= self.interval:
+            grown = self.scale * self.growth
+            self.scale, self.good = torch.where(grown.isfinite(), grown, self.scale), 0
 
     def state_dict(self) -> dict[str, Any]:
         """The scale and the count, as plain numbers."""
@@ -243,8 +249,14 @@ class LossScaler:
             StateError: It is none; nothing has changed.
         """
         scale, good = state.get("scale"), state.get("good")
-        if not isinstance(scale, float) or not isinstance(good, int) or not (scale >= self.floor and good >= 0):
-            raise StateError(f"a scaler's state is a scale of at least {self.floor} and a count, not {dict(state)}")
+        if (
+            not isinstance(scale, float)
+            or not isinstance(good, int)
+            or not (_LARGEST >= scale >= self.floor and good >= 0)
+        ):
+            raise StateError(
+                f"a scaler's state is a finite scale of at least {self.floor} and a count, not {dict(state)}"
+            )
         self.scale, self.good = torch.full_like(self.scale, scale), good
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jaxtyping import Float
 from torch import Tensor
 
-from shaped import GradientError, ParamList, ProofError, ScalarTrainer, ShapeError, StateError, init
+from shaped import GradientError, NonFiniteError, ParamList, ProofError, ScalarTrainer, ShapeError, StateError, init
 from shaped.architecture import Choice, Darts, mixed
 
 
@@ -210,3 +210,38 @@ def test_logits_that_the_loss_does_not_use_are_a_missing_gradient() -> None:
 
     with pytest.raises(GradientError, match="`deaf` does not depend on `second`"):
         Darts(deaf, space(), CHOICES)
+
+
+@pytest.mark.parametrize(
+    ("choices", "said"),
+    [
+        ((Choice("first", {"square": ("square",), "linear": ("linear",), "deep": ("up", "across")}), CHOICES[1]),
+         "give the same names in the same order"),
+        ((CHOICES[0], Choice("second", {"skip": (), "linaer": ("more",)})), "give the same names in the same order"),
+        (CHOICES[:1], "the loss calls `mixed` with `second`, which no Choice is for"),
+    ],
+)  # fmt: skip
+def test_choices_that_are_not_those_of_the_loss_are_refused_before_the_search(choices: Any, said: str) -> None:
+    with pytest.raises(ShapeError, match=said):
+        Darts(loss, space(), choices)
+
+
+def test_a_misspelt_path_in_the_loss_is_refused_before_the_search() -> None:
+    class Small(ParamList):
+        first: Float[Tensor, " 2"] = init.zeros()
+        w: Float[Tensor, "features one"]
+
+    def misspelt(p: Small, x: Float[Tensor, "batch features"], y: Float[Tensor, "batch one"]) -> Float[Tensor, ""]:
+        h = mixed("frist", p.first, {"linear": lambda: x @ p.w, "zero": lambda: torch.zeros_like(y)})
+        return F.mse_loss(h, y)
+
+    with pytest.raises(ShapeError, match=r"the loss has no mixed\('first', ...\); did you mean `frist`"):
+        Darts(misspelt, Small.init(features=3, one=1), [Choice("first", {"linear": ("w",), "zero": ()})])
+
+
+def test_logits_that_are_not_finite_choose_nothing() -> None:
+    found = search()
+    with torch.no_grad():
+        found._params.second.fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match="the logits `second` are not finite"):
+        found.discretise()

@@ -258,7 +258,7 @@ def test_a_scaler_saved_mid_run_goes_on_the_same_in_a_new_one() -> None:
         scaler.update(True)
 
     assert second.state_dict() == first.state_dict() == {"scale": 8.0, "good": 0}
-    with pytest.raises(StateError, match="a scaler's state is a scale of at least 1"):
+    with pytest.raises(StateError, match="a scaler's state is a finite scale of at least 1"):
         second.load_state_dict({"scale": 0.5, "good": 0})
 
 
@@ -266,3 +266,23 @@ def test_a_scaler_saved_mid_run_goes_on_the_same_in_a_new_one() -> None:
 def test_a_scaler_out_of_range_is_refused(wrong: Any) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         LossScaler(**wrong)
+
+
+def test_a_scale_stops_growing_before_it_is_infinite() -> None:
+    scaler = LossScaler(2.0**127, interval=1)
+    for _ in range(3):
+        scaler.update(True)
+    assert scaler.scale.item() == 2.0**127
+    for state in ({"scale": float("inf"), "good": 0}, {"scale": float("nan"), "good": 0}):
+        with pytest.raises(StateError, match="a finite scale"):
+            scaler.load_state_dict(state)
+    scaler.load_state_dict({"scale": 4.0, "good": 99})
+    scaler.update(True)
+    assert scaler.scale.item() == 8.0
+
+
+def test_no_rows_give_no_rows_and_whole_numbers_are_refused() -> None:
+    w = torch.ones(8, 3)
+    assert fp8_linear(torch.zeros(0, 8), w).shape == (0, 3)
+    with pytest.raises(ShapeError, match="both are floating-point"):
+        fp8_linear(torch.ones(2, 8, dtype=torch.int64), w)

@@ -8,7 +8,7 @@ The names, the orientation ([rank, in] and [out, rank]) and the first values are
 import copy
 import math
 from collections.abc import Iterator, Sequence
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,8 @@ class LoraLinear(nn.Module):
         self.lora_A = nn.Parameter(drawn.to(layer.weight))
         self.lora_B = nn.Parameter(layer.weight.new_zeros(layer.out_features, rank))
         self._unmerged: Tensor | None = None
+        self.register_state_dict_post_hook(_save_unmerged)
+        self.register_load_state_dict_pre_hook(_unmerge_first)
 
     @property
     def merged(self) -> bool:
@@ -98,6 +100,19 @@ class LoraLinear(nn.Module):
             if base.bias is not None:
                 made.bias.copy_(base.bias)
         return made
+
+
+def _save_unmerged(part: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    """A merged layer saves the base as it is without the product, which would count twice where both are loaded."""
+    assert isinstance(part, LoraLinear)
+    if part._unmerged is not None:
+        state[f"{prefix}base_layer.weight"] = part._unmerged
+
+
+def _unmerge_first(part: nn.Module, *rest: Any) -> None:
+    """A merged layer that loads a state is no longer merged."""
+    assert isinstance(part, LoraLinear)
+    part.unmerge()
 
 
 def inject(
@@ -162,7 +177,8 @@ def adapters(module: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
 def merge(module: nn.Module) -> None:
     """Add each adapter to its layer's weight, for inference at the base's speed; `unmerge` takes it back bit for bit.
 
-    While merged, the adapters have no gradient.
+    While merged, the adapters have no gradient; `module.state_dict()` is that of the module before, and loading one
+    takes the adapters out of the weights again.
 
     Raises:
         ValueError: A base is in NF4. Nothing has changed.

@@ -32,6 +32,12 @@ _PLAIN: Mapping[str, tuple[Any, ...]] = {
     "modules_to_save": ([], None),
     "layer_replication": ([], None),
 }
+# The same, of settings that are read and not written: those of the first kind were made beside a changed base.
+_ALSO: Mapping[str, tuple[Any, ...]] = {
+    "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),
+    "use_qalora": (False, None),
+    "target_parameters": (None, []),
+}
 
 
 def save_adapter(adapted: nn.Module | Adapted[Any], folder: str | os.PathLike[str]) -> Path:
@@ -91,9 +97,14 @@ def load_adapter(adapted: nn.Module | Adapted[Any], folder: str | os.PathLike[st
     wrong += _differences({key: tensor.shape for key, tensor in mine.items()}, found)
     if wrong:
         raise StateError(f"the adapter in {folder} does not fit.\n  " + "\n  ".join(wrong))
+    layers = [part for _, part in adapters(adapted) if part.merged] if isinstance(adapted, nn.Module) else []
+    for part in layers:
+        part.unmerge()
     with torch.no_grad():
         for key, tensor in mine.items():  # views of the parameters, transposed or not
             tensor.copy_(found[key])
+    for part in layers:
+        part.merge()
 
 
 def read_adapter(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -112,7 +123,12 @@ def read_adapter(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[s
         raise StateError(f"{place / TENSORS} cannot be read: {error}") from None
     if not isinstance(config, dict) or config.get("peft_type") != "LORA" or not {"r", "lora_alpha"} <= set(config):
         raise StateError(f"{place / CONFIG} is no LoRA configuration")
-    odd = [f"{key} = {config[key]!r}" for key, plain in _PLAIN.items() if config.get(key, plain[0]) not in plain]
+    for key, least in (("r", 1), ("lora_alpha", 0)):
+        number = isinstance(config[key], int | float) and not isinstance(config[key], bool)
+        if not number or not config[key] >= least or (key == "r" and not isinstance(config[key], int)):
+            raise StateError(f"{place / CONFIG}: {key} is {config[key]!r}")
+    plains = {**_PLAIN, **_ALSO}
+    odd = [f"{key} = {config[key]!r}" for key, plain in plains.items() if config.get(key, plain[0]) not in plain]
     if odd:
         raise StateError(f"{place}: plain LoRA is read here, and the adapter has {', '.join(odd)}")
     return config, found

@@ -15,9 +15,11 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from shaped.errors import ShapedError, nearest
+from shaped.errors import CheckpointCorrupt, ShapedError, StateError, nearest
 
 C = TypeVar("C")
+# What a run may be gone on with: how long it is, what is measured, and where it runs.
+_MAY_CHANGE = ("epochs", "early_stopping", "metrics", "restore_best", "backend", "device", "folder", "extensions")
 
 
 class ConfigError(ShapedError, ValueError):
@@ -138,6 +140,29 @@ def from_dict(kind: type[C], values: Mapping[str, Any]) -> C:
         raise ConfigError(f"{kind.__name__} cannot be read.\n  " + "\n  ".join(wrong))
     result: C = made
     return result
+
+
+def check_same(path: Path, config: WorkflowConfig) -> None:
+    """Refuse to go on with a run that was begun under another configuration, save what may change between runs.
+
+    Raises:
+        StateError: Something differs; all of it is listed. CheckpointCorrupt: The file is no configuration.
+    """
+    if not path.exists():  # a run from before configurations were kept
+        return
+    try:
+        there = json.loads(path.read_bytes())
+        here = to_dict(config)
+        keys = [key for key in here if key not in _MAY_CHANGE]
+        differ = [
+            f"{key} was {there.get(key)!r} there, {here[key]!r} here" for key in keys if there.get(key) != here[key]
+        ]
+    except (ValueError, AttributeError):
+        raise CheckpointCorrupt(f"{path} is not what was written there") from None
+    if differ:
+        raise StateError(
+            f"{path.parent} is of a run with another configuration: choose another folder.\n  " + "\n  ".join(differ)
+        )
 
 
 def to_dict(config: Any) -> dict[str, Any]:

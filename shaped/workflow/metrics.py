@@ -10,6 +10,7 @@ Metrics of numbers take two tensors of one shape. Nothing is broadcast.
 """
 
 import copy
+import importlib.util
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -59,6 +60,7 @@ class _OfClasses:
     def __init__(self, named: Named) -> None:
         self._named, self._classes = named, 0
         self._metric: Any = None
+        self._nan = False
 
     def update(self, predictions: Tensor, targets: Tensor) -> None:
         classes = _classes(predictions, targets)
@@ -71,13 +73,17 @@ class _OfClasses:
             self._classes = classes
         elif classes != self._classes:
             raise ShapeError(f"{self._named.cls}: predictions of {classes} classes after some of {self._classes}")
+        if targets.numel() and not 0 <= targets.min() <= targets.max() < classes:
+            said = f"{targets.min().item():g} to {targets.max().item():g}"
+            raise ValueError(f"{self._named.cls}: targets are {said}; they are classes from 0 to {classes - 1}")
+        self._nan = self._nan or bool(predictions.isnan().any())
         self._metric.update(*_probabilities(predictions, targets))
 
     def compute(self) -> Any:
-        return self._metric.compute() if self._metric is not None else float("nan")
+        return self._metric.compute() if self._metric is not None and not self._nan else float("nan")
 
     def reset(self) -> None:
-        self._metric = None
+        self._metric, self._nan = None, False
 
 
 class _OfNumbers:
@@ -86,19 +92,21 @@ class _OfNumbers:
     def __init__(self, named: Named) -> None:
         self._named = named
         self._metric: Any = None
+        self._nan = False
 
     def update(self, predictions: Tensor, targets: Tensor) -> None:
         if predictions.shape != targets.shape:
             raise ShapeError(f"{self._named.cls}: {list(predictions.shape)} against {list(targets.shape)}")
         if self._metric is None:
             self._metric = self._named.torchmetrics().to(predictions.device)
+        self._nan = self._nan or bool(predictions.isnan().any() | targets.isnan().any())
         self._metric.update(predictions.flatten().float(), targets.flatten().float())
 
     def compute(self) -> Any:
-        return self._metric.compute() if self._metric is not None else float("nan")
+        return self._metric.compute() if self._metric is not None and not self._nan else float("nan")
 
     def reset(self) -> None:
-        self._metric = None
+        self._metric, self._nan = None, False
 
 
 class Gathered:
@@ -167,9 +175,17 @@ class MetricComputer:
     def compute(self, predictions: Tensor, targets: Tensor) -> dict[str, float]:
         """Every metric over these predictions and targets.
 
+        Args:
+            predictions: For classes logits, never probabilities; for numbers numbers. Where one is NaN, torchmetrics'
+                metrics are too.
+            targets: Classes from 0 on, or numbers.
+
         Raises:
-            ShapeError: Their shapes do not go together.
+            ShapeError: Their shapes do not go together, or they are no tensors. ValueError: A target is no class.
         """
+        kinds = [type(given).__name__ for given in (predictions, targets) if not torch.is_tensor(given)]
+        if kinds:
+            raise ShapeError(f"predictions and targets are tensors, not {' and '.join(kinds)}")
         found = {}
         for name, make in self._metrics.items():
             metric = make()
@@ -213,6 +229,8 @@ class _Shared:
 def _maker(name: str, metric: Any) -> Callable[[], Metric]:
     """A function that makes a fresh metric object."""
     if isinstance(metric, Named):
+        if importlib.util.find_spec("torchmetrics") is None:  # said now, not after an epoch
+            raise ShapedError(f'{metric.cls} is torchmetrics\': pip install "shaped-trainer[metrics]"')
         return metric.make
     if isinstance(metric, type) and isinstance(metric, Metric):
         made: Callable[[], Metric] = metric
@@ -230,7 +248,7 @@ def _maker(name: str, metric: Any) -> Callable[[], Metric]:
 def _classes(predictions: Tensor, targets: Tensor) -> int:
     if predictions.shape == targets.shape:
         return 2
-    if predictions.dim() and predictions.shape[:-1] == targets.shape:
+    if predictions.dim() and predictions.shape[:-1] == targets.shape and predictions.shape[-1] > 1:
         return predictions.shape[-1]
     raise ShapeError(
         f"predictions {list(predictions.shape)} against targets {list(targets.shape)}: expected [..., classes] against "

@@ -8,6 +8,7 @@
 The file is safetensors: tensors, and a line of JSON with the sizes. Nothing in it is executed.
 """
 
+import hashlib
 import inspect
 import json
 import os
@@ -215,6 +216,7 @@ class ModelProvider:
             "dims": {e.path: " ".join(map(str, e.spec.dims)) for e in params.entries},
             "frozen": [n for n, t in zip(params.names, params, strict=True) if not t.requires_grad],
             "about": dict(about or {}),
+            "sha256": _digest(tensors),
         }
         temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
         try:
@@ -299,4 +301,14 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         or not {"model", "sizes", "frozen", "about"} <= set(note)
     ):
         raise CheckpointError(f"{path} has a format that this version does not read")
+    if "sha256" in note and note["sha256"] != _digest(tensors):
+        raise CheckpointCorrupt(f"{path} is not what was written: its tensors have another checksum")
     return note, tensors
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        found.update(f"{name} {describe(tensors[name])}\n".encode())
+        found.update(tensors[name].reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from shaped.checkpoint.files import read_checkpoint, write_checkpoint
+from shaped.checkpoint.lock import Lock
 from shaped.data.batches import mixed
 from shaped.errors import NonFiniteError, StateError
 from shaped.loop import Loop
@@ -129,6 +130,8 @@ class Population:
         self._sign = 1 if direction == "min" else -1
         values = [draw(self.space, seed, i) for i in range(size)]
         self.loops = [make(dict(v), mixed(seed, i) % 2**31) for i, v in enumerate(values)]
+        if len({id(loop) for loop in self.loops}) < size:
+            raise ValueError("make gave two members one loop: make a new one for each, over parameters of its own")
         for loop, v in zip(self.loops, values, strict=True):
             apply(loop, v)
         self.members = [Member(i, v, math.nan, i) for i, v in enumerate(values)]
@@ -142,8 +145,17 @@ class Population:
         """Train the generations that are left.
 
         Raises:
-            NonFiniteError: No member has a finite score. What `train` raises otherwise.
+            NonFiniteError: No member has a finite score. RunLocked: Another population runs in the folder. What `train`
+            raises otherwise.
         """
+        lock = Lock(self._folder) if self._folder is not None else None
+        try:
+            return self._run()
+        finally:
+            if lock is not None:
+                lock.release()
+
+    def _run(self) -> PopulationResult:
         while len(self.history) < self._generations:
             self._generation(len(self.history))
             if self._folder is not None:
@@ -192,11 +204,16 @@ class Population:
         """Every member's loop, values and history; a copy."""
         return {
             "space": {name: dimension.spelled() for name, dimension in self.space.items()},
+            "rules": self._rules,
             "seed": self._seed,
             "members": [vars(member) for member in self.members],
             "history": [[vars(member) for member in members] for members in self.history],
             "loops": [loop.state_dict() for loop in self.loops],
         }
+
+    @property
+    def _rules(self) -> dict[str, Any]:
+        return {"sign": self._sign, "moving": self._moving, "perturb": list(self._perturb)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state.
@@ -207,6 +224,10 @@ class Population:
         mine = {"space": {name: d.spelled() for name, d in self.space.items()}, "seed": self._seed}
         wrong = [f"{key} was {state.get(key)!r} there, {value!r} here" for key, value in mine.items()
                  if state.get(key) != value]  # fmt: skip
+        if state.get("rules", self._rules) != self._rules:  # direction, fraction and factors
+            wrong.append(f"rules were {state['rules']} there, {self._rules} here")
+        if len(state.get("members", ())) != len(state.get("loops", ())):
+            wrong.append(f"{len(state.get('members', ()))} members with {len(state.get('loops', ()))} loops")
         if len(state.get("loops", ())) != len(self.loops):
             wrong.append(f"{len(state.get('loops', ()))} members there, {len(self.loops)} here")
         if wrong:

@@ -23,7 +23,8 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
-from shaped.errors import NonFiniteError, ShapedError, StateError, nearest
+from shaped.checkpoint.lock import Lock
+from shaped.errors import CheckpointCorrupt, CheckpointError, NonFiniteError, ShapedError, StateError, nearest
 from shaped.workflow.space import STRATEGIES, Past, Space, Values, check_space
 
 if TYPE_CHECKING:
@@ -176,6 +177,7 @@ class Search:
 
     Raises:
         ValueError: An argument is out of range. StateError: The folder has the journal of another search.
+        CheckpointCorrupt: The journal is not what was written. CheckpointError: The folder is a file.
     """
 
     def __init__(
@@ -211,15 +213,29 @@ class Search:
         self.folder = Path(folder) if folder is not None else None
         self.results: list[TrialResult] = []
         if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except FileExistsError:
+                raise CheckpointError(f"{self.folder} is a file, and a search needs a folder") from None
             self._read()
 
     def run(self) -> SearchResult:
         """Try candidates until there are `trials` of them, or the grid has no more.
 
         Raises:
-            What an objective raises and `catch` does not name; the trials before are in the journal.
+            What an objective raises and `catch` does not name; the trials before are in the journal. RunLocked: Another
+            search runs in the folder.
         """
+        if self.folder is None:
+            return self._run()
+        lock = Lock(self.folder)
+        try:
+            self._read()  # what another search over this folder has added
+            return self._run()
+        finally:
+            lock.release()
+
+    def _run(self) -> SearchResult:
         choose = STRATEGIES[self.strategy]
         options = {"points": self.points, "startup": self.startup, "direction": self.direction}
         while len(self.results) < self.trials:
@@ -227,25 +243,25 @@ class Search:
             values = choose(self.space, past, len(past), self.seed, **options)
             if values is None:
                 break
-            self.results.append(self._try(Trial(self, len(past), values)))
+            self.results.append(self._try(Trial(self, len(past), dict(values)), values))
             self._write(self.results[-1])
         return SearchResult(tuple(self.results), self.direction)
 
-    def _try(self, trial: Trial) -> TrialResult:
+    def _try(self, trial: Trial, values: Values) -> TrialResult:
         began, state, score, error = time.perf_counter(), "complete", math.nan, ""
         try:
-            score = float(self.objective(trial))
+            score = _number(self.objective(trial), trial.number)
             if not math.isfinite(score) and not trial.pruned:
                 state, error = "failed", f"its score is {score}"
         except Pruned:
             trial.pruned = True
         except self.catch as caught:
-            state, error = "failed", f"{type(caught).__name__}: {str(caught).splitlines()[0]}"
+            state, error = "failed", f"{type(caught).__name__}: {caught!s}".splitlines()[0]
         if trial.pruned:
             state, score = "pruned", trial.reports[-1]
         score = math.nan if state == "failed" else score
         seconds = round(time.perf_counter() - began, 3)
-        return TrialResult(trial.number, trial.values, score, state, tuple(trial.reports), trial.steps, seconds, error)  # type: ignore[arg-type]
+        return TrialResult(trial.number, values, score, state, tuple(trial.reports), trial.steps, seconds, error)  # type: ignore[arg-type]
 
     def prunes(self, reports: list[float]) -> bool:
         """Whether the median rule ends a trial with these reports.
@@ -289,15 +305,48 @@ class Search:
         whole, _, cut = path.read_text(encoding="utf-8").rpartition("\n")
         if cut:  # a line that a kill cut off: that trial is made again
             path.write_text(whole + "\n" if whole else "", encoding="utf-8")
-        lines = [json.loads(line) for line in whole.splitlines()]
+        lines = [_parsed(path, number, line) for number, line in enumerate(whole.splitlines())]
+        self.results = []
         if not lines:
             path.unlink()
             return
         about = json.loads(json.dumps(self._about))
         differ = [f"{key} was {lines[0].get(key)!r} there, {value!r} here" for key, value in about.items()
                   if lines[0].get(key) != value]  # fmt: skip
+        if not differ and list(lines[0]["space"]) != list(self.space):  # draws and the grid go by the order
+            differ = [f"the names stood in the order {list(lines[0]['space'])} there, {list(self.space)} here"]
         if differ:
             raise StateError(f"{path} is the journal of another search.\n  " + "\n  ".join(differ))
-        for line in lines[1:]:
-            score = math.nan if line["score"] is None else line["score"]
-            self.results.append(TrialResult(**{**line, "score": score, "reports": tuple(line["reports"])}))
+        for number, line in enumerate(lines[1:]):
+            self.results.append(_result(path, number, line, self.space))
+
+
+def _number(score: Any, trial: int) -> float:
+    try:
+        return float(score)
+    except (TypeError, ValueError, RuntimeError):
+        raise ShapedError(
+            f"trial {trial}: the objective returned {score!r}, a {type(score).__name__}; a score is a number"
+        ) from None
+
+
+def _parsed(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise CheckpointCorrupt(f"{path}, line {number + 1}: it is not what was written there")
+    return found
+
+
+def _result(path: Path, number: int, line: Mapping[str, Any], space: Space) -> TrialResult:
+    try:
+        score = math.nan if line["score"] is None else float(line["score"])
+        result = TrialResult(**{**line, "score": score, "reports": tuple(line["reports"])})
+        whole = result.number == number and set(result.values) == set(space)
+    except (TypeError, KeyError, ValueError):
+        whole = False
+    if not whole:
+        raise CheckpointCorrupt(f"{path}, line {number + 2}: it is not the line of trial {number}")
+    return result

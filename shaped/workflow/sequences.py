@@ -58,7 +58,14 @@ class SequenceProvider:
         values = eras.tolist() if hasattr(eras, "tolist") else list(eras)
         if not values:
             raise DataError("there are no eras")
-        self.names = tuple(sorted(set(values)))  # in order of time
+        # NaN and NaT are not themselves, save the NaT of numpy's nanoseconds, which is the least number
+        missing = [i for i, value in enumerate(values) if value is None or value != value or value == -(2**63)]
+        if missing:
+            raise DataError(f"rows without an era: {len(missing)}, row {missing[0]} among them")
+        try:
+            self.names = tuple(sorted(set(values)))  # in order of time
+        except TypeError as error:
+            raise DataError(f"the eras have no order: {error}; pass one value of one kind for each row") from None
         number = {name: i for i, name in enumerate(self.names)}
         self._era = torch.tensor([number[value] for value in values])
         self._count = count

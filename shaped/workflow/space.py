@@ -52,7 +52,7 @@ class Real:
 
     def spelled(self) -> str:
         """For messages and the journal."""
-        return f"Real({self.low:g}, {self.high:g}{', log' if self.log else ''})"
+        return f"Real({_spelled(self.low)}, {_spelled(self.high)}{', log' if self.log else ''})"
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,12 @@ class Categorical:
     __repr__ = spelled
 
 
+def _spelled(number: float) -> str:
+    """In six digits where these are all that it has."""
+    short = f"{number:g}"
+    return short if float(short) == number else repr(float(number))
+
+
 Dimension = Real | Integer | Categorical
 Space = Mapping[str, Dimension]
 
@@ -140,10 +146,13 @@ def check_space(space: Any) -> dict[str, Dimension]:
     """The space as a dictionary.
 
     Raises:
-        ValueError: It is empty, or a name does not stand for Real, Integer or Categorical.
+        ValueError: It is empty, or a name is no text or does not stand for Real, Integer or Categorical.
     """
     if not isinstance(space, Mapping) or not space:
         raise ValueError("a space is a dictionary of names to Real, Integer or Categorical, with one at least")
+    odd = [repr(name) for name in space if not isinstance(name, str)]
+    if odd:
+        raise ValueError(f"names in a space are texts, not {', '.join(odd)}")
     wrong = [f"{n}: a {type(d).__name__}" for n, d in space.items() if not isinstance(d, Dimension)]
     if wrong:
         raise ValueError(f"a space has Real, Integer and Categorical, not {'; '.join(wrong)}")

@@ -1,6 +1,7 @@
 """Tables: rows of features and a target, from tensors, numpy, pandas or scikit-learn, as a provider of batches."""
 
 import importlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -45,13 +46,22 @@ def as_table(features: Any, target: Any = None) -> Table:
     Raises:
         DataError: A column is not numeric or has missing values, a name is unknown, or the lengths differ.
     """
-    if target is None and hasattr(features, "data") and hasattr(features, "target"):
-        named = list(getattr(features, "target_names", ()) if _is_text(getattr(features, "target_names", ())) else ())
-        return _table(features.data, features.target, [str(n) for n in features.feature_names], [str(n) for n in named])
-    if isinstance(target, str):
-        columns = [str(name) for name in getattr(features, "columns", ())]
+    if target is None and isinstance(features, Mapping) and "data" in features and "target" in features:
+        named = list(features.get("target_names", ()) if _is_text(features.get("target_names", ())) else ())
+        return _table(
+            features["data"],
+            features["target"],
+            [str(n) for n in features.get("feature_names", ())],
+            [str(n) for n in named],
+        )
+    if isinstance(target, str | int):
+        columns = list(getattr(features, "columns", ()))
         if target not in columns:
-            raise DataError(f"the table has no column `{target}`{nearest(target, columns)}")
+            alike = [f"{column!r}, an {type(column).__name__}" for column in columns if str(column) == str(target)]
+            close = f"; there is {alike[0]}" if alike else nearest(str(target), [str(c) for c in columns])
+            raise DataError(f"the table has no column `{target}`{close}")
+        if columns.count(target) > 1:
+            raise DataError(f"the table has {columns.count(target)} columns named `{target}`")
         target, features = features[target], features.drop(columns=[target])
     if target is None:
         raise DataError("the table has no target: as_table(features, target)")
@@ -82,7 +92,10 @@ def _numbers(features: Any, names: Sequence[str]) -> Tensor:
             raise DataError(f"columns that are not numeric: {', '.join(text)}; encode or drop them")
         features = features.to_numpy(dtype="float32", na_value=float("nan"))
     copied = features.copy() if hasattr(features, "copy") else features  # an array may be read-only, or a view of yours
-    x = torch.as_tensor(copied).detach().float()
+    try:
+        x = torch.as_tensor(copied).detach().float()
+    except (TypeError, ValueError) as error:
+        raise DataError(f"the features are not numeric: {error}") from None
     bad = [] if x.dim() != 2 else torch.nonzero(~torch.isfinite(x).all(0)).flatten().tolist()
     if bad:
         raise DataError(f"missing or infinite values in {', '.join(names[i] if names else f'column {i}' for i in bad)}")
@@ -97,9 +110,11 @@ def _target(target: Any) -> tuple[Tensor, list[str]]:
             return target, []
     else:
         values = target.tolist() if hasattr(target, "tolist") else list(target)
-    if any(value is None or value != value for value in values):
+    if any(value is None or type(value).__name__ in ("NAType", "NaTType") or value != value for value in values):
         raise DataError("the target has missing values")
     if all(isinstance(value, float) for value in values):
+        if any(math.isinf(value) for value in values):
+            raise DataError("the target has infinite values")
         return torch.tensor(values, dtype=torch.float32), []
     if not all(isinstance(value, str | bool | int) for value in values):
         kinds = ", ".join(sorted({type(value).__name__ for value in values}))
@@ -115,15 +130,15 @@ class TableProvider:
     Args:
         table: A Table, or what `as_table` makes one of.
         validation: The share of rows held out, as `split` draws them (of each class, where there are classes); or the
-            rows' numbers; 0.0 holds out none.
+            rows' numbers; 0 holds out none.
         training: The rows' numbers; by default all that are not held out.
         standardize: Subtract each feature's mean and divide by its deviation, both over the training rows alone.
         seed: Of which rows are held out.
         device: Where the batches are.
 
     Raises:
-        DataError: Rows are in both parts, are not there, or none are left to train on. ValueError: The share is out of
-        range.
+        DataError: Rows are in both parts, are not there, are no whole numbers, or none are left to train on.
+        ValueError: The share is out of range.
     """
 
     def __init__(
@@ -137,8 +152,9 @@ class TableProvider:
         device: torch.device | str = "cpu",
     ) -> None:
         self.table = table if isinstance(table, Table) else as_table(table)
-        held = _rows(validation) if not isinstance(validation, float) else _held_out(self.table, validation, seed)
-        kept = _rows(training) if training is not None else _others(held, len(self.table))
+        share = _share(validation)
+        held = _rows("validation", validation) if share is None else _held_out(self.table, share, seed)
+        kept = _rows("training", training) if training is not None else _others(held, len(self.table))
         _check_rows(kept, held, len(self.table))
         self.training, self.validation = kept, held
         x = self.table.x
@@ -179,8 +195,31 @@ class TableProvider:
         self._closed = True
 
 
-def _rows(rows: Any) -> Tensor:
-    return torch.as_tensor(rows, dtype=torch.long).flatten()
+def _share(validation: Any) -> float | None:
+    """The share that a single number says; None of a list of rows."""
+    if isinstance(validation, bool):
+        raise DataError(f"validation is {validation}: pass a share, or a list of rows")
+    if isinstance(validation, int | float):
+        if not 0 <= validation < 1:
+            raise ValueError(f"validation is {validation}: a share is below 1; rows are a list, as in [0, 1]")
+        return float(validation)
+    single = getattr(validation, "shape", None) == ()  # a number of numpy or torch
+    return _share(validation.item()) if single else None
+
+
+def _rows(name: str, rows: Any) -> Tensor:
+    try:
+        found = torch.as_tensor(rows)
+    except (TypeError, ValueError, RuntimeError):
+        raise DataError(
+            f"{name} is {rows!r}: pass row numbers{', or a share' if name == 'validation' else ''}"
+        ) from None
+    if not found.numel():
+        return torch.arange(0)
+    if found.dtype == torch.bool or found.is_floating_point() or found.is_complex() or found.dim() != 1:
+        said = f"{str(found.dtype).removeprefix('torch.')} {list(found.shape)}"
+        raise DataError(f"{name} is {said}: rows are a list of whole numbers; of a mask pass torch.nonzero(mask)[:, 0]")
+    return found.long().cpu()
 
 
 def _others(rows: Tensor, count: int) -> Tensor:

@@ -7,7 +7,6 @@ and the result is the same as without the stop.
 import math
 import random
 import statistics
-import weakref
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 from jaxtyping import Int64, Shaped
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from shaped.checkpoint import generators_kept
 from shaped.checkpoint.codec import from_json, join, split
@@ -28,7 +28,6 @@ from shaped.data.batches import mixed
 from shaped.errors import CheckpointCorrupt, CheckpointError, ShapedError, ShapeError
 from shaped.loop import Loop
 from shaped.metrics import evaluate
-from shaped.params import ParamList
 from shaped.trainer import ScalarTrainer
 from shaped.workflow.splits import CVConfig, Purged, Splitter, fold_rows
 
@@ -92,7 +91,10 @@ class CrossValidation:
         return [fold.figures[name] for fold in self.folds]
 
     def __str__(self) -> str:
-        rows = [[str(f.index), str(f.train), str(f.test), *map(_short, f.figures.values())] for f in self.folds]
+        rows = [
+            [str(f.index), str(f.train), str(f.test), *(_short(f.figures[name]) for name in self.names)]
+            for f in self.folds
+        ]
         rows += [["mean", "", "", *map(_short, self.mean.values())]]
         rows += [["deviation", "", "", *map(_short, self.deviation.values())]]
         header = ["fold", "train", "test", *self.names]
@@ -179,7 +181,7 @@ class CrossValidator:
             raise ShapeError("cross-validation has no rows")
         folds = list(self._folds(tensors, labels if labels is not None else tensors[-1], groups, spans))
         results: list[FoldResult] = []
-        models: list[weakref.ref[ParamList]] = []
+        models: set[StorageWeakRef] = set()
         with self._owned():
             for fold in folds:
                 results.append(self._kept(fold) or self._measure(fold, models))
@@ -204,20 +206,24 @@ class CrossValidator:
             folder = None if self.folder is None else self.folder / f"fold-{index:02d}"
             yield Fold(index, parts[0], parts[1], a, b, mixed(self.seed, index), folder)
 
-    def _measure(self, fold: Fold, models: list["weakref.ref[ParamList]"]) -> FoldResult:
+    def _measure(self, fold: Fold, models: set[StorageWeakRef]) -> FoldResult:
         if fold.folder is not None:
             fold.folder.mkdir(exist_ok=True)
         with generators_kept():
             _seed_all(fold.seed)
+            before = [t._version for t in fold.test]
             trained = self.train(fold)
+        if [t._version for t in fold.test] != before:
+            raise ShapedError(f"fold {fold.index}: train wrote into fold.test, by which the model is measured")
         if isinstance(trained, Loop | ScalarTrainer):
             trainer = trained.trainer if isinstance(trained, Loop) else trained
-            if any(seen() is trainer.params for seen in models):
+            memory = {StorageWeakRef(t.untyped_storage()) for t in trainer.params if t.requires_grad}
+            if memory & models:  # a frozen base may be shared
                 raise ShapedError(
                     f"fold {fold.index} went on with another fold's parameters, which have seen its test rows: make "
                     "them anew in the function, for example with init(seed=fold.seed)"
                 )
-            models.append(weakref.ref(trainer.params))
+            models |= memory
             size = len(fold.test_rows) if self.batch_size is None else self.batch_size
             data = Batches(*fold.test, batch_size=size, shuffle=False)
             figures = evaluate(trainer, data, trained.metrics if isinstance(trained, Loop) else None)
@@ -230,7 +236,7 @@ class CrossValidator:
             )
         result = FoldResult(fold.index, len(fold.train_rows), len(fold.test_rows), figures)
         if fold.folder is not None:
-            data_, _ = split({"fold": _fingerprint(fold), "figures": dict(figures)})
+            data_, _ = split({"fold": self._about(fold), "figures": [list(pair) for pair in figures.items()]})
             write_small(fold.folder / "result.json", data_)
         return result
 
@@ -249,6 +255,9 @@ class CrossValidator:
         finally:
             lock.release()
 
+    def _about(self, fold: Fold) -> dict[str, Any]:
+        return {"batch_size": self.batch_size, **_fingerprint(fold)}
+
     def _kept(self, fold: Fold) -> FoldResult | None:
         """The result of a fold that is finished already."""
         path = None if fold.folder is None else fold.folder / "result.json"
@@ -256,12 +265,12 @@ class CrossValidator:
             return None
         try:
             found = join(from_json(path.read_bytes()), {})
-            figures = {str(name): float(value) for name, value in found["figures"].items()}
-            same = found["fold"] == _fingerprint(fold)
+            figures = {str(name): float(value) for name, value in found["figures"]}
+            same = found["fold"] == self._about(fold)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointCorrupt(f"{path}: {error}; remove it to train the fold again") from None
         if not same:
-            raise CheckpointError(f"{path} is of other data, another split or another seed: choose another folder")
+            raise CheckpointError(f"{path} is of other data, another split, seed or batch size: choose another folder")
         return FoldResult(fold.index, len(fold.train_rows), len(fold.test_rows), figures)
 
 

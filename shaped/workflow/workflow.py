@@ -16,15 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from shaped.checkpoint import Checkpoints
+from shaped.checkpoint.files import write_small
 from shaped.data import Feed, prefetch
 from shaped.data.feed import batch_size
-from shaped.errors import ShapedError
+from shaped.errors import ShapedError, nearest
 from shaped.loop import Curves, JsonLines, Loop
 from shaped.metrics import evaluate
 from shaped.trainer import ScalarTrainer
 from shaped.workflow import registry
 from shaped.workflow.assembly import assemble, make_schedule
-from shaped.workflow.config import StoppingConfig, WorkflowConfig, from_dict, to_dict
+from shaped.workflow.config import StoppingConfig, WorkflowConfig, check_same, from_dict, to_dict
 from shaped.workflow.history import History, TrainingResult, ValidationResult
 from shaped.workflow.metrics import MetricComputer
 from shaped.workflow.models import Provider
@@ -112,7 +113,8 @@ class TrainingWorkflow:
         """Make data, model, trainer (which proves the loss) and loop; go on from the folder's newest checkpoint.
 
         Raises:
-            ShapedError: A part cannot be made, or the loss is not well-shaped. Nothing stays open.
+            ShapedError: A part cannot be made, or the loss is not well-shaped. StateError: The folder is of a run with
+            another configuration. Nothing stays open.
         """
         if self._loop is not None:
             raise ShapedError("the workflow is initialised already")
@@ -155,6 +157,7 @@ class TrainingWorkflow:
                 loop.attach(listener)
         loop.on_start(self._check_cancelled, name="cancelled")
         loop.on_epoch(self._after_epoch, name="validate")
+        loop.on_epoch(self._check_monitor, name="monitor", priority=99)  # after all who might record it
         self._loop = loop
         if config.folder is not None:
             self._open_folder(loop, config.folder)
@@ -175,10 +178,13 @@ class TrainingWorkflow:
     def _open_folder(self, loop: Loop, folder: Path) -> None:
         self._checkpoints = loop.attach(Checkpoints(folder / "checkpoints", keep=2, best=self._monitor,
                                                     mode=self.config.mode))  # fmt: skip
+        if self._checkpoints.steps():
+            check_same(folder / "config.json", self.config)
         loop.on_epoch(self._checkpoints.save, name="checkpoint", priority=50)
         log = loop.attach(JsonLines(folder / "log.jsonl"))
         loop.attach(Curves(log.path))
         self._checkpoints.resume(loop)
+        write_small(folder / "config.json", to_dict(self.config))
 
     def train(self) -> TrainingResult:
         """Train until the epochs are complete, early stopping ends it, or it is cancelled.
@@ -269,6 +275,12 @@ class TrainingWorkflow:
         if self._loop is None:
             raise ShapedError("the workflow is not initialised: `with TrainingWorkflow(config) as workflow:`")
         return self._loop
+
+    def _check_monitor(self, loop: Loop) -> None:
+        if self._monitor not in loop.latest:
+            known = list(loop.latest)
+            close = nearest(self._monitor, known) or f"; there are {', '.join(known)}"
+            raise ShapedError(f"no figure `{self._monitor}` is recorded to be watched{close}")
 
     def _after_epoch(self, loop: Loop) -> None:
         self._history.end_epoch(loop)

@@ -347,3 +347,55 @@ def test_four_bits_are_those_of_torchao() -> None:
 
     assert torch.equal(codes.flatten(), theirs.quantized_data)
     assert torch.equal(dequantise_nf4(codes, scales), theirs.get_original_weight())
+
+
+def test_the_state_of_a_merged_module_is_that_of_the_module_before() -> None:
+    def fresh() -> nn.Module:
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2))
+        inject(module, ["0", "1"], rank=2)
+        return module
+
+    module, x = fresh(), torch.randn(4, 8)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.5)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    wanted = module(x).detach()
+    merge(module)
+    saved, other = module.state_dict(), fresh()
+    merge(other)
+    other.load_state_dict(saved)
+
+    assert all(torch.equal(saved[name], tensor) for name, tensor in before.items())
+    assert torch.equal(other(x), wanted)
+
+
+def test_an_adapter_that_is_loaded_over_a_merged_module_is_merged(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, x = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2)), torch.randn(4, 8)
+    inject(module, ["0"], rank=2)
+    with torch.no_grad():
+        module[0].lora_B.fill_(0.5)  # type: ignore[union-attr, operator]
+    save_adapter(module, tmp_path)
+    wanted = module(x).detach()
+    with torch.no_grad():
+        module[0].lora_B.fill_(2.0)  # type: ignore[union-attr, operator]
+    merge(module)
+    load_adapter(module, tmp_path)
+
+    torch.testing.assert_close(module(x), wanted)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("init_lora_weights", "pissa"), ("use_qalora", True), ("lora_alpha", None), ("r", True)]
+)
+def test_an_adapter_of_a_changed_base_or_without_numbers_is_refused(setting: str, value: Any, tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Linear(4, 4))
+    inject(module, ["0"], rank=1)
+    save_adapter(module, tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, setting: value}))
+    with pytest.raises(StateError, match=setting):
+        load_adapter(nn.Sequential(nn.Linear(4, 4)), tmp_path)

@@ -134,3 +134,17 @@ def test_without_torchmetrics_the_error_names_the_extra_and_your_own_metrics_wor
     assert sorted(computer.compute(LOGITS, CLASSES)) == ["perplexity", "right"]
     with pytest.raises(ShapedError, match=r'pip install "shaped-trainer\[metrics\]"'):
         MetricComputer("accuracy").compute(LOGITS, CLASSES)
+
+
+def test_what_is_nan_is_no_score_and_what_is_no_class_is_refused() -> None:
+    logits = LOGITS.clone()
+    logits[3, 0] = float("nan")
+    assert math.isnan(MetricComputer("accuracy").compute(logits, CLASSES)["accuracy"])
+    assert math.isnan(MetricComputer("mae").compute(GUESS / 0, GUESS * float("nan"))["mae"])
+    for targets in (CLASSES + 1, CLASSES - 100):
+        with pytest.raises(ValueError, match="they are classes from 0 to 2"):
+            MetricComputer("accuracy").compute(LOGITS, targets)
+    with pytest.raises(ShapeError, match="or one logit for each target"):
+        MetricComputer("accuracy").compute(LOGIT[:, None], YES)
+    with pytest.raises(ShapeError, match="are tensors, not list and list"):
+        MetricComputer("mae").compute([1.0], [1.0])  # type: ignore[arg-type]

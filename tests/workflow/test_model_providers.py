@@ -129,3 +129,12 @@ def test_every_model_by_name_is_a_provider() -> None:
         assert "features" in provider.sizes
     with pytest.raises(ShapedError, match="did you mean `mlp_classifier`"):
         models.get("mlp_clasifier")
+
+
+def test_a_flipped_byte_in_a_file_is_corruption(tmp_path: Path) -> None:
+    path = lists.save(lists.create(seed=0, **SIZES), tmp_path / "model")
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 64
+    path.write_bytes(bytes(content))
+    with pytest.raises(CheckpointCorrupt, match="another checksum"):
+        lists.load(path)

@@ -98,3 +98,17 @@ def test_arguments_out_of_range_are_refused() -> None:
             simple([], **wrong)
     with pytest.raises(ValueError, match="the optimizer has no `units`: give `apply`"):
         Population({"units": Integer(1, 9)}, lambda v, s: fresh_loop(slot=20), lambda loop, g: 0.0)
+
+
+def test_members_that_share_a_loop_are_refused() -> None:
+    loop = fresh_loop(slot=20)
+    with pytest.raises(ValueError, match="make gave two members one loop"):
+        Population({"lr": Real(0.1, 0.2)}, lambda v, s: loop, lambda loop, g: 0.0, size=2)
+
+
+def test_a_population_with_other_rules_is_another_population() -> None:
+    state = simple([[1.0, 2.0]], size=2, generations=1).state_dict()
+    with pytest.raises(StateError, match="rules were"):
+        simple([], size=2, generations=1, direction="max").load_state_dict(state)
+    with pytest.raises(StateError, match="1 members with 2 loops"):
+        simple([], size=2, generations=1).load_state_dict({**state, "members": state["members"][:1]})

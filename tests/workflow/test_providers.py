@@ -215,3 +215,31 @@ def test_every_dataset_by_name_has_the_sizes_it_says() -> None:
             data.get(name)(shuffled=True)
     with pytest.raises(ShapedError, match="did you mean `wine`"):
         data.get("wines")
+
+
+def test_a_whole_number_is_a_share_and_never_a_row() -> None:
+    table = as_table(torch.arange(20.0).view(10, 2), torch.tensor([0, 1] * 5))
+    nothing: Any = (0, 0.0, torch.tensor(0.0), np.float32(0))
+    for none in nothing:
+        assert len(TableProvider(table, validation=none).validation) == 0
+    assert len(TableProvider(table, validation=torch.tensor(0.25)).validation) == 3
+    for wrong in (1, 1.0, -0.5):
+        with pytest.raises(ValueError, match="a share is below 1; rows are a list"):
+            TableProvider(table, validation=wrong)
+    for rows in (True, None, [0.2, 1.7], torch.tensor([False] * 9 + [True])):
+        with pytest.raises(DataError, match="validation is "):
+            TableProvider(table, validation=rows)  # type: ignore[arg-type]
+
+
+def test_a_column_that_is_there_twice_or_by_another_kind_of_name_is_named() -> None:
+    twice = pd.DataFrame([[1.0, 0, 1], [2.0, 1, 1]], columns=["a", "y", "y"])
+    with pytest.raises(DataError, match="the table has 2 columns named `y`"):
+        as_table(twice, "y")
+    numbered = pd.DataFrame({0: [1.0, 2.0], 1: [0, 1]})
+    with pytest.raises(DataError, match="no column `1`; there is 1, an int"):
+        as_table(numbered, "1")
+    assert as_table(numbered, 1).y.tolist() == [0, 1]
+    missing = pd.DataFrame({"a": [1.0, 2.0], "y": pd.array([0, None], dtype="Int64")})
+    with pytest.raises(DataError, match="the target has missing values"):
+        as_table(missing, "y")
+    assert as_table(pd.DataFrame({"data": [1.0, 2.0], "target": [0, 1]}), "target").features == ("data",)

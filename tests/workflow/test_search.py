@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shaped import NonFiniteError, ShapedError, StateError
+from shaped.errors import CheckpointCorrupt, CheckpointError, RunLocked
 from shaped.workflow import Categorical, Integer, Pruned, Real, Search, Trial
 from shaped.workflow.space import Space
 from tests.workflow.loops import TRAINING, VALIDATION, fresh_loop
@@ -152,3 +153,65 @@ def test_an_error_that_is_not_caught_ends_the_search_and_an_objective_may_raise_
         Trial(Search(SPACE, broken), 0, {"lr": 1.0})["lrr"]
     with pytest.raises(NonFiniteError):
         Trial(Search(SPACE, broken), 0, {}).report(math.inf)
+
+
+def sphere(trial: Trial) -> float:
+    return float(trial["lr"] + trial["k"])
+
+
+def test_two_searches_over_one_folder_share_its_trials(tmp_path: Path) -> None:
+    first, second = (Search(SPACE, sphere, trials=trials, folder=tmp_path) for trials in (3, 5))
+    first.run()
+    found = second.run()
+    assert [t.number for t in found.trials] == [0, 1, 2, 3, 4]
+    assert found.trials == Search(SPACE, sphere, trials=5, folder=tmp_path).run().trials
+
+    def within(trial: Trial) -> float:
+        return Search(SPACE, sphere, trials=9, folder=tmp_path).run().best.score
+
+    with pytest.raises(RunLocked, match="is in use by this process"):
+        Search(SPACE, within, trials=9, folder=tmp_path).run()
+
+
+def test_a_search_whose_names_stand_in_another_order_is_another_search(tmp_path: Path) -> None:
+    Search(SPACE, sphere, trials=1, folder=tmp_path).run()
+    with pytest.raises(StateError, match=r"in the order \['lr', 'k'\] there, \['k', 'lr'\] here"):
+        Search(dict(reversed(list(SPACE.items()))), sphere, trials=2, folder=tmp_path)
+    finer: Space = {**SPACE, "lr": Real(1.00000001e-4, 1.0, log=True)}
+    with pytest.raises(StateError, match="is the journal of another search"):
+        Search(finer, sphere, trials=2, folder=tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["garbage\n", "\n", "[]\n", '{"number": 0}\n', ""])
+def test_a_damaged_journal_is_refused_with_its_line(damage: str, tmp_path: Path) -> None:
+    Search(SPACE, sphere, trials=2, folder=tmp_path).run()
+    path = tmp_path / "search.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text(lines[0] + damage + lines[2])
+    with pytest.raises(CheckpointCorrupt, match=r"search.jsonl, line 2: it is not"):
+        Search(SPACE, sphere, trials=3, folder=tmp_path)
+
+
+def test_what_an_objective_does_to_its_values_is_not_recorded() -> None:
+    def changes(trial: Trial) -> float:
+        trial.values["k"] = 100
+        return float(trial.values.pop("lr"))
+
+    best = Search(SPACE, changes, trials=3).run().best
+    assert best.values["lr"] == best.score
+    assert best.values["k"] <= 5
+
+
+def test_what_is_no_score_no_name_or_no_folder_is_refused_in_words(tmp_path: Path) -> None:
+    with pytest.raises(ShapedError, match="trial 0: the objective returned None, a NoneType; a score is a number"):
+        Search(SPACE, lambda trial: None, trials=1).run()  # type: ignore[arg-type, return-value]
+    with pytest.raises(ValueError, match="names in a space are texts, not 1"):
+        Search({1: Real(1, 2)}, sphere)  # type: ignore[dict-item]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="is a file, and a search needs a folder"):
+        Search(SPACE, sphere, folder=tmp_path / "file")
+
+    def silent(trial: Trial) -> float:
+        raise AssertionError
+
+    assert Search(SPACE, silent, trials=1, catch=(AssertionError,)).run().trials[0].error == "AssertionError: "

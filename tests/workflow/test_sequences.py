@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -109,3 +110,18 @@ def test_what_cannot_be_is_refused() -> None:
         SequenceProvider([])
     with pytest.raises(DataError, match=r"a tensor is \[3\], and 2 rows have an era"):
         SequenceProvider([1, 2]).batches(torch.zeros(3))
+
+
+@pytest.mark.parametrize(
+    ("eras", "said"),
+    [
+        ([1.0, float("nan")], "rows without an era: 1, row 1 among them"),
+        (np.array(["NaT", "2020-01-01"], dtype="datetime64[ns]"), "rows without an era: 1, row 0"),
+        ([None, 1], "rows without an era"),
+        ([1, "a"], "the eras have no order"),
+        ([[1], [2]], "the eras have no order"),
+    ],
+)
+def test_rows_without_a_time_or_an_order_are_refused(eras: Any, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        SequenceProvider(eras)

@@ -66,6 +66,7 @@ def history(count: int, choose: Any) -> list[Past]:
 
 
 def test_the_bayesian_choice_is_a_function_of_history_and_seed() -> None:
+    verbosity = optuna.logging.get_verbosity()
     past = history(12, choose_bayesian)
     past[3] = Past(past[3].values, math.nan, "failed")
     past[4] = Past(past[4].values, 9.0, "pruned", (9.0,))
@@ -73,7 +74,7 @@ def test_the_bayesian_choice_is_a_function_of_history_and_seed() -> None:
 
     assert one == other
     assert one != choose_bayesian(SPACE, past, 12, 1)
-    assert optuna.logging.get_verbosity() == optuna.logging.INFO
+    assert optuna.logging.get_verbosity() == verbosity
 
 
 def test_the_bayesian_choice_learns_and_the_random_one_does_not() -> None:

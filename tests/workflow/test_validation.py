@@ -143,7 +143,7 @@ def test_a_folder_of_other_data_or_another_seed_is_refused(tmp_path: Path) -> No
     x, y = table()
     CrossValidator(lambda fold: {"x": 1.0}, folder=tmp_path).run(x, y)
     for data, seed in (((x, y + 1), 0), ((x, y), 1)):
-        with pytest.raises(CheckpointError, match="of other data, another split or another seed"):
+        with pytest.raises(CheckpointError, match="of other data, another split, seed or batch size"):
             CrossValidator(lambda fold: {"x": 1.0}, folder=tmp_path, seed=seed).run(*data)
 
 
@@ -268,3 +268,40 @@ def test_what_cannot_be_validated_is_refused(make: Any, kind: type[Exception], m
         make()
 
     assert str(caught.value) == message
+
+
+def test_a_table_has_each_figure_under_its_name_after_a_resume_too(tmp_path: Path) -> None:
+    x, y = table()
+    CrossValidator(lambda fold: {"b": 1.0, "a": 2.0}, folder=tmp_path).run(x, y)
+    (tmp_path / "fold-00" / "result.json").unlink()
+    found = CrossValidator(lambda fold: {"b": 1.0, "a": 2.0}, folder=tmp_path).run(x, y)
+    rows = [line.split()[-2:] for line in str(found).splitlines()]
+    assert rows[0] == ["b", "a"]
+    assert rows[1:-1] == [["1", "2"]] * (len(found.folds) + 1)
+    swapped = CrossValidator(lambda fold: {"b": 1.0, "a": 2.0} if fold.index else {"a": 2.0, "b": 1.0}).run(x, y)
+    assert [line.split()[-2:] for line in str(swapped).splitlines()][2] == ["2", "1"]
+
+
+def test_a_module_that_goes_on_from_fold_to_fold_is_refused_and_so_is_a_changed_test_set() -> None:
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = torch.nn.Linear(3, 1)
+
+        def forward(self, x: Float[Tensor, "batch 3"]) -> Float[Tensor, " batch"]:
+            found: Tensor = self.inner(x)[:, 0]
+            return found
+
+    def error(guess: Float[Tensor, " batch"], y: Float[Tensor, " batch"]) -> Float[Tensor, ""]:
+        return losses.mse(guess, y)
+
+    (x, y), net = table(), Net()
+    with pytest.raises(ShapedError, match="fold 1 went on with another fold's parameters"):
+        CrossValidator(lambda fold: ScalarTrainer(error, net)).run(x, y)
+
+    def writes(fold: Fold) -> dict[str, float]:
+        fold.test[0].zero_()
+        return {"loss": 0.0}
+
+    with pytest.raises(ShapedError, match=r"train wrote into fold\.test"):
+        CrossValidator(writes).run(x, y)

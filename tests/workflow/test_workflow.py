@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from shaped import NonFiniteError, ShapedError
+from shaped import NonFiniteError, ShapedError, StateError
 from shaped.data import DataError
 from shaped.workflow import (
     ConfigError,
@@ -231,3 +231,31 @@ def test_an_initialisation_that_fails_closes_the_data() -> None:
         workflow.initialize()
 
     assert closed == [1]
+
+
+def test_a_folder_of_a_run_with_another_configuration_is_refused(tmp_path: Path) -> None:
+    config: dict[str, Any] = {
+        "model": {"name": "mlp_classifier", "options": {"hidden": 4}},
+        "data": {"name": "iris", "options": {"seed": 0}},
+        "epochs": 1,
+        "folder": str(tmp_path / "run"),
+    }
+    with TrainingWorkflow(config) as workflow:
+        workflow.train()
+    for change in (
+        {"optimizer": {"lr": 0.5}},
+        {"data": {"name": "iris", "options": {"seed": 5}}},
+        {"batches": {"batch_size": 7}},
+        {"seed": 3},
+    ):
+        with pytest.raises(StateError, match=f"another configuration: choose another folder.\n  {next(iter(change))} "):
+            TrainingWorkflow({**config, **change}).initialize()
+    with TrainingWorkflow({**config, "epochs": 2, "extensions": {"owner": "us"}}) as workflow:
+        assert workflow.train().epochs == 2
+
+
+def test_a_watched_figure_that_nothing_records_is_an_error_after_the_first_epoch() -> None:
+    workflow = over(epochs=3, monitor="validation/acuracy", mode="max")
+    with pytest.raises(ShapedError, match=r"no figure `validation/acuracy` is recorded .* `validation/accuracy`"):
+        workflow.train()
+    assert workflow.loop.epoch == 1

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from shaped.checkpoint.codec import from_json, to_json
-from shaped.errors import CheckpointCorrupt
+from shaped.errors import CheckpointCorrupt, CheckpointError
 
 _FIRST = "0" * 64
 
@@ -33,13 +33,14 @@ class AuditLog:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.count, self.head, torn = 0, _FIRST, 0
+        self.count, self.head, self.size, torn = 0, _FIRST, 0, 0
         if self.path.exists():
             content = self.path.read_bytes()
             whole = content.rfind(b"\n") + 1
             torn = len(content) - whole
             if torn:
                 os.truncate(self.path, whole)
+            self.size = whole
             for entry in events(self.path):
                 self.count, self.head = self.count + 1, entry["hash"]
         if torn:
@@ -51,6 +52,9 @@ class AuditLog:
         Args:
             event: What happened.
             data: Plain data; numbers are finite.
+
+        Raises:
+            CheckpointError: Another log has written to the file since; nothing was appended.
         """
         now = datetime.now(UTC).isoformat()
         body = {"n": self.count, "time": now, "event": event, "data": data, "previous": self.head}
@@ -58,7 +62,10 @@ class AuditLog:
         entry = {**body, "hash": head}
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(descriptor, to_json(entry) + b"\n")
+            _hold(descriptor)
+            if os.fstat(descriptor).st_size != self.size:
+                raise CheckpointError(f"{self.path} was written to by another since it was opened: open it again")
+            self.size += os.write(descriptor, to_json(entry) + b"\n")
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -67,6 +74,15 @@ class AuditLog:
 
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
         return events(self.path)
+
+
+def _hold(descriptor: int) -> None:
+    """Keep others from appending until the descriptor is closed."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
 def events(path: str | Path) -> Iterator[Mapping[str, Any]]:

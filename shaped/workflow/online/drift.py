@@ -98,6 +98,9 @@ class ADWIN(_River):
     def __init__(self, delta: float = 0.002, clock: int = 32, grace_period: int = 10) -> None:
         if not 0 < delta < 1:
             raise ValueError(f"delta is {delta!r}; it is a number above 0 and below 1")
+        for name, value, least in (("clock", clock, 1), ("grace_period", grace_period, 0)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} is {value!r}; it is a whole number of at least {least}")
         super().__init__(delta=delta, clock=clock, grace_period=grace_period)
 
 

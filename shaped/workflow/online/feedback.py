@@ -35,28 +35,43 @@ class Feedback:
     """
 
     def __init__(self, path: str | Path) -> None:
+        self._read(Path(path))
+
+    def _read(self, path: Path) -> None:
         self._log = AuditLog(path)
         self._asked: dict[str, Example] = {}
         self._complete: dict[str, Example] = {}
         for event in self._log:
             self._apply(event["event"], event["data"])
 
+    def _catch_up(self) -> None:
+        """Read what another process has added."""
+        path = self._log.path
+        if (path.stat().st_size if path.exists() else 0) != self._log.size:
+            self._read(path)
+
     @property
     def waiting(self) -> tuple[str, ...]:
         """Keys without an answer, the oldest first."""
+        self._catch_up()
         return tuple(self._asked)
 
     @property
     def ready(self) -> int:
         """Complete examples that have not been taken."""
+        self._catch_up()
         return len(self._complete)
 
     def ask(self, key: str, *inputs: Shaped[Tensor, "..."]) -> None:
         """Remember the inputs of one example (without a batch axis).
 
         Raises:
-            ValueError: The key waits already, or its example has not been taken yet.
+            ValueError: The key is no text, waits already, or its example has not been taken yet. CheckpointError:
+            Another process wrote to the file at the same moment; nothing was written, so ask again.
         """
+        if not isinstance(key, str):
+            raise ValueError(f"the key is {key!r}; it is a text")
+        self._catch_up()
         if key in self._asked or key in self._complete:
             raise ValueError(f"`{key}` was asked already, and its example has not been taken")
         self._record("ask", key=key, tensors=_packed(inputs))
@@ -68,6 +83,7 @@ class Feedback:
             ValueError: The key does not wait. ShapeError: The example is not of the shapes and dtypes of those that are
             ready, so that no batch could be made of them.
         """
+        self._catch_up()
         if key not in self._asked:
             raise ValueError(f"`{key}` does not wait for an answer{nearest(key, self.waiting)}")
         mine = _forms((*self._asked[key], *targets))
@@ -83,6 +99,7 @@ class Feedback:
         """
         if not isinstance(n, int) or isinstance(n, bool) or n < 1:
             raise ValueError(f"n is {n!r}; it is a whole number of at least 1")
+        self._catch_up()
         if n > len(self._complete):
             return None
         keys = list(self._complete)[:n]

@@ -28,6 +28,8 @@ from shaped.workflow.online.validators import Candidate, LossDelta, Validator
 from shaped.workflow.online.versions import Version, Versions
 
 Inputs = tuple[Tensor, ...]
+_KEYS = ("trainer", "trigger", "recent", "due", "counts", "origin", "generators")
+_COUNTS = ("observed", "accepted", "refused")
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ class OnlineLearner:
         self._due: tuple[str, int] | None = None  # why an update waits, and for which observation
         self.observed, self.accepted, self.refused = 0, 0, 0
         self._origin: int | None = None  # the version whose parameters these are; None for the newest
+        self._closed = False
         self.versions = Versions(folder, keep=keep)
         try:
             self.log = AuditLog(self.versions.folder / "audit.jsonl")
@@ -138,6 +141,7 @@ class OnlineLearner:
             ShapeError: The batch breaks the loss's signature. NonFiniteError: Its loss is not finite. Nothing has
             changed in either case. CheckpointError: An update could not be written, and was taken back.
         """
+        self._check_open()
         loss = evaluate(self.trainer, [inputs])["loss"]
         if not math.isfinite(loss):
             raise NonFiniteError(f"the loss of observation {self.observed + 1} is {loss}; nothing was learned from it")
@@ -172,6 +176,7 @@ class OnlineLearner:
             ValueError: There are fewer than two recent batches. Whatever a step raises, and CheckpointError where the
             version cannot be written: all is as it was.
         """
+        self._check_open()
         if len(self._recent) < 2:
             raise ValueError(f"an update needs two recent batches, one to be judged by; there are {len(self._recent)}")
         batches, before = list(self._recent), self.state_dict()
@@ -182,6 +187,8 @@ class OnlineLearner:
         try:
             loss_after, why = self._learn(known, held)
             why = why or self.validator(Candidate(previous, self.trainer.params, loss_before, loss_after))
+            if why is not None and not isinstance(why, str):
+                raise ValueError(f"the validator returned {why!r}; it returns None, or a text that says why not")
             if why is None:
                 self.accepted, self._origin = self.accepted + 1, None
                 if reason == "drift" and self.trigger is not None:
@@ -227,6 +234,7 @@ class OnlineLearner:
             ValueError: There is no earlier one. CheckpointCorrupt: Version `to` is missing or not whole; nothing has
             changed.
         """
+        self._check_open()
         present = self.version if self._origin is None else self._origin
         target = self.versions.newest(before=present) if to is None else self.versions.read(to)
         if target is None:
@@ -245,14 +253,20 @@ class OnlineLearner:
 
     def save(self, reason: str = "saved") -> Version:
         """Make a version of all that is, so that a new process goes on from this observation."""
+        self._check_open()
         made = self.versions.save(self.state_dict(), reason)
         self.version = made.number
         self.log.append("save", version=made.number, observed=self.observed)
         return made
 
     def close(self) -> None:
-        """Let another process have the folder."""
+        """Let another process have the folder; this learner takes nothing more."""
+        self._closed = True
         self.versions.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StateError("the learner is closed, and its folder may be another's: make it anew")
 
     # -- state -----------------------------------------------------------------------------------------------------
 
@@ -274,6 +288,8 @@ class OnlineLearner:
         Raises:
             StateError: It is of another model or trigger; nothing has changed.
         """
+        if not isinstance(state, Mapping) or not set(state) >= {*_KEYS} or not set(state["counts"]) >= {*_COUNTS}:
+            raise StateError(f"a learner's state has {', '.join(_KEYS)}")
         if (state["trigger"] is None) != (self.trigger is None):
             raise StateError("the state has a trigger and this learner has none, or the other way round")
         if self.trigger is not None:

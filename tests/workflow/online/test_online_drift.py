@@ -179,3 +179,9 @@ def test_a_wrong_trigger_is_refused(make: Any, message: str) -> None:
 def test_a_trigger_with_and_one_without_a_detector_do_not_share_a_state() -> None:
     with pytest.raises(StateError, match="on one side only"):
         Trigger(every=3).load_state_dict(Trigger(Planned()).state_dict())
+
+
+@pytest.mark.parametrize("wrong", [{"clock": 0}, {"clock": 1.5}, {"grace_period": -1}])
+def test_a_clock_that_cannot_tick_is_refused(wrong: Any) -> None:
+    with pytest.raises(ValueError, match="it is a whole number of at least"):
+        ADWIN(**wrong)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from shaped import ShapeError
+from shaped.errors import CheckpointError
 from shaped.workflow.online import AuditLog, Feedback
 
 
@@ -76,3 +77,29 @@ def test_a_log_of_something_else_is_no_feedback(tmp_path: Path) -> None:
     AuditLog(tmp_path / "audit.jsonl").append("commit")
     with pytest.raises(Exception, match="has the event 'commit', so it is no feedback"):
         Feedback(tmp_path / "audit.jsonl")
+
+
+def test_one_process_may_ask_while_another_answers(tmp_path: Path) -> None:
+    serving = Feedback(tmp_path / "f.jsonl")
+    serving.ask("a", torch.ones(2))
+    answering = Feedback(tmp_path / "f.jsonl")
+    answering.answer("a", torch.tensor(1.0))
+    serving.ask("b", torch.ones(2))
+    assert (answering.waiting, answering.ready) == (("b",), 1)
+    assert serving.take(1) is not None
+    assert Feedback(tmp_path / "f.jsonl").waiting == ("b",)
+
+
+def test_a_key_that_is_no_text_is_refused_before_it_is_written(tmp_path: Path) -> None:
+    feedback = Feedback(tmp_path / "f.jsonl")
+    with pytest.raises(ValueError, match="it is a text"):
+        feedback.ask(("user", 1), torch.ones(2))  # type: ignore[arg-type]
+    assert not (tmp_path / "f.jsonl").exists()
+
+
+def test_a_log_that_another_has_written_to_is_not_appended_to(tmp_path: Path) -> None:
+    first, second = AuditLog(tmp_path / "a.jsonl"), AuditLog(tmp_path / "a.jsonl")
+    first.append("one")
+    with pytest.raises(CheckpointError, match="open it again"):
+        second.append("two")
+    assert len(list(AuditLog(tmp_path / "a.jsonl"))) == 1

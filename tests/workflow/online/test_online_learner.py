@@ -354,3 +354,26 @@ def candidate(after: float, before: float = 1.0, scale: float = 1.0) -> Candidat
 )  # fmt: skip
 def test_a_validator_accepts_or_says_why_not(validator: Any, given: Candidate, said: str | None) -> None:
     assert validator(given) == said
+
+
+def test_a_closed_learner_takes_nothing_more(tmp_path: Path) -> None:
+    made = learner(tmp_path)
+    made.observe(*at(0))
+    made.close()
+    for act in (lambda: made.observe(*at(1)), made.update, made.rollback, made.save):
+        with pytest.raises(StateError, match="the learner is closed"):
+            act()
+    assert made.observed == 1
+    verify_log(tmp_path / "audit.jsonl")
+    with pytest.raises(StateError, match="a learner's state has trainer"):
+        made.load_state_dict({})
+
+
+def test_a_validator_that_answers_true_is_an_error_and_changes_nothing(tmp_path: Path) -> None:
+    made = learner(tmp_path, trigger=None, validator=lambda candidate: True)
+    for i in range(3):
+        made.observe(*at(i))
+    with pytest.raises(ValueError, match="the validator returned True; it returns None, or a text"):
+        made.update()
+    assert torch.equal(made.trainer.params.w, torch.zeros(2))
+    made.close()
