@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="time a training step on both backends, beside the plain torch loop")
     bench.add_argument(
         "words", nargs="*", metavar="FILE.py[:name] | NAME=SIZE | 'NAME<BOUND'",
-        help="a loss, sizes (batch=64) and bounds of integer inputs ('y<10'); without a file an MLP on digits",
+        help="a loss, sizes (batch=64) and bounds of integer inputs ('y<10'); without a file an MLP of 64-128-10",
     )  # fmt: skip
     bench.add_argument("--backend", choices=("eager", "compiled"), default=None, help="default: both")
     bench.add_argument("--optimizer", choices=("sgd", "adam", "adamw"), default="adamw")

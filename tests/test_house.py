@@ -1,4 +1,4 @@
-"""The house of the design: floors, doors, and what an import may bring along."""
+"""The house: floors, doors, and what an import may bring along."""
 
 import ast
 import importlib
@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# One row of the design's table is one room: the modules in it may import each other, those above it may import them.
+# One row of the table in docs/contributing.md is one room: the modules in it may import each other, those above it may import them.
 ROOMS = [
     (0, ("shaped_kernels",)),
     (0, ("shaped.errors",)),

@@ -70,7 +70,7 @@ def compare(eager: Eager, compiled: Compiled, inputs: Sequence[Tensor], optimize
             "eval(), or with a rate of 0"
         )
     loss, mine, _ = eager.loss_and_backward(inputs)
-    other_loss, others, _ = compiled.loss_and_backward(inputs)
+    _, others, _ = compiled.loss_and_backward(inputs)
     if not all(bool(t.isfinite().all()) for t in (loss, *mine)):
         raise ValueError(
             "the loss or a gradient is not finite, so a step changes nothing and there is nothing to compare"

@@ -9,9 +9,8 @@ from torch import Tensor
 
 def all_finite(tensors: Sequence[Tensor]) -> bool:
     """Whether every element is finite; waits for the device once if so."""
-    norms = torch._foreach_norm(
-        list(tensors)
-    )  # 5 us for four gradients of 64-128-10, where isfinite takes 33 (torch 2.13)
+    # 5 us for four gradients of 64-128-10, where isfinite takes 33 (torch 2.13)
+    norms = torch._foreach_norm(list(tensors))
     if math.isfinite(sum(norm.item() for norm in norms) if norms[0].device.type == "cpu" else _total(norms)):
         return True
     return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)  # a norm may overflow where no element does

@@ -238,9 +238,8 @@ class Step:
     ) -> None:
         number = None if update.step is None else counted.double() + 1
         scalars = list(row.unbind())
-        if (
-            update.step is None and update.slots
-        ):  # momentum starts at the gradient itself, whenever the first step comes
+        if update.step is None and update.slots:
+            # momentum starts at the gradient itself, whenever the first step comes
             scalars[2] = torch.where(counted > 0, scalars[2], torch.ones_like(scalars[2]))
         for at, index in enumerate(update.indices):
             old = (used[index], *(slot[at] for slot in slots))

@@ -85,6 +85,7 @@ def test_where_a_result_hangs_on_rounding_alone_the_bound_says_so():
     comparison = trainer.compare_backends(torch.linspace(1.0, 7.0, 33))
 
     assert comparison.agree
+    assert comparison.bounds["loss"] > 1
 
 
 def test_the_bound_is_the_unit_roundoff_where_a_step_rounds_once():
