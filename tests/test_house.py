@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# One row of the table in docs/contributing.md is one room: the modules in it may import each other, those above it may import them.
+# One row of the table in docs/contributing.md is one room: its modules may import each other, and those below them.
 ROOMS = [
     (0, ("shaped_kernels",)),
     (0, ("shaped.errors",)),

@@ -11,15 +11,10 @@ from tests.backends.cases import RULES, Case, Trained, share
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 SMALL = ["regression_loss", "multitask_loss"]  # compiled in two seconds each
 MODELS = [
-    "mlp_loss",
-    "pinball_loss",
     "lenet_loss",
     "vit_loss",
-    "mixture_of_experts_loss",
     "gru_loss",
-    "gcn_loss",
     "mixture_density_loss",
-    "ensemble_loss",
     "normalised_loss",  # an nn.Module with batch norm
 ]
 
