@@ -5,33 +5,27 @@ belongs to the dtypes (and the sizes of static dimensions) it was made for: a ba
 runs.
 """
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from operator import attrgetter, is_
+from operator import attrgetter
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from shaped.errors import Goal, GradientError, ProofError, ShapeError, SignatureError, Unprovable, listing
+from shaped.backends.modules import Places, first_argument, kept_as_they_are, module_program, places_in
+from shaped.errors import GradientError, ProofError, ShapeError, SignatureError, listing
 from shaped.params import ParamList
-from shaped.proof import Proof, Setting, expect, prove_setting
+from shaped.proof import Proof, Setting, prove_setting
 from shaped.shapes import (
-    Argument,
     Dim,
     Entry,
     Signature,
-    TensorSpec,
-    annotated_part,
     bind,
     describe,
     ranks_of,
     read_signature,
-    resolve_hints,
 )
 from shaped.strategies import (
     FullBackpropagation,
@@ -42,7 +36,6 @@ from shaped.strategies import (
 )
 
 _requires_grad: Callable[[Tensor], bool] = attrgetter("requires_grad")
-_tracing: ContextVar[bool] = ContextVar("tracing", default=False)
 _CASES = 4096  # admitted tuples of shapes that are remembered
 
 
@@ -96,7 +89,7 @@ class Program:
         self.modules: list[nn.Module] = []  # whose train() and eval() change what the loss computes
         if isinstance(params, nn.Module):
             self.modules = list(params.modules())
-            self.params, self.signature = _module_program(loss, params)
+            self.params, self.signature = module_program(loss, params)
         elif isinstance(params, ParamList):
             self.params, self.signature = params, _loss_signature(loss, params)
         else:
@@ -109,7 +102,7 @@ class Program:
         self.inputs: tuple[Entry, ...] = self.signature.entries[len(self.params) :]
         self.tensors = list(self.params)
         self._device_type = self.params.device.type
-        self._places = _places(params, self.params) if isinstance(params, nn.Module) else _Places([], [], [], [])
+        self._places = places_in(params, self.params) if isinstance(params, nn.Module) else Places([], [], [], [])
         self._remember_storage()
         self._mask = [t.requires_grad for t in self.tensors]
         self._flat = all(a.kind != "container" for a in self.signature.arguments)  # a batch is its tensors
@@ -209,7 +202,7 @@ class Program:
                 strategy=self.strategy,
             )
             unknown = [name for name in self._static if name not in static]
-            with _kept_as_they_are(self.modules):
+            with kept_as_they_are(self.modules):
                 proof = prove_setting(setting, self._assume, {**_guess(unknown), **static})
             if proof.unused and not self._allow_unused:
                 raise GradientError(
@@ -258,11 +251,7 @@ class Program:
             )
         if list(map(Tensor.data_ptr, self.tensors)) != self._addresses or (layout and self._laid_out_anew()):
             self._take_new_storage()
-        places = self._places
-        if not all(map(is_, map(dict.get, places.owners, places.fields), places.held)):
-            there = zip(places.names, places.owners, places.fields, places.held, strict=True)
-            changed = [name for name, owner, field, thing in there if owner.get(field) is not thing]
-            raise ShapeError(f"replaced in the module: {listing(changed)}. Make a new trainer for what is there now")
+        self._places.check()
         if list(map(_requires_grad, self.tensors)) != self._mask:
             changed = [n for n, t, was in zip(self.params.names, self.tensors, self._mask, strict=True)
                        if t.requires_grad != was]  # fmt: skip
@@ -357,53 +346,6 @@ class Program:
                 self.tensors[i].copy_(new)
 
 
-@dataclass(frozen=True)
-class _Places:
-    """Where a module keeps its tensors and layers: names, the mappings and keys, and what was there."""
-
-    names: list[str]
-    owners: list[dict[str, Any]]
-    fields: list[str]
-    held: list[Any]
-
-
-def _places(module: nn.Module, params: ParamList) -> _Places:
-    names = [*params.names, *(name for name, _ in module.named_modules() if name)]
-    owners, fields, held = [], [], []
-    for name in names:
-        path, _, field = name.rpartition(".")
-        owner = module.get_submodule(path)
-        kept: Any = next(d for d in (owner._parameters, owner._buffers, owner._modules) if field in d)
-        owners.append(kept)
-        fields.append(field)
-        held.append(kept[field])
-    return _Places(names, owners, fields, held)
-
-
-@contextmanager
-def _kept_as_they_are(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Undo what a trace stores in modules; Unprovable where it is a tensor (a mask that is kept for the next time)."""
-    before = [dict(vars(module)) for module in modules]
-    token = _tracing.set(True)
-    try:
-        yield
-    finally:
-        _tracing.reset(token)
-    stored = []
-    for module, old in zip(modules, before, strict=True):
-        for name, value in list(vars(module).items()):
-            if name in old and old[name] is value:
-                continue
-            stored += [f"{type(module).__name__}.{name}"] if isinstance(value, Tensor) else []
-            vars(module).update({name: old[name]}) if name in old else vars(module).pop(name)
-    if stored:
-        raise Unprovable(
-            f"the program stores a tensor in {listing(stored)}, which is no part of a step.",
-            None,
-            Goal(hint="register it as a buffer, or compute it anew"),
-        )
-
-
 def _guess(names: Sequence[str]) -> dict[str, int]:
     """Sizes for static dimensions that only a batch will tell; the batch's own are proved when it comes."""
     return {name: 3 + i for i, name in enumerate(names)}
@@ -416,7 +358,7 @@ def _names(static: Any) -> Sequence[str]:
 
 
 def _loss_signature(loss: Callable[..., Any], params: ParamList) -> Signature:
-    first, declared = _first_argument(loss)
+    first, declared = first_argument(loss)
     if isinstance(declared, type) and issubclass(declared, ParamList) and not isinstance(params, declared):
         raise SignatureError(
             f"`{getattr(loss, '__name__', loss)}` takes a {declared.__name__} as `{first}`, "
@@ -427,88 +369,3 @@ def _loss_signature(loss: Callable[..., Any], params: ParamList) -> Signature:
     if others:
         raise SignatureError(f"`{signature.name}`: {listing(others)} is a second parameter list; nest it in the first")
     return signature
-
-
-def _first_argument(loss: Callable[..., Any]) -> tuple[str, Any]:
-    """Name and annotation of the argument that takes the parameters."""
-    bare = inspect.unwrap(loss)
-    try:
-        names = list(inspect.signature(bare).parameters)
-    except (TypeError, ValueError):
-        read_signature(loss)  # says what is wrong with it
-        raise
-    if not names:
-        raise SignatureError(f"`{getattr(loss, '__name__', loss)}` takes no arguments; a loss takes params and inputs")
-    return names[0], resolve_hints(annotated_part(bare)).get(names[0])
-
-
-def _module_program(loss: Callable[..., Any], module: nn.Module) -> tuple[ParamList, Signature]:
-    """Parameters of a module, and a loss that takes them: over the module itself, or over its output."""
-    params = ParamList.from_module(module)
-    bare = inspect.unwrap(loss)
-    name, declared = _first_argument(loss)
-    over_module = isinstance(declared, type) and issubclass(declared, nn.Module)
-    bound = _Bound(module, bare)
-    fields = [f"module.{name}" for name in params.names]
-
-    def run(values: ParamList, *inputs: Tensor) -> Tensor:
-        result: Tensor = torch.func.functional_call(bound, dict(zip(fields, values, strict=True)), inputs)
-        return result
-
-    if over_module:
-        own = read_signature(bare, {name: params._layout})
-        return params, replace(own, function=run)
-    forward = read_signature_of_forward(module)
-    rest = read_signature(bare).arguments[1:]
-    taken = {argument.name for argument in rest}
-    inputs = tuple(a if a.name not in taken else _renamed(a, f"input.{a.name}") for a in forward if a.entries)
-    arguments = (Argument("params", "parameters", params.entries, params._layout), *inputs, *rest)
-    result = read_signature(bare)
-    bound.arity, bound.prediction = len(inputs), result.arguments[0].entries[0].spec
-    return params, Signature(result.name, run, arguments, result.returns)
-
-
-def _renamed(argument: Argument, name: str) -> Argument:
-    return replace(argument, name=name, entries=tuple(Entry(name, e.spec, e.origin) for e in argument.entries))
-
-
-def read_signature_of_forward(module: nn.Module) -> tuple[Argument, ...]:
-    """The annotated inputs of `forward`; SignatureError says what to write where there are none."""
-    try:
-        return read_signature(module.forward).arguments
-    except SignatureError as error:
-        raise SignatureError(
-            f"{error}. Annotate {type(module).__name__}.forward, or write the loss over the module: "
-            f'`def loss(model: {type(module).__name__}, x: Float[Tensor, "batch 64"], ...) -> Float[Tensor, ""]`'
-        ) from None
-
-
-class _Bound(nn.Module):
-    """A module with its loss, so that one functional call swaps the parameters of both."""
-
-    def __init__(self, module: nn.Module, loss: Callable[..., Any]) -> None:
-        super().__init__()
-        self.module = module
-        self.loss = loss
-        self.arity = 0  # how many inputs are the module's own, where the loss is over its output
-        self.prediction: TensorSpec | None = None  # what the loss declares that output to be
-
-    def forward(self, *inputs: Tensor) -> Any:
-        before = (
-            [(m, name, b) for m in self.module.modules() for name, b in m._buffers.items()] if _tracing.get() else []
-        )
-        result = self._run(*inputs)
-        if assigned := [f"{type(m).__name__}.{name}" for m, name, b in before if m._buffers.get(name) is not b]:
-            raise Unprovable(
-                f"the program assigns a new tensor to the buffer {listing(assigned)}, which is no part of a step.",
-                None,
-                Goal(hint=f"write into it: self.{assigned[0].rpartition('.')[2]}.copy_(...)"),
-            )
-        return result
-
-    def _run(self, *inputs: Tensor) -> Any:
-        if self.prediction is None:
-            return self.loss(self.module, *inputs)
-        output = self.module(*inputs[: self.arity])
-        expect(output, self.prediction)
-        return self.loss(output, *inputs[self.arity :])

@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from shaped.errors import SignatureError
 from shaped.params import ParamList
-from shaped.shapes import annotated_part, resolve_hints
+from shaped.shapes import annotated_part, resolve_hints, worn
 
 P = TypeVar("P", bound=ParamList)
 
@@ -49,9 +49,7 @@ def fisher_diagonal(
 ) -> P:
     """The diagonal of the Fisher information: the mean of squared gradients, each of a single example.
 
-        F_i = E[(d loss(p, x, y) / d p_i)**2]
-
-    Not the square of the mean, which is nearly 0 at a minimum.
+        F_i = E[(d loss(p, x, y) / d p_i)**2]        not the square of the mean, which is nearly 0 at a minimum
 
     Args:
         loss: `loss(params, *inputs)`, a negative log likelihood, meaned over the first axis of its inputs. It goes
@@ -138,11 +136,10 @@ def elastic(
 
 def _with_term(loss: Callable[..., Any], kind: type[ParamList], strength: float) -> Callable[..., Any]:
     """The sum as a function with the loss's own signature, save that its parameters are the list of three."""
-    original, hints, signature = annotated_part(loss), resolve_hints(loss), inspect.signature(loss)
+    hints, signature = resolve_hints(loss), inspect.signature(loss)
     names = [name for name in signature.parameters if inspect.ismethod(getattr(hints.get(name), "layout", None))]
     if not names:
-        raise SignatureError(f"`{original.__name__}` has no argument that is a ParamList")
-    at = list(signature.parameters).index(names[0])
+        raise SignatureError(f"`{annotated_part(loss).__name__}` has no argument that is a ParamList")
 
     def total(*args: Any, **kwargs: Any) -> Any:
         bound = signature.bind(*args, **kwargs)
@@ -154,14 +151,4 @@ def _with_term(loss: Callable[..., Any], kind: type[ParamList], strength: float)
                 value = value + (0.5 * strength) * (f * (p - a).square()).sum()
         return value
 
-    parameters = list(signature.parameters.values())
-    parameters[at] = parameters[at].replace(annotation=kind)
-    code = getattr(original, "__code__", None)
-    if code is not None:  # it bears the place of the original, so that declarations are quoted from there
-        place = {"co_filename": code.co_filename, "co_firstlineno": code.co_firstlineno, "co_name": code.co_name}
-        total.__code__ = total.__code__.replace(**place)
-    total.__name__, total.__qualname__ = original.__name__, original.__qualname__
-    total.__module__, total.__doc__ = original.__module__, loss.__doc__
-    total.__annotations__ = {**hints, names[0]: kind}
-    total.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    return total
+    return worn(total, loss, {names[0]: kind})
