@@ -170,10 +170,10 @@ class Compiled:
         if found is None:
             if len(self._runs) >= _CASES:
                 self._runs.clear()
-            executor = self._executor(self._key(mode, case, layout), case, self.program.plain, inputs, build)
-            _refuse_hooks(self.program)
             if mode != "forward":
+                _refuse_hooks(self.program)
                 _refuse_redrawn(self.program, case.graph)
+            executor = self._executor(self._key(mode, case, layout), case, self.program.plain, inputs, build)
             sizes = [case.sizes[name] for name in self._free(case)] if executor.holds is not None else []
             found = self._runs[mode, case, layout] = Runner(executor, sizes, executor)
         return found

@@ -41,6 +41,7 @@ class Places:
 
 
 def places_in(module: nn.Module, params: ParamList) -> Places:
+    """The places of a module's parameters, buffers and layers."""
     names = [*params.names, *(name for name, _ in module.named_modules() if name)]
     owners, fields, held = [], [], []
     for name in names:
@@ -57,18 +58,18 @@ def places_in(module: nn.Module, params: ParamList) -> Places:
 def kept_as_they_are(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Undo what a trace stores in modules; Unprovable where it is a tensor (a mask that is kept for the next time)."""
     before = [dict(vars(module)) for module in modules]
+    stored: list[str] = []
     token = _tracing.set(True)
     try:
         yield
-    finally:
+    finally:  # a trace that fails leaves symbolic tensors behind as well
         _tracing.reset(token)
-    stored = []
-    for module, old in zip(modules, before, strict=True):
-        for name, value in list(vars(module).items()):
-            if name in old and old[name] is value:
-                continue
-            stored += [f"{type(module).__name__}.{name}"] if isinstance(value, Tensor) else []
-            vars(module).update({name: old[name]}) if name in old else vars(module).pop(name)
+        for module, old in zip(modules, before, strict=True):
+            for name, value in list(vars(module).items()):
+                if name in old and old[name] is value:
+                    continue
+                stored += [f"{type(module).__name__}.{name}"] if isinstance(value, Tensor) else []
+                vars(module).update({name: old[name]}) if name in old else vars(module).pop(name)
     if stored:
         raise Unprovable(
             f"the program stores a tensor in {listing(stored)}, which is no part of a step.",

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from shaped import ExecutorError, ParamList, ScalarTrainer, ShapeError, Unprovable
+from shaped import ExecutorError, ParamList, ProofError, ScalarTrainer, ShapeError, Unprovable
 from shaped.optim import SGD
 from tests.models import batch, mlp, mlp_loss
 
@@ -76,6 +76,34 @@ def test_a_buffer_that_is_assigned_anew_is_unprovable():
 
     with pytest.raises(Unprovable, match=r"assigns a new tensor to the buffer `Averaged\.mean`"):
         ScalarTrainer(net_loss, Averaged())
+
+
+def test_a_proof_that_fails_leaves_a_module_as_it_was():
+    class Remembers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(6, 3)
+            self.last: Tensor | None = None
+
+        def forward(self, x: Float[Tensor, "batch 6"]) -> Float[Tensor, "batch 3"]:
+            self.last = x
+            return self.linear(x.T)
+
+    net = Remembers()
+    with pytest.raises(ProofError):
+        ScalarTrainer(net_loss, net)
+
+    assert net.last is None
+
+
+def test_a_refused_pass_compiles_nothing():
+    params = square()
+    params.v.register_hook(lambda g: g.clamp(max=0))
+    trainer = ScalarTrainer(square_loss, params, backend="compiled")
+    with pytest.raises(ExecutorError, match="hook"):
+        trainer.backward(torch.ones(3))
+
+    assert len(trainer.executors) == 0
 
 
 class Square(ParamList):
