@@ -112,9 +112,14 @@ def traced(function: Flat, fakes: Sequence[Any], mode: Any, sizes: Sequence[Any]
     functional = torch.func.functionalize(lambda *flat: function(*flat[count:]), remove="mutations")
     dispatcher = enable_python_dispatcher() if count else contextlib.nullcontext()  # keeps symbolic sizes symbolic
     with mode, dispatcher, torch.no_grad():
-        return make_fx(
+        graph = make_fx(
             functional, decomposition_table=select_decomp_table(), tracing_mode="real", _allow_non_fake_inputs=True
         )(*sizes, *fakes)
+    # A forward derivative leaves questions whose answers nobody reads (`is_same_size`); where the variable CI is set,
+    # Inductor refuses those that it has no code for.
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
 
 
 def _symbol(env: Any, name: str, hint: int) -> Any:

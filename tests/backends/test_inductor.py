@@ -48,6 +48,19 @@ def test_random_scalars_are_drawn_apart():
     assert sum("rand" in target for target in found) == 2
 
 
+def test_what_nobody_reads_is_not_in_the_graph():
+    """A forward derivative asks `is_same_size`, which Inductor refuses to call where the variable CI is set."""
+
+    def changes(x: Tensor) -> tuple[Tensor]:
+        return (torch.func.jvp(torch.tanh, (x,), (x.square(),))[1],)
+
+    x = torch.rand(3)
+    graph = inductor.whole_graph(changes, [x])
+
+    assert all(node.users or node.op in ("placeholder", "output") for node in graph.graph.nodes)
+    torch.testing.assert_close(graph(x)[0], changes(x)[0])
+
+
 TWICE = """
 import torch
 from torch import Tensor
