@@ -24,8 +24,9 @@ from shaped.backends.inductor import Free, lower, whole_graph
 from shaped.backends.program import Case, Program
 from shaped.backends.progress import Progress
 from shaped.backends.settings import Settings
-from shaped.backends.step import Runner, Step
-from shaped.errors import listing
+from shaped.backends.step import WRONG_VALUE, Runner, Step
+from shaped.backends.values import Checked
+from shaped.errors import ExecutorError, listing
 from shaped.optim import FusedOptimizer
 from shaped.proof import forward_graph
 from shaped.shapes import Entry
@@ -56,7 +57,8 @@ class Compiled:
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
         """The loss."""
         case, inputs = self._admit(inputs)
-        loss: Tensor = self._pass("forward", case, inputs, self._forward)(self.program.plain, inputs)[0]
+        loss, *right = self._pass("forward", case, inputs, self._forward)(self.program.plain, inputs)
+        self._refuse_wrong("forward", right, case, inputs)
         return loss
 
     def loss_and_backward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
@@ -64,7 +66,9 @@ class Compiled:
         case, inputs = self._admit(inputs)
         loss, *rest = self._pass("loss_and_backward", case, inputs, self._joint)(self.program.plain, inputs)
         count = len(self.program.used)
-        return loss, list(rest[:count]), list(rest[count:])
+        wrote = count + len(self.program.writes)
+        self._refuse_wrong("loss_and_backward", rest[wrote:], case, inputs)
+        return loss, list(rest[:count]), list(rest[count:wrote])
 
     def update(self, inputs: Sequence[Tensor], optimizer: FusedOptimizer, last: bool = True) -> tuple[Tensor, bool]:
         """Take a step, or with `last=False` gather a batch for it. Returns the loss, and whether all was finite.
@@ -78,10 +82,13 @@ class Compiled:
         case, inputs = self._admit(inputs, layout=not last)
         state = step.prepare(case.samples, self._layout)
         runner = step.runs.get(case) or self._runner(step, case, inputs)
-        loss, finite, *norm = runner(state, inputs)
-        if not self._settings.skips:
-            if not finite.item():
+        loss, why, *norm = runner(state, inputs)
+        if step.asks and (reason := why.item()):
+            if reason == WRONG_VALUE:
+                raise self._wrong(step.name, case, inputs)
+            if not self._settings.skips:
                 return loss, False
+        if not self._settings.skips:
             self._progress.count(taken=last)
         step.commit()
         if norm:
@@ -130,6 +137,17 @@ class Compiled:
             yield
         finally:
             self._steps = before
+
+    def _refuse_wrong(self, mode: str, right: Sequence[Tensor], case: Case, inputs: Sequence[Tensor]) -> None:
+        if right and not right[0].item():
+            raise self._wrong(mode, case, inputs)
+
+    def _wrong(self, mode: str, case: Case, inputs: Sequence[Tensor]) -> ExecutorError:
+        """What a value is that an operation cannot take: the forward pass again, operation by operation."""
+        checked = Checked(forward_graph(case.graph))
+        with torch.no_grad():
+            checked.run(*self.program.for_writing(self.program.plain)[0], *inputs)
+        return ExecutorError(f"`{mode}` at {case}: {checked.first_wrong()}. Nothing has changed")
 
     # -- executors ---------------------------------------------------------------------------------------------------
 
@@ -244,23 +262,29 @@ class Compiled:
         )
 
     def _forward(self, graph: GraphModule) -> Callable[..., tuple[Any, ...]]:
-        first = forward_graph(graph)
-        return lambda *flat: (self._run(first, flat)[0][0].clone(),)
+        def run(*flat: Tensor) -> tuple[Any, ...]:
+            outputs, _, right = self._run(forward_graph(graph), flat)
+            return outputs[0].clone(), *right
+
+        return run
 
     def _joint(self, graph: GraphModule) -> Callable[..., tuple[Any, ...]]:
         kept = [1 + self.program.trainable.index(i) for i in self.program.used]
 
         def run(*flat: Tensor) -> tuple[Any, ...]:
-            outputs, written = self._run(graph, flat)
-            return (outputs[0].clone(), *(outputs[i] for i in kept), *written)
+            outputs, written, right = self._run(graph, flat)
+            return (outputs[0].clone(), *(outputs[i] for i in kept), *written, *right)
 
         return run
 
-    def _run(self, graph: GraphModule, flat: Sequence[Tensor]) -> tuple[Sequence[Any], list[Tensor]]:
-        """The proved graph on copies of what it writes into, and these copies."""
+    def _run(self, graph: GraphModule, flat: Sequence[Tensor]) -> tuple[Sequence[Any], list[Tensor], list[Tensor]]:
+        """The proved graph on copies of what it writes into, these copies, and whether it could take all values."""
         count = len(self.program.tensors)
         params, written = self.program.for_writing(flat[:count])
-        return graph(*params, *flat[count:]), written
+        checked = Checked(graph)
+        outputs = checked.run(*params, *flat[count:])
+        right = checked.right()
+        return outputs, written, [] if right is None else [right]
 
 
 def _refuse_hooks(program: Program) -> None:
