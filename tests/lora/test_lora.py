@@ -82,7 +82,9 @@ def test_an_adapter_starts_at_the_base_and_its_gradients_are_those_of_autograd()
     assert not found["w1"].any()
 
 
-@pytest.mark.parametrize("base", ["float", pytest.param("nf4", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "base", [pytest.param("float", marks=pytest.mark.smoke), pytest.param("nf4", marks=pytest.mark.slow)]
+)
 def test_training_an_adapter_lowers_the_loss_on_both_backends_and_leaves_the_base(base: Any) -> None:
     params = MLP.init(pixels=6, hidden=64, classes=3)
     before = params.values()
