@@ -116,7 +116,6 @@ def distance(prediction: Float[Tensor, "batch 3"], y: Int[Tensor, " batch"]) -> 
 
 @pytest.mark.filterwarnings("ignore")
 def test_torchaos_layers_are_proved_and_give_the_same_numbers() -> None:
-    pytest.importorskip("torchao.float8")
     mine, theirs = Two(), Two()
     convert(mine, ["body"])
     assert convert(theirs, ["body"], product="torchao") == ("body",)

@@ -123,8 +123,9 @@ class Run:
         if options.jax and name in MODELS:
             import numpy
 
-            arrays = {f"p{i:04}": p.numpy() for i, p in enumerate(params)}
-            numpy.savez(folder / "start.npz", **arrays, **{f"x{i}": x.numpy() for i, x in enumerate(batch)})
+            arrays: dict[str, Any] = {f"p{i:04}": p.numpy() for i, p in enumerate(params)}
+            arrays |= {f"x{i}": x.numpy() for i, x in enumerate(batch)}
+            numpy.savez(folder / "start.npz", **arrays)
         self.entries: dict[str, Entry] = {}
         self.workers: dict[str, Worker] = {}
 
@@ -315,9 +316,8 @@ def main() -> None:
     text = page(found, here, options)
     print(f"{text}\n{time.perf_counter() - began:.0f} s in all")
     if options.out:
-        models = {name: {c: vars(e) for c, e in entries.items()} for name, entries in found.items()}
         figures = {"versions": here, "machine": machine(), "threads": torch.get_num_threads(), "goals": goals(found)}
-        figures["models"] = models
+        figures["models"] = {name: {c: vars(e) for c, e in entries.items()} for name, entries in found.items()}
         options.out.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n")
         options.out.with_suffix(".md").write_text(text.strip() + "\n")
 

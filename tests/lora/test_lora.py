@@ -342,7 +342,8 @@ def test_four_bits_are_off_by_half_the_widest_gap_at_most() -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_four_bits_are_those_of_torchao() -> None:
-    quantization = pytest.importorskip("torchao.quantization")
+    from torchao import quantization
+
     w = torch.randn(64, 512, generator=torch.Generator().manual_seed(0))
     theirs = quantization.to_nf4(w)
     codes, scales = quantise_nf4(w, scale_block=256)
