@@ -185,3 +185,16 @@ def test_test_files_have_names_of_their_own() -> None:
 
     assert sorted(names) == sorted(set(names))
     assert not list(ROOT.glob("tests/**/__init__.py"))
+
+
+def test_no_file_is_longer_than_450_lines_and_no_function_than_60() -> None:
+    files = [*FILES, *ROOT.glob("tests/**/*.py"), *ROOT.glob("docs/benchmarks/*.py")]
+    functions = [
+        (by_name(file), node.name, (node.end_lineno or 0) - node.lineno + 1)
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+
+    assert [by_name(file) for file in files if len(file.read_text().splitlines()) > 450] == []
+    assert [(name, function) for name, function, lines in functions if lines > 60] == []
