@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from report import machine, table, versions
+from report import machine, save, table, versions
 from step_models import MODELS, ON_GPU, SIZES, Model
 
 HERE = Path(__file__).resolve().parent
@@ -303,7 +303,7 @@ def main() -> None:
         text = profile(options.profile, options.device)
         print(text)
         if options.out:
-            options.out.with_suffix(".md").write_text(text.strip() + "\n")
+            save(options.out, text)
         return
     contenders = options.contenders or (ON_CUDA if options.device == "cuda" else ON_CPU)
     if unknown := set(contenders) - {*ON_CPU, *ON_CUDA}:
@@ -318,8 +318,7 @@ def main() -> None:
     if options.out:
         figures = {"versions": here, "machine": machine(), "threads": torch.get_num_threads(), "goals": goals(found)}
         figures["models"] = {name: {c: vars(e) for c, e in entries.items()} for name, entries in found.items()}
-        options.out.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n")
-        options.out.with_suffix(".md").write_text(text.strip() + "\n")
+        save(options.out, text, figures)
 
 
 if __name__ == "__main__":
