@@ -82,7 +82,9 @@ def test_an_adapter_starts_at_the_base_and_its_gradients_are_those_of_autograd()
     assert not found["w1"].any()
 
 
-@pytest.mark.parametrize("base", ["float", pytest.param("nf4", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "base", [pytest.param("float", marks=pytest.mark.smoke), pytest.param("nf4", marks=pytest.mark.slow)]
+)
 def test_training_an_adapter_lowers_the_loss_on_both_backends_and_leaves_the_base(base: Any) -> None:
     params = MLP.init(pixels=6, hidden=64, classes=3)
     before = params.values()
@@ -340,7 +342,8 @@ def test_four_bits_are_off_by_half_the_widest_gap_at_most() -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_four_bits_are_those_of_torchao() -> None:
-    quantization = pytest.importorskip("torchao.quantization")
+    from torchao import quantization
+
     w = torch.randn(64, 512, generator=torch.Generator().manual_seed(0))
     theirs = quantization.to_nf4(w)
     codes, scales = quantise_nf4(w, scale_block=256)
