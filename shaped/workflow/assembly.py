@@ -9,15 +9,14 @@ import torch
 from shaped.data import DataError
 from shaped.drawing import check_device
 from shaped.errors import ShapedError, nearest
-from shaped.optim import SGD, Adam, AdamW, FusedOptimizer, schedules
+from shaped.optim import FusedOptimizer, schedules
 from shaped.params import ParamList
+from shaped.state import PATHS
 from shaped.trainer import ScalarTrainer
 from shaped.workflow import registry
 from shaped.workflow.config import OptimizerConfig, Part, WorkflowConfig
 from shaped.workflow.models import Provider
 from shaped.workflow.providers import DataProvider, GivenData
-
-OPTIMIZERS: dict[str, Any] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
 
 
 @dataclass(frozen=True)
@@ -106,9 +105,9 @@ def make_optimizer(config: OptimizerConfig, model: Any) -> FusedOptimizer:
     Raises:
         ShapedError: An option is unknown. ValueError: One is out of range.
     """
-    kind = OPTIMIZERS.get(config.name)
+    kind = PATHS.get(config.name)
     if kind is None:
-        raise ShapedError(f"no optimizer `{config.name}`{nearest(config.name, list(OPTIMIZERS))}")
+        raise ShapedError(f"no optimizer `{config.name}`{nearest(config.name, list(PATHS))}")
     params = [p for p in (model if isinstance(model, ParamList) else model.parameters()) if p.requires_grad]
     try:
         made: FusedOptimizer = kind(params, lr=config.lr, **config.options)

@@ -15,6 +15,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from shaped.backends import BackendName
 from shaped.errors import CheckpointCorrupt, ShapedError, StateError, nearest
 
 C = TypeVar("C")
@@ -84,7 +85,7 @@ class WorkflowConfig:
     data: Part | None = None
     epochs: int = 10
     seed: int = 0
-    backend: Literal["eager", "compiled"] = "eager"
+    backend: BackendName = "eager"
     device: str = "cpu"
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     batches: BatchConfig = field(default_factory=BatchConfig)
