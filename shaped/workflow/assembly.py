@@ -2,7 +2,7 @@
 
 import inspect
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -69,8 +69,12 @@ def make_provider(part: Part | None) -> Provider:
     """The model provider of a name: a function that returns one, called with the part's `defaults`, or one itself."""
     assert part is not None
     found = registry.models.get(part.name)
-    provider: Provider = found if isinstance(found, Provider) else found()
-    return provider
+    if isinstance(found, Provider):
+        return found
+    try:
+        return cast(Provider, found())  # the caller looks at what it is
+    except TypeError as error:
+        raise ShapedError(f"model `{part.name}` is no ModelProvider, and called without arguments: {error}") from error
 
 
 def make_data(config: WorkflowConfig) -> DataProvider:
@@ -125,7 +129,9 @@ def make_schedule(part: Part, optimizer: Any, total: int | None, monitor: str, m
         ShapedError: There is none of that name, or it does not take these options.
     """
     torchs = torch.optim.lr_scheduler
-    theirs = [n for n in dir(torchs) if isinstance(getattr(torchs, n), type) and n[0].isupper()]
+    base, plateau = torchs.LRScheduler, torchs.ReduceLROnPlateau  # the latter wants a figure at each step: ours has it
+    theirs = [n for n, kind in vars(torchs).items() if isinstance(kind, type) and issubclass(kind, base)
+              and kind is not base and not issubclass(kind, plateau) and n[0] != "_"]  # fmt: skip
     names = [*schedules.BY_NAME, "reduce_on_plateau", *theirs]
     if part.name not in names:
         raise ShapedError(f"no schedule `{part.name}`{nearest(part.name, names) or f'; there are {names}'}")
