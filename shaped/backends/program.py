@@ -130,6 +130,8 @@ class Program:
         self.trainable = [i for i, t in enumerate(self.tensors) if t.requires_grad]
         unused = set(self.proof.unused)
         self.used = [i for i in self.trainable if self.signature.entries[i].path not in unused]
+        if not self.used:
+            raise GradientError(f"`{self.signature.name}` depends on no parameter that is trained: nothing to train")
         self.used_tensors = [self.tensors[i] for i in self.used]
         self.writes = [i for i, entry in enumerate(self.params.entries) if entry.path in self.proof.writes]
 
