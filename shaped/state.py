@@ -34,7 +34,6 @@ class TrainingState:
         self.optimizer = optimizer
         self.paths: dict[str, FusedOptimizer] = {}  # "adamw" and its like, made by the first step that uses them
         self.accepted: dict[str, tuple[FusedOptimizer, dict[str, Any]]] = {}  # hyper-parameters that were checked
-        self.stepped: FusedOptimizer | None = None  # the optimizer that took the last step
         self._backends: dict[str, Backend] = {}  # by name, so that going back and forth compiles nothing again
         if optimizer is not None:
             if not isinstance(cast(object, optimizer), FusedOptimizer):
@@ -108,7 +107,8 @@ class TrainingState:
     @property
     def last_optimizer(self) -> FusedOptimizer | None:
         """The optimizer that took the last step, as long as it is one of ours; else that of `train_step`."""
-        return self.stepped if self.stepped in [*self.paths.values(), self.optimizer] else self.optimizer
+        stepped = self.progress.stepped
+        return stepped if stepped in [*self.paths.values(), self.optimizer] else self.optimizer
 
     def pack(self) -> dict[str, Any]:
         """Everything as a state dict; tensors are copies."""

@@ -287,18 +287,22 @@ class ScalarTrainer:
 
     def _update(self, path: str, inputs: Sequence[Tensor], lr: float, given: dict[str, Any]) -> Float[Tensor, ""]:
         lr = lr if type(lr) is float and 0.0 <= lr < math.inf else number("lr", lr)
-        optimizer, accepted = self._shared.paths.get(path), self._shared.accepted.get(path)
+        shared, calls = self._shared, self._shared.progress.calls
+        known, accepted = shared.paths.get(path), shared.accepted.get(path)
+        optimizer = known
         if optimizer is None or accepted is None or accepted[0] is not optimizer or accepted[1] != given:
             optimizer = self._accept(path, optimizer, lr, given)
         group = optimizer.param_groups[0]
-        before, group["lr"] = group["lr"], lr
+        before = group["lr"]
         try:
-            loss = self._take(optimizer, inputs)
+            group["lr"], shared.paths[path] = lr, optimizer
+            return self._take(optimizer, inputs)
         except BaseException:
-            group["lr"] = before
+            if shared.progress.calls == calls:  # an interrupt may come after the step was taken
+                group["lr"] = before
+                if known is None:
+                    shared.paths.pop(path, None)
             raise
-        self._shared.paths[path] = optimizer
-        return loss
 
     def _accept(self, path: str, optimizer: FusedOptimizer | None, lr: float, given: dict[str, Any]) -> FusedOptimizer:
         """Check a path's hyper-parameters; the first call fixes them. Returns its optimizer, a new one at first."""
@@ -327,9 +331,6 @@ class ScalarTrainer:
         loss, finite = self._backend.update(inputs, optimizer, last)
         if not finite:
             raise self._not_finite(loss, inputs)
-        self._shared.stepped = optimizer
-        if accumulate > 1:
-            progress.wait(optimizer, last=last)
         return loss
 
     def _not_finite(self, loss: Tensor, inputs: Sequence[Tensor]) -> NonFiniteError:

@@ -21,6 +21,7 @@ from torch.fx import GraphModule, Node
 from shaped.backends.capture import Capture, CudaGraphs, Graphs
 from shaped.backends.executors import CompileError, Executor, Executors, Key, Run
 from shaped.backends.inductor import Free, lower, whole_graph
+from shaped.backends.interrupts import Whole
 from shaped.backends.program import Case, Program
 from shaped.backends.progress import Progress
 from shaped.backends.settings import Settings
@@ -82,18 +83,18 @@ class Compiled:
         case, inputs = self._admit(inputs, layout=not last)
         state = step.prepare(case.samples, self._layout)
         runner = step.runs.get(case) or self._runner(step, case, inputs)
-        loss, why, *norm = runner(state, inputs)
-        if step.asks and (reason := why.item()):
-            if reason == WRONG_VALUE:
-                raise self._wrong(step.name, case, inputs)
-            if not self._settings.skips:
-                return loss, False
-        if not self._settings.skips:
-            self._progress.count(taken=last)
-        step.commit()
-        if norm:
-            optimizer.grad_norm = norm[0]
-        return loss, True
+        with Whole():
+            loss, why, *norm = runner(state, inputs)
+            reason = why.item() if step.asks else 0
+            if not reason or (self._settings.skips and reason != WRONG_VALUE):
+                self._progress.count(optimizer, last=last, taken=last and not self._settings.skips)
+                step.commit()
+                if norm:
+                    optimizer.grad_norm = norm[0]
+                return loss, True
+        if reason == WRONG_VALUE:
+            raise self._wrong(step.name, case, inputs)
+        return loss, False
 
     def after_step(self, inputs: Sequence[Tensor], optimizer: FusedOptimizer) -> tuple[Tensor, list[Tensor]]:
         """The loss, and the parameters as one step from here would leave them; it runs on copies."""
@@ -203,7 +204,10 @@ class Compiled:
         """What takes the step at these sizes from now on, until the state moves."""
         _refuse_hooks(self.program)
         _refuse_redrawn(self.program, case.graph)
+        calls = self._progress.calls
         executor = self._step_executor(step, case, inputs)
+        if self._progress.calls != calls:
+            raise ValueError("a hook of executors.on_create took a step within this one, which was not taken")
         if len(step.runs) >= _CASES:
             step.runs.clear()
         fixed = len(step.state) + (0 if executor.holds is None else len(self._free(case)))

@@ -41,7 +41,9 @@ SAID = {
 
 def test_a_value_that_an_operation_cannot_take_is_an_error_that_names_it_and_nothing_has_changed():
     trainer = ScalarTrainer(every_index, Table.init(seed=0), backend="compiled", assume=["batch >= 2"])
-    good = dict(zip(NAMES, [torch.tensor([0, 1, 4])] * 6 + [torch.tensor([0, -100, 4]), torch.tensor([1, -2, 3])], strict=False))
+    good = dict(
+        zip(NAMES, [torch.tensor([0, 1, 4])] * 6 + [torch.tensor([0, -100, 4]), torch.tensor([1, -2, 3])], strict=True)
+    )
     trainer.step(*good.values(), lr=0.01)
     trainer.step(*(good | {"filled": torch.tensor([-1, -5, 0])}).values(), lr=0.01)  # as eager takes them
     before = trainer.params.w.detach().clone()
