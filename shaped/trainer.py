@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from shaped.arguments import flat, number, pair
 from shaped.backends import (
-    BACKENDS,
     Auto,
     Backend,
     Comparison,
@@ -23,6 +22,7 @@ from shaped.backends import (
     Settings,
     Sizes,
     compare,
+    known_backend,
 )
 from shaped.errors import NonFiniteError, ShapedError, listing
 from shaped.optim import AdamW, FusedOptimizer
@@ -91,8 +91,7 @@ class ScalarTrainer:
         strategy: GradientStrategy | None = None,
         save_frozen: bool = True,
     ) -> None:
-        if not isinstance(backend, str) or backend not in BACKENDS:
-            raise ValueError(f"backend is {backend!r}; it is one of {', '.join(map(repr, BACKENDS))}")
+        known_backend(backend)
         settings = Settings(max_executors, max_norm, nonfinite, accumulate, sizes, capture)
         proving: dict[str, Any] = {
             **{"assume": assume, "static": static, "autocast": autocast, "check": check, "samples": samples},
@@ -281,9 +280,7 @@ class ScalarTrainer:
         Raises:
             As for `step`, and ValueError where no optimizer was given.
         """
-        if self._shared.optimizer is None:
-            raise ValueError("train_step needs an optimizer: ScalarTrainer(..., optimizer=shaped.optim.AdamW(params))")
-        return self._take(self._shared.optimizer, self._program.arrange(inputs, named))
+        return self._take(self._shared.own_optimizer(), self._program.arrange(inputs, named))
 
     def _update(self, path: str, inputs: Sequence[Tensor], lr: float, given: dict[str, Any]) -> Float[Tensor, ""]:
         lr = lr if type(lr) is float and 0.0 <= lr < math.inf else number("lr", lr)
@@ -422,7 +419,9 @@ class ScalarTrainer:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled and deep-copied as what it was made of, with its state. The copy proves anew and has no executors."""
-        return _remade, (*self._made_of, self._chosen, self.optimizer, self.state_dict())
+        last = self._shared.last_optimizer
+        path = next((path for path, optimizer in self._shared.optimizers().items() if optimizer is last), None)
+        return _remade, (*self._made_of, self._chosen, self.optimizer, self.state_dict(), path)
 
     def __repr__(self) -> str:
         return f"ScalarTrainer({self.proof.setting.signature}, backend={self.backend!r}, {self.steps} steps)"
@@ -435,7 +434,9 @@ def _remade(
     backend: Any,
     optimizer: FusedOptimizer | None,
     state: Mapping[str, Any],
+    last: str | None,
 ) -> ScalarTrainer:
     trainer = ScalarTrainer(loss, params, backend=backend, optimizer=optimizer, **options)
     trainer.load_state_dict(state)
+    trainer._shared.progress.stepped = trainer._shared.optimizers().get(last or "")
     return trainer

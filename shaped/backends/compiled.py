@@ -176,7 +176,7 @@ class Compiled:
         """An input as executors take it: contiguous, as it lies in memory, and in no memory that they write."""
         if x.requires_grad or not x.is_contiguous() or x.is_neg() or x.is_conj():
             x = x.detach().resolve_neg().resolve_conj().contiguous()
-        return x.clone() if x.untyped_storage().data_ptr() in self.program.storages else x
+        return self.program.apart(x)
 
     def _free(self, case: Case) -> list[str]:
         fixed = {*self.program.params.dims, *case.proof.static}
@@ -277,7 +277,8 @@ class Compiled:
 
         def run(*flat: Tensor) -> tuple[Any, ...]:
             outputs, written, right = self._run(graph, flat)
-            return (outputs[0].clone(), *(outputs[i] for i in kept), *written, *right)
+            gradients = [outputs[i] if self.program.strategy is None else outputs[i].clone() for i in kept]
+            return (outputs[0].clone(), *gradients, *written, *right)
 
         return run
 

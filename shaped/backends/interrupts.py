@@ -10,8 +10,8 @@ _SIGINT: int = _signal.SIGINT
 class Whole:
     """A `with` block that SIGINT does not leave in the middle; one that came is raised again at its end.
 
-    Python runs handlers between any two operations of the main thread, so also between two kernels of a step, or between
-    the step and its count. In other threads there is nothing to do. It costs 0.8 us.
+    Python runs handlers between any two operations of the main thread, so also between two kernels of a step, or
+    between the step and its count. In other threads there is nothing to do. It costs 0.8 us.
     """
 
     __slots__ = ("_before", "_came")

@@ -167,6 +167,8 @@ class Step:
             checked = Checked(graph)
             loss, *every = checked.run(*tensors, *flat[len(flat) - inputs :])
             gradients = [every[program.trainable.index(i)] for i in program.used]
+            if program.strategy is not None:  # one that is a parameter must not follow its update
+                gradients = [g.clone() for g in gradients]
             finite, right = finite_flag(loss, gradients), checked.right()
             why = ~finite
             if right is not None:
