@@ -381,7 +381,7 @@ class ScalarTrainer:
     def compare_backends(self, *inputs: Any, **named: Any) -> Comparison:
         """Eager against compiled on a batch: loss, gradients, and every parameter after one step. Changes nothing.
 
-        The step is that of the optimizer that took the last one; before any, that of `train_step`, or AdamW at lr 1e-3.
+        What it compiles beside the executors that are there takes none of their places, and is let go. The step is that of the optimizer that took the last one; before any, that of `train_step`, or AdamW at lr 1e-3.
 
         Returns:
             Relative differences, each with a bound on what rounding can do, and a verdict: `.agree`.
@@ -391,8 +391,7 @@ class ScalarTrainer:
         """
         flat = self._program.arrange(inputs, named)
         optimizer = self._shared.last_optimizer or AdamW(self._program.used_tensors, lr=1e-3)
-        with self._shared.compiled.kept_as_they_are():
-            return compare(self._shared.eager, self._shared.compiled, flat, optimizer)
+        return compare(self._shared.eager, self._shared.compiled.aside(), flat, optimizer)
 
     # -- state -----------------------------------------------------------------------------------------------------
 

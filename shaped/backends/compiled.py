@@ -113,6 +113,13 @@ class Compiled:
         arguments = [*self._copies(step.prepare(case.samples, self._layout)), *inputs]
         return whole_graph(step.function(case.graph), arguments), arguments
 
+    def aside(self) -> "Compiled":
+        """Another one that finds these executors and keeps what it makes to itself: no place, no hook, no capture."""
+        other = Compiled(self.program, replace(self._settings, capture=False), self._progress)
+        other.executors = self.executors.aside()
+        other._layouts, other._narrow = self._layouts, self._narrow
+        return other
+
     def _copies(self, state: Sequence[Tensor]) -> list[Tensor]:
         """The state without gradients that wait, so that a step is from one batch."""
         return [torch.zeros_like(t) if t is self._progress.weight else t.clone() for t in state]
@@ -132,7 +139,7 @@ class Compiled:
 
     @contextmanager
     def kept_as_they_are(self) -> Iterator[None]:
-        """Forget the steps of optimizers that are made in between; their executors stay."""
+        """Forget the steps of an optimizer that may be made in between; their executors stay."""
         before = dict(self._steps)
         try:
             yield
