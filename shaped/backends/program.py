@@ -36,7 +36,7 @@ from shaped.strategies import (
 )
 
 _requires_grad: Callable[[Tensor], bool] = attrgetter("requires_grad")
-_CASES = 4096  # admitted tuples of shapes that are remembered
+CASES = 4096  # admitted tuples of shapes that are remembered
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,7 +227,7 @@ class Program:
             key += tuple([module.training for module in self.modules])
         case = self._cases.get(key)
         if case is None:
-            if len(self._cases) >= _CASES:
+            if len(self._cases) >= CASES:
                 del self._cases[next(iter(self._cases))]
             case = self._cases[key] = self._admit(inputs, key)
         return case
