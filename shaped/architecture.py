@@ -12,12 +12,13 @@ Source: Liu, Simonyan & Yang 2019, arXiv:1806.09055, Algorithm 1 with xi = 0.
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from shaped.backends import BackendName
 from shaped.errors import NonFiniteError, ShapedError, ShapeError, StateError, listing, nearest
 from shaped.params import ParamList
 from shaped.shapes import worn
@@ -113,7 +114,7 @@ class Darts(Generic[P]):
         params: P,
         choices: Sequence[Choice],
         *,
-        backend: Literal["eager", "compiled"] = "eager",
+        backend: BackendName = "eager",
     ) -> None:
         self._loss, self._params, self.choices = loss, params, tuple(choices)
         _check(params, self.choices)

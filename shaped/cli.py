@@ -3,11 +3,21 @@
 import argparse
 import importlib.metadata
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+from shaped.backends import BACKENDS
 from shaped.errors import ShapedError, SignatureError
+
+EXTRAS: Mapping[str, Sequence[str]] = {  # what each extra of the distribution installs
+    "recipes": ("scikit-learn", "rich", "matplotlib"),
+    "search": ("optuna",),
+    "online": ("river",),
+    "metrics": ("torchmetrics",),
+    "fp8": ("torchao",),
+    "tensorboard": ("tensorboard",),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     train = commands.add_parser("train", help="run a ready job, or the `train` of a Python file")
     train.add_argument("job", metavar="RECIPE|FILE.py", help="a recipe by name, or a file with train(settings)")
-    train.add_argument("--backend", choices=("eager", "compiled"), default="compiled")
+    train.add_argument("--backend", choices=BACKENDS, default="compiled", help="default: compiled; auto: if it can")
     train.add_argument("--optimizer", choices=("sgd", "adam", "adamw"), default="adamw")
     train.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
     train.add_argument("--epochs", type=_positive, default=None)
@@ -68,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
     bench.add_argument("--static", action="append", default=[], metavar="NAME", help="prove this dimension at its size")
     bench.set_defaults(run=_bench)
-    doctor = commands.add_parser("doctor", help="say what runs here: torch, Triton, GPU, compiler")
+    doctor = commands.add_parser("doctor", help="say what runs here: torch, Triton, GPU, compiler, extras")
     doctor.set_defaults(run=_doctor)
     return parser
 
@@ -170,7 +180,6 @@ def _doctor(options: argparse.Namespace) -> int:
 
     from shaped.backends import has_cpp_compiler
 
-    missing = 'not installed: pip install "shaped-trainer[recipes]"'
     rows = [
         ("shaped", _version("shaped-trainer") or "a checkout that is not installed"),
         ("python", sys.version.split()[0]),
@@ -178,12 +187,19 @@ def _doctor(options: argparse.Namespace) -> int:
         ("triton", _version("triton") or "not installed: the updates run on the torch path"),
         ("gpu", _gpu()),
         ("compiler", "found" if has_cpp_compiler() else "none: backend='compiled' runs the traced step uncompiled"),
-        *((name, _version(name) or missing) for name in ("scikit-learn", "rich", "matplotlib")),
         ("threads", str(torch.get_num_threads())),
+        *((f"[{extra}]", _extra(extra, names)) for extra, names in EXTRAS.items()),
     ]
     for name, value in rows:
         print(f"{name:<13} {value}")
     return 0
+
+
+def _extra(extra: str, names: Sequence[str]) -> str:
+    """What it brings, with versions, and how to get what is missing."""
+    found = {name: _version(name) for name in names}
+    text = ", ".join(f"{name} {version or 'not installed'}" for name, version in found.items())
+    return text if all(found.values()) else f'{text}: pip install "shaped-trainer[{extra}]"'
 
 
 def _version(name: str) -> str:

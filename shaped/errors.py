@@ -26,7 +26,13 @@ class ShapedError(Exception):
     """Base of every error this library defines."""
 
     def __init_subclass__(cls) -> None:
-        cls.__module__ = "shaped"  # a traceback ends in `shaped.ProofError: ...`, the name that users import
+        """A traceback ends in `shaped.ProofError: ...`, the name that users import and that pickle looks for."""
+        package, _, _ = cls.__module__.rpartition(".")
+        if cls.__module__.startswith("shaped."):
+            cls.__module__ = package
+
+
+ShapedError.__module__ = "shaped"
 
 
 class SignatureError(ShapedError, TypeError):

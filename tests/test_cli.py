@@ -2,12 +2,16 @@
 
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from shaped.cli import main
+from shaped import cli
+from shaped.cli import EXTRAS, main
 from shaped.recipes import RECIPES
+
+ROOT = Path(__file__).resolve().parents[1]
 
 MODEL = """
 from jaxtyping import Float
@@ -186,8 +190,8 @@ def test_train_runs_the_train_of_a_file(script_folder: Path, capsys: pytest.Capt
     job = script_folder / "train_job.py"
     job.write_text("def train(settings): print('epochs', settings.epochs, settings.backend)\n")
 
-    assert main(["train", str(job), "--epochs", "3"]) == 0
-    assert capsys.readouterr().out == "epochs 3 compiled\n"
+    assert main(["train", str(job), "--epochs", "3"]) == main(["train", str(job), "--backend", "auto"]) == 0
+    assert capsys.readouterr().out == "epochs 3 compiled\nepochs None auto\n"
 
 
 @pytest.mark.parametrize(
@@ -275,11 +279,24 @@ def test_doctor_has_a_line_for_each_thing(capsys: pytest.CaptureFixture[str]) ->
         "triton",
         "gpu",
         "compiler",
-        "scikit-learn",
-        "rich",
-        "matplotlib",
         "threads",
+        *(f"[{extra}]" for extra in EXTRAS),
     ]
+
+
+def test_doctor_knows_every_extra_and_says_how_to_get_what_is_missing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    extras = {name: tuple(re.split("[<>=]", package)[0] for package in packages) for name, packages in declared.items()}
+    monkeypatch.setattr(cli, "_version", lambda name: "" if name == "rich" else "1.0")
+    main(["doctor"])
+
+    assert {name: packages for name, packages in extras.items() if name not in ("test", "lint")} == EXTRAS
+    assert (
+        '[recipes]     scikit-learn 1.0, rich not installed, matplotlib 1.0: pip install "shaped-trainer[recipes]"\n'
+        "[search]      optuna 1.0\n"
+    ) in capsys.readouterr().out
 
 
 def test_list_shows_the_parts_of_each_kind_by_name(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,8 @@
 """The exception tree, and how a goal is printed."""
 
+import importlib
 import pickle
+import pkgutil
 
 import pytest
 
@@ -78,6 +80,32 @@ def test_a_long_operation_name_widens_the_column() -> None:
 @pytest.mark.parametrize("error", [ProofError, Unprovable])
 def test_an_error_without_a_line_or_a_goal_is_its_title(error: type[ProofError] | type[Unprovable]) -> None:
     assert str(error("`loss` loops.")) == "`loss` loops."
+
+
+def test_every_error_can_be_imported_from_where_its_traceback_says_and_survives_pickling() -> None:
+    for module in pkgutil.walk_packages(shaped.__path__, "shaped."):
+        importlib.import_module(module.name)
+    found, waiting = [ShapedError], [ShapedError]
+    while waiting:
+        waiting += (more := waiting.pop().__subclasses__())
+        found += [kind for kind in more if kind.__module__.split(".")[0] == "shaped" and kind.__name__[0] != "_"]
+    assert {
+        "shaped.workflow.Pruned",
+        "shaped.data.DataError",
+        "shaped.ShapedError",
+        "shaped.backends.CompileError",
+    } <= {f"{kind.__module__}.{kind.__name__}" for kind in found}
+
+    for kind in found:
+        assert getattr(importlib.import_module(kind.__module__), kind.__name__) is kind
+        assert str(pickle.loads(pickle.dumps(kind("what is wrong")))) == "what is wrong"
+
+
+def test_an_error_of_a_users_own_keeps_its_place() -> None:
+    class Mine(ShapedError):
+        pass
+
+    assert Mine.__module__ == __name__
 
 
 @pytest.mark.parametrize("error", [ProofError, Unprovable])

@@ -1,7 +1,7 @@
 """Eager and compiled execution of a proved loss, and the executor cache."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 from torch import Tensor
 
@@ -42,4 +42,5 @@ class Backend(Protocol):
     def update(self, inputs: Sequence[Tensor], optimizer: FusedOptimizer, last: bool = True) -> tuple[Tensor, bool]: ...
 
 
-BACKENDS = ("eager", "compiled", "auto")
+BackendName = Literal["eager", "compiled", "auto"]
+BACKENDS: tuple[BackendName, ...] = get_args(BackendName)

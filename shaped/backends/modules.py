@@ -37,7 +37,10 @@ class Places:
         if not all(map(is_, map(dict.get, self.owners, self.fields), self.held)):
             there = zip(self.names, self.owners, self.fields, self.held, strict=True)
             changed = [name for name, owner, field, thing in there if owner.get(field) is not thing]
-            raise ShapeError(f"replaced in the module: {listing(changed)}. Make a new trainer for what is there now")
+            raise ShapeError(
+                f"replaced in the module: {listing(changed)}. Put it back (merged adapters: unmerge), or make a new "
+                "trainer for what is there now"
+            )
 
 
 def places_in(module: nn.Module, params: ParamList) -> Places:

@@ -1,6 +1,6 @@
 """LoRA over parameter lists: the user's loss on w + alpha/rank * a @ b, with w frozen.
 
-    w : [rows, columns]     a : [rows, rank]     b : [rank, columns]
+    w : [rows, columns]     a : [rows, rank]     b : [rank, columns]     lora_alpha : []
 
 `rank` is a dimension of the trainer's own proof. With `base="nf4"` the frozen w is kept as codes and scales, and made
 again where the loss needs it.
@@ -25,6 +25,7 @@ from shaped.shapes import Dim, Entry, TensorSpec, worn
 
 P = TypeVar("P", bound=ParamList)
 Base = Literal["float", "nf4"]
+ALPHA = "lora_alpha"
 
 
 @dataclass(frozen=True)
@@ -33,17 +34,22 @@ class Adapted(Generic[P]):
 
     Attributes:
         loss: The user's loss over `params`; the rest of its signature is the same.
-        params: The base, frozen, and `<path>.a` and `<path>.b` for each target.
+        params: The base, frozen; `<path>.a` and `<path>.b` for each target; `lora_alpha`, frozen, which states carry.
         targets: The paths that have an adapter.
-        rank, alpha: The adapter's size, and its scale: alpha/rank.
+        rank: The adapter's size.
     """
 
     loss: Callable[..., Any]
     params: ParamList
     targets: tuple[str, ...]
     rank: int
-    alpha: float
     _like: P
+
+    @property
+    def alpha(self) -> float:
+        """The adapter's scale is alpha/rank."""
+        found: float = self.params[ALPHA].item()
+        return found
 
     def merged(self) -> P:
         """The base with the adapter added: a list of the loss's own class, as the adapted loss sees it."""
@@ -56,7 +62,7 @@ class Adapted(Generic[P]):
             return cast(P, self._like.like([self._base(self.params, name).clone() for name in self._like.names]))
 
     def _weights(self, params: ParamList) -> list[Tensor]:
-        scale = self.alpha / self.rank
+        scale = params[ALPHA] / self.rank
         return [
             self._base(params, name) + scale * (params[f"{name}.a"] @ params[f"{name}.b"])
             if name in self.targets
@@ -102,6 +108,10 @@ def adapt(
     if base not in ("float", "nf4"):
         raise ValueError(f"base is {base!r}; it is 'float' or 'nf4'")
     owner = type(params).__name__
+    if not isinstance(params, ParamList):
+        raise ShapeError(f"params is a {owner}: adapt takes a ParamList; a module gets inject(module, ...)")
+    if ALPHA in params.names:
+        raise ShapeError(f"{owner} has adapters already: adapt adapted.merged(), which has them in its weights")
     chosen = matching(owner, params.names, targets)
     _refuse(owner, params, chosen, base)
     dimension = "rank" if "rank" not in params.dims else "lora_rank"
@@ -120,22 +130,23 @@ def adapt(
             fields.append(_field(name, spec, entry))
             start = init.fan_in() if name.endswith(".a") else init.zeros()
             tensors.append(draw_entry(Entry(name, spec), start, sizes, seed, like.dtype).to(like.device))
+    # Float64, which holds the number as it was given.
+    fields.append(_field(ALPHA, TensorSpec((), (torch.float64,), "Float64"), params.entries[0]))
+    tensors.append(torch.tensor(float(alpha), dtype=torch.float64, device=params.device))
     made = _list_class(f"{owner}+LoRA", fields)
     mask = [field.name.endswith((".a", ".b")) and field.name[:-2] in chosen for field in fields]
     whole = made(*tensors, requires_grad=mask)
-    return _bound(loss, params, whole, tuple(chosen), rank, float(alpha))
+    return _bound(loss, params, whole, tuple(chosen), rank)
 
 
-def _bound(
-    loss: Callable[..., Any], base: P, whole: ParamList, targets: tuple[str, ...], rank: int, alpha: float
-) -> Adapted[P]:
+def _bound(loss: Callable[..., Any], base: P, whole: ParamList, targets: tuple[str, ...], rank: int) -> Adapted[P]:
     """The loss over the adapted list, with the rest of its signature as it is."""
 
     def adapted(params: Any, *inputs: Any, **named: Any) -> Any:
         return loss(base._layout.build(result._weights(params)), *inputs, **named)
 
     first = next(iter(inspect.signature(loss).parameters))
-    result = Adapted(worn(adapted, loss, {first: type(whole)}), whole, targets, rank, alpha, base)
+    result = Adapted(worn(adapted, loss, {first: type(whole)}), whole, targets, rank, base)
     return result
 
 

@@ -49,46 +49,54 @@ class LoraLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.base_layer: nn.Linear | Nf4Linear = layer if base == "float" else Nf4Linear(layer)
-        self.rank, self.alpha = rank, alpha
+        self.rank = rank
+        # A buffer, so that states carry it; in float64, so that it is the number that was given.
+        self.register_buffer("lora_alpha", torch.tensor(float(alpha), dtype=torch.float64, device=layer.weight.device))
         bound = 1 / math.sqrt(layer.in_features)
         drawn = torch.empty(rank, layer.in_features).uniform_(-bound, bound, generator=generator)
         self.lora_A = nn.Parameter(drawn.to(layer.weight))
         self.lora_B = nn.Parameter(layer.weight.new_zeros(layer.out_features, rank))
-        self._unmerged: Tensor | None = None
+        self._unmerged: tuple[Any, ...] = ()  # the base's weight while another stands in its place
         self.register_state_dict_post_hook(_save_unmerged)
         self.register_load_state_dict_pre_hook(_unmerge_first)
 
     @property
+    def alpha(self) -> float:
+        """The product's scale is alpha/rank."""
+        return self.get_buffer("lora_alpha").item()
+
+    @property
     def merged(self) -> bool:
         """Whether the product is part of the base's weight now."""
-        return self._unmerged is not None
+        return bool(self._unmerged)
 
     def delta(self) -> Tensor:
         """What the adapter adds to the weight: [out, in]."""
-        return self.alpha / self.rank * (self.lora_B @ self.lora_A)
+        return self.get_buffer("lora_alpha") / self.rank * (self.lora_B @ self.lora_A)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] to [..., out]."""
         y: Tensor = self.base_layer(x)
         if self.merged:
             return y
-        return y + self.alpha / self.rank * ((x @ self.lora_A.T) @ self.lora_B.T)
+        return y + self.get_buffer("lora_alpha") / self.rank * ((x @ self.lora_A.T) @ self.lora_B.T)
 
     def merge(self) -> None:
-        """Add the product to the base's weight, which is kept aside. A second call does nothing."""
+        """Put the sum in the place of the base's weight, which is kept aside. A second call does nothing."""
         if isinstance(self.base_layer, Nf4Linear):
             raise ValueError("a base in NF4 would be rounded again; merged(module) gives a copy with full weights")
         if not self.merged:
-            self._unmerged = self.base_layer.weight.detach().clone()
+            self._unmerged = (self.base_layer.weight,)
             with torch.no_grad():
-                self.base_layer.weight += self.delta()
+                whole = self.base_layer.weight + self.delta()
+            self.base_layer.weight = nn.Parameter(whole, requires_grad=False)
 
     def unmerge(self) -> None:
-        """Put the base's weight back, bit for bit."""
-        if self._unmerged is not None and isinstance(self.base_layer, nn.Linear):
-            with torch.no_grad():
-                self.base_layer.weight.copy_(self._unmerged)
-            self._unmerged = None
+        """Put the base's weight back."""
+        if self._unmerged and isinstance(self.base_layer, nn.Linear):
+            (weight,), self._unmerged = self._unmerged, ()
+            weight.data = weight.data.to(self.base_layer.weight)  # the module may have been moved
+            self.base_layer.weight = weight
 
     def plain(self) -> nn.Linear:
         """One linear layer that computes the same, up to rounding."""
@@ -105,8 +113,8 @@ class LoraLinear(nn.Module):
 def _save_unmerged(part: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
     """A merged layer saves the base as it is without the product, which would count twice where both are loaded."""
     assert isinstance(part, LoraLinear)
-    if part._unmerged is not None:
-        state[f"{prefix}base_layer.weight"] = part._unmerged
+    if part._unmerged:
+        state[f"{prefix}base_layer.weight"] = part._unmerged[0].detach()
 
 
 def _unmerge_first(part: nn.Module, *rest: Any) -> None:
@@ -177,8 +185,8 @@ def adapters(module: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
 def merge(module: nn.Module) -> None:
     """Add each adapter to its layer's weight, for inference at the base's speed; `unmerge` takes it back bit for bit.
 
-    While merged, the adapters have no gradient; `module.state_dict()` is that of the module before, and loading one
-    takes the adapters out of the weights again.
+    While merged, a trainer over the module refuses to run, and no new one can be made. States are those of the module
+    before; `module.load_state_dict` unmerges.
 
     Raises:
         ValueError: A base is in NF4. Nothing has changed.

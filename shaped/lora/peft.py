@@ -21,23 +21,26 @@ from shaped.lora.modules import adapters, inject
 
 TENSORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."
-# Settings under which PEFT computes something else than alpha/rank * B @ A; an adapter with one of them is refused.
-_PLAIN: Mapping[str, tuple[Any, ...]] = {
-    "bias": ("none",),
-    "use_rslora": (False, None),
-    "use_dora": (False, None),
-    "lora_bias": (False, None),
-    "rank_pattern": ({}, None),
-    "alpha_pattern": ({}, None),
-    "modules_to_save": ([], None),
-    "layer_replication": ([], None),
+# What PEFT calls plain LoRA: alpha/rank * B @ A beside the layer, and nothing else. Written as they stand here.
+_PLAIN: Mapping[str, Any] = {
+    "bias": "none",
+    "use_rslora": False,
+    "use_dora": False,
+    "lora_bias": False,
+    "rank_pattern": {},
+    "alpha_pattern": {},
+    "modules_to_save": None,
+    "layer_replication": None,
 }
-# The same, of settings that are read and not written: those of the first kind were made beside a changed base.
-_ALSO: Mapping[str, tuple[Any, ...]] = {
-    "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),
-    "use_qalora": (False, None),
-    "target_parameters": (None, []),
+# Settings that are read as they are: they say where an adapter goes and how it was trained, not what it computes.
+_ASIDE = {
+    *("peft_type", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "peft_version"),
+    *("inference_mode", "r", "lora_alpha", "lora_dropout", "fan_in_fan_out", "target_modules", "exclude_modules"),
+    *("layers_to_transform", "layers_pattern", "megatron_config", "megatron_core", "qalora_group_size"),
+    *("loftq_config", "eva_config"),
 }
+# First values that leave the base as it is. Others (pissa, olora, loftq, ...) belong to a base that was changed.
+_FIRST = (True, False, None, "gaussian", "orthogonal", "eva")
 
 
 def save_adapter(adapted: nn.Module | Adapted[Any], folder: str | os.PathLike[str]) -> Path:
@@ -66,7 +69,7 @@ def save_adapter(adapted: nn.Module | Adapted[Any], folder: str | os.PathLike[st
         "target_modules": sorted(name for name, _, _ in _parts(adapted)),
         "fan_in_fan_out": isinstance(adapted, Adapted),
         "init_lora_weights": True,
-        **{key: plain[0] for key, plain in _PLAIN.items()},
+        **_PLAIN,
     }
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
@@ -127,11 +130,17 @@ def read_adapter(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[s
         number = isinstance(config[key], int | float) and not isinstance(config[key], bool)
         if not number or not config[key] >= least or (key == "r" and not isinstance(config[key], int)):
             raise StateError(f"{place / CONFIG}: {key} is {config[key]!r}")
-    plains = {**_PLAIN, **_ALSO}
-    odd = [f"{key} = {config[key]!r}" for key, plain in plains.items() if config.get(key, plain[0]) not in plain]
+    odd = [f"{key} = {value!r}" for key, value in config.items() if not _is_plain(key, value)]
     if odd:
         raise StateError(f"{place}: plain LoRA is read here, and the adapter has {', '.join(odd)}")
     return config, found
+
+
+def _is_plain(key: str, value: Any) -> bool:
+    """Whether a setting leaves it plain LoRA; one that is unknown here may only be unset."""
+    if key == "init_lora_weights":
+        return value in _FIRST
+    return key in _ASIDE or not value or value == _PLAIN.get(key)
 
 
 def _parts(adapted: nn.Module | Adapted[Any]) -> list[tuple[str, int, float]]:

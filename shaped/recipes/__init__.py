@@ -9,7 +9,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
+from shaped.backends import BACKENDS, BackendName
 from shaped.errors import ShapedError, nearest
+from shaped.state import PATHS
 
 RECIPES: Mapping[str, str] = {
     "digits": "classify 1,797 real handwritten digits with a small network",
@@ -21,15 +23,24 @@ RECIPES: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command line lets a user choose. A recipe has its own defaults where a value is None."""
+    """What the command line lets a user choose. A recipe has its own defaults where a value is None.
 
-    backend: Literal["eager", "compiled"] = "compiled"
+    Raises:
+        ValueError: There is no such backend or optimizer.
+    """
+
+    backend: BackendName = "compiled"
     optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
     device: str = "cpu"
     epochs: int | None = None
     seed: int = 0
     out: Path = Path("runs")
     resume: bool = False
+
+    def __post_init__(self) -> None:
+        for name, known in (("backend", BACKENDS), ("optimizer", tuple(PATHS))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it is one of {', '.join(map(repr, known))}")
 
 
 @dataclass(frozen=True)

@@ -67,8 +67,6 @@ def make_optimizer(name: str, params: GPT) -> FusedOptimizer:
         return SGD(params, lr=0.3, momentum=0.9, nesterov=True)
     if name == "adam":
         return Adam(params, lr=2e-3, betas=(0.9, 0.95))
-    if name != "adamw":
-        raise ValueError(f"optimizer is {name!r}; it is 'sgd', 'adam' or 'adamw'")
     matrices, gains = ([p for p in params if (p.dim() > 1) == wide] for wide in (True, False))
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": gains, "weight_decay": 0.0}]
     return AdamW(groups, lr=2e-3, betas=(0.9, 0.95))

@@ -1,8 +1,9 @@
 """Classify the handwritten digits: a two-layer network, any optimizer, either backend."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,13 +13,21 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from shaped import init
 from shaped.data import digits
-from shaped.optim import SGD, Adam, AdamW, FusedOptimizer
 from shaped.params import ParamList
 from shaped.recipes import Outcome, Settings
 from shaped.recipes.display import Curves, bar, say
 from shaped.trainer import ScalarTrainer
+from shaped.workflow import OptimizerConfig
+from shaped.workflow.assembly import make_optimizer
 
 BATCH, EPOCHS, HIDDEN = 64, 40, 256
+OPTIMIZERS: Mapping[
+    str, tuple[float, dict[str, Any]]
+] = {  # a learning rate that suits each here, and what else it is given
+    "sgd": (0.1, {"momentum": 0.9, "nesterov": True}),
+    "adam": (3e-3, {}),
+    "adamw": (3e-3, {"weight_decay": 0.05}),
+}
 
 
 class MLP(ParamList):
@@ -36,25 +45,13 @@ def loss(p: MLP, x: Float[Tensor, "batch pixels"], y: Int[Tensor, " batch"]) -> 
     return F.cross_entropy(logits(p, x), y, label_smoothing=0.05)
 
 
-def make_optimizer(name: str, params: MLP) -> FusedOptimizer:
-    """Each rule with a learning rate that suits it here."""
-    match name:
-        case "sgd":
-            return SGD(params, lr=0.1, momentum=0.9, nesterov=True)
-        case "adam":
-            return Adam(params, lr=3e-3)
-        case "adamw":
-            return AdamW(params, lr=3e-3, weight_decay=0.05)
-    raise ValueError(f"optimizer is {name!r}; it is 'sgd', 'adam' or 'adamw'")
-
-
 def train(settings: Settings) -> Outcome:
     """Train, print what is proved and what is reached, and save the learning curves."""
     epochs = EPOCHS if settings.epochs is None else settings.epochs
     curves, folder = Curves(), Path(settings.out)
     folder.mkdir(parents=True, exist_ok=True)  # what could fail after the training fails before it
     params = MLP.init(pixels=64, hidden=HIDDEN, classes=10, seed=settings.seed, device=settings.device)
-    optimizer = make_optimizer(settings.optimizer, params)
+    optimizer = make_optimizer(OptimizerConfig(settings.optimizer, *OPTIMIZERS[settings.optimizer]), params)
     trainer = ScalarTrainer(loss, params, backend=settings.backend, optimizer=optimizer)
     say(str(trainer.proof))
     batches = len(list(_batches("train", settings, 0)))
@@ -75,7 +72,7 @@ def train(settings: Settings) -> Outcome:
     picture = curves.save(folder / name, title=f"digits: {settings.backend}, {settings.optimizer}")
     images = sum(len(y) for _, y in test)
     say(f"test accuracy {curves.last('accuracy'):.1%} on {images} images, {seconds:.1f} s of training")
-    if settings.backend == "compiled":
+    if settings.backend != "eager":
         say(f"executors\n{trainer.executors}")
     say(f"curves        {picture}")
     figures = {"accuracy": curves.last("accuracy"), "seconds": seconds, "loss": curves.last("loss")}

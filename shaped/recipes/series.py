@@ -20,22 +20,30 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from shaped import init
+from shaped.backends import BackendName
 from shaped.data import Batches, WindowSet, create_windows, dispatch, parse_window_sizes
 from shaped.errors import ShapedError
 from shaped.loop import Loop
 from shaped.losses import mse
-from shaped.optim import SGD, Adam, AdamW, FusedOptimizer
 from shaped.params import ParamList
 from shaped.recipes import Outcome, Settings
 from shaped.recipes.display import say
 from shaped.trainer import ScalarTrainer
-from shaped.workflow import CrossValidation, CrossValidator, CVConfig, Fold
+from shaped.workflow import CrossValidation, CrossValidator, CVConfig, Fold, OptimizerConfig
+from shaped.workflow.assembly import make_optimizer
 from shaped.workflow.online import ADWIN, KSWIN, Composite, LossDelta, OnlineLearner, PageHinkley, Trigger, WeightNorm
 
 ROWS, KNOWN, DRIFT = 4800, 2400, 3200  # rows in all; those known at first; where the rule changes
 NOISE = 0.3
 RULES = ((0.6, -0.3, 1.0), (-0.5, 0.2, -1.0))  # a, b, c before and after
 SIZES, FOLDS, EPOCHS, BATCH, HIDDEN = "1, 2, 5, 20", 4, 16, 64, 32
+OPTIMIZERS: Mapping[
+    str, tuple[float, dict[str, Any]]
+] = {  # a learning rate that suits each here, and what else it is given
+    "sgd": (0.05, {"momentum": 0.9}),
+    "adam": (3e-3, {}),
+    "adamw": (3e-3, {"weight_decay": 0.01}),
+}
 STREAM = 8  # rows in a batch of the stream
 
 
@@ -68,18 +76,6 @@ def make_series(seed: int) -> Float[Tensor, "time 2"]:
         u.append(0.9 * u[-1] + 0.44 * float(shocks[t, 0]))
         y.append(a * y[-1] + b * y[-2] + c * float(torch.tanh(torch.tensor(2 * u[-2]))) + NOISE * float(shocks[t, 1]))
     return torch.tensor([u, y]).T.float()
-
-
-def make_optimizer(name: str, params: Forecaster) -> FusedOptimizer:
-    """Each rule with a learning rate that suits it here."""
-    match name:
-        case "sgd":
-            return SGD(params, lr=0.05, momentum=0.9)
-        case "adam":
-            return Adam(params, lr=3e-3)
-        case "adamw":
-            return AdamW(params, lr=3e-3, weight_decay=0.01)
-    raise ValueError(f"optimizer is {name!r}; it is 'sgd', 'adam' or 'adamw'")
 
 
 def train(settings: Settings) -> Outcome:
@@ -115,11 +111,11 @@ def windows(series: Tensor, size: int) -> WindowSet:
     return create_windows(series, size, horizon=1, keep_label=True)
 
 
-def fit(inputs: Tensor, labels: Tensor, settings: Settings, seed: int, backend: str = "eager") -> Loop:
+def fit(inputs: Tensor, labels: Tensor, settings: Settings, seed: int, backend: BackendName = "eager") -> Loop:
     """A forecaster trained for some epochs. Eager: a compile for each fold would take longer than its training."""
     params = Forecaster.init(inputs=inputs.shape[1], hidden=HIDDEN, seed=seed, device=settings.device)
-    optimizer = make_optimizer(settings.optimizer, params)
-    trainer = ScalarTrainer(loss, params, backend=backend, optimizer=optimizer)  # type: ignore[arg-type]
+    optimizer = make_optimizer(OptimizerConfig(settings.optimizer, *OPTIMIZERS[settings.optimizer]), params)
+    trainer = ScalarTrainer(loss, params, backend=backend, optimizer=optimizer)
     loop = Loop(trainer, metrics={"direction": direction})
     epochs = EPOCHS if settings.epochs is None else settings.epochs
     loop.run_epochs(Batches(inputs, labels, batch_size=BATCH, seed=seed), epochs)

@@ -2,22 +2,21 @@
 
 import inspect
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from shaped.data import DataError
 from shaped.drawing import check_device
 from shaped.errors import ShapedError, nearest
-from shaped.optim import SGD, Adam, AdamW, FusedOptimizer, schedules
+from shaped.optim import FusedOptimizer, schedules
 from shaped.params import ParamList
+from shaped.state import PATHS
 from shaped.trainer import ScalarTrainer
 from shaped.workflow import registry
 from shaped.workflow.config import OptimizerConfig, Part, WorkflowConfig
 from shaped.workflow.models import Provider
 from shaped.workflow.providers import DataProvider, GivenData
-
-OPTIMIZERS: dict[str, Any] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
 
 
 @dataclass(frozen=True)
@@ -70,8 +69,12 @@ def make_provider(part: Part | None) -> Provider:
     """The model provider of a name: a function that returns one, called with the part's `defaults`, or one itself."""
     assert part is not None
     found = registry.models.get(part.name)
-    provider: Provider = found if isinstance(found, Provider) else found()
-    return provider
+    if isinstance(found, Provider):
+        return found
+    try:
+        return cast(Provider, found())  # the caller looks at what it is
+    except TypeError as error:
+        raise ShapedError(f"model `{part.name}` is no ModelProvider, and called without arguments: {error}") from error
 
 
 def make_data(config: WorkflowConfig) -> DataProvider:
@@ -106,9 +109,9 @@ def make_optimizer(config: OptimizerConfig, model: Any) -> FusedOptimizer:
     Raises:
         ShapedError: An option is unknown. ValueError: One is out of range.
     """
-    kind = OPTIMIZERS.get(config.name)
+    kind = PATHS.get(config.name)
     if kind is None:
-        raise ShapedError(f"no optimizer `{config.name}`{nearest(config.name, list(OPTIMIZERS))}")
+        raise ShapedError(f"no optimizer `{config.name}`{nearest(config.name, list(PATHS))}")
     params = [p for p in (model if isinstance(model, ParamList) else model.parameters()) if p.requires_grad]
     try:
         made: FusedOptimizer = kind(params, lr=config.lr, **config.options)
@@ -126,7 +129,9 @@ def make_schedule(part: Part, optimizer: Any, total: int | None, monitor: str, m
         ShapedError: There is none of that name, or it does not take these options.
     """
     torchs = torch.optim.lr_scheduler
-    theirs = [n for n in dir(torchs) if isinstance(getattr(torchs, n), type) and n[0].isupper()]
+    base, plateau = torchs.LRScheduler, torchs.ReduceLROnPlateau  # the latter wants a figure at each step: ours has it
+    theirs = [n for n, kind in vars(torchs).items() if isinstance(kind, type) and issubclass(kind, base)
+              and kind is not base and not issubclass(kind, plateau) and n[0] != "_"]  # fmt: skip
     names = [*schedules.BY_NAME, "reduce_on_plateau", *theirs]
     if part.name not in names:
         raise ShapedError(f"no schedule `{part.name}`{nearest(part.name, names) or f'; there are {names}'}")

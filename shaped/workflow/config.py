@@ -11,16 +11,18 @@ import math
 import tomllib
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from shaped.arguments import whole
+from shaped.backends import BackendName
 from shaped.errors import CheckpointCorrupt, ShapedError, StateError, nearest
+from shaped.workflow.stopping import EarlyStopping
 
 C = TypeVar("C")
 # What a run may be gone on with: how long it is, what is measured, and where it runs.
-_MAY_CHANGE = ("epochs", "early_stopping", "metrics", "restore_best", "backend", "device", "folder", "extensions")
+_MAY_CHANGE = ("epochs", "early_stopping", "metrics", "backend", "device", "folder", "extensions")
 
 
 class ConfigError(ShapedError, ValueError):
@@ -45,6 +47,10 @@ class BatchConfig:
     seed: int | None = None
     extensions: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if isinstance(self.batch_size, bool) or not isinstance(self.batch_size, int) or self.batch_size < 1:
+            raise ConfigError(f"batch_size is {self.batch_size!r}; it is a whole number of at least 1")
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -54,6 +60,10 @@ class OptimizerConfig:
     lr: float = 1e-3
     options: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if isinstance(self.lr, bool) or not isinstance(self.lr, int | float) or not 0 <= self.lr < math.inf:
+            raise ConfigError(f"lr is {self.lr!r}; it is a finite number of at least 0")
+
 
 @dataclass(frozen=True)
 class StoppingConfig:
@@ -62,6 +72,12 @@ class StoppingConfig:
     patience: int = 10
     alpha: float = 0.1
     min_delta: float = 0.0
+
+    def __post_init__(self) -> None:
+        try:
+            EarlyStopping(self.patience, alpha=self.alpha, min_delta=self.min_delta)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
 
 
 @dataclass(frozen=True)
@@ -85,7 +101,7 @@ class WorkflowConfig:
     data: Part | None = None
     epochs: int = 10
     seed: int = 0
-    backend: Literal["eager", "compiled"] = "eager"
+    backend: BackendName = "eager"
     device: str = "cpu"
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     batches: BatchConfig = field(default_factory=BatchConfig)
@@ -104,6 +120,11 @@ class WorkflowConfig:
         whole("seed", self.seed, 0, ConfigError)
         if self.mode not in ("min", "max"):
             raise ConfigError(f"mode is {self.mode!r}; it is 'min' or 'max'")
+        norm = self.max_norm
+        if norm is not None and (
+            isinstance(norm, bool) or not isinstance(norm, int | float) or not 0 < norm < math.inf
+        ):
+            raise ConfigError(f"max_norm is {norm!r}; it is a positive number, or None")
         if self.restore_best and self.epochs == 0:
             raise ConfigError("restore_best needs an epoch, and epochs is 0")
 
@@ -117,7 +138,7 @@ def read_config(kind: type[C], path: str | Path) -> C:
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
-        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        values = json.loads(text, object_pairs_hook=_once) if path.suffix == ".json" else tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:
@@ -139,6 +160,15 @@ def from_dict(kind: type[C], values: Mapping[str, Any]) -> C:
         raise ConfigError(f"{kind.__name__} cannot be read.\n  " + "\n  ".join(wrong))
     result: C = made
     return result
+
+
+def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """The table of a JSON object. Raises ValueError where a key is there twice, as TOML does."""
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        names = [key for key, _ in pairs]
+        raise ValueError(f"the key `{next(key for key in names if names.count(key) > 1)}` is there twice")
+    return table
 
 
 def check_same(path: Path, config: WorkflowConfig) -> None:
@@ -165,9 +195,35 @@ def check_same(path: Path, config: WorkflowConfig) -> None:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The plain data of a configuration: `from_dict` of it is the configuration again; JSON takes it."""
-    plain: dict[str, Any] = json.loads(json.dumps(asdict(config), default=str))
+    """The plain data of a configuration, for JSON: `from_dict` of it is the configuration again.
+
+    In options and extensions, tuples become lists, and paths texts.
+
+    Raises:
+        ConfigError: It has values that no file can hold (a dtype, a tensor, NaN); all are listed.
+    """
+    wrong: list[str] = []
+    plain: dict[str, Any] = _plain(config, "", wrong)
+    if wrong:
+        raise ConfigError(f"a {type(config).__name__} is written as plain data.\n  " + "\n  ".join(wrong))
     return plain
+
+
+def _plain(value: Any, where: str, wrong: list[str]) -> Any:
+    """The value as JSON has it; what it has not is added to `wrong`."""
+    lead = f"{where}." if where else ""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name), lead + f.name, wrong) for f in fields(value)}
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {key: _plain(each, lead + key, wrong) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each, f"{where}[{i}]", wrong) for i, each in enumerate(value)]
+    if isinstance(value, Path):
+        return str(value)
+    finite = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+    if not (value is None or finite or isinstance(value, str)):
+        wrong.append(f"{where} is {value!r}, a {type(value).__name__}: give text, numbers, lists or tables")
+    return value
 
 
 def _read(kind: Any, value: Any, where: str, wrong: list[str]) -> Any:

@@ -152,7 +152,8 @@ class TrainingWorkflow:
             metrics=self._computer.scored(predict) if predict is not None else {},
         )
         self._history = loop.attach(History(self._monitor, config.mode, keep_best=config.restore_best))
-        for listener in (self._early_stopping(config.early_stopping), schedule if listens else None):
+        self._stopping = self._early_stopping(config.early_stopping)
+        for listener in (self._stopping, schedule if listens else None):
             if listener is not None:
                 loop.attach(listener)
         loop.on_start(self._check_cancelled, name="cancelled")
@@ -176,6 +177,7 @@ class TrainingWorkflow:
                              min_delta=config.min_delta)  # fmt: skip
 
     def _open_folder(self, loop: Loop, folder: Path) -> None:
+        about = to_dict(self.config)
         self._checkpoints = loop.attach(Checkpoints(folder / "checkpoints", keep=2, best=self._monitor,
                                                     mode=self.config.mode))  # fmt: skip
         if self._checkpoints.steps():
@@ -184,7 +186,9 @@ class TrainingWorkflow:
         log = loop.attach(JsonLines(folder / "log.jsonl"))
         loop.attach(Curves(log.path))
         self._checkpoints.resume(loop)
-        write_small(folder / "config.json", to_dict(self.config))
+        if self._complete(loop) and self.config.restore_best:
+            self._history.restore(loop.trainer.params)
+        write_small(folder / "config.json", about)
 
     def train(self) -> TrainingResult:
         """Train until the epochs are complete, early stopping ends it, or it is cancelled.
@@ -194,7 +198,7 @@ class TrainingWorkflow:
             run is saved, and goes on when the workflow is made again.
         """
         loop, began = self._ready(), time.perf_counter()
-        if loop.epoch < self.config.epochs:
+        if not self._complete(loop):
             try:
                 loop.run_epochs(self._training, self.config.epochs - (loop.start_epoch if loop.resumed else loop.epoch))
             finally:
@@ -204,7 +208,8 @@ class TrainingWorkflow:
         checkpoints = self._checkpoints
         newest = checkpoints.steps()[-1:] if checkpoints is not None else []
         place = checkpoints.folder / f"step-{newest[0]:08d}" if checkpoints is not None and newest else None
-        ended = self._cancelled or loop.stopped or "all epochs"
+        stopping = self._stopping
+        ended = self._cancelled or loop.stopped or (str(stopping) if stopping and stopping.stopped else "all epochs")
         self._cancelled = ""
         return self._history.result(loop, ended, self._seconds, place, self.config.extensions)
 
@@ -239,9 +244,9 @@ class TrainingWorkflow:
         `train` goes on from there, also when the workflow is made again. Where no training is under way, the next one
         ends at once.
         """
-        self._cancelled = reason
+        self._cancelled = reason or "cancelled"
         if self._loop is not None:
-            self._loop.stop(reason)
+            self._loop.stop(self._cancelled)
 
     def save(self, path: str | Path) -> Path:
         """Write the model by its provider, with this configuration. Raises ShapedError where there is no provider."""
@@ -268,6 +273,10 @@ class TrainingWorkflow:
 
     def __exit__(self, *exception: object) -> None:
         self.shutdown()
+
+    def _complete(self, loop: Loop) -> bool:
+        """Whether no epoch is left to train."""
+        return loop.epoch >= self.config.epochs or (self._stopping is not None and self._stopping.stopped)
 
     # -- within ----------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Adapters: proofs, gradients, merging, checkpoints, PEFT's files, and four bits."""
+"""Adapters: proofs, gradients, merging, checkpoints, and PEFT's files."""
 
 import json
 from pathlib import Path
@@ -11,17 +11,15 @@ from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from shaped import Checkpoints, Loop, ScalarTrainer, ShapeError, StateError
+from shaped import Checkpoints, GradientError, Loop, ScalarTrainer, ShapeError, StateError
 from shaped.lora import (
     Adapted,
     LoraLinear,
     adapt,
-    dequantise_nf4,
     inject,
     load_adapter,
     merge,
     merged,
-    quantise_nf4,
     save_adapter,
     unmerge,
 )
@@ -120,6 +118,15 @@ def test_four_bits_ask_for_whole_blocks_in_the_proof() -> None:
         adapt(mlp_loss, mlp(), ["w1"], base="nf4")
 
 
+def test_what_is_no_plain_list_is_refused_with_the_way_out() -> None:
+    both = adapted()
+
+    with pytest.raises(ShapeError, match=r"MLP\+LoRA has adapters already: adapt adapted.merged\(\)"):
+        adapt(both.loss, both.params, ["w1"])
+    with pytest.raises(ShapeError, match=r"params is a Net: adapt takes a ParamList; a module gets inject\("):
+        adapt(net_loss, net(), ["head"])  # type: ignore[type-var]
+
+
 @pytest.mark.parametrize(
     ("targets", "options", "message"),
     [
@@ -190,7 +197,7 @@ def test_an_injected_module_trains_its_adapters_alone_and_merges() -> None:
         trainer.adamw_step(x, y, lr=0.05)
     after, base = module(x).detach(), module.head.base_layer.weight.clone()  # type: ignore[union-attr, operator]
     assert not torch.equal(after, before)
-    assert set(trainer.state_dict()["params"]) == {n for n in trainer.params.names if "lora_" in n}
+    assert set(trainer.state_dict()["params"]) == {n for n in trainer.params.names if n.endswith(("lora_A", "lora_B"))}
 
     # Merged: one product instead of three, so rounding only: a few ulp of sums over 64 terms of size 1.
     torch.testing.assert_close(merged(module)(x), after, rtol=0, atol=64 * 2**-23)
@@ -200,6 +207,56 @@ def test_an_injected_module_trains_its_adapters_alone_and_merges() -> None:
     assert torch.equal(module(x), after)
     assert torch.equal(module.head.base_layer.weight, base)  # type: ignore[union-attr, arg-type]
     assert not any(isinstance(part, LoraLinear) for part in merged(module).modules())
+
+
+def test_a_trainer_over_merged_adapters_refuses_to_run_and_its_state_is_that_of_the_module_before() -> None:
+    module = net()
+    inject(module, ["head"], rank=2)
+    trainer = ScalarTrainer(net_loss, module)
+    x, y = batch()
+    trainer.adamw_step(x, y, lr=0.05)
+    before = trainer.state_dict()["params"]
+    merge(module)
+
+    for one in (trainer, trainer.with_backend("compiled")):
+        for call in (one.forward, one.backward, lambda *inputs, one=one: one.adamw_step(*inputs, lr=0.05)):
+            with pytest.raises(
+                ShapeError, match=r"replaced in the module: `head.base_layer.weight`. Put it back .*unmerge"
+            ):
+                call(x, y)
+    for allow_unused in (False, True):
+        with pytest.raises(
+            GradientError, match=r"`net_loss` (does not depend on `head.lora_A`|depends on no parameter)"
+        ):
+            ScalarTrainer(net_loss, module, allow_unused=allow_unused)
+    merged_state = trainer.state_dict()["params"]
+    unmerge(module)
+    trainer.adamw_step(x, y, lr=0.05)
+
+    assert all(torch.equal(before[name], tensor) for name, tensor in merged_state.items())
+
+
+def test_a_state_carries_alpha_and_refuses_another_over_a_base_that_it_leaves_out() -> None:
+    x, y = batch()
+    for save_frozen in (True, False):
+        lists = [adapted(alpha=alpha) for alpha in (4.0, 40.1)]
+        modules = [net(), net()]
+        for module, alpha in zip(modules, (4.0, 40.1), strict=True):
+            inject(module, ["head"], rank=2, alpha=alpha)
+        of_lists = [ScalarTrainer(both.loss, both.params, save_frozen=save_frozen) for both in lists]
+        of_modules = [ScalarTrainer(net_loss, module, save_frozen=save_frozen) for module in modules]
+        for first, second in (of_lists, of_modules):
+            first.adamw_step(x, y, lr=0.05)
+            if save_frozen:
+                second.load_state_dict(first.state_dict())
+                assert torch.equal(first.forward(x, y), second.forward(x, y))
+            else:
+                with pytest.raises(
+                    StateError, match="lora_alpha: it is frozen and was left out there; its values here"
+                ):
+                    second.load_state_dict(first.state_dict())
+        assert lists[1].alpha == (4.0 if save_frozen else 40.1)
+        assert modules[1].head.alpha == lists[1].alpha  # type: ignore[union-attr]
 
 
 @pytest.mark.slow
@@ -322,34 +379,6 @@ def test_an_adapter_that_is_no_plain_lora_is_refused_by_its_setting(tmp_path: Pa
         load_adapter(module, tmp_path)
     with pytest.raises(StateError, match="no adapter in"):
         load_adapter(module, tmp_path / "nowhere")
-
-
-# -- four bits -----------------------------------------------------------------------------------------------------
-
-
-def test_four_bits_are_off_by_half_the_widest_gap_at_most() -> None:
-    w = torch.randn(8, 128, generator=torch.Generator().manual_seed(0))
-    codes, scales = quantise_nf4(w)
-    error = (dequantise_nf4(codes, scales) - w).view(8, 2, 64).abs()
-
-    assert codes.shape == (8, 2, 32)
-    assert (error <= 0.15191 * scales.unsqueeze(-1)).all()
-    assert torch.equal(dequantise_nf4(*quantise_nf4(dequantise_nf4(codes, scales))), dequantise_nf4(codes, scales))
-    assert not dequantise_nf4(*quantise_nf4(torch.zeros(1, 64))).any()
-    with pytest.raises(ValueError, match="columns are a multiple of block = 64"):
-        quantise_nf4(torch.zeros(2, 65))
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_four_bits_are_those_of_torchao() -> None:
-    from torchao import quantization
-
-    w = torch.randn(64, 512, generator=torch.Generator().manual_seed(0))
-    theirs = quantization.to_nf4(w)
-    codes, scales = quantise_nf4(w, scale_block=256)
-
-    assert torch.equal(codes.flatten(), theirs.quantized_data)
-    assert torch.equal(dequantise_nf4(codes, scales), theirs.get_original_weight())
 
 
 def test_the_state_of_a_merged_module_is_that_of_the_module_before() -> None:

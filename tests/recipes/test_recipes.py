@@ -2,12 +2,12 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from shaped import ShapedError
 from shaped.recipes import RECIPES, Outcome, Settings, find, load_file
-from shaped.recipes.digits import MLP, make_optimizer
 from shaped.recipes.display import Curves, bar
 
 KNOWN = ", ".join(RECIPES)
@@ -46,11 +46,18 @@ def test_every_recipe_is_there() -> None:
     assert all(callable(find(name)) for name in RECIPES)
 
 
-def test_an_unknown_optimizer_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"optimizer": "adamax"}, "optimizer is 'adamax'; it is one of 'sgd', 'adam', 'adamw'"),
+        ({"backend": "fast"}, "backend is 'fast'; it is one of 'eager', 'compiled', 'auto'"),
+    ],
+)
+def test_an_unknown_optimizer_or_backend_is_refused(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError) as caught:
-        make_optimizer("adamax", MLP.init(pixels=1, hidden=1, classes=1))
+        Settings(**wrong)
 
-    assert str(caught.value) == "optimizer is 'adamax'; it is 'sgd', 'adam' or 'adamw'"
+    assert str(caught.value) == message
 
 
 def test_a_folder_that_cannot_be_made_is_an_error_before_the_training(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from shaped import ShapedError
 from shaped.recipes import Settings, find, series
-from shaped.recipes.series import DRIFT, KNOWN, NOISE, RULES, STREAM, Forecaster, make_series, windows
+from shaped.recipes.series import DRIFT, KNOWN, NOISE, RULES, STREAM, make_series, windows
 
 
 def test_the_series_follows_its_rule_before_and_after_the_drift() -> None:
@@ -44,11 +44,6 @@ def test_a_record_keeps_what_was_learned_from_and_drops_the_rest(tmp_path: Path)
     second.add({"learned": 9.0})
 
     assert [line["learned"] for line in series._Record(path, 9).lines] == [0.0, 1.0, 9.0]
-
-
-def test_an_unknown_optimizer_of_the_series_is_refused() -> None:
-    with pytest.raises(ValueError, match="optimizer is 'adamax'; it is 'sgd', 'adam' or 'adamw'"):
-        series.make_optimizer("adamax", Forecaster.init(inputs=1, hidden=1))
 
 
 @pytest.fixture

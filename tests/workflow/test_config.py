@@ -1,15 +1,17 @@
 """Configuration is strict: every fault at once, with the nearest name."""
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shaped.workflow import ConfigError, Part, WorkflowConfig, from_dict, read_config, to_dict
+from shaped.workflow import ConfigError, OptimizerConfig, Part, WorkflowConfig, from_dict, read_config, to_dict
 
 
 @dataclass(frozen=True)
@@ -86,9 +88,34 @@ def test_what_the_dataclass_itself_refuses_is_told_with_the_rest() -> None:
         ({"epochs": -1}, "epochs is -1; it is a whole number of at least 0"),
         ({"optimizer": {"name": "lion"}}, "optimizer.name: 'lion' is no 'sgd' or 'adam' or 'adamw'"),
         ({"epochs": 0, "restore_best": True}, "restore_best needs an epoch, and epochs is 0"),
+        ({"max_norm": -1.0}, "max_norm is -1.0; it is a positive number, or None"),
+        (
+            {"optimizer": {"lr": -1}, "early_stopping": {"patience": 0}, "batches": {"batch_size": 0}},
+            "  optimizer.lr is -1.0; it is a finite number of at least 0\n"
+            "  batches.batch_size is 0; it is a whole number of at least 1\n"
+            "  early_stopping.patience is 0; it is a whole number of at least 1",
+        ),
     ):
         with pytest.raises(ConfigError, match=said):
             from_dict(WorkflowConfig, values)  # type: ignore[arg-type]
+
+
+def test_a_configuration_that_no_file_can_hold_is_refused_by_the_value() -> None:
+    config = WorkflowConfig(
+        data=Part("table", {"path": Path("a.csv"), "dtype": torch.float64}),
+        optimizer=OptimizerConfig(options={"betas": (0.9, math.nan)}),
+        extensions={"x": [1, torch.ones(1)], "y": {1: 2}},
+    )
+    with pytest.raises(ConfigError) as caught:
+        to_dict(config)
+
+    assert str(caught.value) == (
+        "a WorkflowConfig is written as plain data.\n"
+        "  data.options.dtype is torch.float64, a dtype: give text, numbers, lists or tables\n"
+        "  optimizer.options.betas[1] is nan, a float: give text, numbers, lists or tables\n"
+        "  extensions.x[1] is tensor([1.]), a Tensor: give text, numbers, lists or tables\n"
+        "  extensions.y is {1: 2}, a dict: give text, numbers, lists or tables"
+    )
 
 
 def test_extensions_are_kept_as_they_are() -> None:
@@ -105,6 +132,12 @@ def test_a_file_is_read_as_toml_or_json(tmp_path: Path) -> None:
     assert read_config(WorkflowConfig, toml) == read_config(WorkflowConfig, other)
     assert read_config(WorkflowConfig, toml).model == Part("mlp", {"hidden": 8})
     toml.write_text("epochs = ")
-    for path, said in ((toml, "is no TOML"), (tmp_path / "none.toml", "cannot be read: No such file")):
+    twice = tmp_path / "twice.json"
+    twice.write_text('{"epochs": 3, "optimizer": {"lr": 1, "lr": 2}}')
+    for path, said in (
+        (toml, "is no TOML"),
+        (twice, "is no JSON: the key `lr` is there twice"),
+        (tmp_path / "none.toml", "cannot be read: No such file"),
+    ):
         with pytest.raises(ConfigError, match=said):
             read_config(WorkflowConfig, path)

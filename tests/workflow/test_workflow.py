@@ -103,7 +103,11 @@ def test_sizes_that_differ_and_names_that_are_unknown_are_errors_before_anything
         ({"epoch": 3}, ConfigError, "epoch: unknown; did you mean `epochs`"),
         ({"model": {"name": "mlp_classifier", "options": {"classes": 4}}}, DataError, "classes = 3 in the data and 4"),
         ({"data": {"name": "wine", "options": {"shuffled": True}}}, ShapedError, "data `wine` with"),
+        ({"model": {"name": "os:system"}}, ShapedError, "model `os:system` is no ModelProvider, and called without"),
         ({"schedule": {"name": "cosin"}}, ShapedError, "no schedule `cosin`; did you mean `cosine`"),
+        ({"schedule": {"name": "Counter"}}, ShapedError, "no schedule `Counter`"),
+        ({"schedule": {"name": "LRScheduler"}}, ShapedError, "no schedule `LRScheduler`"),
+        ({"schedule": {"name": "ReduceLROnPlateau"}}, ShapedError, "did you mean `reduce_on_plateau`"),
         ({"schedule": {"name": "cosine", "options": {"periode": 3}}}, ShapedError, "schedule `cosine` with"),
         ({"optimizer": {"options": {"wd": 3}}}, ShapedError, "optimizer `adamw`: "),
     ):
@@ -127,6 +131,23 @@ def test_early_stopping_ends_the_training_and_the_best_epoch_is_restored() -> No
     assert workflow.validate().loss == pytest.approx(result.best_loss)
     stopping = EarlyStopping(3, alpha=1.0)
     assert [stopping.step(epoch["validation/loss"]) for epoch in result.history].index(True) + 1 == result.epochs
+
+
+@pytest.mark.parametrize("stopping", [None, StoppingConfig(patience=1, alpha=1.0)])
+def test_a_complete_run_that_is_opened_again_has_the_parameters_of_the_best_epoch(
+    stopping: Any, tmp_path: Path
+) -> None:
+    config: Any = {"epochs": 9, "restore_best": True, "folder": tmp_path, "early_stopping": stopping}
+    workflow = over(fresh_trainer(lr=0.3), **config)
+    result, best = workflow.train(), values(workflow.loop)
+    workflow.shutdown()
+    again = over(fresh_trainer(lr=0.3, seed=7), **config)
+
+    assert result.best_epoch < result.epochs
+    assert values(again.loop) == best
+    assert again.train().ended == result.ended
+    assert values(again.loop) == best
+    again.shutdown()
 
 
 def test_a_cancelled_workflow_leaves_a_checkpoint_from_which_it_goes_on_to_the_same_end(tmp_path: Path) -> None:
