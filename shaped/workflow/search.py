@@ -23,7 +23,9 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
+from shaped.checkpoint.files import append
 from shaped.checkpoint.lock import Lock
+from shaped.data.batches import mixed
 from shaped.errors import CheckpointCorrupt, CheckpointError, NonFiniteError, ShapedError, StateError, nearest
 from shaped.workflow.space import STRATEGIES, Past, Space, Values, check_space
 
@@ -68,7 +70,7 @@ class Trial:
 
     def __init__(self, search: "Search", number: int, values: Values) -> None:
         self._search, self.number, self.values = search, number, values
-        self.seed = search.seed + number
+        self.seed = mixed(search.seed, number) % 2**31
         self.folder = search.folder / f"trial-{number:04d}" if search.folder is not None else None
         self.reports: list[float] = []
         self.pruned = False
@@ -230,7 +232,7 @@ class Search:
             return self._run()
         lock = Lock(self.folder)
         try:
-            self._read()  # what another search over this folder has added
+            self._read(mend=True)  # what another search over this folder has added
             return self._run()
         finally:
             lock.release()
@@ -287,28 +289,28 @@ class Search:
         if self.folder is None:
             return
         path = self.folder / "search.jsonl"
-        lines = [] if path.exists() else [self._about]
+        lines = [] if path.exists() and path.stat().st_size else [self._about]
         lines.append({**asdict(result), "score": None if math.isnan(result.score) else result.score})
         text = "".join(json.dumps(line) + "\n" for line in lines)
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(descriptor, text.encode())
-            os.fsync(descriptor)
+            append(descriptor, text.encode())
         finally:
             os.close(descriptor)
 
-    def _read(self) -> None:
+    def _read(self, mend: bool = False) -> None:
+        """Take over the journal's trials; with `mend`, cut off a line that a kill tore: that trial is made again."""
         assert self.folder is not None
         path = self.folder / "search.jsonl"
         if not path.exists():
             return
-        whole, _, cut = path.read_text(encoding="utf-8").rpartition("\n")
-        if cut:  # a line that a kill cut off: that trial is made again
-            path.write_text(whole + "\n" if whole else "", encoding="utf-8")
+        content = path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if mend and len(whole) < len(content):
+            os.truncate(path, len(whole))
         lines = [_parsed(path, number, line) for number, line in enumerate(whole.splitlines())]
         self.results = []
         if not lines:
-            path.unlink()
             return
         about = json.loads(json.dumps(self._about))
         differ = [f"{key} was {lines[0].get(key)!r} there, {value!r} here" for key, value in about.items()
@@ -330,7 +332,7 @@ def _number(score: Any, trial: int) -> float:
         ) from None
 
 
-def _parsed(path: Path, number: int, line: str) -> dict[str, Any]:
+def _parsed(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
         found = json.loads(line)
     except ValueError:
