@@ -1,4 +1,4 @@
-"""Numbers that a trainer's methods are given: what is no number, or out of range, is refused by name."""
+"""Numbers that a call is given: what is no number, or out of range, is refused by name."""
 
 import math
 from collections.abc import Sequence
@@ -7,12 +7,20 @@ from typing import Any
 from torch import Tensor
 
 
+def whole(name: str, value: Any, least: int | None = None, error: type[Exception] = ValueError) -> int:
+    """A whole number, of at least `least`; True and False are none."""
+    if not isinstance(value, int) or isinstance(value, bool) or (least is not None and value < least):
+        bound = "" if least is None else f" of at least {least}"
+        raise error(f"{name} is {value!r}; it is a whole number{bound}")
+    return value
+
+
 def number(name: str, value: Any) -> float:
     """A finite number of at least 0, as a float; a tensor of one element is read."""
     if isinstance(value, Tensor) and value.numel() == 1:
         value = value.item()
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < math.inf:
-        raise ValueError(f"{name} is {value!r}; it must be a finite number of at least 0")
+        raise ValueError(f"{name} is {value!r}; it is a finite number of at least 0")
     return float(value)
 
 

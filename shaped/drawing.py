@@ -16,12 +16,6 @@ from shaped.shapes import Entry
 _LARGEST = 2**56  # elements; torch cannot even name a larger tensor
 
 
-def check_seed(seed: int) -> None:
-    """Raise ValueError unless `seed` is a whole number; a negative one is as good as any."""
-    if not isinstance(seed, int) or isinstance(seed, bool):
-        raise ValueError(f"seed is {seed!r}; it is a whole number")
-
-
 def check_device(device: torch.device | str | None) -> None:
     """Raise ValueError, with torch's reason, unless tensors can be made on `device`."""
     try:

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from shaped.arguments import whole
 from shaped.errors import ShapeError, StateError
 from shaped.lora.names import matching
 from shaped.shapes import worn
@@ -206,8 +207,7 @@ class LossScaler:
                 f"scale = {scale}, growth = {growth}, backoff = {backoff}, floor = {floor}: the scale is at least the "
                 "floor, which is positive, and finite in float32; growth is above 1 and backoff between 0 and 1"
             )
-        if not isinstance(interval, int) or isinstance(interval, bool) or interval < 1:
-            raise ValueError(f"interval is {interval!r}; it is a whole number of at least 1")
+        whole("interval", interval, 1)
         self.scale = torch.tensor(float(scale), device=device)
         self.interval, self.growth, self.backoff, self.floor = interval, growth, backoff, floor
         self.good = 0  # finite steps since the scale last changed

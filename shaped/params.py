@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from shaped.drawing import check_device, check_dtype, check_seed, draw_entry
+from shaped.arguments import whole
+from shaped.drawing import check_device, check_dtype, draw_entry
 from shaped.errors import ShapeError, SignatureError, listing, nearest
 from shaped.layout import (
     DEFAULT_LENGTH,
@@ -104,16 +105,16 @@ class ParamList:
             SignatureError: A size is missing, unknown or not a positive whole number, or `frozen` matches nothing.
             ValueError: `seed`, `device` or `dtype` is not usable here.
         """
-        whole = whole_sizes(cls, sizes)
-        layout = cls.layout(**{name: whole[name] for name in list_names(cls) if name in whole})
+        sizes = whole_sizes(cls, sizes)
+        layout = cls.layout(**{name: sizes[name] for name in list_names(cls) if name in sizes})
         _refuse_empty(layout)
         entries = layout.entries
         kept = frozen_entries(cls.__name__, entries, frozen)
-        check_seed(seed)
+        whole("seed", seed)
         check_device(device)
         check_dtype(entries, dtype)
         tensors = [
-            draw_entry(entry, initializer, whole, seed, dtype).to(device)
+            draw_entry(entry, initializer, sizes, seed, dtype).to(device)
             for entry, initializer in zip(entries, layout.initializers, strict=True)
         ]
         mask = _mask(cls.__name__, entries, tensors, None)
@@ -157,10 +158,7 @@ class ParamList:
                 children.append(None)
             elif field.is_list:
                 length = lengths.get(field.name, field.default if field.default is not None else DEFAULT_LENGTH)
-                if not isinstance(length, int) or isinstance(length, bool) or length < 0:
-                    raise SignatureError(
-                        f"{cls.__name__}.{field.name}: a list's length is a whole number, not {length!r}"
-                    )
+                whole(f"{cls.__name__}.{field.name}", length, 0, SignatureError)
                 children.append((field.nested.layout(**lengths),) * length)
             else:
                 children.append(field.nested.layout(**lengths))

@@ -73,6 +73,7 @@ def test_each_step_leaves_the_others_parameters_as_they_are() -> None:
     assert [n for n in params.names if torch.equal(params[n], between[n])] == ["first", "second"]
 
 
+@pytest.mark.smoke
 def test_both_steps_have_the_gradients_of_autograd_at_their_own_batch() -> None:
     params = space()
     darts = search(params)

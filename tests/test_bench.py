@@ -70,6 +70,7 @@ def test_bench_times_both_backends_beside_the_plain_loop_from_the_same_start(fil
     assert f"torch {torch.__version__}" in out
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_bench_takes_one_backend_and_another_optimizer(file, optimizer, capsys):
     status, out, _ = run(capsys, f"{file}:loss", *SIZES, "y<3", "--backend", "eager", "--optimizer", optimizer)

@@ -87,6 +87,7 @@ def test_a_product_and_its_gradients_are_within_the_formats_bounds() -> None:
     assert not torch.allclose(y, x @ w, rtol=1e-4)  # it is eight bits
 
 
+@pytest.mark.smoke
 def test_torchs_own_product_in_eight_bits_gives_the_emulated_one() -> None:
     x, w, g = normal(32, 48).requires_grad_(), normal(48, 16, seed=1).requires_grad_(), normal(32, 16, seed=2)
     results = []
@@ -115,7 +116,6 @@ def distance(prediction: Float[Tensor, "batch 3"], y: Int[Tensor, " batch"]) -> 
 
 @pytest.mark.filterwarnings("ignore")
 def test_torchaos_layers_are_proved_and_give_the_same_numbers() -> None:
-    pytest.importorskip("torchao.float8")
     mine, theirs = Two(), Two()
     convert(mine, ["body"])
     assert convert(theirs, ["body"], product="torchao") == ("body",)
@@ -134,6 +134,7 @@ def test_a_missing_torchao_is_an_error_that_names_the_extra(monkeypatch: pytest.
     assert type(module.body) is nn.Linear
 
 
+@pytest.mark.smoke
 def test_eight_bits_are_proved_for_all_sizes() -> None:
     proof = ScalarTrainer(net_loss, net()).proof
 

@@ -79,8 +79,9 @@ def test_the_loss_of_an_evaluation_is_weighted_by_batch_size(trainer: ScalarTrai
 
 
 def test_torchmetrics_objects_see_predictions(trainer: ScalarTrainer) -> None:
-    torchmetrics = pytest.importorskip("torchmetrics.classification")
-    metric = torchmetrics.MulticlassAccuracy(num_classes=3, average="micro")
+    from torchmetrics.classification import MulticlassAccuracy
+
+    metric = MulticlassAccuracy(num_classes=3, average="micro")
 
     def predict(p: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         return torch.relu(x @ p.w1 + p.b1) @ p.w2 + p.b2, y

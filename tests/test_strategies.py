@@ -52,6 +52,7 @@ def recurrent(backend: Any = "eager", strategy: Any = None, loss: Any = rnn_loss
     return ScalarTrainer(loss, params or rnn(), backend=backend, strategy=strategy or OneStep(), static={"time": 4})
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_one_step_gives_the_gradients_of_the_last_step_alone(backend: Any) -> None:
     trainer = recurrent(backend)

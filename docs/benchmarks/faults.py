@@ -40,7 +40,7 @@ import ask_torchtyc as torchtyc
 import torch
 from jaxtyping import AnnotationError, TypeCheckError, install_import_hook
 from plain import Plain, rewrite
-from report import machine, save, table, versions
+from report import RESULTS, machine, save, table, versions
 from torch import Tensor
 
 from shaped import ParamList, ProofError, Unprovable
@@ -279,10 +279,9 @@ def main() -> None:
     figures = {"versions": here, "machine": machine(), "faults": each, "models": unchanged, "tools": {
         t: {k: v for k, v in a.items() if k not in ("faults", "models")} for t, a in answers.items()}}  # fmt: skip
     text = page(planted, clean, answers, here)
-    if options.only:
-        print(text)
-    else:
-        save("faults", figures, text)
+    print(text)
+    if not options.only:
+        save(RESULTS / "faults", text, figures)
 
 
 if __name__ == "__main__":

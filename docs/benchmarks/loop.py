@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def measure(trainer: ScalarTrainer, step: Callable[..., Tensor] | None, folder: 
     data = [(x, y)] * STEPS
     loops = drivers(trainer, step, folder)
     work: dict[str, Callable[[], Any]] = {"by hand": lambda: by_hand(step or trainer.train_step, data)}
-    work |= {name: lambda loop=loop: loop.run_epochs(data, 1) for name, loop in loops.items()}
+    work |= {name: partial(loop.run_epochs, data, 1) for name, loop in loops.items()}
     found: dict[str, list[float]] = {name: [] for name in work}
     for turn in range(ROUNDS + 1):
         names = list(work)[turn % len(work) :] + list(work)[: turn % len(work)]

@@ -7,13 +7,11 @@ parameters from those of the float32 run, over the distance that run moved; `los
 the mean of three seeds, with the largest over the smallest. Bytes are those of the tensors that are there.
 """
 
-import json
-import platform
 import statistics
-from pathlib import Path
 from typing import Any
 
 import torch
+from report import RESULTS, machine, save, table, versions
 from torch import Tensor
 
 from shaped.optim import AdamW
@@ -75,16 +73,16 @@ def main() -> None:
             "loss": statistics.mean(losses),
             "spread": max(losses) / min(losses),
         }
-    lines = ["| mode | bytes a parameter | drift | loss | largest / smallest |", "|---|---|---|---|---|"]
-    for mode, row in rows.items():
-        lines.append(f"| {mode} | {row['bytes']:.2f} | {row['drift']:.3f} | {row['loss']:.3e} | {row['spread']:.2f} |")
-    made = {"python": platform.python_version(), "torch": torch.__version__, "machine": platform.machine()}
-    folder = Path(__file__).parent / "results"
-    folder.mkdir(exist_ok=True)
-    (folder / "low_memory.json").write_text(json.dumps({"versions": made, "modes": rows}, indent=1) + "\n")
+    cells = [
+        (mode, f"{row['bytes']:.2f}", f"{row['drift']:.3f}", f"{row['loss']:.3e}", f"{row['spread']:.2f}")
+        for mode, row in rows.items()
+    ]
+    made = {**versions("torch"), "machine": machine()}
     head = ", ".join(f"{name} {value}" for name, value in made.items())
-    (folder / "low_memory.md").write_text(f"# 1,000 steps in fewer bytes ({head})\n\n" + "\n".join(lines) + "\n")
-    print("\n".join(lines))
+    figures = table(("mode", "bytes a parameter", "drift", "loss", "largest / smallest"), cells)
+    page = f"# {STEPS:,} steps in fewer bytes ({head})\n\n{figures}"
+    print(page)
+    save(RESULTS / "low_memory", page, {"versions": made, "modes": rows})
 
 
 def _distance(one: list[Tensor], other: list[Tensor]) -> Tensor:

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from report import machine, save, table, versions
+from report import RESULTS, machine, save, table, versions
 from torch import Tensor, nn
 
 from shaped import ParamList, ScalarTrainer, init
@@ -274,7 +274,9 @@ def main() -> None:
     fits = {form: {figure: fit([r for r in proofs if r["form"] == form], figure) for figure in ("median", "cpu_median")}
             for form in FORMS if len(options.layers) > 1}  # fmt: skip
     figures = {"versions": here, "machine": machine(), "proofs": proofs, "fits": fits, "admission": admissions}
-    save("proofs", figures, page(proofs, admissions, here, options.rounds))
+    text = page(proofs, admissions, here, options.rounds)
+    print(text)
+    save(RESULTS / "proofs", text, figures)
 
 
 if __name__ == "__main__":

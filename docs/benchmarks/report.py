@@ -36,9 +36,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows])
 
 
-def save(name: str, figures: dict[str, Any], page: str) -> None:
-    """Write `results/NAME.json` and `results/NAME.md`, and show the page."""
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(figures, indent=1) + "\n")
-    (RESULTS / f"{name}.md").write_text(page.strip() + "\n")
-    print(page.strip())
+def save(place: Path, page: str, figures: dict[str, Any] | None = None) -> None:
+    """Write a page as PLACE.md, and its figures as PLACE.json."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.with_suffix(".md").write_text(page.strip() + "\n")
+    if figures is not None:
+        place.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n")

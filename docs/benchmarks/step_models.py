@@ -99,7 +99,7 @@ class Model:
 
     loss: Callable[..., Tensor]
     kind: type[ParamList]
-    sizes: Mapping[str, int]
+    sizes: Mapping[str, Any]
     batch: Callable[[], tuple[Tensor, ...]] = field(repr=False)
     autocast: torch.dtype | None = None
     tolerance: float = 1e-4

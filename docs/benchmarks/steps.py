@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from report import machine, table, versions
+from report import machine, save, table, versions
 from step_models import MODELS, ON_GPU, SIZES, Model
 
 HERE = Path(__file__).resolve().parent
@@ -123,8 +123,9 @@ class Run:
         if options.jax and name in MODELS:
             import numpy
 
-            arrays = {f"p{i:04}": p.numpy() for i, p in enumerate(params)}
-            numpy.savez(folder / "start.npz", **arrays, **{f"x{i}": x.numpy() for i, x in enumerate(batch)})
+            arrays: dict[str, Any] = {f"p{i:04}": p.numpy() for i, p in enumerate(params)}
+            arrays |= {f"x{i}": x.numpy() for i, x in enumerate(batch)}
+            numpy.savez(folder / "start.npz", **arrays)
         self.entries: dict[str, Entry] = {}
         self.workers: dict[str, Worker] = {}
 
@@ -302,7 +303,7 @@ def main() -> None:
         text = profile(options.profile, options.device)
         print(text)
         if options.out:
-            options.out.with_suffix(".md").write_text(text.strip() + "\n")
+            save(options.out, text)
         return
     contenders = options.contenders or (ON_CUDA if options.device == "cuda" else ON_CPU)
     if unknown := set(contenders) - {*ON_CPU, *ON_CUDA}:
@@ -315,11 +316,9 @@ def main() -> None:
     text = page(found, here, options)
     print(f"{text}\n{time.perf_counter() - began:.0f} s in all")
     if options.out:
-        models = {name: {c: vars(e) for c, e in entries.items()} for name, entries in found.items()}
         figures = {"versions": here, "machine": machine(), "threads": torch.get_num_threads(), "goals": goals(found)}
-        figures["models"] = models
-        options.out.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n")
-        options.out.with_suffix(".md").write_text(text.strip() + "\n")
+        figures["models"] = {name: {c: vars(e) for c, e in entries.items()} for name, entries in found.items()}
+        save(options.out, text, figures)
 
 
 if __name__ == "__main__":

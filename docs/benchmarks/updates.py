@@ -10,19 +10,16 @@ AdamW; `of copy` is the share of the bandwidth that `copy_` reaches in this run,
 
 import argparse
 import gc
-import json
 import math
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+from report import RESULTS, machine, save, versions
 from torch import Tensor
 
 from shaped.optim import AdamW, flatten_parameters
@@ -263,15 +260,9 @@ def measure(name: str, device: str, rounds: int) -> dict[str, Any]:
     }
 
 
-def versions() -> dict[str, str]:
+def here() -> dict[str, str]:
     names = ("torch", "triton", "jax", "optax", "torch-optimi", "flashoptim", "bitsandbytes", "torchao", "apex")
-    found = {"python": platform.python_version(), "machine": f"{platform.machine()}, {torch.get_num_threads()} threads"}
-    found["load before"] = " ".join(f"{load:.1f}" for load in os.getloadavg()) + f" on {os.cpu_count()} cores"
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "absent"
+    found = {**versions(*names), "machine": f"{machine()}, {torch.get_num_threads()} threads"}
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
     return found
@@ -319,18 +310,16 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="*", choices=list(SIZES))
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
     if given.threads:
         torch.set_num_threads(given.threads)
     sizes = given.sizes or (ON_CPU if given.device == "cpu" else list(SIZES))
-    result: dict[str, Any] = {"versions": versions(), "copy bandwidth": copy_bandwidth(given.device)}
+    result: dict[str, Any] = {"versions": here(), "copy bandwidth": copy_bandwidth(given.device)}
     result["sizes"] = {size: measure(size, given.device, given.rounds) for size in sizes}
-    given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / f"updates-{given.device}.json").write_text(json.dumps(result, indent=1) + "\n")
-    head = "\n".join(f"- {name}: {value}" for name, value in result["versions"].items() if value != "absent")
-    text = f"# AdamW updates with clipping, on {given.device}\n\n{head}\n\n{table(result)}\n"
-    (given.out / f"updates-{given.device}.md").write_text(text)
+    head = "\n".join(f"- {name}: {value}" for name, value in result["versions"].items() if value != "missing")
+    text = f"# AdamW updates with clipping, on {given.device}\n\n{head}\n\n{table(result)}"
+    save(given.out / f"updates-{given.device}", text, result)
     plot(result, given.out / f"updates-{given.device}.png")
     print(text)
 

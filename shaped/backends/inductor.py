@@ -13,14 +13,15 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from shaped.backends.executors import CompileError, Lowered, Run
+from shaped.backends.products import choose_products
 from shaped.errors import ShapedError, first_line
 
 Flat = Callable[..., tuple[Any, ...]]
@@ -153,9 +154,30 @@ def _settings() -> Iterator[None]:
     """Sizes were admitted at the door, so the generated code need not assert them again; warnings are torch's own."""
     from torch._inductor import config
 
-    with torch.no_grad(), warnings.catch_warnings(), config.patch(size_asserts=False):
+    with torch.no_grad(), warnings.catch_warnings(), config.patch(size_asserts=False), _tiles_mended():
         warnings.simplefilter("ignore")
         yield
+
+
+def _tiles_mended() -> contextlib.AbstractContextManager[Any]:
+    """For torch before 2.15, whose C++ loops over tiles add at another index than the one computed.
+
+    Where a loop has several threads, `store` moves the index by the place in the tile, and the index is moved again
+    when it is made a vector. Such an addition must skip the first.
+    """
+    if torch.__version__ >= "2.15":  # compared as versions
+        return contextlib.nullcontext()
+    from torch._inductor import config
+    from torch._inductor.codegen.cpp import CppTile2DKernel, CppVecKernel
+
+    theirs = CppTile2DKernel.store
+
+    def store(self: Any, name: str, index: Any, value: Any, mode: Any = None) -> None:
+        adds = mode == "atomic_add" and (config.cpp.dynamic_threads or self.num_threads != 1)
+        of = CppVecKernel.store if adds and not self.need_vec_transpose(self.rename_indexing(index)) else theirs
+        of(self, name, index, value, mode)
+
+    return patch.object(CppTile2DKernel, "store", store)
 
 
 def _compiled(graph: GraphModule, examples: Sequence[Any], mode: Any) -> Run:
@@ -166,7 +188,9 @@ def _compiled(graph: GraphModule, examples: Sequence[Any], mode: Any) -> Run:
 
     with tracing(TracingContext(mode)), V.set_fake_mode(mode):
         # The passes before lowering: constant folding, patterns, and random operations drawn from one seed.
-        compiled = compile_fx_inner(_apart(joint_graph_passes(graph)), list(examples))
+        graph = joint_graph_passes(graph)
+        choose_products(graph)
+        compiled = compile_fx_inner(_apart(graph), list(examples))
     if isinstance(compiled, str):
         raise CompileError("the compiler returned a file instead of a callable: unset its ahead-of-time options")
 
@@ -177,36 +201,20 @@ def _compiled(graph: GraphModule, examples: Sequence[Any], mode: Any) -> Run:
 
 
 def _apart(graph: GraphModule) -> GraphModule:
-    """Compute scalars and scattered indices once, into memory; Inductor writes them into each loop that reads them.
+    """Compute scalars once, into memory; Inductor writes them into each loop that reads them.
 
-    A step would take `beta ** t` of AdamW in double for each vector of each parameter. And where a tiled CPU loop of
-    several threads adds at an index that it computes itself, torch before 2.15 adds at another.
+    A step would take `beta ** t` of AdamW in double for each vector of each parameter.
     """
     for node, reader in _scalars(graph):
-        _put_between(graph, node, torch.ops._inductor_test.realize.default, reader)
-    if torch.__version__ < "2.15":  # compared as versions
-        for node, reader in _indices(graph):
-            _put_between(graph, node, _opaque(), reader)
+        once = next((user for user in node.users if user.target is torch.ops._inductor_test.realize.default), None)
+        if once is None:
+            with graph.graph.inserting_after(node):
+                once = graph.graph.call_function(torch.ops._inductor_test.realize.default, (node,))
+            once.meta = dict(node.meta)
+        reader.replace_input_with(node, once)
     graph.graph.lint()
     graph.recompile()
     return graph
-
-
-def _put_between(graph: GraphModule, node: Node, copy: Any, reader: Node) -> None:
-    once = next((user for user in node.users if user.target is copy), None)
-    if once is None:
-        with graph.graph.inserting_after(node):
-            once = graph.graph.call_function(copy, (node,))
-        once.meta = dict(node.meta)
-    reader.replace_input_with(node, once)
-
-
-@cache
-def _opaque() -> Any:
-    """A copy that Inductor calls as it is, and so fuses with nothing."""
-    torch.library.define("shaped::copied", "(Tensor x) -> Tensor", tags=torch.Tag.pt2_compliant_tag)
-    torch.library.impl("shaped::copied", "CompositeExplicitAutograd")(torch.clone)
-    return torch.ops.shaped.copied.default
 
 
 def _scalars(graph: GraphModule) -> list[tuple[Node, Node]]:
@@ -223,24 +231,6 @@ def _scalars(graph: GraphModule) -> list[tuple[Node, Node]]:
                 node.replace_all_uses_with(same)
                 graph.graph.erase_node(node)
     return [(node, user) for node in known.values() for user in node.users if not _is_scalar(user)]
-
-
-def _indices(graph: GraphModule) -> list[tuple[Node, Node]]:
-    """Computed indices, and the operations that add at them."""
-    adding = [n for n in graph.graph.nodes if isinstance(n.target, torch._ops.OpOverload) and _adds(n.target.name())]
-    return [
-        (index, node)
-        for node in adding
-        for index in node.all_input_nodes
-        if index.op == "call_function"
-        and isinstance(value := index.meta.get("val"), Tensor)
-        and value.device.type == "cpu"
-        and not value.is_floating_point()
-    ]
-
-
-def _adds(name: str) -> bool:
-    return name.startswith(("aten::index_put", "aten::_unsafe_index_put", "aten::scatter", "aten::index_add"))
 
 
 def _is_scalar(node: Node) -> bool:

@@ -109,10 +109,8 @@ class Program:
         taking = [bool(argument.entries) and not argument.keyword for argument in self.signature.arguments]
         simple = taking == sorted(taking, reverse=True) and sum(taking) == 1 + len(self.inputs)
         self._direct = self.signature.function if simple and self._flat and autocast is None else None
-        self._assume, self._autocast = assume, autocast
+        self._assume, self._autocast = assume, _floating(autocast)
         self._static = dict(static) if isinstance(static, Mapping) else dict.fromkeys(_names(static))
-        if autocast is not None and not (isinstance(autocast, torch.dtype) and autocast.is_floating_point):
-            raise ValueError(f"autocast is {autocast!r}; it is a floating-point dtype such as torch.bfloat16, or None")
         self._allow_unused, self.check = allow_unused, check
         self._samples = self._sample_dimension(samples)
         refuse_modules(strategy, self.modules)
@@ -351,6 +349,12 @@ class Program:
 def _guess(names: Sequence[str]) -> dict[str, int]:
     """Sizes for static dimensions that only a batch will tell; the batch's own are proved when it comes."""
     return {name: 3 + i for i, name in enumerate(names)}
+
+
+def _floating(autocast: torch.dtype | None) -> torch.dtype | None:
+    if autocast is not None and not (isinstance(autocast, torch.dtype) and autocast.is_floating_point):
+        raise ValueError(f"autocast is {autocast!r}; it is a floating-point dtype such as torch.bfloat16, or None")
+    return autocast
 
 
 def _names(static: Any) -> Sequence[str]:

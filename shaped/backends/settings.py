@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+from shaped.arguments import whole
+
 Sizes = Literal["static", "dynamic", "auto"]
 Nonfinite = Literal["raise", "skip"]
 
@@ -26,12 +28,10 @@ class Settings:
     def __post_init__(self) -> None:
         if self.nonfinite not in ("raise", "skip"):
             raise ValueError(f"nonfinite is {self.nonfinite!r}; it is 'raise' or 'skip'")
-        if not _is_count(self.accumulate):
-            raise ValueError(f"accumulate is {self.accumulate!r}; it is a whole number of at least 1")
+        whole("accumulate", self.accumulate, 1)
         if self.max_norm is not None and not (_is_finite(self.max_norm) and self.max_norm > 0):
             raise ValueError(f"max_norm is {self.max_norm!r}; it is a positive number, or None")
-        if not _is_count(self.max_executors):
-            raise ValueError(f"max_executors is {self.max_executors!r}; it must be a whole number of at least 1")
+        whole("max_executors", self.max_executors, 1)
         if self.sizes not in ("static", "dynamic", "auto"):
             raise ValueError(f"sizes is {self.sizes!r}; it is 'static', 'dynamic' or 'auto'")
         if not isinstance(cast(object, self.capture), bool):
@@ -41,10 +41,6 @@ class Settings:
     def skips(self) -> bool:
         """Whether what is not finite is left out and counted, and not an error."""
         return self.nonfinite == "skip"
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _is_finite(value: Any) -> bool:

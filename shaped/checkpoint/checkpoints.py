@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
+from shaped.arguments import whole
 from shaped.checkpoint.codec import from_json
 from shaped.checkpoint.files import Checkpoint, read_checkpoint, read_manifest, write_checkpoint, write_small
 from shaped.checkpoint.lock import Lock
@@ -85,10 +86,10 @@ class Checkpoints:
         mode: Literal["min", "max"] = "min",
         on_failure: Literal["raise", "warn"] = "raise",
     ) -> None:
-        for name, value, least in (("every", every, 1), ("keep", keep, -1)):
-            good = isinstance(value, int) and not isinstance(value, bool) and value >= least and value != 0
-            if not good and not (name == "every" and value is None):
-                raise ValueError(f"{name} is {value!r}; it is a whole number of at least 1{', or -1' * (least < 0)}")
+        if every is not None:
+            whole("every", every, 1)
+        if keep != -1:
+            whole("keep (-1 keeps all)", keep, 1)
         if mode not in ("min", "max") or on_failure not in ("raise", "warn"):
             raise ValueError(f"mode is {mode!r} ('min' or 'max'), on_failure {on_failure!r} ('raise' or 'warn')")
         self.folder = Path(folder)
@@ -265,8 +266,7 @@ class Checkpoints:
         Raises:
             CheckpointError: There are fewer than n, or they do not fit `like`.
         """
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-            raise ValueError(f"n is {n!r}; it is a whole number of at least 1")
+        whole("n", n, 1)
         found: list[Mapping[str, Tensor]] = []
         for step in reversed(self.steps()):
             with suppress(CheckpointCorrupt):

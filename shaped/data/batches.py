@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Generator, Tensor
 
+from shaped.arguments import whole
 from shaped.errors import ShapeError
 from shaped.shapes import describe
 
@@ -37,8 +38,7 @@ class Batches:
             raise ShapeError(
                 f"the first axis is the examples, and differs or is empty: {', '.join(map(describe, tensors))}"
             )
-        if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size!r}; it is a whole number of at least 1")
+        whole("batch_size", batch_size, 1)
         if drop_last and batch_size > len(tensors[0]):
             raise ValueError(
                 f"no batch of {batch_size} can be made of {len(tensors[0])} examples; drop_last leaves nothing"

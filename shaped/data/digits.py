@@ -1,6 +1,5 @@
 """The handwritten digits that scikit-learn ships: 1,797 real 8x8 images of ten classes."""
 
-import math
 from collections.abc import Iterator
 from functools import cache
 from typing import Literal
@@ -9,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
+from shaped.arguments import whole
 from shaped.errors import ShapedError
 
 Batch = tuple[Float[Tensor, "batch 64"], Int[Tensor, " batch"]]
@@ -42,9 +42,9 @@ def digits(
     Source: the UCI test set of optical recognition of handwritten digits (Alpaydin & Kaynak 1998), as shipped in
     sklearn.datasets.load_digits.
     """
-    for name, value, least in (("batch_size", batch_size, 1), ("epoch", epoch, 0), ("seed", seed, -math.inf)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{name} is {value!r}; it is a whole number{f' of at least {least}' * (least >= 0)}")
+    whole("batch_size", batch_size, 1)
+    whole("epoch", epoch, 0)
+    whole("seed", seed)
     if split not in ("train", "test", "all"):
         raise ValueError(f"split is {split!r}; it is 'train', 'test' or 'all'")
     return _batches(*_load(), batch_size, seed, split, epoch, drop_last)

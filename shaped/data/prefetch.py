@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from shaped.arguments import whole
 from shaped.data.feed import Batch, Feed, to_device
 from shaped.drawing import check_device
 
@@ -30,8 +31,7 @@ class prefetch:
     """
 
     def __init__(self, data: Any, device: torch.device | str = "cpu", depth: int = 2) -> None:
-        if not isinstance(depth, int) or isinstance(depth, bool) or depth < 1:
-            raise ValueError(f"depth is {depth!r}; it is a whole number of at least 1")
+        whole("depth", depth, 1)
         check_device(device)
         self.data, self.device, self.depth = data, torch.device(device), depth
         self._used = False

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
+from shaped.arguments import whole
 from shaped.errors import ShapeError, SignatureError
 from shaped.shapes import Entry, bind, read_signature, read_tensor
 from shaped.trainer import ScalarTrainer
@@ -71,7 +72,9 @@ def create_windows(
         ShapeError: The series has another rank or dtype, is too short, or no column is left for the windows.
         ValueError: A number is out of range.
     """
-    _check_numbers(window, horizon, stride)
+    whole("window", window, 1)
+    whole("horizon", horizon, 0)
+    whole("stride", stride, 1)
     column = label if isinstance(label, int) else None
     tensors = [data] if isinstance(label, int) else [data, label]
     sizes = bind(_ENTRIES[: len(tensors)], tensors, owner="create_windows").sizes
@@ -97,12 +100,6 @@ _ENTRIES = (
     Entry("data", read_tensor(Float[Tensor, "time features"], "data")),
     Entry("label", read_tensor(Shaped[Tensor, " time"], "label")),
 )
-
-
-def _check_numbers(window: int, horizon: int, stride: int) -> None:
-    for name, value, least in (("window", window, 1), ("horizon", horizon, 0), ("stride", stride, 1)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{name} is {value!r}; it is a whole number of at least {least}")
 
 
 def parse_window_sizes(text: str) -> tuple[int, ...]:

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from shaped.arguments import whole
+
 if TYPE_CHECKING:
     from shaped.loop.loop import Loop
 
@@ -48,7 +50,7 @@ class EveryN(Schedule):
     """Where the step is a multiple of n."""
 
     def __init__(self, n: int) -> None:
-        self.n = _whole("n", n)
+        self.n = whole("n", n, 1)
 
     def due(self, loop: "Loop") -> bool:
         return loop.step % self.n == 0
@@ -62,7 +64,7 @@ class NTimes(Schedule):
     """
 
     def __init__(self, n: int) -> None:
-        self.n = _whole("n", n)
+        self.n = whole("n", n, 1)
         self._fired = 0
         self._spread(0, None)
 
@@ -119,7 +121,7 @@ class Exponential(Schedule):
     """At steps that lie `start` apart at first, and then further and further."""
 
     def __init__(self, start: int, factor: float, at_end: bool) -> None:
-        self.start = _whole("start", start)
+        self.start = whole("start", start, 1)
         if isinstance(factor, bool) or not isinstance(factor, int | float) or not 1 < factor < math.inf:
             raise ValueError(f"factor is {factor!r}; it is a number above 1")
         self.factor, self.at_end = factor, at_end
@@ -249,9 +251,3 @@ class Hooks:
         for hook in self.hooks["step"]:
             if hook.schedule.at_end and hook.last_step != cast("Loop", self).step:
                 hook.run(cast("Loop", self))
-
-
-def _whole(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} is {value!r}; it is a whole number of at least 1")
-    return value

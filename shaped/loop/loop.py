@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shaped.arguments import whole
 from shaped.checkpoint.generators import generator_states, set_generator_states
 from shaped.data.feed import Batch, DataError, Feed
 from shaped.errors import NonFiniteError, ShapedError, StateError
@@ -65,8 +66,7 @@ class Loop(Hooks):
                 "the trainer has no optimizer: ScalarTrainer(..., optimizer=shaped.optim.AdamW(params)), or "
                 "Loop(trainer, lambda *batch: trainer.adamw_step(*batch, lr=1e-3))"
             )
-        if not isinstance(max_skips, int) or isinstance(max_skips, bool) or max_skips < 1:
-            raise ValueError(f"max_skips is {max_skips!r}; it is a whole number of at least 1")
+        whole("max_skips", max_skips, 1)
         super().__init__()
         self.trainer, self.schedule, self.metrics = trainer, schedule, dict(metrics or {})
         self.specs = {None: trainer, **checked_specs(trainer, step, specs or {})}
@@ -128,8 +128,7 @@ class Loop(Hooks):
         self._run(epochs=last, wraps=True)
 
     def _begin(self, data: Any, name: str, n: int) -> None:
-        if isinstance(n, bool) or not isinstance(n, int) or n < 0:
-            raise ValueError(f"{name} is {n!r}; it is a whole number of at least 0")
+        whole(name, n, 0)
         if self._feed is None or self._feed.data is not data:
             feed = Feed(data, self._position)
             if self._feed is not None:

@@ -107,11 +107,9 @@ def adapt(
     check_rank(rank, alpha)
     if base not in ("float", "nf4"):
         raise ValueError(f"base is {base!r}; it is 'float' or 'nf4'")
-    if not isinstance(params, ParamList):
-        raise ShapeError(
-            f"params is a {type(params).__name__}: adapt takes a ParamList; a module gets inject(module, ...)"
-        )
     owner = type(params).__name__
+    if not isinstance(params, ParamList):
+        raise ShapeError(f"params is a {owner}: adapt takes a ParamList; a module gets inject(module, ...)")
     if ALPHA in params.names:
         raise ShapeError(f"{owner} has adapters already: adapt adapted.merged(), which has them in its weights")
     chosen = matching(owner, params.names, targets)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
+from shaped.arguments import whole
 from shaped.errors import ShapeError, nearest
 
 
@@ -26,7 +27,6 @@ def _means(target: str, name: str) -> bool:
 
 def check_rank(rank: int, alpha: float) -> None:
     """Raise ValueError unless the rank is a positive whole number and alpha a positive number."""
-    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-        raise ValueError(f"rank is {rank!r}; it is a whole number of at least 1")
+    whole("rank", rank, 1)
     if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not 0 < alpha < float("inf"):
         raise ValueError(f"alpha is {alpha!r}; it is a positive number")

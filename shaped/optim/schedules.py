@@ -16,6 +16,7 @@ from typing import Any, Literal
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
+from shaped.arguments import whole
 from shaped.errors import NonFiniteError
 
 Schedule = Callable[[int], float]
@@ -32,7 +33,7 @@ def step_decay(lr: float, every: int, factor: float = 0.1) -> Schedule:
     Raises:
         ValueError: `every` is less than 1.
     """
-    _at_least_one("every", every)
+    whole("every", every, 1)
     return lambda step: lr * factor ** (step // every)
 
 
@@ -51,7 +52,7 @@ def cosine(lr: float, total: int, end: float = 0.0) -> Schedule:
 
     Source: Loshchilov & Hutter 2017, arXiv:1608.03983, without restarts.
     """
-    _at_least_one("total", total)
+    whole("total", total, 1)
     return lambda step: end + (lr - end) * (1 + math.cos(math.pi * min(step, total) / total)) / 2
 
 
@@ -71,8 +72,8 @@ def cosine_restarts(lr: float, period: int, factor: int = 1, end: float = 0.0) -
 
     Source: Loshchilov & Hutter 2017, arXiv:1608.03983.
     """
-    _at_least_one("period", period)
-    _at_least_one("factor", factor)
+    whole("period", period, 1)
+    whole("factor", factor, 1)
 
     def at(step: int) -> float:
         length, since = period, step
@@ -91,7 +92,7 @@ def warmup(lr: float, steps: int) -> Schedule:
     Raises:
         ValueError: `steps` is less than 1.
     """
-    _at_least_one("steps", steps)
+    whole("steps", steps, 1)
     return lambda step: lr * min(1.0, (step + 1) / steps)
 
 
@@ -115,7 +116,7 @@ def linear(start: float, end: float, total: int) -> Schedule:
     Raises:
         ValueError: `total` is less than 1.
     """
-    _at_least_one("total", total)
+    whole("total", total, 1)
     return lambda step: start + (end - start) * min(step, total) / total
 
 
@@ -133,7 +134,7 @@ def one_cycle(peak: float, total: int, rise: float = 0.3, start: float = 25.0, e
 
     Source: Smith & Topin 2017, arXiv:1708.07120.
     """
-    _at_least_one("total", total)
+    whole("total", total, 1)
     if not 0.0 < rise < 1.0:
         raise ValueError(f"rise must be in (0, 1), got {rise}")
     top, last = rise * total - 1, total - 1
@@ -211,11 +212,6 @@ def _share_of(schedule: Schedule, rate: float) -> Schedule:
 
 def _between(first: float, second: float, share: float) -> float:
     return second + (first - second) * (1 + math.cos(math.pi * share)) / 2
-
-
-def _at_least_one(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 BY_NAME: Mapping[str, Callable[..., Schedule]] = {

@@ -12,6 +12,7 @@ import sympy
 import torch
 from torch.utils._sympy.functions import PythonMod
 
+from shaped.arguments import whole
 from shaped.errors import Goal, ProofError, ShapedError, SignatureError, Source, nearest
 from shaped.proof.arithmetic import divides, divisions, holds, holds_exactly
 from shaped.proof.branches import Branches, Settled, together
@@ -62,8 +63,7 @@ class Search:
                     f"`{name}` is no dimension of `{setting.signature.name}`{nearest(name, self.names)}"
                 )
         for name, size in self.static.items():
-            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-                raise SignatureError(f"static: {name} = {size!r} is not a positive whole number")
+            whole(f"static: {name}", size, 1, SignatureError)
         _refuse_circles(self.assumptions)
 
     def proof(self) -> Proof:

@@ -15,6 +15,7 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from shaped.arguments import whole
 from shaped.backends import BackendName
 from shaped.errors import CheckpointCorrupt, ShapedError, StateError, nearest
 from shaped.workflow.stopping import EarlyStopping
@@ -115,10 +116,8 @@ class WorkflowConfig:
     extensions: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "seed"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise ConfigError(f"{name} is {value!r}; it is a whole number of at least 0")
+        whole("epochs", self.epochs, 0, ConfigError)
+        whole("seed", self.seed, 0, ConfigError)
         if self.mode not in ("min", "max"):
             raise ConfigError(f"mode is {self.mode!r}; it is 'min' or 'max'")
         norm = self.max_norm

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from shaped.arguments import whole
 from shaped.checkpoint.files import read_checkpoint, write_checkpoint
 from shaped.checkpoint.lock import Lock
 from shaped.data.batches import mixed
@@ -119,9 +120,9 @@ class Population:
         seed: int = 0,
         folder: str | Path | None = None,
     ) -> None:
-        for name, value, least in (("size", size, 2), ("generations", generations, 1), ("seed", seed, 0)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} is {value!r}; it is a whole number of at least {least}")
+        whole("size", size, 2)
+        whole("generations", generations, 1)
+        whole("seed", seed, 0)
         if not 0 < fraction <= 0.5:
             raise ValueError(f"fraction is {fraction!r}; it is a share above 0 and at most a half")
         if not perturb or any(not factor > 0 or not math.isfinite(factor) for factor in perturb):

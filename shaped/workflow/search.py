@@ -23,6 +23,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
+from shaped.arguments import whole
 from shaped.checkpoint.files import append
 from shaped.checkpoint.lock import Lock
 from shaped.data.batches import mixed
@@ -201,14 +202,10 @@ class Search:
             raise ValueError(f"strategy is {strategy!r}; it is one of {', '.join(map(repr, STRATEGIES))}")
         if direction not in ("min", "max") or pruning not in (None, "median"):
             raise ValueError(f"direction is {direction!r} ('min' or 'max'), pruning {pruning!r} (None or 'median')")
-        for name, value, least in (
-            ("trials", trials, 1),
-            ("startup", startup, 1),
-            ("points", points, 1),
-            ("seed", seed, 0),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} is {value!r}; it is a whole number of at least {least}")
+        whole("trials", trials, 1)
+        whole("startup", startup, 1)
+        whole("points", points, 1)
+        whole("seed", seed, 0)
         self.space, self.objective = check_space(space), objective
         self.strategy, self.trials, self.direction, self.seed = strategy, trials, direction, seed
         self.pruning, self.startup, self.points, self.catch = pruning, startup, points, catch

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Generator, Tensor
 
+from shaped.arguments import whole
 from shaped.data import DataError
 from shaped.data.batches import mixed
 
@@ -51,10 +52,10 @@ class SequenceProvider:
     ) -> None:
         if strategy not in STRATEGIES:
             raise ValueError(f"strategy is {strategy!r}; it is 'consecutive', 'random' or 'curriculum'")
-        for name, value in (("max_length", max_length), ("count", count), ("epochs", epochs)):
-            whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-            if not whole and not (name == "count" and value is None):
-                raise ValueError(f"{name} is {value!r}; it is a whole number of at least 1")
+        whole("max_length", max_length, 1)
+        whole("epochs", epochs, 1)
+        if count is not None:
+            whole("count", count, 1)
         values = eras.tolist() if hasattr(eras, "tolist") else list(eras)
         if not values:
             raise DataError("there are no eras")

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Int64, Shaped
 from torch import Tensor
 
+from shaped.arguments import whole
 from shaped.errors import ShapedError, ShapeError
 
 Rows = Int64[Tensor, " rows"]
@@ -172,13 +173,11 @@ class CVConfig:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"method is {self.method!r}; it is one of {', '.join(map(repr, METHODS))}")
-        least = {"folds": 2, "purge_gap": 0, "embargo": 0, "test_size": 1}
-        for name, low in least.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < low:
-                if name == "test_size" and value is None:
-                    continue
-                raise ValueError(f"{name} is {value!r}; it is a whole number of at least {low}")
+        whole("folds", self.folds, 2)
+        whole("purge_gap", self.purge_gap, 0)
+        whole("embargo", self.embargo, 0)
+        if self.test_size is not None:
+            whole("test_size", self.test_size, 1)
         if self.test_size is not None and self.method != "time_series":
             raise ValueError(f"test_size is of time_series; the method is {self.method!r}")
         if self.shuffle and (self.purge_gap or self.embargo or self.method in ("time_series", "group")):
@@ -228,9 +227,8 @@ class Purged:
     ) -> None:
         if not isinstance(splitter, Splitter):
             raise ValueError(f"splitter is a {type(splitter).__name__}; it needs split(X, y, groups)")
-        for name, value in (("gap", gap), ("embargo", embargo)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                raise ValueError(f"{name} is {value!r}; it is a whole number of at least 0")
+        whole("gap", gap, 0)
+        whole("embargo", embargo, 0)
         if spans is not None:
             _check_spans(spans)
         self.splitter, self.gap, self.embargo, self.spans = splitter, gap, embargo, spans

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
+from shaped.arguments import whole
 from shaped.errors import NonFiniteError, StateError
 
 if TYPE_CHECKING:
@@ -40,8 +41,7 @@ class EarlyStopping:
         mode: Literal["min", "max"] = "min",
         min_delta: float = 0.0,
     ) -> None:
-        if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
-            raise ValueError(f"patience is {patience!r}; it is a whole number of at least 1")
+        whole("patience", patience, 1)
         if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha <= 1:
             raise ValueError(f"alpha is {alpha!r}; it is a number above 0 and at most 1")
         if mode not in ("min", "max"):

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.usefixtures("interpreted")
 slow = pytest.mark.slow
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     "dtype", [torch.float32, *(pytest.param(t, marks=slow) for t in (torch.float64, torch.bfloat16))], ids=str
 )

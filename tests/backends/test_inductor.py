@@ -48,6 +48,7 @@ def test_random_scalars_are_drawn_apart():
     assert sum("rand" in target for target in found) == 2
 
 
+@pytest.mark.smoke
 def test_what_nobody_reads_is_not_in_the_graph():
     """A forward derivative asks `is_same_size`, which Inductor refuses to call where the variable CI is set."""
 

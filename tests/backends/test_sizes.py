@@ -18,6 +18,7 @@ def train(trainer: ScalarTrainer, *sizes: int) -> None:
         trainer.adamw_step(*batch(size), lr=0.01)
 
 
+@pytest.mark.smoke
 @pytest.mark.usefixtures("interpreted")
 def test_a_loop_with_a_smaller_last_batch_makes_two_executors_whatever_sizes_follow():
     run = trainer()
@@ -82,6 +83,7 @@ def test_sizes_that_take_another_branch_get_an_executor_of_their_own():
     assert len(run.executors) == 3
 
 
+@pytest.mark.smoke
 def test_compiled_code_for_all_sizes_is_that_of_each_size():
     run = trainer("dynamic")
     plain = ScalarTrainer(mlp_loss, mlp())

@@ -232,7 +232,7 @@ def test_saving_changes_no_training(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"every": 0}, "every is 0; it is a whole number of at least 1"),
-        ({"keep": 0}, "keep is 0; it is a whole number of at least 1, or -1"),
+        ({"keep": 0}, "keep (-1 keeps all) is 0; it is a whole number of at least 1"),
         ({"mode": "least"}, "mode is 'least' ('min' or 'max'), on_failure 'raise' ('raise' or 'warn')"),
     ],
 )

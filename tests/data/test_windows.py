@@ -168,6 +168,7 @@ def test_a_trainer_tells_the_form_that_its_loss_takes() -> None:
     assert trainer.forward(x, torch.zeros(4)).shape == ()
 
 
+@pytest.mark.smoke
 def test_the_forms_are_proved_for_all_sizes() -> None:
     assert [prove(form).conditions for form in (flat_windows, last_rows, single_windows)] == [(), (), ()]
 

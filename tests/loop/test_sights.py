@@ -104,7 +104,6 @@ def test_curves_are_drawn_from_the_log_when_the_run_is_over(trainer: ScalarTrain
 
 
 def test_tensorboard_gets_every_record(trainer: ScalarTrainer, tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     loop = Loop(trainer)

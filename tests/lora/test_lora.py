@@ -1,4 +1,4 @@
-"""Adapters: proofs, gradients, merging, checkpoints, PEFT's files, and four bits."""
+"""Adapters: proofs, gradients, merging, checkpoints, and PEFT's files."""
 
 import json
 from pathlib import Path
@@ -16,12 +16,10 @@ from shaped.lora import (
     Adapted,
     LoraLinear,
     adapt,
-    dequantise_nf4,
     inject,
     load_adapter,
     merge,
     merged,
-    quantise_nf4,
     save_adapter,
     unmerge,
 )
@@ -82,7 +80,9 @@ def test_an_adapter_starts_at_the_base_and_its_gradients_are_those_of_autograd()
     assert not found["w1"].any()
 
 
-@pytest.mark.parametrize("base", ["float", pytest.param("nf4", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "base", [pytest.param("float", marks=pytest.mark.smoke), pytest.param("nf4", marks=pytest.mark.slow)]
+)
 def test_training_an_adapter_lowers_the_loss_on_both_backends_and_leaves_the_base(base: Any) -> None:
     params = MLP.init(pixels=6, hidden=64, classes=3)
     before = params.values()
@@ -379,33 +379,6 @@ def test_an_adapter_that_is_no_plain_lora_is_refused_by_its_setting(tmp_path: Pa
         load_adapter(module, tmp_path)
     with pytest.raises(StateError, match="no adapter in"):
         load_adapter(module, tmp_path / "nowhere")
-
-
-# -- four bits -----------------------------------------------------------------------------------------------------
-
-
-def test_four_bits_are_off_by_half_the_widest_gap_at_most() -> None:
-    w = torch.randn(8, 128, generator=torch.Generator().manual_seed(0))
-    codes, scales = quantise_nf4(w)
-    error = (dequantise_nf4(codes, scales) - w).view(8, 2, 64).abs()
-
-    assert codes.shape == (8, 2, 32)
-    assert (error <= 0.15191 * scales.unsqueeze(-1)).all()
-    assert torch.equal(dequantise_nf4(*quantise_nf4(dequantise_nf4(codes, scales))), dequantise_nf4(codes, scales))
-    assert not dequantise_nf4(*quantise_nf4(torch.zeros(1, 64))).any()
-    with pytest.raises(ValueError, match="columns are a multiple of block = 64"):
-        quantise_nf4(torch.zeros(2, 65))
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_four_bits_are_those_of_torchao() -> None:
-    quantization = pytest.importorskip("torchao.quantization")
-    w = torch.randn(64, 512, generator=torch.Generator().manual_seed(0))
-    theirs = quantization.to_nf4(w)
-    codes, scales = quantise_nf4(w, scale_block=256)
-
-    assert torch.equal(codes.flatten(), theirs.quantized_data)
-    assert torch.equal(dequantise_nf4(codes, scales), theirs.get_original_weight())
 
 
 def test_the_state_of_a_merged_module_is_that_of_the_module_before() -> None:

@@ -85,11 +85,11 @@ def test_warmup_rises_to_the_peak_and_the_cosine_falls_to_the_end(warmup: int, m
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: schedules.cosine(0.1, 0), "total must be at least 1, got 0"),
-        (lambda: schedules.step_decay(0.1, 0), "every must be at least 1, got 0"),
+        (lambda: schedules.cosine(0.1, 0), "total is 0; it is a whole number of at least 1"),
+        (lambda: schedules.step_decay(0.1, 0), "every is 0; it is a whole number of at least 1"),
         (lambda: schedules.warmup_cosine(0.1, 5, 5), "expected 0 <= warmup < total, got warmup 5 and total 5"),
-        (lambda: schedules.cosine_restarts(0.1, 0), "period must be at least 1, got 0"),
-        (lambda: schedules.warmup(0.1, 0), "steps must be at least 1, got 0"),
+        (lambda: schedules.cosine_restarts(0.1, 0), "period is 0; it is a whole number of at least 1"),
+        (lambda: schedules.warmup(0.1, 0), "steps is 0; it is a whole number of at least 1"),
         (lambda: schedules.one_cycle(0.1, 10, rise=1.0), r"rise must be in \(0, 1\), got 1.0"),
     ],
 )

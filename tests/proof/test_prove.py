@@ -158,6 +158,7 @@ def normalised(x: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch c h w"]:
     return F.group_norm(x, 4)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("function", "conditions"),
     [

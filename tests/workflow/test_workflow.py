@@ -40,6 +40,7 @@ def over(trainer: Any = None, *, data: Any = DATA, step: Any = None, seed: int =
     )
 
 
+@pytest.mark.smoke
 def test_a_configuration_becomes_a_trained_and_validated_model(tmp_path: Path) -> None:
     config = {
         "model": {"name": "mlp_classifier", "options": {"hidden": 8}},

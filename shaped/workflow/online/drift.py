@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 
+from shaped.arguments import whole
 from shaped.errors import ShapedError, StateError
 
 Reason = Literal["drift", "schedule"]
@@ -98,9 +99,8 @@ class ADWIN(_River):
     def __init__(self, delta: float = 0.002, clock: int = 32, grace_period: int = 10) -> None:
         if not 0 < delta < 1:
             raise ValueError(f"delta is {delta!r}; it is a number above 0 and below 1")
-        for name, value, least in (("clock", clock, 1), ("grace_period", grace_period, 0)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} is {value!r}; it is a whole number of at least {least}")
+        whole("clock", clock, 1)
+        whole("grace_period", grace_period, 0)
         super().__init__(delta=delta, clock=clock, grace_period=grace_period)
 
 
@@ -206,8 +206,8 @@ class Trigger:
         if detector is not None and not isinstance(detector, DriftDetector):
             raise ValueError(f"detector is a {type(detector).__name__}; it needs update, state_dict, load_state_dict")
         for name, value, least in (("every", every, 1), ("min_samples", min_samples, 1), ("cooldown", cooldown, 0)):
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-                raise ValueError(f"{name} is {value!r}; it is a whole number of at least {least}")
+            if value is not None:
+                whole(name, value, least)
         self.detector, self.every, self.min_samples, self.cooldown = detector, every, min_samples, cooldown
         self.seen, self._since, self._fired, self._drift = 0, 0, False, False
         self._fresh = None if detector is None else detector.state_dict()

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from shaped.arguments import whole
 from shaped.checkpoint.codec import join, split
 from shaped.errors import ShapedError, ShapeError, nearest
 from shaped.workflow.online.audit import AuditLog
@@ -98,8 +99,7 @@ class Feedback:
 
         They are given out once: whoever takes them has to keep them.
         """
-        if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-            raise ValueError(f"n is {n!r}; it is a whole number of at least 1")
+        whole("n", n, 1)
         self._catch_up()
         if n > len(self._complete):
             return None

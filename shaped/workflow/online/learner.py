@@ -18,6 +18,7 @@ from typing import Any
 from jaxtyping import Shaped
 from torch import Tensor
 
+from shaped.arguments import whole
 from shaped.checkpoint import generator_states, set_generator_states
 from shaped.errors import NonFiniteError, StateError
 from shaped.metrics import evaluate
@@ -100,9 +101,9 @@ class OnlineLearner:
     ) -> None:
         if step is None and trainer.optimizer is None:
             raise ValueError("the trainer has no optimizer: give it one, or pass step=lambda *batch: trainer.step(...)")
-        for name, value, least in (("recent", recent, 2), ("passes", passes, 1), ("fresh", fresh, 0)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"{name} is {value!r}; it is a whole number of at least {least}")
+        whole("recent", recent, 2)
+        whole("passes", passes, 1)
+        whole("fresh", fresh, 0)
         if fresh > recent or not 0 < holdout < 1:
             raise ValueError(f"fresh is {fresh} (at most recent, {recent}), holdout {holdout} (a share, as 0.25)")
         self.trainer, self._step = trainer, step or trainer.train_step

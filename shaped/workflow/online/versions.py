@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shaped.arguments import whole
 from shaped.checkpoint.files import Checkpoint, read_checkpoint, write_checkpoint
 from shaped.checkpoint.lock import Lock
 from shaped.errors import CheckpointCorrupt, CheckpointError
@@ -42,9 +43,7 @@ class Versions:
     """
 
     def __init__(self, folder: str | Path, *, keep: int = 5) -> None:
-        if not isinstance(keep, int) or isinstance(keep, bool) or keep < 1:
-            raise ValueError(f"keep is {keep!r}; it is a whole number of at least 1")
-        self.folder, self.keep = Path(folder), keep
+        self.folder, self.keep = Path(folder), whole("keep", keep, 1)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = Lock(self.folder)
         for entry in os.listdir(self.folder):
