@@ -87,6 +87,8 @@ def fisher_diagonal(
         if sample is not None:
             with torch.no_grad():
                 inputs = (*inputs[:-1], sample(params, *inputs))
+        if not len(inputs[0]):
+            continue
         each = (None, *(0 for _ in inputs))
         gradients = vmap(grad(single), in_dims=each, chunk_size=chunk, randomness="different")(trained, *inputs)
         for total, gradient in zip(sums, gradients, strict=True):
