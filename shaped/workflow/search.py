@@ -27,7 +27,16 @@ from shaped.arguments import whole
 from shaped.checkpoint.files import append
 from shaped.checkpoint.lock import Lock
 from shaped.data.batches import mixed
-from shaped.errors import CheckpointCorrupt, CheckpointError, NonFiniteError, ShapedError, StateError, nearest
+from shaped.errors import (
+    CheckpointCorrupt,
+    CheckpointError,
+    NonFiniteError,
+    ShapedError,
+    StateError,
+    brief,
+    columns,
+    nearest,
+)
 from shaped.workflow.space import STRATEGIES, Past, Space, Values, check_space
 
 if TYPE_CHECKING:
@@ -151,14 +160,9 @@ class SearchResult:
     def __str__(self) -> str:
         names = list(self.trials[0].values) if self.trials else []
         rows = [["trial", *names, "score", "state", "steps"]]
-        rows += [[str(t.number), *(_short(t.values[n]) for n in names), _short(t.score), t.state, str(t.steps)]
+        rows += [[str(t.number), *(brief(t.values[n]) for n in names), brief(t.score), t.state, str(t.steps)]
                  for t in self.trials]  # fmt: skip
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join("  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows)
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+        return "\n".join(columns(rows))
 
 
 class Search:
