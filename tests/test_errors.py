@@ -21,7 +21,7 @@ from shaped import (
     StateError,
     Unprovable,
 )
-from shaped.errors import Goal, Source, listing, nearest
+from shaped.errors import Goal, Source, brief, columns, listing, nearest
 
 TREE = {
     SignatureError: TypeError,
@@ -123,6 +123,14 @@ def test_names_are_listed_as_in_a_sentence() -> None:
         "`a` and `b`",
         "`a`, `b` and `c`",
     ]
+
+
+def test_columns_begin_together_on_the_left_and_end_together_on_the_right() -> None:
+    rows = [["fold", "train", "loss"], ["0", "12", brief(0.123456)], ["mean", "", brief(7)]]
+
+    assert columns(rows, left=1) == ["fold  train    loss", "0        12  0.1235", "mean              7"]
+    assert columns([["a", "bb"], ["aaa", "b"]], left=2) == ["a    bb", "aaa  b"]
+    assert columns([]) == []
 
 
 def test_the_nearest_known_name_is_suggested_and_a_far_one_is_not() -> None:

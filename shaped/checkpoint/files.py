@@ -121,12 +121,27 @@ def _rename(temporary: Path, final: Path) -> None:
 def _write(path: Path, content: bytes) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     try:
-        left = memoryview(content)
-        while left:
-            left = left[os.write(descriptor, left) :]
-        os.fsync(descriptor)
+        _write_all(descriptor, content)
     finally:
         os.close(descriptor)
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    left = memoryview(content)
+    while left:  # a write may take a part only
+        left = left[os.write(descriptor, left) :]
+    os.fsync(descriptor)
+
+
+def append(descriptor: int, content: bytes) -> None:
+    """Add to the end of an open file and have the disk hold it; where that fails (a full disk), nothing is added."""
+    size = os.fstat(descriptor).st_size
+    try:
+        _write_all(descriptor, content)
+    except OSError:
+        with suppress(OSError):
+            os.ftruncate(descriptor, size)
+        raise
 
 
 def _flush(path: Path) -> None:
