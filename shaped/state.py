@@ -4,6 +4,7 @@ Trainers on two backends share one. A state dict is plain: tensors, numbers, str
 """
 
 import copy
+import math
 import zlib
 from collections.abc import Mapping
 from typing import Any, cast
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from shaped.backends import BACKENDS, Auto, Backend, Compiled, Eager, Program, Progress, Settings
+from shaped.backends import Auto, Backend, Compiled, Eager, Program, Progress, Settings, known_backend
 from shaped.errors import StateError, listing
 from shaped.optim import SGD, Adam, AdamW, FusedOptimizer
 from shaped.shapes import describe
@@ -34,19 +35,38 @@ class TrainingState:
         self.optimizer = optimizer
         self.paths: dict[str, FusedOptimizer] = {}  # "adamw" and its like, made by the first step that uses them
         self.accepted: dict[str, tuple[FusedOptimizer, dict[str, Any]]] = {}  # hyper-parameters that were checked
-        self.stepped: FusedOptimizer | None = None  # the optimizer that took the last step
         self._backends: dict[str, Backend] = {}  # by name, so that going back and forth compiles nothing again
         if optimizer is not None:
             if not isinstance(cast(object, optimizer), FusedOptimizer):
                 given = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
                 raise ValueError(f"optimizer is a {given}; use SGD, Adam or AdamW of shaped.optim")
-            mine = {id(p) for p in program.tensors}
-            theirs = [p for group in optimizer.param_groups for p in group["params"]]
-            absent = [name for name, p in zip(program.params.names, program.tensors, strict=True)
-                      if p.requires_grad and id(p) not in {id(q) for q in theirs}]  # fmt: skip
-            if absent or any(id(p) not in mine for p in theirs):
-                what = f"{listing(absent)} not in it" if absent else "it has tensors that are not parameters here"
-                raise ValueError(f"the optimizer was made for other parameters: {what}; make it as AdamW(params)")
+            self._check_parameters(optimizer)
+
+    def _check_parameters(self, optimizer: FusedOptimizer) -> None:
+        """Whether an optimizer has all our parameters that are trained, and no others."""
+        mine = {id(p) for p in self.program.tensors}
+        named = [(f"param_groups[{i}]['params'][{j}], {describe(p)},", p)
+                 for i, group in enumerate(optimizer.param_groups) for j, p in enumerate(group["params"])]  # fmt: skip
+        theirs = {id(p) for _, p in named}
+        absent = [name for name, p in zip(self.program.params.names, self.program.tensors, strict=True)
+                  if p.requires_grad and id(p) not in theirs]  # fmt: skip
+        foreign = [name for name, p in named if id(p) not in mine]
+        if absent or foreign:
+            what = f"{listing(absent)} not in it" if absent else f"{foreign[0]} is not a parameter here"
+            raise ValueError(f"the optimizer was made for other parameters: {what}; make it as AdamW(params)")
+        self._entries = len(named)
+
+    def own_optimizer(self) -> FusedOptimizer:
+        """The optimizer of `train_step`, over our parameters still.
+
+        Raises:
+            ValueError: There is none, or it was given other parameters since.
+        """
+        if self.optimizer is None:
+            raise ValueError("train_step needs an optimizer: ScalarTrainer(..., optimizer=shaped.optim.AdamW(params))")
+        if sum([len(group["params"]) for group in self.optimizer.param_groups]) != self._entries:
+            self._check_parameters(self.optimizer)
+        return self.optimizer
 
     @property
     def _left_out(self) -> list[int]:
@@ -77,8 +97,7 @@ class TrainingState:
         Raises:
             ValueError: There is none of this name.
         """
-        if not isinstance(cast(object, name), str) or name not in BACKENDS:
-            raise ValueError(f"backend is {name!r}; it is one of {', '.join(map(repr, BACKENDS))}")
+        known_backend(name)
         if name == "auto":
             return self._backends.setdefault("auto", Auto(self.eager, self.compiled))
         return self.eager if name == "eager" else self.compiled
@@ -97,8 +116,8 @@ class TrainingState:
         if path is None:
             raise ValueError(f"method is {method!r}; it is a method of the trainer such as 'adamw_step'")
         known = self.optimizers()
-        if path == "train" and path not in known:
-            raise ValueError("train_step needs an optimizer: ScalarTrainer(..., optimizer=shaped.optim.AdamW(params))")
+        if path == "train":
+            return "update", self.own_optimizer()
         return "update", known.get(path) or cast(FusedOptimizer, PATHS[path](self.program.used_tensors, lr=1e-3))
 
     def optimizers(self) -> dict[str, FusedOptimizer]:
@@ -108,7 +127,8 @@ class TrainingState:
     @property
     def last_optimizer(self) -> FusedOptimizer | None:
         """The optimizer that took the last step, as long as it is one of ours; else that of `train_step`."""
-        return self.stepped if self.stepped in [*self.paths.values(), self.optimizer] else self.optimizer
+        stepped = self.progress.stepped
+        return stepped if stepped in [*self.paths.values(), self.optimizer] else self.optimizer
 
     def pack(self) -> dict[str, Any]:
         """Everything as a state dict; tensors are copies."""
@@ -187,8 +207,8 @@ class TrainingState:
                 wrong.append(f"{name}: declared {spec} there, {mine[name]} here")
             if saved is not None and not isinstance(saved, Tensor):
                 wrong.append(f"{name}: a {type(saved).__name__}, not a tensor")
-            elif saved is not None and (saved.shape != tensor.shape or saved.dtype != tensor.dtype):
-                wrong.append(f"{name}: {describe(saved)} there, {describe(tensor)} here")
+            elif saved is not None and _kind(saved) != _kind(tensor):
+                wrong.append(f"{name}: {_said(saved)} there, {describe(tensor)} here")
         if self.optimizer is not None and "train" not in state["optimizers"]:
             wrong.append("it has no state for train_step, and this trainer was given an optimizer for it")
         for path, saved in state["optimizers"].items():
@@ -225,15 +245,17 @@ class TrainingState:
             wrong.append(f"{waiting['count']} of {waiting['of']} gradients wait there; accumulate={accumulate} here")
         elif not isinstance(waiting["count"], int) or not 0 < waiting["count"] < accumulate:
             wrong.append(f"waiting: a count of {waiting['count']!r} of {accumulate}")
-        if not isinstance(waiting["samples"], float | int) or not waiting["samples"] >= 0:
+        if not isinstance(waiting["samples"], float | int) or not 0 <= waiting["samples"] < math.inf:
             wrong.append(f"waiting: {waiting['samples']!r} samples")
         if waiting["path"] not in optimizers:
             wrong.append(f"waiting: for the optimizer {waiting['path']!r}, which it does not have")
         means = waiting["means"]
         for name, p in zip(self._used_names(), self.program.used_tensors, strict=True):
             there = means.get(name) if isinstance(means, Mapping) else None
-            if not isinstance(there, Tensor) or (there.shape, there.dtype) != (p.shape, p.dtype):
-                wrong.append(f"waiting: the gradient of {name} is {describe(there)} there, {describe(p)} here")
+            if not isinstance(there, Tensor) or _kind(there) != _kind(p):
+                wrong.append(f"waiting: the gradient of {name} is {_said(there)} there, {describe(p)} here")
+            elif not there.isfinite().all():
+                wrong.append(f"waiting: the gradient of {name} is not finite")
         return wrong
 
     def _loaded(self, path: str, saved: Mapping[str, Any]) -> FusedOptimizer:
@@ -250,6 +272,17 @@ class TrainingState:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StateError(f"the state of optimizer `{path}` does not fit: {error}") from None
         return made
+
+
+def _kind(tensor: Tensor) -> tuple[Any, ...]:
+    """What a saved tensor must have in common with the one that takes its values."""
+    return tensor.shape, tensor.dtype, tensor.layout, tensor.is_meta
+
+
+def _said(tensor: Any) -> str:
+    odd = isinstance(tensor, Tensor) and (tensor.layout is not torch.strided or tensor.is_meta)
+    kind = ("on the meta device" if tensor.is_meta else str(tensor.layout).removeprefix("torch.")) if odd else ""
+    return f"{describe(tensor)} {kind}".rstrip()
 
 
 def _malformed(state: Mapping[str, Any]) -> list[str]:

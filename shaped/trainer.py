@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from shaped.arguments import flat, number, pair
 from shaped.backends import (
-    BACKENDS,
     Auto,
     Backend,
     Comparison,
@@ -23,6 +22,7 @@ from shaped.backends import (
     Settings,
     Sizes,
     compare,
+    known_backend,
 )
 from shaped.errors import NonFiniteError, ShapedError, listing
 from shaped.optim import AdamW, FusedOptimizer
@@ -91,8 +91,7 @@ class ScalarTrainer:
         strategy: GradientStrategy | None = None,
         save_frozen: bool = True,
     ) -> None:
-        if not isinstance(backend, str) or backend not in BACKENDS:
-            raise ValueError(f"backend is {backend!r}; it is one of {', '.join(map(repr, BACKENDS))}")
+        known_backend(backend)
         settings = Settings(max_executors, max_norm, nonfinite, accumulate, sizes, capture)
         proving: dict[str, Any] = {
             **{"assume": assume, "static": static, "autocast": autocast, "check": check, "samples": samples},
@@ -281,24 +280,26 @@ class ScalarTrainer:
         Raises:
             As for `step`, and ValueError where no optimizer was given.
         """
-        if self._shared.optimizer is None:
-            raise ValueError("train_step needs an optimizer: ScalarTrainer(..., optimizer=shaped.optim.AdamW(params))")
-        return self._take(self._shared.optimizer, self._program.arrange(inputs, named))
+        return self._take(self._shared.own_optimizer(), self._program.arrange(inputs, named))
 
     def _update(self, path: str, inputs: Sequence[Tensor], lr: float, given: dict[str, Any]) -> Float[Tensor, ""]:
         lr = lr if type(lr) is float and 0.0 <= lr < math.inf else number("lr", lr)
-        optimizer, accepted = self._shared.paths.get(path), self._shared.accepted.get(path)
+        shared, calls = self._shared, self._shared.progress.calls
+        known, accepted = shared.paths.get(path), shared.accepted.get(path)
+        optimizer = known
         if optimizer is None or accepted is None or accepted[0] is not optimizer or accepted[1] != given:
             optimizer = self._accept(path, optimizer, lr, given)
         group = optimizer.param_groups[0]
-        before, group["lr"] = group["lr"], lr
+        before = group["lr"]
         try:
-            loss = self._take(optimizer, inputs)
+            group["lr"], shared.paths[path] = lr, optimizer
+            return self._take(optimizer, inputs)
         except BaseException:
-            group["lr"] = before
+            if shared.progress.calls == calls:  # an interrupt may come after the step was taken
+                group["lr"] = before
+                if known is None:
+                    shared.paths.pop(path, None)
             raise
-        self._shared.paths[path] = optimizer
-        return loss
 
     def _accept(self, path: str, optimizer: FusedOptimizer | None, lr: float, given: dict[str, Any]) -> FusedOptimizer:
         """Check a path's hyper-parameters; the first call fixes them. Returns its optimizer, a new one at first."""
@@ -327,9 +328,6 @@ class ScalarTrainer:
         loss, finite = self._backend.update(inputs, optimizer, last)
         if not finite:
             raise self._not_finite(loss, inputs)
-        self._shared.stepped = optimizer
-        if accumulate > 1:
-            progress.wait(optimizer, last=last)
         return loss
 
     def _not_finite(self, loss: Tensor, inputs: Sequence[Tensor]) -> NonFiniteError:
@@ -383,7 +381,7 @@ class ScalarTrainer:
     def compare_backends(self, *inputs: Any, **named: Any) -> Comparison:
         """Eager against compiled on a batch: loss, gradients, and every parameter after one step. Changes nothing.
 
-        The step is that of the optimizer that took the last one; before any, that of `train_step`, or AdamW at lr 1e-3.
+        What it compiles beside the executors that are there takes none of their places, and is let go. The step is that of the optimizer that took the last one; before any, that of `train_step`, or AdamW at lr 1e-3.
 
         Returns:
             Relative differences, each with a bound on what rounding can do, and a verdict: `.agree`.
@@ -393,8 +391,7 @@ class ScalarTrainer:
         """
         flat = self._program.arrange(inputs, named)
         optimizer = self._shared.last_optimizer or AdamW(self._program.used_tensors, lr=1e-3)
-        with self._shared.compiled.kept_as_they_are():
-            return compare(self._shared.eager, self._shared.compiled, flat, optimizer)
+        return compare(self._shared.eager, self._shared.compiled.aside(), flat, optimizer)
 
     # -- state -----------------------------------------------------------------------------------------------------
 
@@ -421,7 +418,9 @@ class ScalarTrainer:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled and deep-copied as what it was made of, with its state. The copy proves anew and has no executors."""
-        return _remade, (*self._made_of, self._chosen, self.optimizer, self.state_dict())
+        last = self._shared.last_optimizer
+        path = next((path for path, optimizer in self._shared.optimizers().items() if optimizer is last), None)
+        return _remade, (*self._made_of, self._chosen, self.optimizer, self.state_dict(), path)
 
     def __repr__(self) -> str:
         return f"ScalarTrainer({self.proof.setting.signature}, backend={self.backend!r}, {self.steps} steps)"
@@ -434,7 +433,9 @@ def _remade(
     backend: Any,
     optimizer: FusedOptimizer | None,
     state: Mapping[str, Any],
+    last: str | None,
 ) -> ScalarTrainer:
     trainer = ScalarTrainer(loss, params, backend=backend, optimizer=optimizer, **options)
     trainer.load_state_dict(state)
+    trainer._shared.progress.stepped = trainer._shared.optimizers().get(last or "")
     return trainer

@@ -302,3 +302,26 @@ def test_a_list_like_the_parameters_needs_as_many_tensors_within_a_trace() -> No
 
     with pytest.raises(ProofError, match="2 tensors for the 4 entries of MLP"):
         ScalarTrainer(mlp_loss, mlp(), strategy=short)
+
+
+class Pair(ParamList):
+    a: Float[Tensor, " n"]
+    b: Float[Tensor, " n"]
+
+
+def product(p: Pair, x: Float[Tensor, " n"]) -> Float[Tensor, ""]:
+    return (p.a * p.b * x).sum()
+
+
+def swapped(loss: Loss, params: Pair, *inputs: Tensor) -> tuple[Tensor, Pair]:
+    return loss(params, *inputs), params.like([params.b.detach(), params.a.detach()])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_gradient_that_is_a_parameter_is_the_one_before_the_update(backend: Any) -> None:
+    params = Pair(torch.tensor([1.0, 2.0], requires_grad=True), torch.tensor([4.0, 8.0], requires_grad=True))
+    trainer = ScalarTrainer(product, params, backend=backend, strategy=swapped)
+    found = trainer.backward(torch.ones(2))
+    trainer.step(torch.ones(2), lr=0.5)
+
+    assert [t.tolist() for t in (*found, *params)] == [[4, 8], [1, 2], [-1, -2], [3.5, 7]]

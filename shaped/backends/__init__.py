@@ -44,3 +44,9 @@ class Backend(Protocol):
 
 BackendName = Literal["eager", "compiled", "auto"]
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
+
+
+def known_backend(name: object) -> None:
+    """Raise ValueError where there is no backend of this name."""
+    if name not in BACKENDS:
+        raise ValueError(f"backend is {name!r}; it is one of {', '.join(map(repr, BACKENDS))}")

@@ -21,11 +21,13 @@ from torch.fx import GraphModule, Node
 from shaped.backends.capture import Capture, CudaGraphs, Graphs
 from shaped.backends.executors import CompileError, Executor, Executors, Key, Run
 from shaped.backends.inductor import Free, lower, whole_graph
+from shaped.backends.interrupts import Whole
 from shaped.backends.program import Case, Program
 from shaped.backends.progress import Progress
 from shaped.backends.settings import Settings
-from shaped.backends.step import Runner, Step
-from shaped.errors import listing
+from shaped.backends.step import WRONG_VALUE, Runner, Step
+from shaped.backends.values import Checked
+from shaped.errors import ExecutorError, listing
 from shaped.optim import FusedOptimizer
 from shaped.proof import forward_graph
 from shaped.shapes import Entry
@@ -56,7 +58,8 @@ class Compiled:
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
         """The loss."""
         case, inputs = self._admit(inputs)
-        loss: Tensor = self._pass("forward", case, inputs, self._forward)(self.program.plain, inputs)[0]
+        loss, *right = self._pass("forward", case, inputs, self._forward)(self.program.plain, inputs)
+        self._refuse_wrong("forward", right, case, inputs)
         return loss
 
     def loss_and_backward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
@@ -64,7 +67,9 @@ class Compiled:
         case, inputs = self._admit(inputs)
         loss, *rest = self._pass("loss_and_backward", case, inputs, self._joint)(self.program.plain, inputs)
         count = len(self.program.used)
-        return loss, list(rest[:count]), list(rest[count:])
+        wrote = count + len(self.program.writes)
+        self._refuse_wrong("loss_and_backward", rest[wrote:], case, inputs)
+        return loss, list(rest[:count]), list(rest[count:wrote])
 
     def update(self, inputs: Sequence[Tensor], optimizer: FusedOptimizer, last: bool = True) -> tuple[Tensor, bool]:
         """Take a step, or with `last=False` gather a batch for it. Returns the loss, and whether all was finite.
@@ -78,15 +83,18 @@ class Compiled:
         case, inputs = self._admit(inputs, layout=not last)
         state = step.prepare(case.samples, self._layout)
         runner = step.runs.get(case) or self._runner(step, case, inputs)
-        loss, finite, *norm = runner(state, inputs)
-        if not self._settings.skips:
-            if not finite.item():
-                return loss, False
-            self._progress.count(taken=last)
-        step.commit()
-        if norm:
-            optimizer.grad_norm = norm[0]
-        return loss, True
+        with Whole():
+            loss, why, *norm = runner(state, inputs)
+            reason = why.item() if step.asks else 0
+            if not reason or (self._settings.skips and reason != WRONG_VALUE):
+                self._progress.count(optimizer, last=last, taken=last and not self._settings.skips)
+                step.commit()
+                if norm:
+                    optimizer.grad_norm = norm[0]
+                return loss, True
+        if reason == WRONG_VALUE:
+            raise self._wrong(step.name, case, inputs)
+        return loss, False
 
     def after_step(self, inputs: Sequence[Tensor], optimizer: FusedOptimizer) -> tuple[Tensor, list[Tensor]]:
         """The loss, and the parameters as one step from here would leave them; it runs on copies."""
@@ -104,6 +112,13 @@ class Compiled:
         case, inputs = self._admit(inputs)
         arguments = [*self._copies(step.prepare(case.samples, self._layout)), *inputs]
         return whole_graph(step.function(case.graph), arguments), arguments
+
+    def aside(self) -> "Compiled":
+        """Another one that finds these executors and keeps what it makes to itself: no place, no hook, no capture."""
+        other = Compiled(self.program, replace(self._settings, capture=False), self._progress)
+        other.executors = self.executors.aside()
+        other._layouts, other._narrow = self._layouts, self._narrow
+        return other
 
     def _copies(self, state: Sequence[Tensor]) -> list[Tensor]:
         """The state without gradients that wait, so that a step is from one batch."""
@@ -124,12 +139,23 @@ class Compiled:
 
     @contextmanager
     def kept_as_they_are(self) -> Iterator[None]:
-        """Forget the steps of optimizers that are made in between; their executors stay."""
+        """Forget the steps of an optimizer that may be made in between; their executors stay."""
         before = dict(self._steps)
         try:
             yield
         finally:
             self._steps = before
+
+    def _refuse_wrong(self, mode: str, right: Sequence[Tensor], case: Case, inputs: Sequence[Tensor]) -> None:
+        if right and not right[0].item():
+            raise self._wrong(mode, case, inputs)
+
+    def _wrong(self, mode: str, case: Case, inputs: Sequence[Tensor]) -> ExecutorError:
+        """What a value is that an operation cannot take: the forward pass again, operation by operation."""
+        checked = Checked(forward_graph(case.graph))
+        with torch.no_grad():
+            checked.run(*self.program.for_writing(self.program.plain)[0], *inputs)
+        return ExecutorError(f"`{mode}` at {case}: {checked.first_wrong()}. Nothing has changed")
 
     # -- executors ---------------------------------------------------------------------------------------------------
 
@@ -157,7 +183,7 @@ class Compiled:
         """An input as executors take it: contiguous, as it lies in memory, and in no memory that they write."""
         if x.requires_grad or not x.is_contiguous() or x.is_neg() or x.is_conj():
             x = x.detach().resolve_neg().resolve_conj().contiguous()
-        return x.clone() if x.untyped_storage().data_ptr() in self.program.storages else x
+        return self.program.apart(x)
 
     def _free(self, case: Case) -> list[str]:
         fixed = {*self.program.params.dims, *case.proof.static}
@@ -185,7 +211,10 @@ class Compiled:
         """What takes the step at these sizes from now on, until the state moves."""
         _refuse_hooks(self.program)
         _refuse_redrawn(self.program, case.graph)
+        calls = self._progress.calls
         executor = self._step_executor(step, case, inputs)
+        if self._progress.calls != calls:
+            raise ValueError("a hook of executors.on_create took a step within this one, which was not taken")
         if len(step.runs) >= _CASES:
             step.runs.clear()
         fixed = len(step.state) + (0 if executor.holds is None else len(self._free(case)))
@@ -244,23 +273,30 @@ class Compiled:
         )
 
     def _forward(self, graph: GraphModule) -> Callable[..., tuple[Any, ...]]:
-        first = forward_graph(graph)
-        return lambda *flat: (self._run(first, flat)[0][0].clone(),)
+        def run(*flat: Tensor) -> tuple[Any, ...]:
+            outputs, _, right = self._run(forward_graph(graph), flat)
+            return outputs[0].clone(), *right
+
+        return run
 
     def _joint(self, graph: GraphModule) -> Callable[..., tuple[Any, ...]]:
         kept = [1 + self.program.trainable.index(i) for i in self.program.used]
 
         def run(*flat: Tensor) -> tuple[Any, ...]:
-            outputs, written = self._run(graph, flat)
-            return (outputs[0].clone(), *(outputs[i] for i in kept), *written)
+            outputs, written, right = self._run(graph, flat)
+            gradients = [outputs[i] if self.program.strategy is None else outputs[i].clone() for i in kept]
+            return (outputs[0].clone(), *gradients, *written, *right)
 
         return run
 
-    def _run(self, graph: GraphModule, flat: Sequence[Tensor]) -> tuple[Sequence[Any], list[Tensor]]:
-        """The proved graph on copies of what it writes into, and these copies."""
+    def _run(self, graph: GraphModule, flat: Sequence[Tensor]) -> tuple[Sequence[Any], list[Tensor], list[Tensor]]:
+        """The proved graph on copies of what it writes into, these copies, and whether it could take all values."""
         count = len(self.program.tensors)
         params, written = self.program.for_writing(flat[:count])
-        return graph(*params, *flat[count:]), written
+        checked = Checked(graph)
+        outputs = checked.run(*params, *flat[count:])
+        right = checked.right()
+        return outputs, written, [] if right is None else [right]
 
 
 def _refuse_hooks(program: Program) -> None:

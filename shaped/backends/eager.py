@@ -7,6 +7,7 @@ from torch import Tensor
 
 from shaped.backends.executors import Executors
 from shaped.backends.gradients import all_finite, clipped, finite_flag
+from shaped.backends.interrupts import Whole
 from shaped.backends.program import Program
 from shaped.backends.progress import Progress
 from shaped.backends.settings import Settings
@@ -53,12 +54,28 @@ class Eager:
         samples = self.program.admit(inputs).samples if self._settings.accumulate > 1 else 1.0
         loss, gradients, written = self.loss_and_backward(inputs)
         if self._quiet:
-            self._update_quietly(finite_flag(loss, gradients), gradients, written, samples, optimizer, last)
+            with Whole():
+                self._update_quietly(finite_flag(loss, gradients), gradients, written, samples, optimizer, last)
+                self._progress.count(optimizer, last=last)
             return loss, True
-        progress = self._progress
         finite = all_finite([loss, *gradients])
         if not finite and not self._settings.skips:
             return loss, False
+        with Whole():
+            self._move(finite, gradients, written, samples, optimizer, last)
+        return loss, True
+
+    def _move(
+        self,
+        finite: bool,
+        gradients: Sequence[Tensor],
+        written: Sequence[Tensor],
+        samples: float,
+        optimizer: FusedOptimizer,
+        last: bool,
+    ) -> None:
+        """Take a batch in, update where it is time for it, and count."""
+        progress = self._progress
         if finite:
             self.program.write(written)
         go = finite and last
@@ -71,8 +88,7 @@ class Eager:
                 progress.weight.zero_()
         if go:
             optimizer.update(self._clipped(gradients), self._used)
-        progress.count(taken=go, left_out=not finite)
-        return loss, True
+        progress.count(optimizer, last=last, taken=go, left_out=not finite)
 
     def after_step(
         self, inputs: Sequence[Tensor], optimizer: FusedOptimizer, params: Sequence[Tensor]

@@ -172,6 +172,10 @@ class Executors:
             hook(made)
         return made
 
+    def aside(self) -> "Executors":
+        """Another cache that begins with these, without a limit and without hooks."""
+        return Executors(sys.maxsize, _made=dict(self._made))
+
     def _reason(self, key: Key) -> str:
         """In what it differs from the executor that is most like it."""
         same = [known for known in self._made if known.mode == key.mode]

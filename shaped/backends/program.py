@@ -101,7 +101,7 @@ class Program:
         self._check_result()
         self.inputs: tuple[Entry, ...] = self.signature.entries[len(self.params) :]
         self.tensors = list(self.params)
-        self._device_type = self.params.device.type
+        self._device_type, self._default = self.params.device.type, torch.get_default_dtype()
         self._places = places_in(params, self.params) if isinstance(params, nn.Module) else Places([], [], [], [])
         self._remember_storage()
         self._mask = [t.requires_grad for t in self.tensors]
@@ -249,6 +249,11 @@ class Program:
                 "torch.autocast is on around a trainer, which would run another program than was proved: pass "
                 "autocast=torch.bfloat16 to it instead"
             )
+        if torch.get_default_dtype() is not self._default:
+            raise ValueError(
+                f"torch's default dtype was {self._default} when the loss was proved, and is "
+                f"{torch.get_default_dtype()} now: set it back, or make a new trainer"
+            )
         if list(map(Tensor.data_ptr, self.tensors)) != self._addresses or (layout and self._laid_out_anew()):
             self._take_new_storage()
         self._places.check()
@@ -330,7 +335,11 @@ class Program:
             self.strategy,
             [(n, describe(p), describe(g)) for n, p, g in whole if (g.shape, g.dtype) != (p.shape, p.dtype)],
         )
-        return done.value, [gradient for _, _, gradient in whole], written
+        return done.value, [self.apart(gradient) for _, _, gradient in whole], written
+
+    def apart(self, tensor: Tensor) -> Tensor:
+        """The tensor, or a copy where it is in a parameter's memory: a strategy's gradient may be a parameter."""
+        return tensor.clone() if tensor.untyped_storage().data_ptr() in self.storages else tensor
 
     def for_writing(self, params: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Parameters with copies of those that the program writes into, and these copies."""

@@ -26,6 +26,8 @@ class Progress:
         weight: How many samples are in it: float64 (), on the device.
         waiting: Calls since the last update.
         waiting_for: The optimizer that they are for.
+        calls: How many calls of a step were taken or left out.
+        stepped: The optimizer of the last one.
     """
 
     def __init__(self, used: Sequence[Tensor], skips: bool) -> None:
@@ -37,6 +39,8 @@ class Progress:
         self._means: list[Tensor] = []
         self.waiting = 0
         self.waiting_for: FusedOptimizer | None = None
+        self.calls = 0
+        self.stepped: FusedOptimizer | None = None
 
     @property
     def means(self) -> list[Tensor]:
@@ -56,10 +60,12 @@ class Progress:
         """Batches left out since something in them was not finite; waits as `taken` does."""
         return self._left_out + (int(self.counts[1]) if self._skips else 0)
 
-    def count(self, *, taken: bool = False, left_out: bool = False) -> None:
-        """Count what the host knows."""
+    def count(self, optimizer: FusedOptimizer, *, last: bool, taken: bool = False, left_out: bool = False) -> None:
+        """Count a call of a step as far as the host knows; the last one of an update leaves nothing waiting."""
         self._taken += taken
         self._left_out += left_out
+        self.calls, self.stepped = self.calls + 1, optimizer
+        self.waiting, self.waiting_for = (0, None) if last else (self.waiting + 1, optimizer)
 
     def set_counts(self, taken: int, left_out: int) -> None:
         """Go on from these counts."""
@@ -71,11 +77,6 @@ class Progress:
         weight = float(self.weight) + samples
         torch._foreach_lerp_(self.means, list(gradients), samples / weight)
         self.weight.fill_(weight)
-
-    def wait(self, optimizer: FusedOptimizer, *, last: bool) -> None:
-        """Count a call of a step; the last one of an update leaves nothing waiting."""
-        self.waiting = 0 if last else self.waiting + 1
-        self.waiting_for = None if last else optimizer
 
     def clear(self) -> None:
         """Forget gradients that wait."""

@@ -1,6 +1,6 @@
 """One optimizer's update as a part of the graph: its state as flat tensors, and the function to lower.
 
-    finite   <- the loss and every gradient are finite
+    finite   <- the loss and every gradient are finite, and every index is in range
     mean     <- mean + share*(g - mean)                  several batches an update; share = samples / all samples so far
     g        <- g * min(1, max_norm / (norm + 1e-6))     the trainer's, then the optimizer's own
     p, state <- the optimizer's rule                     this and the rest where something finite is there
@@ -15,6 +15,7 @@ compiles nothing, and a captured step reads them.
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from operator import is_
 from typing import Any
 
@@ -27,9 +28,11 @@ from shaped.backends.gradients import clipped, finite_flag, global_norm
 from shaped.backends.program import Case, Program
 from shaped.backends.progress import Progress
 from shaped.backends.settings import Settings
+from shaped.backends.values import Checked
 from shaped.optim import FusedOptimizer, Update
 
 Flat = Callable[..., tuple[Any, ...]]
+NOT_FINITE, WRONG_VALUE = 1, 2  # why a step changed nothing
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,11 @@ class Step:
     def name(self) -> str:
         """What executors of it are called."""
         return "gather" if self._optimizer is None else type(self._optimizer).__name__
+
+    @cached_property
+    def asks(self) -> bool:
+        """Whether the host reads how it went."""
+        return not self._settings.skips or self._program.params.device.type == "cpu"
 
     def prepare(self, samples: float, number: Callable[[Hashable], int]) -> list[Tensor]:
         """The flat state, with every scalar as it is now; `number` names a layout when it is a new one."""
@@ -145,7 +153,10 @@ class Step:
             update.adopt()
 
     def function(self, graph: GraphModule) -> Flat:
-        """What to lower: flat tensors to the loss, whether all was finite, and the gradients' norm if it is kept."""
+        """What to lower: flat tensors to the loss, 0 or why nothing changed, and the gradients' norm if it is kept.
+
+        Where the host does not ask, a batch with a wrong value is left out like one that is not finite.
+        """
         program, optimizer = self._program, self._optimizer
         inputs = len(program.inputs)
 
@@ -153,9 +164,18 @@ class Step:
             params = flat[: len(program.tensors)]
             rest = list(flat[len(program.tensors) : len(flat) - inputs])
             tensors, written = program.for_writing(params)
-            loss, *every = graph(*tensors, *flat[len(flat) - inputs :])
+            checked = Checked(graph)
+            loss, *every = checked.run(*tensors, *flat[len(flat) - inputs :])
             gradients = [every[program.trainable.index(i)] for i in program.used]
-            finite = finite_flag(loss, gradients)
+            if program.strategy is not None:  # one that is a parameter must not follow its update
+                gradients = [g.clone() for g in gradients]
+            finite, right = finite_flag(loss, gradients), checked.right()
+            why = ~finite
+            if right is not None:
+                finite = finite & right
+                why = torch.where(right, why.to(torch.int8), WRONG_VALUE)
+            if right is None or not self.asks:
+                right = torch.ones_like(finite)
             loss = loss.clone()  # one that is a parameter must not follow its update
             for i, new in zip(program.writes, written, strict=True):
                 params[i].copy_(torch.where(finite, new, params[i]))
@@ -163,20 +183,20 @@ class Step:
             go = finite
             if self._gathers:
                 count = len(program.used) + 2
-                gradients, go = self._blend(rest[-count:], gradients, finite)
+                gradients, go = self._blend(rest[-count:], gradients, finite, right)
                 del rest[-count:]
             if counts is not None:
                 taken = go if optimizer is not None else torch.zeros_like(go)
-                counts.add_(torch.stack([taken, ~finite]).to(counts.dtype))
+                counts.add_(torch.stack([taken, right & ~finite]).to(counts.dtype))
             if optimizer is None:
-                return loss, finite
+                return loss, why
             used = [params[i] for i in program.used]
-            return loss, finite, *self._move(optimizer, used, gradients, rest, go)
+            return loss, why, *self._move(optimizer, used, gradients, rest, go)
 
         return step
 
     def _blend(
-        self, waiting: Sequence[Tensor], gradients: Sequence[Tensor], finite: Tensor
+        self, waiting: Sequence[Tensor], gradients: Sequence[Tensor], finite: Tensor, right: Tensor
     ) -> tuple[list[Tensor], Tensor]:
         """Take a batch into the mean; with an optimizer, hand the mean over and start anew."""
         *means, weight, samples = waiting
@@ -187,7 +207,7 @@ class Step:
             for mean, g in zip(means, gradients, strict=True)
         ]
         weighed = torch.where(finite, total, weight)
-        go = weighed > 0
+        go = right & (weighed > 0)
         for mean, new in zip(means, blended, strict=True):
             mean.copy_(new)
         if self._optimizer is None:
@@ -197,7 +217,7 @@ class Step:
             go = finite
             weighed = torch.where(finite, torch.zeros_like(weight), weight)
         else:
-            weighed = torch.zeros_like(weight)
+            weighed = torch.where(right, torch.zeros_like(weight), weight)
         weight.copy_(weighed)
         return blended, go
 

@@ -2,7 +2,7 @@
 
 A softmax of integers, an index_add of another dtype: the shape functions let it pass and the kernels refuse. So a proof
 ends with a run on real numbers at sizes that satisfy its conditions. What depends on values (a matrix that is not
-positive definite, an index out of range) proves nothing and is let pass.
+positive definite, an index out of range, an integer divided by zero) proves nothing and is let pass.
 """
 
 import math
@@ -23,7 +23,7 @@ _ELEMENTS = 2_000_000  # of all tensors together; more would take its time
 _VALUES = re.compile(
     r"out of (bounds|range) (for|in|with)|is out of (bounds|range)|between 0 and 1|probabilit|singular"
     r"|positive.definite|overflow|converge|non-?negative|monotonic|must be in the range"
-    r"|elements of source"
+    r"|elements of source|ZeroDivisionError"
 )
 
 

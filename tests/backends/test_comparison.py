@@ -46,14 +46,16 @@ def test_under_autocast_the_bound_is_that_of_the_narrow_dtype():
 def test_comparing_changes_nothing():
     params = mlp()
     optimizer = AdamW(params, lr=0.1, ema_decay=0.9)
-    trainer = ScalarTrainer(mlp_loss, params, optimizer=optimizer, accumulate=2)
+    trainer = ScalarTrainer(mlp_loss, params, backend="compiled", optimizer=optimizer, accumulate=2, max_executors=2)
     trainer.train_step(*batch())
     trainer.train_step(*batch())
     trainer.train_step(*batch())
+    trainer.executors.on_create(lambda executor: pytest.fail("an executor was made"))
     before = copy.deepcopy(trainer.state_dict())
     trainer.compare_backends(*batch())
 
     assert str(trainer.state_dict()) == str(before)
+    assert [executor.mode for executor in trainer.executors] == ["gather", "AdamW"]
 
 
 @pytest.mark.parametrize("fault", [1e-5, pytest.param(1e-4, marks=slow)])

@@ -144,9 +144,13 @@ def probabilities(x: Float[Tensor, "n c"], y: Float[Tensor, "n c"]) -> Float[Ten
     return F.binary_cross_entropy(x + 7, y)
 
 
+def a_quotient(x: Float[Tensor, " n"], by: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    return x * (7 // by)
+
+
 VALUES = [
-    cholesky, inverse, solve, index, index_select, gather, embedding, class_number, multinomial, bernoulli,
-    probabilities,
+    a_quotient, cholesky, inverse, solve, index, index_select, gather, embedding, class_number, multinomial,
+    bernoulli, probabilities,
 ]  # fmt: skip
 
 

@@ -38,6 +38,46 @@ def test_autocast_around_a_trainer_is_refused(backend):
     assert trainer.steps == 0
 
 
+@pytest.mark.parametrize("backend", ["eager", "compiled"])
+def test_another_default_dtype_than_at_the_proof_is_refused(backend):
+    trainer = ScalarTrainer(mlp_loss, mlp(), backend=backend)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with pytest.raises(ValueError, match=r"was torch\.float32 when the loss was proved, and is torch\.float64 now"):
+            trainer.step(*batch(), lr=0.1)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+    assert trainer.steps == 0
+
+
+@pytest.mark.parametrize("backend", ["eager", "compiled"])
+def test_parameters_that_an_optimizer_gets_later_are_refused_by_name(backend):
+    params = mlp()
+    optimizer = SGD(params, lr=0.1)
+    trainer = ScalarTrainer(mlp_loss, params, backend=backend, optimizer=optimizer)
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+    with pytest.raises(
+        ValueError, match=r"param_groups\[1\]\['params'\]\[0\], float32 \(2,\), is not a parameter here"
+    ):
+        trainer.train_step(*batch())
+
+    assert trainer.steps == 0
+
+
+def test_a_step_within_a_step_is_refused_and_the_inner_one_was_taken():
+    params = mlp()
+    twin = ScalarTrainer(mlp_loss, params.values())
+    trainer = ScalarTrainer(mlp_loss, params, backend="compiled")
+    trainer.executors.on_create(lambda executor: trainer.adamw_step(*batch(), lr=0.1))
+    with pytest.raises(ValueError, match=r"a hook of executors\.on_create took a step within this one"):
+        trainer.adamw_step(*batch(), lr=0.5)
+    twin.adamw_step(*batch(), lr=0.1)
+
+    torch.testing.assert_close(list(params), list(twin.params))
+    assert trainer.steps == 1
+
+
 def test_a_module_that_was_proved_in_eval_keeps_its_statistics_apart_in_train():
     net = Net().eval()
     trainer = ScalarTrainer(net_loss, net)

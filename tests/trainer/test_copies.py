@@ -54,6 +54,16 @@ def test_a_copy_of_a_trainer_goes_on_as_the_original_does_and_shares_nothing(cop
     assert not same(trainer, twin)
 
 
+@pytest.mark.parametrize("copied", COPIES, ids=["deepcopy", "pickle"])
+def test_a_copy_knows_which_optimizer_took_the_last_step(copied):
+    params = mlp()
+    trainer = ScalarTrainer(mlp_loss, params, optimizer=AdamW(params, lr=0.1))
+    trainer.step(*batch(), lr=0.1)
+    twin = copied(trainer)
+
+    assert twin._shared.last_optimizer is twin._shared.paths["sgd"]
+
+
 def test_a_copy_trains_a_module_of_its_own():
     module = nn.Linear(6, 3)
     trainer = ScalarTrainer(over_module, module, backend="compiled")

@@ -167,3 +167,24 @@ def test_waiting_gradients_that_do_not_fit_are_listed_and_nothing_changes():
         "  waiting: the gradient of w1 is float32 (2,) there, float32 (6, 8) here"
     )
     assert same(before, other.params)
+
+
+def test_tensors_of_another_kind_and_waiting_gradients_that_are_not_finite_are_no_state():
+    run = ScalarTrainer(mlp_loss, mlp(), accumulate=2)
+    run.step(*batch(), lr=0.1)
+    before, state = bits(run.params), run.state_dict()
+    state["params"]["w1"] = state["params"]["w1"].to_sparse()
+    state["params"]["w2"] = state["params"]["w2"].to("meta")
+    state["waiting"]["means"]["b1"][0] = torch.nan
+    state["waiting"]["samples"] = float("inf")
+    with pytest.raises(StateError) as caught:
+        run.load_state_dict(state)
+
+    assert str(caught.value) == (
+        "the state dict does not fit this trainer.\n"
+        "  w1: float32 (6, 8) sparse_coo there, float32 (6, 8) here\n"
+        "  w2: float32 (8, 3) on the meta device there, float32 (8, 3) here\n"
+        "  waiting: inf samples\n"
+        "  waiting: the gradient of b1 is not finite"
+    )
+    assert same(before, run.params)

@@ -1,0 +1,145 @@
+"""Values that an operation cannot take (an index out of range, an integer divided by zero), found within the graph.
+
+Generated code wraps -1 where eager raises, reads on where nothing is, or throws inside of a parallel loop, which ends
+the process. So a graph is run here operation by operation while it is traced: each index is compared with the size of
+what it is for and then clamped into it, and whether all were right is one more result. Where an index is known to be in
+range Inductor leaves its own check out.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Interpreter
+
+# Operations over (self, dim, index, ...); only `index_fill` takes negative indices.
+_ALONG = (
+    *("index_select", "index_add", "index_copy", "index_fill", "index_reduce"),
+    *("gather", "scatter", "scatter_add", "scatter_reduce"),
+)
+_DIVISIONS = ("floor_divide", "remainder", "fmod")
+
+
+@dataclass(frozen=True)
+class Place:
+    """An argument of an operation that takes indices 0 to size - 1.
+
+    Attributes:
+        at: Its position.
+        size: How many there are.
+        wraps: Whether -1 is the last.
+        ignored: A value that stands for none, as `ignore_index` does.
+    """
+
+    at: int
+    size: Any
+    wraps: bool = False
+    ignored: int | None = None
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison: what an operation took, and whether it may."""
+
+    operation: str
+    values: Tensor
+    right: Tensor  # of the shape of `values`
+    wanted: str
+
+    def __str__(self) -> str:
+        wrong = self.values[~self.right][0].item()
+        return f"{self.operation} takes {self.wanted}, and got {wrong}"
+
+
+class Checked(Interpreter):
+    """Runs a graph with every such value compared and mended. After `run`, `checks` has the comparisons."""
+
+    def __init__(self, graph: GraphModule) -> None:
+        super().__init__(graph)
+        self.checks: list[Check] = []
+        self._mended: dict[Any, tuple[Tensor, Tensor]] = {}  # the first of a pair keeps its id from being used again
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one operation, on values that it can take."""
+        if isinstance(target, torch._ops.OpOverload):
+            name = target._schema.name.removeprefix("aten::")
+            taken = list(args)
+            for place in _places(name, args):
+                taken[place.at] = self._in_range(name, args[place.at], place)
+            if name in ("index", "index_put"):
+                taken[1] = self._in_ranges(name, args[0], args[1])
+            if (name in _DIVISIONS or kwargs.get("rounding_mode")) and all(map(_is_integer, args[:2])):
+                taken[1] = self._not_zero(name, args[1])
+            args = tuple(taken)
+        return super().call_function(target, args, kwargs)
+
+    def right(self) -> Tensor | None:
+        """Whether all were right, 0-dim bool; None where there was nothing to look at."""
+        verdict = None
+        for check in self.checks:
+            right = check.right.all()
+            verdict = right if verdict is None else verdict & right
+        return verdict
+
+    def first_wrong(self) -> str:
+        """What the first check that failed says; of a run on values, not of a trace."""
+        wrong = (str(check) for check in self.checks if not check.right.all())
+        return next(wrong, "an index that was drawn at random is out of range")
+
+    def _in_ranges(self, name: str, table: Tensor, indices: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """An index for each of the first dimensions; a mask stands for as many as it has."""
+        mended: list[Tensor | None] = []
+        dim = 0
+        for index in indices:
+            mask = index is not None and index.dtype in (torch.bool, torch.uint8)
+            mended.append(
+                index if index is None or mask else self._in_range(name, index, Place(1, table.shape[dim], True))
+            )
+            dim += index.dim() if index is not None and mask else 1
+        return mended
+
+    def _in_range(self, name: str, index: Tensor, place: Place) -> Tensor:
+        key = (id(index), str(place.size), place.wraps, place.ignored)
+        if key not in self._mended:
+            size, top = place.size, place.size - 1
+            right = (index >= (-size if place.wraps else 0)) & (index <= top)
+            if place.ignored is None:
+                mended = torch.where(index < 0, index + size, index) if place.wraps else index
+                mended = mended.clamp(0, top) if isinstance(top, int) else torch.where(right, mended, 0)
+            else:
+                right = right | (index == place.ignored)
+                mended = torch.where(right, index, place.ignored)
+            shown = name.removesuffix("_forward").removesuffix("_backward")
+            self.checks.append(Check(shown, index, right, f"indices {-size if place.wraps else 0} to {top}"))
+            self._mended[key] = index, mended
+        return self._mended[key][1]
+
+    def _not_zero(self, name: str, divisor: Tensor | int) -> Tensor | int:
+        if isinstance(divisor, int):
+            return divisor
+        right = divisor != 0
+        self.checks.append(Check(name, divisor, right, "integer divisors other than 0"))
+        return torch.where(right, divisor, 1)
+
+
+def _places(name: str, args: Sequence[Any]) -> Iterator[Place]:
+    """Where an operation takes indices."""
+    if name in _ALONG:
+        table, dim = args[:2]
+        yield Place(2, table.shape[dim] if table.dim() else 1, name == "index_fill")
+    elif name == "embedding":
+        yield Place(1, args[0].shape[0])
+    elif name == "embedding_dense_backward":
+        yield Place(1, args[2])
+    elif name.startswith("nll_loss"):
+        at = 2 if name.endswith("backward") else 1
+        scores = args[at - 1]
+        yield Place(at, scores.shape[min(1, scores.dim() - 1)], ignored=args[at + 3])
+
+
+def _is_integer(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return not value.is_floating_point() and not value.is_complex()
+    return isinstance(value, int)

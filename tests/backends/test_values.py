@@ -1,0 +1,87 @@
+"""Values that an operation cannot take are found within the compiled step, and nothing has changed."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from shaped import ExecutorError, ParamList, ScalarTrainer
+from tests.models import batch, mlp, mlp_loss
+
+Index = Int[Tensor, " batch"]
+
+
+class Table(ParamList):
+    w: Float[Tensor, "5 3"]
+
+
+def every_index(
+    p: Table, row: Index, picked: Index, place: Index, copied: Index, filled: Index, at: Index, target: Index, by: Index
+) -> Float[Tensor, ""]:
+    sums = p.w.sum(1)
+    read = F.embedding(row, p.w).sum() + p.w.index_select(0, picked).square().sum() + sums.gather(0, at).sum()
+    added = sums.index_add(0, place, place.to(sums.dtype)).square().sum()
+    written = sums.index_copy(0, copied, sums[filled]).square().sum() + sums.index_fill(0, filled, 2.0).sum()
+    scores = p.w.T.reshape(1, 3, 5).expand(target.shape[0], 3, 5)
+    return read + added + written + F.cross_entropy(scores[:, 0], target) + (sums[0] * (7 // by)).sum()
+
+
+NAMES = ("row", "picked", "place", "copied", "filled", "at", "target", "by")
+SAID = {
+    "row": "embedding takes indices 0 to 4, and got",
+    "picked": "index_select takes indices 0 to 4, and got",
+    "place": "index_add takes indices 0 to 4, and got",
+    "copied": "index_copy takes indices 0 to 4, and got",
+    "filled": "index takes indices -5 to 4, and got",
+    "at": "gather takes indices 0 to 4, and got",
+    "target": "nll_loss takes indices 0 to 4, and got",
+}
+
+
+def test_a_value_that_an_operation_cannot_take_is_an_error_that_names_it_and_nothing_has_changed():
+    trainer = ScalarTrainer(every_index, Table.init(seed=0), backend="compiled", assume=["batch >= 2"])
+    good = dict(
+        zip(NAMES, [torch.tensor([0, 1, 4])] * 6 + [torch.tensor([0, -100, 4]), torch.tensor([1, -2, 3])], strict=True)
+    )
+    trainer.step(*good.values(), lr=0.01)
+    trainer.step(*(good | {"filled": torch.tensor([-1, -5, 0])}).values(), lr=0.01)  # as eager takes them
+    before = trainer.params.w.detach().clone()
+    bad = [(name, value) for name in SAID for value in (5, -6, -1) if (name, value) != ("filled", -1)]
+    for name, value in bad:
+        with pytest.raises(ExecutorError, match=f"at batch = 3: {SAID[name]} {value}. Nothing has changed"):
+            trainer.step(*(good | {name: torch.tensor([0, value, 1])}).values(), lr=0.01)
+    with pytest.raises(ExecutorError, match="floor_divide takes integer divisors other than 0, and got 0"):
+        trainer.step(*(good | {"by": torch.tensor([1, 0, 1])}).values(), lr=0.01)
+
+    assert trainer.steps == 2
+    assert torch.equal(before, trainer.params.w)
+
+
+def test_a_class_that_is_not_there_is_an_error_in_every_pass_and_where_batches_are_left_out():
+    trainer = ScalarTrainer(mlp_loss, mlp(), backend="compiled", nonfinite="skip", accumulate=2)
+    x, y = batch(4)
+    trainer.adamw_step(x, y, lr=0.1)
+    before, progress = trainer.get_params(), trainer._shared.progress
+    means = [mean.clone() for mean in progress.means]
+    for call in (trainer.forward, trainer.backward, lambda *b: trainer.adamw_step(*b, lr=0.1)):
+        with pytest.raises(ExecutorError, match="nll_loss takes indices"):
+            call(x, y + 99)
+
+    assert all(map(torch.equal, [*trainer.params, *progress.means], [*before, *means]))
+    assert (trainer.steps, trainer.skipped, progress.waiting, float(progress.weight)) == (0, 0, 1, 4.0)
+
+
+@pytest.mark.slow
+def test_a_class_that_is_not_there_is_an_error_with_several_threads_too():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        trainer = ScalarTrainer(mlp_loss, mlp(), backend="compiled")
+        x, y = torch.randn(20000, trainer.params.w1.shape[0]), torch.zeros(20000, dtype=torch.int64)
+        trainer.step(x, y, lr=0.1)
+        y[15000] = 77
+        with pytest.raises(ExecutorError, match="and got 77"):
+            trainer.step(x, y, lr=0.1)
+    finally:
+        torch.set_num_threads(threads)
