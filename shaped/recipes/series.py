@@ -81,7 +81,7 @@ def make_series(seed: int) -> Float[Tensor, "time 2"]:
 
 def train(settings: Settings) -> Outcome:
     """Choose a window, show that nothing leaks, then go along the stream; print figures and save a picture."""
-    folder = Path(settings.out) / f"series-{settings.backend}-{settings.optimizer}-seed{settings.seed}"
+    folder = settings.folder("series", by_epochs=True)
     if (folder / "versions").exists() and not settings.resume:
         raise ShapedError(f"{folder} has a run: go on with it by --resume, or choose another --out")
     _figure_class()  # what could fail after the training fails before it
