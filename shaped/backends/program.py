@@ -130,7 +130,7 @@ class Program:
         self.used = [i for i in self.trainable if self.signature.entries[i].path not in unused]
         if not self.used:
             raise GradientError(f"`{self.signature.name}` depends on no parameter that is trained: nothing to train")
-        self.used_tensors = [self.tensors[i] for i in self.used]
+        self.used_tensors = tuple(self.tensors[i] for i in self.used)  # known again by identity, as a list is not
         self.writes = [i for i, entry in enumerate(self.params.entries) if entry.path in self.proof.writes]
 
     def _check_result(self) -> None:
