@@ -4,11 +4,15 @@
 
     alpha <- Adam on the validation batch, weights frozen         weights <- AdamW on the training batch, alpha frozen
 
-First order: alpha's gradient is taken at the weights as they are, without a look at their next step.
+First order, alpha's gradient is taken at the weights as they are. Second order, at the weights after a step of theirs:
 
-Source: Liu, Simonyan & Yang 2019, arXiv:1806.09055, Algorithm 1 with xi = 0.
+    w' = w - xi*grad_w L_train(w, alpha)          grad_alpha L_val(w', alpha) - xi*(g(w+) - g(w-)) / 2 eps
+    w+- = w +- eps*grad_w' L_val(w', alpha)       g(w) = grad_alpha L_train(w, alpha),  eps = 0.01 / |grad_w' L_val|
+
+Source: Liu, Simonyan & Yang 2019, arXiv:1806.09055, Algorithm 1, with xi = 0 or by equations 7 and 8.
 """
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -21,7 +25,8 @@ from torch import Tensor
 from shaped.backends import BackendName
 from shaped.errors import NonFiniteError, ShapedError, ShapeError, StateError, listing, nearest
 from shaped.params import ParamList
-from shaped.shapes import worn
+from shaped.shapes import resolve_hints, worn
+from shaped.strategies import Loss, gradients
 from shaped.trainer import ScalarTrainer
 
 P = TypeVar("P", bound=ParamList)
@@ -98,9 +103,12 @@ class Darts(Generic[P]):
         params: Weights and logits in one list; trained in place.
         choices: What is searched.
         backend: For both trainers.
+        second_order: Let the logits look at the weights' next step. Costs three more passes, forward and backward;
+            both batches then have the same sizes.
 
     Attributes:
-        weights, alphas: Two ScalarTrainers over the same memory: one with the logits frozen, one with all else.
+        weights, alphas: Two ScalarTrainers over the same memory: one with the logits frozen, one with all else. Under
+            `second_order` a step of `alphas` takes the training batch too, as `step` gives it.
 
     Raises:
         ShapeError: A choice names what is not there, its logits are not one for each operation, or `mixed` has its
@@ -115,8 +123,10 @@ class Darts(Generic[P]):
         choices: Sequence[Choice],
         *,
         backend: BackendName = "eager",
+        second_order: bool = False,
     ) -> None:
         self._loss, self._params, self.choices = loss, params, tuple(choices)
+        self._second_order = second_order
         _check(params, self.choices)
         logits = [choice.alpha for choice in self.choices]
         others = [name for name in params.names if name not in logits]
@@ -124,7 +134,11 @@ class Darts(Generic[P]):
         token = _met.set(met)
         try:
             self.weights = ScalarTrainer(loss, params.with_frozen(logits), backend=backend)
-            self.alphas = ScalarTrainer(loss, params.with_frozen(others), backend=backend)
+            frozen = params.with_frozen(others)
+            if second_order:
+                self.alphas = ScalarTrainer(_of_two_batches(loss), frozen, backend=backend, strategy=unrolled)
+            else:
+                self.alphas = ScalarTrainer(loss, frozen, backend=backend)
         finally:
             _met.reset(token)
         _check_met(met, self.choices)
@@ -137,6 +151,7 @@ class Darts(Generic[P]):
         lr: float,
         alpha_lr: float = 3e-4,
         weight_decay: float = 1e-2,
+        xi: float | None = None,
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """One step of each: the logits on the validation batch, then the weights on the training batch.
 
@@ -144,11 +159,23 @@ class Darts(Generic[P]):
             training, validation: The inputs of the loss; of two splits, or the logits favour what overfits.
             lr, weight_decay: For the weights' AdamW.
             alpha_lr: For the logits' Adam, with betas of (0.5, 0.999) as in the paper.
+            xi: How far the logits look ahead, in parameter units per gradient unit; `lr` by default, as in the paper.
+                Only where the search is of second order.
 
         Returns:
             The losses of the training and of the validation batch, each before its update.
         """
-        beside = self.alphas.adam_step(*validation, lr=alpha_lr, betas=(0.5, 0.999))
+        if xi is not None and not self._second_order:
+            raise ValueError("xi is for a search of second order: Darts(..., second_order=True)")
+        more: dict[str, Any] = {}
+        if self._second_order:
+            names = _input_names(self._loss)
+            if len(training) != len(names):
+                raise ShapeError(f"the training batch has {len(training)} tensors; the loss takes {listing(names)}")
+            more = {f"training_{name}": value for name, value in zip(names, training, strict=True)}
+            logits = next(p for p in self.alphas.params if p.requires_grad)
+            more["xi"] = torch.tensor(lr if xi is None else xi, dtype=logits.dtype, device=logits.device)
+        beside = self.alphas.adam_step(*validation, lr=alpha_lr, betas=(0.5, 0.999), **more)
         return self.weights.adamw_step(*training, lr=lr, weight_decay=weight_decay), beside
 
     def probabilities(self) -> dict[str, dict[str, float]]:
@@ -223,6 +250,59 @@ def _best(rows: Any) -> list[tuple[int, float, tuple[str, ...]]]:
         if not front or row[1] > front[-1][1]:
             front.append(row)
     return front
+
+
+def _input_names(loss: Callable[..., Any]) -> list[str]:
+    """What a batch is made of: the arguments after the parameters that have no default."""
+    _, *inputs = inspect.signature(loss).parameters.values()
+    return [p.name for p in inputs if p.default is p.empty]
+
+
+def _of_two_batches(loss: Callable[..., Any]) -> Callable[..., Any]:
+    """The loss with more inputs, which it does not use: a training batch `training_...`, and `xi : []`."""
+    hints = resolve_hints(loss)
+    annotations = {f"training_{name}": hints.get(name) for name in _input_names(loss)} | {"xi": Float[Tensor, ""]}
+    extra = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, annotation=a) for n, a in annotations.items()]
+
+    def of_two(*args: Any, **named: Any) -> Any:
+        return loss(*args, **{name: value for name, value in named.items() if name not in annotations})
+
+    return worn(of_two, loss, annotations, extra)
+
+
+def unrolled(loss: Loss, params: ParamList, /, *inputs: Tensor) -> tuple[Tensor, ParamList]:
+    """A gradient strategy: the logits' gradient of second order, by differences.
+
+    Args:
+        inputs: The validation batch, the training batch, and xi.
+    """
+    training, xi = inputs[len(inputs) // 2 : -1], inputs[-1]
+    weights = [i for i, p in enumerate(params) if not p.requires_grad and p.is_floating_point()]
+
+    def moved(by: Sequence[Tensor | None], scale: Tensor | float) -> list[Tensor]:
+        """The parameters with the weights elsewhere, as leaves that ask for a gradient."""
+        tensors = list(params)
+        for i, direction in zip(weights, by, strict=True):
+            there = params[i] if direction is None else params[i] + scale * direction
+            tensors[i] = there.detach().clone().requires_grad_()
+        return tensors
+
+    def of_weights(value: Tensor, tensors: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        return torch.autograd.grad(value, [tensors[i] for i in weights], allow_unused=True)
+
+    def train_loss(tensors: Sequence[Tensor]) -> Tensor:
+        return loss(tensors, *training, *training, xi)
+
+    here = moved([None] * len(weights), 0.0)
+    after = moved(of_weights(train_loss(here), here), -xi)
+    beside = loss(after, *inputs)
+    first = gradients(beside, params, retain_graph=True)
+    uphill = of_weights(beside, after)
+    norm = torch.stack([g.square().sum() for g in uphill if g is not None]).sum().sqrt()
+    eps = 0.01 / norm.clamp_min(1e-12)
+    plus, minus = (gradients(train_loss(moved(uphill, sign * eps)), params) for sign in (1, -1))
+    second = [a - xi * (p - m) / (2 * eps) for a, p, m in zip(first, plus, minus, strict=True)]
+    return loss(params, *inputs), params.like(second)
 
 
 def _only(loss: Callable[..., Any], operations: Mapping[str, str]) -> Callable[..., Any]:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from shaped.check import functions_of
-from shaped.errors import ShapedError, SignatureError, first_line, listing, nearest
+from shaped.errors import ShapedError, SignatureError, columns, first_line, listing, nearest
 from shaped.layout import dimension_names, list_names
 from shaped.params import ParamList
 from shaped.shapes import Argument, Dim, Signature, TensorSpec, is_tensor_annotation, resolve_hints
@@ -314,14 +314,12 @@ def _round(contender: Contender, steps: int, device: str) -> float:
 
 def _table(found: Sequence[Contender]) -> Iterator[str]:
     base = statistics.median(found[-1].rounds)
-    wide = max(len(contender.name) for contender in found)
-    yield f"{'':<{wide}}  median us  worst us  of torch  first step s  first loss"
+    rows = [["", "median us", "worst us", "of torch", "first step s", "first loss"]]
     for c in found:
         median = statistics.median(c.rounds)
-        yield (
-            f"{c.name:<{wide}}  {median:>9.0f}  {max(c.rounds):>8.0f}  {median / base:>8.2f}  {c.first:>12.2f}  "
-            f"{c.loss:>10.4g}"
-        )
+        figures = f"{median:.0f}", f"{max(c.rounds):.0f}", f"{median / base:.2f}", f"{c.first:.2f}", f"{c.loss:.4g}"
+        rows.append([c.name, *figures])
+    yield from columns(rows, left=1)
 
 
 def _where(device: str) -> str:

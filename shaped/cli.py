@@ -9,6 +9,8 @@ from typing import Literal
 
 from shaped.backends import BACKENDS
 from shaped.errors import ShapedError, SignatureError
+from shaped.recipes import RECIPES
+from shaped.state import PATHS
 
 EXTRAS: Mapping[str, Sequence[str]] = {  # what each extra of the distribution installs
     "recipes": ("scikit-learn", "rich", "matplotlib"),
@@ -41,12 +43,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     train = commands.add_parser("train", help="run a ready job, or the `train` of a Python file")
-    train.add_argument("job", metavar="RECIPE|FILE.py", help="a recipe by name, or a file with train(settings)")
+    train.add_argument("job", metavar="RECIPE|FILE.py", help=f"{', '.join(RECIPES)}, or a file with train(settings)")
     train.add_argument("--backend", choices=BACKENDS, default="compiled", help="default: compiled; auto: if it can")
-    train.add_argument("--optimizer", choices=("sgd", "adam", "adamw"), default="adamw")
+    train.add_argument("--optimizer", choices=tuple(PATHS), default="adamw", help="default: adamw")
     train.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
-    train.add_argument("--epochs", type=_positive, default=None)
-    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--epochs", type=_positive, default=None, help="default: the job's own")
+    train.add_argument("--seed", type=int, default=0, help="default: 0")
     train.add_argument("--out", type=Path, default=Path("runs"), help="folder for what a job writes (default: runs)")
     train.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint")
     train.set_defaults(run=_train)
@@ -74,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a loss, sizes (batch=64) and bounds of integer inputs ('y<10'); without a file an MLP of 64-128-10",
     )  # fmt: skip
     bench.add_argument("--backend", choices=("eager", "compiled"), default=None, help="default: both")
-    bench.add_argument("--optimizer", choices=("sgd", "adam", "adamw"), default="adamw")
+    bench.add_argument("--optimizer", choices=tuple(PATHS), default="adamw", help="default: adamw")
     bench.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
     bench.add_argument("--static", action="append", default=[], metavar="NAME", help="prove this dimension at its size")
     bench.set_defaults(run=_bench)

@@ -161,3 +161,20 @@ def nearest(name: str, known: Sequence[str]) -> str:
     """`; did you mean \\`hidden\\`?` if something known is close, else an empty string."""
     close = get_close_matches(name, known, n=1)
     return f"; did you mean `{close[0]}`?" if close else ""
+
+
+def columns(rows: Sequence[Sequence[str]], left: int = 0) -> list[str]:
+    """A table's rows as lines: the first `left` columns begin together, the others end together."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def brief(value: object) -> str:
+    """A value in a table: a float in four digits."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -29,7 +29,12 @@ class Metric(Protocol):
 
 
 class Mean:
-    """A weighted mean of numbers; NaN before the first."""
+    """A weighted mean of numbers; NaN before the first.
+
+    Attributes:
+        total: The sum of the numbers, each times its weight.
+        weight: The sum of the weights.
+    """
 
     def __init__(self) -> None:
         self.reset()
@@ -37,16 +42,16 @@ class Mean:
     def update(self, value: float | Tensor, weight: float = 1.0) -> None:
         """Add a number; a weight of 0 leaves it out."""
         if weight:
-            self._total += float(value) * weight
-            self._weight += weight
+            self.total += float(value) * weight
+            self.weight += weight
 
     def compute(self) -> float:
         """The mean so far."""
-        return self._total / self._weight if self._weight else float("nan")
+        return self.total / self.weight if self.weight else float("nan")
 
     def reset(self) -> None:
         """Forget all numbers."""
-        self._total, self._weight = 0.0, 0.0
+        self.total, self.weight = 0.0, 0.0
 
 
 class MovingAverage:

@@ -1,6 +1,7 @@
 """Architecture search: the two steps, the budget, and that it finds the better operation."""
 
 import itertools
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -85,6 +86,78 @@ def test_both_steps_have_the_gradients_of_autograd_at_their_own_batch() -> None:
         exact = torch.autograd.grad(loss(leaves, *inputs), [leaves[n] for n in names])
         torch.testing.assert_close([found[n] for n in names], list(exact))
         assert not any(found[n].any() for n in params.names if n not in names)
+
+
+@pytest.fixture(scope="module")
+def second_order() -> Darts[Space]:
+    params = Space.init(features=3, hidden=8, one=1, seed=0, dtype=torch.float64)
+    with torch.no_grad():
+        params.first.copy_(torch.tensor([0.3, -0.2, 0.1]))
+        params.second.copy_(torch.tensor([0.5, -0.5]))
+    return search(params, second_order=True)
+
+
+def through_a_step(params: Space, training: Any, validation: Any, xi: float) -> tuple[Tensor, ...]:
+    """The logits' gradient of the validation loss after a step of gradient descent, by autograd through that step."""
+    leaves = {name: params[name].detach().clone().requires_grad_() for name in params.names}
+    names = [name for name in leaves if name not in ("first", "second")]
+
+    def at(tensors: Any, batch: Any) -> Tensor:
+        return loss(SimpleNamespace(**tensors), *batch)  # type: ignore[arg-type]
+
+    down = torch.autograd.grad(at(leaves, training), [leaves[n] for n in names], create_graph=True)
+    after = {**leaves, **{n: leaves[n] - xi * g for n, g in zip(names, down, strict=True)}}
+    return torch.autograd.grad(at(after, validation), [leaves["first"], leaves["second"]])
+
+
+def doubles(seed: int, size: int = 16) -> tuple[Tensor, ...]:
+    return tuple(t.double() for t in data(seed, size))
+
+
+def test_a_second_order_step_has_the_gradient_of_autograd_through_the_weights_next_step(
+    second_order: Darts[Space],
+) -> None:
+    params, (x, y), validation = second_order._params, doubles(0), doubles(1)
+    plain = through_a_step(params, (x, y), validation, 0.0)
+    for xi in (0.0, 0.01, 0.1):
+        given = torch.tensor(xi, dtype=torch.float64)
+        found = second_order.alphas.backward(*validation, training_x=x, training_y=y, xi=given)
+        exact = through_a_step(params, (x, y), validation, xi)
+        for name, mine, theirs, first in zip(
+            ("first", "second"), (found.first, found.second), exact, plain, strict=True
+        ):
+            # Central differences at a distance of h = 0.01 are off by h**2/6 times a third derivative.
+            added = (theirs - first).abs().max().item()
+            torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5 * added + 1e-12, msg=name)
+        assert not any(found[n].any() for n in params.names if n not in ("first", "second"))
+
+
+def test_a_second_order_step_gives_the_logits_both_batches_and_looks_ahead_by_lr_or_xi(
+    second_order: Darts[Space], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training, validation = doubles(0), doubles(1)
+    given: list[Any] = []
+
+    def taken(*inputs: Tensor, **named: Any) -> Tensor:
+        given.append((*inputs, named["training_x"], named["training_y"], float(named["xi"])))
+        return torch.zeros(())
+
+    monkeypatch.setattr(second_order.alphas, "adam_step", taken)
+    second_order.step(training, validation, lr=0.3)
+    second_order.step(training, validation, lr=0.3, xi=0.7)
+    with pytest.raises(ShapeError, match="the training batch has 1 tensors; the loss takes `x` and `y`"):
+        second_order.step(training[:1], validation, lr=0.3)
+
+    assert [row[4] for row in given] == [0.3, 0.7]
+    assert all(a is b for row in given for a, b in zip(row, (*validation, *training), strict=False))
+
+
+@pytest.mark.slow
+def test_a_second_order_search_takes_the_same_steps_on_both_backends(second_order: Darts[Space]) -> None:
+    x, y = doubles(0)
+    named = {"training_x": x, "training_y": y, "xi": torch.tensor(0.1, dtype=torch.float64)}
+
+    assert second_order.alphas.compare_backends(*doubles(1), **named).agree
 
 
 @pytest.mark.slow  # docs/architecture-search.md runs such a search, and the comparison below, with the other tests
@@ -242,6 +315,8 @@ def test_a_misspelt_path_in_the_loss_is_refused_before_the_search() -> None:
 
 def test_logits_that_are_not_finite_choose_nothing() -> None:
     found = search()
+    with pytest.raises(ValueError, match="xi is for a search of second order"):
+        found.step(data(0), data(1), lr=0.1, xi=0.1)
     with torch.no_grad():
         found._params.second.fill_(float("nan"))
     with pytest.raises(NonFiniteError, match="the logits `second` are not finite"):

@@ -21,7 +21,7 @@ from shaped import (
     StateError,
     Unprovable,
 )
-from shaped.errors import Goal, Source, listing, nearest
+from shaped.errors import Goal, Source, brief, columns, listing, nearest
 
 TREE = {
     SignatureError: TypeError,
@@ -56,7 +56,7 @@ def test_every_error_is_a_shaped_error_and_what_python_calls_it() -> None:
     assert all(error.__name__ in (shaped.errors.__doc__ or "") for error in TREE)
 
 
-def test_an_unsolved_goal_is_printed_as_the_design_shows_it() -> None:
+def test_an_unsolved_goal_is_printed_line_by_line_with_its_hint() -> None:
     assert str(ProofError("`loss` is not well-shaped.", SOURCE, GOAL)) == (
         "`loss` is not well-shaped.\n"
         "  model.py:14   return F.cross_entropy(h @ p.w2.T + p.b2, y)\n"
@@ -123,6 +123,14 @@ def test_names_are_listed_as_in_a_sentence() -> None:
         "`a` and `b`",
         "`a`, `b` and `c`",
     ]
+
+
+def test_columns_begin_together_on_the_left_and_end_together_on_the_right() -> None:
+    rows = [["fold", "train", "loss"], ["0", "12", brief(0.123456)], ["mean", "", brief(7)]]
+
+    assert columns(rows, left=1) == ["fold  train    loss", "0        12  0.1235", "mean              7"]
+    assert columns([["a", "bb"], ["aaa", "b"]], left=2) == ["a    bb", "aaa  b"]
+    assert columns([]) == []
 
 
 def test_the_nearest_known_name_is_suggested_and_a_far_one_is_not() -> None:

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -77,6 +78,14 @@ def test_a_room_imports_only_from_floors_below_it_or_from_itself(file: Path) -> 
     wrong = [name for name in ours if room(name) != mine and room(name)[0] >= mine[0]]
 
     assert not wrong, f"{module_name(file)} stands on floor {mine[0]}"
+
+
+def test_the_table_in_contributing_lists_the_rooms() -> None:
+    rows = re.findall(r"(?m)^\| (\d) \| (.*?) \|", (ROOT / "docs" / "contributing.md").read_text())
+    listed = [(int(floor), name) for floor, names in rows for name in re.findall(r"`(.*?)`", names)]
+    named = [(floor, name.removeprefix("kernels/").removesuffix("/").removesuffix(".py")) for floor, name in listed]
+
+    assert sorted(named) == sorted((floor, n.replace(".", "/")) for floor, names in ROOMS[:-1] for n in names)
 
 
 def test_every_file_stands_in_a_room_of_its_own_floor() -> None:

@@ -173,7 +173,7 @@ class Checkpoints:
             "signature": dict(state["trainer"]["signature"]),
             "figures": {name: value for name, value in loop.latest.items() if math.isfinite(value)},
         }
-        path = write_checkpoint(self.folder, f"step-{loop.step:08d}", state, about)
+        path = write_checkpoint(self.folder, self.path(loop.step).name, state, about)
         self._saved = loop.step
         self._own.add(loop.step)
         for newer in [step for step in self.steps() if step > loop.step]:
@@ -188,7 +188,7 @@ class Checkpoints:
             return
         for step in sorted(self._own)[: -self._keep]:
             if step != self._best_step:
-                shutil.rmtree(self.folder / f"step-{step:08d}", ignore_errors=True)
+                shutil.rmtree(self.path(step), ignore_errors=True)
                 self._own.discard(step)
 
     # -- reading ---------------------------------------------------------------------------------------------------
@@ -197,6 +197,10 @@ class Checkpoints:
         """The steps of which there is a checkpoint, in order; not yet verified."""
         with os.scandir(self.folder) as entries:
             return sorted(int(match[1]) for entry in entries if (match := _NAME.fullmatch(entry.name)))
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of a step is, or would be."""
+        return self.folder / f"step-{step:08d}"
 
     @property
     def best_step(self) -> int | None:
@@ -209,7 +213,7 @@ class Checkpoints:
         Raises:
             CheckpointCorrupt: It is missing or not as it was written. CheckpointError: It cannot be read.
         """
-        return read_checkpoint(self.folder / f"step-{step:08d}")
+        return read_checkpoint(self.path(step))
 
     def resume(self, loop: "Loop", *, step: int | None = None, strict: bool = False) -> Resumed:
         """Load the newest checkpoint into a loop, or nothing where there is none yet.
@@ -250,7 +254,7 @@ class Checkpoints:
         return to
 
     def _put_aside(self, step: int, why: str) -> Path:
-        path = self.folder / f"step-{step:08d}"
+        path = self.path(step)
         to = self.folder / f"{why}-{path.name}"
         while to.exists() or to.is_symlink():
             to = self.folder / f"{why}-{path.name}-{secrets.token_hex(2)}"
@@ -332,7 +336,7 @@ class Checkpoints:
 
     def _is_ours(self, step: int) -> bool:
         try:
-            return bool(read_manifest(self.folder / f"step-{step:08d}").get("run") == self.run)
+            return bool(read_manifest(self.path(step)).get("run") == self.run)
         except CheckpointError:
             return False
 

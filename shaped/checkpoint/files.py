@@ -27,6 +27,7 @@ import torch
 
 from shaped.checkpoint.codec import from_json, join, split, to_json
 from shaped.errors import CheckpointCorrupt, CheckpointError
+from shaped.shapes import dtype_name
 
 FORMAT = 1
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
@@ -83,7 +84,7 @@ def _write_files(place: Path, data: Any, tensors: Mapping[str, torch.Tensor], ab
         **about,
         "format": FORMAT,
         "files": files,
-        "tensors": {name: [_dtype(t), list(t.shape)] for name, t in tensors.items()},
+        "tensors": {name: _form(t) for name, t in tensors.items()},
         "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
     }
     _write(place / MANIFEST, to_json({**manifest, "crc32": zlib.crc32(to_json(manifest))}))
@@ -120,12 +121,27 @@ def _rename(temporary: Path, final: Path) -> None:
 def _write(path: Path, content: bytes) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     try:
-        left = memoryview(content)
-        while left:
-            left = left[os.write(descriptor, left) :]
-        os.fsync(descriptor)
+        _write_all(descriptor, content)
     finally:
         os.close(descriptor)
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    left = memoryview(content)
+    while left:  # a write may take a part only
+        left = left[os.write(descriptor, left) :]
+    os.fsync(descriptor)
+
+
+def append(descriptor: int, content: bytes) -> None:
+    """Add to the end of an open file and have the disk hold it; where that fails (a full disk), nothing is added."""
+    size = os.fstat(descriptor).st_size
+    try:
+        _write_all(descriptor, content)
+    except OSError:
+        with suppress(OSError):
+            os.ftruncate(descriptor, size)
+        raise
 
 
 def _flush(path: Path) -> None:
@@ -211,7 +227,7 @@ def _read_state(path: Path, manifest: Mapping[str, Any]) -> Any:
     with safe_open(path / TENSORS, framework="pt") as file:
         differ = set(file.keys()) ^ set(wanted)  # before anything is allocated
         tensors = {} if differ else {name: file.get_tensor(name) for name in wanted}
-    differ |= {name for name, tensor in tensors.items() if [_dtype(tensor), list(tensor.shape)] != wanted[name]}
+    differ |= {name for name, tensor in tensors.items() if _form(tensor) != wanted[name]}
     if differ:
         names = ", ".join(sorted(differ)[:5])
         raise CheckpointCorrupt(f"{path / TENSORS}: tensors differ from the manifest's: {names}")
@@ -272,5 +288,5 @@ def _crc(path: Path) -> int:
     return checksum
 
 
-def _dtype(tensor: torch.Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+def _form(tensor: torch.Tensor) -> list[Any]:
+    return [dtype_name(tensor.dtype), list(tensor.shape)]

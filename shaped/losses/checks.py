@@ -14,6 +14,7 @@ from torch import SymInt, Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from shaped.errors import ShapeError
+from shaped.shapes import dtype_name
 
 P = ParamSpec("P")
 Reduction = Literal["mean", "sum", "none"]
@@ -81,7 +82,7 @@ def check_floating(loss: str, **tensors: Tensor | None) -> None:
     """Require floating-point tensors."""
     for name, tensor in tensors.items():
         if tensor is not None and not tensor.is_floating_point():
-            dtype = str(tensor.dtype).removeprefix("torch.")
+            dtype = dtype_name(tensor.dtype)
             refuse(f"{dtype} is floating point", f"{loss}: {name} is {dtype}, expected floating point", [tensor])
 
 
@@ -97,7 +98,7 @@ def check_options(loss: str, mask: Tensor | None, weights: Tensor | None, reduct
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"{loss}: reduction is {reduction!r}; it is 'mean', 'sum' or 'none'")
     if mask is not None and mask.dtype != torch.bool:
-        dtype = str(mask.dtype).removeprefix("torch.")
+        dtype = dtype_name(mask.dtype)
         refuse(f"{dtype} = bool", f"{loss}: mask is {dtype}, expected bool", [mask])
     check_floating(loss, weights=weights)
 

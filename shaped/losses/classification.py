@@ -16,6 +16,7 @@ from shaped.losses.checks import (
     refuse,
     shape_of,
 )
+from shaped.shapes import dtype_name
 
 
 @one_step
@@ -133,7 +134,7 @@ def _check_classes(loss: str, logits: Tensor, target: Tensor) -> None:
     check_same(loss, target=target)
     check_floating(loss, logits=logits)
     if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
-        dtype = str(target.dtype).removeprefix("torch.")
+        dtype = dtype_name(target.dtype)
         said = f"{loss}: target is {dtype}, expected class numbers"
         refuse(f"{dtype} is int64", said, [target])
     if logits.dim() < 2 or logits.shape[:-1] != target.shape:

@@ -16,6 +16,7 @@ from shaped.losses.checks import (
     reduced,
     refuse,
 )
+from shaped.shapes import dtype_name
 
 _EPS = 1e-12  # under the root, in squared units: the distance of equal vectors then has a gradient, and it is 0
 
@@ -74,7 +75,7 @@ def contrastive(
     left, right = _vectors("contrastive", mask, weights, reduction, left=left, right=right)
     check_same("contrastive", **{"left without dim": left[:, 0], "same": same})
     if same.dtype != torch.bool:
-        dtype = str(same.dtype).removeprefix("torch.")
+        dtype = dtype_name(same.dtype)
         refuse(f"{dtype} = bool", f"contrastive: same is {dtype}, expected bool", [same])
     d = distance(left, right)
     single = 0.5 * torch.where(same, d.square(), (margin - d).clamp(min=0).square())

@@ -21,7 +21,7 @@ from torch import Tensor
 from shaped.errors import SignatureError, Source
 from shaped.proof.source import Place, is_users
 from shaped.proof.symbolic import World
-from shaped.shapes import TensorSpec, is_tensor_annotation, read_tensor, resolve_hints
+from shaped.shapes import TensorSpec, dtype_name, is_tensor_annotation, read_tensor, resolve_hints
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Claims:
                 meant = self.world.show(dim.evaluate(sizes))
                 return f"{text} = {meant}" + (f"   ({dim})" if meant != str(dim) else "")
         if value.dtype not in spec.dtypes:
-            return f"{str(value.dtype).removeprefix('torch.')} is {spec.kind}"
+            return f"{dtype_name(value.dtype)} is {spec.kind}"
         return ""
 
 

@@ -22,7 +22,7 @@ from shaped.proof.rewrites import Rewrites
 from shaped.proof.setting import Setting, Step, checking
 from shaped.proof.source import Place, place_of_caller
 from shaped.proof.symbolic import Question, World, tracing
-from shaped.shapes import Signature, TensorSpec, annotated_part
+from shaped.shapes import Signature, TensorSpec, annotated_part, dtype_name
 from shaped.strategies import Pass, refuse_shapes
 
 # Losses that torch broadcasts with no more than a warning: [batch, 1] against [batch] becomes [batch, batch].
@@ -159,7 +159,7 @@ class Recorder(TorchFunctionMode):
         if name in _ALIKE and len(operands) > 1 and not same_shape(operands[0], operands[1], self.world):
             shapes = [shape_text(t, self.world) for t in operands[:2]]
             raise Mismatch(f"{shapes[0]} = {shapes[1]}", f"{name} would broadcast {shapes[0]} against {shapes[1]}")
-        dtypes = [str(t.dtype).removeprefix("torch.") for t in operands]
+        dtypes = [dtype_name(t.dtype) for t in operands]
         contracts = name in _ONE_DTYPE or (name == "einsum" and _contracts(self.call))
         if contracts and len(set(dtypes)) > 1 and not torch.is_autocast_enabled(operands[0].device.type):
             first, other = dtypes[0], next(dtype for dtype in dtypes if dtype != dtypes[0])
@@ -310,7 +310,7 @@ def check_result(actual: Any, declared: TensorSpec, world: World, own: dict[str,
             world.env.answers.append((wanted_equal, False))  # other hints may divide better
             raise ResultMismatch(shown, wanted, f"{world.show(size)} = {dim}", "")
     if actual.dtype not in declared.dtypes:
-        name = str(actual.dtype).removeprefix("torch.")
+        name = dtype_name(actual.dtype)
         raise ResultMismatch(f"{shown} of {name}", f"{wanted} of {declared.kind}", f"{name} is {declared.kind}", "")
 
 

@@ -42,6 +42,11 @@ class Settings:
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it is one of {', '.join(map(repr, known))}")
 
+    def folder(self, job: str, *, by_epochs: bool = False) -> Path:
+        """Where a job writes, apart from runs with other settings; `by_epochs` where another number is another run."""
+        name = f"{job}-{self.backend}-{self.optimizer}-seed{self.seed}"
+        return Path(self.out) / (f"{name}-epochs{self.epochs}" if by_epochs and self.epochs else name)
+
 
 @dataclass(frozen=True)
 class Outcome:

@@ -2,7 +2,6 @@
 
 import math
 import time
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -92,7 +91,7 @@ class WarmupCosine:
 
 def train(settings: Settings) -> Outcome:
     """Prove, train with validation and checkpoints, and print losses, a bigram model's, and a sample of text."""
-    folder = Path(settings.out) / f"charlm-{settings.backend}-{settings.optimizer}-seed{settings.seed}"
+    folder = settings.folder("charlm")
     checkpoints = Checkpoints(folder / "checkpoints", every=STEPS_PER_EPOCH, keep=2, best="validation/loss")
     if checkpoints.steps() and not settings.resume:
         raise ShapedError(f"{folder} has checkpoints: go on from them with --resume, or choose another --out")

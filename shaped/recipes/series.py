@@ -22,6 +22,7 @@ from torch import Generator, Tensor
 from shaped import init
 from shaped.backends import BackendName
 from shaped.data import Batches, WindowSet, create_windows, dispatch, parse_window_sizes
+from shaped.data.batches import mixed
 from shaped.errors import ShapedError
 from shaped.loop import Loop
 from shaped.losses import mse
@@ -80,7 +81,7 @@ def make_series(seed: int) -> Float[Tensor, "time 2"]:
 
 def train(settings: Settings) -> Outcome:
     """Choose a window, show that nothing leaks, then go along the stream; print figures and save a picture."""
-    folder = Path(settings.out) / f"series-{settings.backend}-{settings.optimizer}-seed{settings.seed}"
+    folder = settings.folder("series", by_epochs=True)
     if (folder / "versions").exists() and not settings.resume:
         raise ShapedError(f"{folder} has a run: go on with it by --resume, or choose another --out")
     _figure_class()  # what could fail after the training fails before it
@@ -142,7 +143,7 @@ def validate(series: Tensor, settings: Settings, folder: Path) -> dict[int, Cros
 
 def leak_check(series: Tensor, size: int, settings: Settings, folder: Path) -> dict[str, float]:
     """The same model where there is nothing to learn: the series' values in another order, the driver as it was."""
-    order = torch.randperm(len(series), generator=Generator().manual_seed(settings.seed + 1)).to(series.device)
+    order = torch.randperm(len(series), generator=Generator().manual_seed(mixed(settings.seed, 1))).to(series.device)
     values = series[order, 1] - series[:, 1].median()  # as many above 0 as below, so a guess is right half the time
     shuffled = torch.stack([series[:, 0], values], dim=1)
     honest = cross_validate(windows(shuffled, size), settings, folder / "shuffled")

@@ -95,9 +95,7 @@ def fresh(table: Table, seed: int, device: str = "cpu") -> MLP:
 
 def train(settings: Settings) -> Outcome:
     """Cross-validate each table, and print its folds beside scikit-learn's."""
-    folder = Path(settings.out) / f"tabular-{settings.backend}-{settings.optimizer}-seed{settings.seed}"
-    if settings.epochs:  # their folds are others
-        folder = folder.with_name(f"{folder.name}-epochs{settings.epochs}")
+    folder = settings.folder("tabular", by_epochs=True)
     if folder.exists() and not settings.resume:
         raise ShapedError(f"{folder} has finished folds: go on from them with --resume, or choose another --out")
     figures: dict[str, float] = {}

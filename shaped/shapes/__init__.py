@@ -8,6 +8,7 @@ from shaped.shapes.annotations import annotated_part as annotated_part
 from shaped.shapes.annotations import class_of as class_of
 from shaped.shapes.annotations import compose as compose
 from shaped.shapes.annotations import dims as dims
+from shaped.shapes.annotations import dtype_name as dtype_name
 from shaped.shapes.annotations import is_tensor_annotation as is_tensor_annotation
 from shaped.shapes.annotations import read_tensor as read_tensor
 from shaped.shapes.annotations import resolve_hints as resolve_hints

@@ -140,16 +140,17 @@ def _read_dim(token: str, where: str) -> Dim:
 def _torch_dtypes(names: Any) -> tuple[torch.dtype, ...]:
     """jaxtyping's dtype names that torch has; `Shaped` admits any dtype and lists none."""
     every = dict.fromkeys(value for value in vars(torch).values() if isinstance(value, torch.dtype))
-    return tuple(dtype for dtype in every if not isinstance(names, list | tuple) or _bare(dtype) in names)
+    return tuple(dtype for dtype in every if not isinstance(names, list | tuple) or dtype_name(dtype) in names)
 
 
-def _bare(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
+    """`float32`."""
     return str(dtype).removeprefix("torch.")
 
 
 def class_of(dtype: torch.dtype) -> str:
     """jaxtyping's class for one dtype: Float32, BFloat16, UInt8, Float8e4m3fn."""
-    return _bare(dtype).capitalize().replace("Uint", "UInt").replace("Bf", "BF").replace("_", "")
+    return dtype_name(dtype).capitalize().replace("Uint", "UInt").replace("Bf", "BF").replace("_", "")
 
 
 def annotated_part(function: Callable[..., Any]) -> Callable[..., Any]:

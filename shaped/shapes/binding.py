@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from shaped.errors import ShapeError
-from shaped.shapes.annotations import Entry, class_of
+from shaped.shapes.annotations import Entry, class_of, dtype_name
 from shaped.shapes.dims import Dim
 
 
@@ -87,7 +87,7 @@ def describe(tensor: Any) -> str:
     if not isinstance(tensor, Tensor) or tensor.is_nested:
         name = type(tensor).__name__
         return f"a{'n' * (name[0] in 'aeiouAEIOU')} {name}"
-    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+    return f"{dtype_name(tensor.dtype)} {tuple(tensor.shape)}"
 
 
 def _has_rank(entry: Entry, tensor: Any, complaints: dict[str, list[str]]) -> bool:
@@ -153,7 +153,7 @@ def _type_complaints(
 ) -> list[str]:
     lines = []
     if tensor.dtype not in entry.spec.dtypes:
-        want = str(entry.spec.default_dtype()).removeprefix("torch.")
+        want = dtype_name(entry.spec.default_dtype())
         agrees = "" if complaints.get(entry.path) else "the shape agrees, the dtype does not: "
         lines.append(f"{agrees}pass {entry.path}.to(torch.{want}), or declare it {class_of(tensor.dtype)}")
     if tensor.device != device:

@@ -15,7 +15,7 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from shaped.arguments import whole
+from shaped.arguments import number, whole
 from shaped.backends import BackendName
 from shaped.errors import CheckpointCorrupt, ShapedError, StateError, nearest
 from shaped.workflow.stopping import EarlyStopping
@@ -48,8 +48,7 @@ class BatchConfig:
     extensions: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if isinstance(self.batch_size, bool) or not isinstance(self.batch_size, int) or self.batch_size < 1:
-            raise ConfigError(f"batch_size is {self.batch_size!r}; it is a whole number of at least 1")
+        whole("batch_size", self.batch_size, 1)
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,7 @@ class OptimizerConfig:
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if isinstance(self.lr, bool) or not isinstance(self.lr, int | float) or not 0 <= self.lr < math.inf:
-            raise ConfigError(f"lr is {self.lr!r}; it is a finite number of at least 0")
+        number("lr", self.lr)
 
 
 @dataclass(frozen=True)
@@ -74,10 +72,7 @@ class StoppingConfig:
     min_delta: float = 0.0
 
     def __post_init__(self) -> None:
-        try:
-            EarlyStopping(self.patience, alpha=self.alpha, min_delta=self.min_delta)
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
+        EarlyStopping(self.patience, alpha=self.alpha, min_delta=self.min_delta)
 
 
 @dataclass(frozen=True)
@@ -120,11 +115,8 @@ class WorkflowConfig:
         whole("seed", self.seed, 0, ConfigError)
         if self.mode not in ("min", "max"):
             raise ConfigError(f"mode is {self.mode!r}; it is 'min' or 'max'")
-        norm = self.max_norm
-        if norm is not None and (
-            isinstance(norm, bool) or not isinstance(norm, int | float) or not 0 < norm < math.inf
-        ):
-            raise ConfigError(f"max_norm is {norm!r}; it is a positive number, or None")
+        if self.max_norm is not None and not number("max_norm", self.max_norm):
+            raise ConfigError("max_norm is 0; it is a positive number, or None")
         if self.restore_best and self.epochs == 0:
             raise ConfigError("restore_best needs an epoch, and epochs is 0")
 
@@ -286,7 +278,7 @@ def _read_dataclass(kind: type[Any], values: Any, where: str, wrong: list[str]) 
         return values
     try:
         return kind(**given)
-    except ConfigError as error:  # what the dataclass itself refuses
+    except ValueError as error:  # what the dataclass itself refuses
         wrong.append(f"{lead}{error}")
         return values
 

@@ -156,8 +156,8 @@ class History:
         """What a resumed run needs."""
         return {
             "epochs": [dict(epoch) for epoch in self.epochs],
-            "total": self._loss._total,
-            "weight": self._loss._weight,
+            "total": self._loss.total,
+            "weight": self._loss.weight,
             "best": self._best,
             "skipped": self._skipped,
         }
@@ -165,6 +165,6 @@ class History:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state."""
         self.epochs = [dict(epoch) for epoch in state["epochs"]]
-        self._loss._total, self._loss._weight = float(state["total"]), float(state["weight"])
+        self._loss.total, self._loss.weight = float(state["total"]), float(state["weight"])
         self._best = None if state["best"] is None else dict(state["best"])
         self._open, self._skipped = False, int(state["skipped"])

@@ -64,6 +64,8 @@ class _OfClasses:
 
     def update(self, predictions: Tensor, targets: Tensor) -> None:
         classes = _classes(predictions, targets)
+        if not targets.numel():
+            return
         if self._metric is None:
             task: dict[str, Any] = (
                 {"task": "binary"} if classes == 2 else {"task": "multiclass", "num_classes": classes}
@@ -73,9 +75,11 @@ class _OfClasses:
             self._classes = classes
         elif classes != self._classes:
             raise ShapeError(f"{self._named.cls}: predictions of {classes} classes after some of {self._classes}")
-        if targets.numel() and not 0 <= targets.min() <= targets.max() < classes:
+        if not 0 <= targets.min() <= targets.max() < classes:
             said = f"{targets.min().item():g} to {targets.max().item():g}"
             raise ValueError(f"{self._named.cls}: targets are {said}; they are classes from 0 to {classes - 1}")
+        if targets.is_floating_point() and bool((targets != targets.round()).any()):
+            raise ValueError(f"{self._named.cls}: targets are numbers between the classes; they are classes from 0 on")
         self._nan = self._nan or bool(predictions.isnan().any())
         self._metric.update(*_probabilities(predictions, targets))
 

@@ -23,7 +23,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from shaped.errors import CheckpointCorrupt, CheckpointError, SignatureError, nearest
+from shaped.errors import CheckpointCorrupt, CheckpointError, SignatureError, columns, nearest
 from shaped.layout import dimension_names, list_names
 from shaped.params import ParamList
 from shaped.shapes import describe
@@ -89,11 +89,9 @@ class ModelInfo:
     def __str__(self) -> str:
         rows = [(p.name, f"[{p.dims}]", f"{list(p.shape)}", p.dtype, f"{p.count:,}{'' if p.trained else ' frozen'}")
                 for p in self.parameters]  # fmt: skip
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
         sizes = ", ".join(f"{name} = {size}" for name, size in self.sizes.items())
         head = f"{self.name}: {self.count:,} numbers, {self.trained:,} trained"
-        return "\n".join([head + (f"; {sizes}" if sizes else ""), *(f"  {line}" for line in lines)])
+        return "\n".join([head + (f"; {sizes}" if sizes else ""), *(f"  {line}" for line in columns(rows, left=5))])
 
 
 class ModelProvider:

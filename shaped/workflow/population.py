@@ -8,8 +8,10 @@ Source: Jaderberg et al. 2017, arXiv:1711.09846 (truncation selection; perturbat
 """
 
 import math
+import os
 import random
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ from shaped.loop import Loop
 from shaped.workflow.space import Space, Values, check_space, draw
 
 _NAME = re.compile(r"generation-(\d{4,8})")
+_KEPT = 2  # checkpoints that stay: the newest, and the one before it
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,8 @@ class Population:
         direction: "min" or "max": which scores are better.
         apply: Sets values on a member; by default on its optimizer's groups, by name.
         seed: Of all that is drawn.
-        folder: A checkpoint of the whole population after each generation; a run goes on from the newest.
+        folder: A checkpoint of the whole population after each generation, of which the newest two stay; a run goes on
+            from the newest.
 
     Raises:
         ValueError: An argument is out of range. CheckpointError: The folder's checkpoint cannot be read.
@@ -149,18 +153,26 @@ class Population:
             NonFiniteError: No member has a finite score. RunLocked: Another population runs in the folder. What `train`
             raises otherwise.
         """
-        lock = Lock(self._folder) if self._folder is not None else None
+        if self._folder is None:
+            return self._run()
+        lock = Lock(self._folder)
         try:
+            for entry in os.listdir(self._folder):
+                if entry.startswith(".tmp-population-"):  # a process was killed while it wrote
+                    shutil.rmtree(self._folder / entry, ignore_errors=True)
+            self._resume()  # what another population in this folder has added
             return self._run()
         finally:
-            if lock is not None:
-                lock.release()
+            lock.release()
 
     def _run(self) -> PopulationResult:
         while len(self.history) < self._generations:
             self._generation(len(self.history))
             if self._folder is not None:
-                write_checkpoint(self._folder, f"generation-{len(self.history):04d}", self.state_dict(), {})
+                name = f"generation-{len(self.history):04d}"
+                write_checkpoint(self._folder, name, self.state_dict(), {"run": "population"})
+                for old in self._saved()[:-_KEPT]:
+                    shutil.rmtree(self._folder / old, ignore_errors=True)
         best = min(self.history[-1], key=self._rank)
         return PopulationResult(best, self.loops[best.number], tuple(self.history))
 
@@ -247,8 +259,14 @@ class Population:
             loop.resumed = False
             self._apply(loop, member.values)
 
+    def _saved(self) -> list[str]:
+        """The names of the checkpoints that are there, in order."""
+        assert self._folder is not None
+        found = [match for name in os.listdir(self._folder) if (match := _NAME.fullmatch(name))]
+        return [match[0] for match in sorted(found, key=lambda match: int(match[1]))]
+
     def _resume(self) -> None:
         assert self._folder is not None
-        saved = sorted(entry.name for entry in self._folder.iterdir() if _NAME.fullmatch(entry.name))
-        if saved:
+        saved = self._saved()
+        if saved and int(saved[-1].rpartition("-")[2]) > len(self.history):
             self.load_state_dict(read_checkpoint(self._folder / saved[-1]).state)

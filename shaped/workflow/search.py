@@ -24,8 +24,19 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
 from shaped.arguments import whole
+from shaped.checkpoint.files import append
 from shaped.checkpoint.lock import Lock
-from shaped.errors import CheckpointCorrupt, CheckpointError, NonFiniteError, ShapedError, StateError, nearest
+from shaped.data.batches import mixed
+from shaped.errors import (
+    CheckpointCorrupt,
+    CheckpointError,
+    NonFiniteError,
+    ShapedError,
+    StateError,
+    brief,
+    columns,
+    nearest,
+)
 from shaped.workflow.space import STRATEGIES, Past, Space, Values, check_space
 
 if TYPE_CHECKING:
@@ -69,7 +80,7 @@ class Trial:
 
     def __init__(self, search: "Search", number: int, values: Values) -> None:
         self._search, self.number, self.values = search, number, values
-        self.seed = search.seed + number
+        self.seed = mixed(search.seed, number) % 2**31
         self.folder = search.folder / f"trial-{number:04d}" if search.folder is not None else None
         self.reports: list[float] = []
         self.pruned = False
@@ -149,14 +160,9 @@ class SearchResult:
     def __str__(self) -> str:
         names = list(self.trials[0].values) if self.trials else []
         rows = [["trial", *names, "score", "state", "steps"]]
-        rows += [[str(t.number), *(_short(t.values[n]) for n in names), _short(t.score), t.state, str(t.steps)]
+        rows += [[str(t.number), *(brief(t.values[n]) for n in names), brief(t.score), t.state, str(t.steps)]
                  for t in self.trials]  # fmt: skip
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join("  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows)
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+        return "\n".join(columns(rows))
 
 
 class Search:
@@ -227,7 +233,7 @@ class Search:
             return self._run()
         lock = Lock(self.folder)
         try:
-            self._read()  # what another search over this folder has added
+            self._read(mend=True)  # what another search over this folder has added
             return self._run()
         finally:
             lock.release()
@@ -284,28 +290,28 @@ class Search:
         if self.folder is None:
             return
         path = self.folder / "search.jsonl"
-        lines = [] if path.exists() else [self._about]
+        lines = [] if path.exists() and path.stat().st_size else [self._about]
         lines.append({**asdict(result), "score": None if math.isnan(result.score) else result.score})
         text = "".join(json.dumps(line) + "\n" for line in lines)
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(descriptor, text.encode())
-            os.fsync(descriptor)
+            append(descriptor, text.encode())
         finally:
             os.close(descriptor)
 
-    def _read(self) -> None:
+    def _read(self, mend: bool = False) -> None:
+        """Take over the journal's trials; with `mend`, cut off a line that a kill tore: that trial is made again."""
         assert self.folder is not None
         path = self.folder / "search.jsonl"
         if not path.exists():
             return
-        whole, _, cut = path.read_text(encoding="utf-8").rpartition("\n")
-        if cut:  # a line that a kill cut off: that trial is made again
-            path.write_text(whole + "\n" if whole else "", encoding="utf-8")
+        content = path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if mend and len(whole) < len(content):
+            os.truncate(path, len(whole))
         lines = [_parsed(path, number, line) for number, line in enumerate(whole.splitlines())]
         self.results = []
         if not lines:
-            path.unlink()
             return
         about = json.loads(json.dumps(self._about))
         differ = [f"{key} was {lines[0].get(key)!r} there, {value!r} here" for key, value in about.items()
@@ -327,7 +333,7 @@ def _number(score: Any, trial: int) -> float:
         ) from None
 
 
-def _parsed(path: Path, number: int, line: str) -> dict[str, Any]:
+def _parsed(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
         found = json.loads(line)
     except ValueError:

@@ -56,6 +56,7 @@ class SequenceProvider:
         whole("epochs", epochs, 1)
         if count is not None:
             whole("count", count, 1)
+        whole("seed", seed)
         values = eras.tolist() if hasattr(eras, "tolist") else list(eras)
         if not values:
             raise DataError("there are no eras")
@@ -113,8 +114,10 @@ class SequenceProvider:
         Raises:
             ValueError: `last` is below 1, or no era is left to train on.
         """
+        whole("last", last, 1)
+        whole("gap", gap, 0)
         kept = len(self.names) - last - gap
-        if last < 1 or gap < 0 or kept < 1:
+        if kept < 1:
             raise ValueError(f"of {len(self.names)} eras, {last} to validate and a gap of {gap} leave {max(kept, 0)}")
         return self._of(0, kept, self.strategy), self._of(kept + gap, len(self.names), "consecutive")
 

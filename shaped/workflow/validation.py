@@ -25,7 +25,7 @@ from shaped.checkpoint.files import write_small
 from shaped.checkpoint.lock import Lock
 from shaped.data import Batches
 from shaped.data.batches import mixed
-from shaped.errors import CheckpointCorrupt, CheckpointError, ShapedError, ShapeError
+from shaped.errors import CheckpointCorrupt, CheckpointError, ShapedError, ShapeError, brief, columns
 from shaped.loop import Loop
 from shaped.metrics import evaluate
 from shaped.trainer import ScalarTrainer
@@ -92,22 +92,12 @@ class CrossValidation:
 
     def __str__(self) -> str:
         rows = [
-            [str(f.index), str(f.train), str(f.test), *(_short(f.figures[name]) for name in self.names)]
+            [str(f.index), str(f.train), str(f.test), *(brief(f.figures[name]) for name in self.names)]
             for f in self.folds
         ]
-        rows += [["mean", "", "", *map(_short, self.mean.values())]]
-        rows += [["deviation", "", "", *map(_short, self.deviation.values())]]
-        header = ["fold", "train", "test", *self.names]
-        widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-        return "\n".join(_line(row, widths) for row in (header, *rows))
-
-
-def _short(value: float) -> str:
-    return f"{value:.4g}"
-
-
-def _line(row: Sequence[str], widths: Sequence[int]) -> str:
-    return "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+        rows += [["mean", "", "", *map(brief, self.mean.values())]]
+        rows += [["deviation", "", "", *map(brief, self.deviation.values())]]
+        return "\n".join(columns([["fold", "train", "test", *self.names], *rows], left=1))
 
 
 class CrossValidator:

@@ -9,6 +9,7 @@ a folder a checkpoint is made. A run that is killed, stopped by a signal or canc
 workflow is made again.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +20,7 @@ from shaped.checkpoint import Checkpoints
 from shaped.checkpoint.files import write_small
 from shaped.data import Feed, prefetch
 from shaped.data.feed import batch_size
-from shaped.errors import ShapedError, nearest
+from shaped.errors import NonFiniteError, ShapedError, nearest
 from shaped.loop import Curves, JsonLines, Loop
 from shaped.metrics import evaluate
 from shaped.trainer import ScalarTrainer
@@ -194,8 +195,8 @@ class TrainingWorkflow:
         """Train until the epochs are complete, early stopping ends it, or it is cancelled.
 
         Raises:
-            NonFiniteError: A loss, gradient or watched figure is not finite. Interrupted: A signal; with a folder the
-            run is saved, and goes on when the workflow is made again.
+            NonFiniteError: A loss or gradient is not finite, or the watched figure is NaN. Interrupted: A signal; with
+            a folder the run is saved, and goes on when the workflow is made again.
         """
         loop, began = self._ready(), time.perf_counter()
         if not self._complete(loop):
@@ -207,7 +208,7 @@ class TrainingWorkflow:
             self._history.restore(loop.trainer.params)
         checkpoints = self._checkpoints
         newest = checkpoints.steps()[-1:] if checkpoints is not None else []
-        place = checkpoints.folder / f"step-{newest[0]:08d}" if checkpoints is not None and newest else None
+        place = checkpoints.path(newest[0]) if checkpoints is not None and newest else None
         stopping = self._stopping
         ended = self._cancelled or loop.stopped or (str(stopping) if stopping and stopping.stopped else "all epochs")
         self._cancelled = ""
@@ -290,6 +291,8 @@ class TrainingWorkflow:
             known = list(loop.latest)
             close = nearest(self._monitor, known) or f"; there are {', '.join(known)}"
             raise ShapedError(f"no figure `{self._monitor}` is recorded to be watched{close}")
+        if math.isnan(loop.latest[self._monitor]):
+            raise NonFiniteError(f"{self._monitor} is nan after epoch {loop.epoch}, and no epoch can be the best by it")
 
     def _after_epoch(self, loop: Loop) -> None:
         self._history.end_epoch(loop)

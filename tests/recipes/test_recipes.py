@@ -46,6 +46,14 @@ def test_every_recipe_is_there() -> None:
     assert all(callable(find(name)) for name in RECIPES)
 
 
+def test_runs_with_other_settings_write_to_other_folders() -> None:
+    settings = Settings("eager", "sgd", epochs=3, seed=1, out=Path("here"))
+
+    assert settings.folder("job") == Path("here/job-eager-sgd-seed1")
+    assert settings.folder("job", by_epochs=True) == Path("here/job-eager-sgd-seed1-epochs3")
+    assert Settings().folder("job", by_epochs=True) == Path("runs/job-compiled-adamw-seed0")
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

@@ -95,5 +95,5 @@ def test_a_series_that_was_interrupted_goes_on_to_the_same_figures(
     resumed = find("series")(Settings(**options, out=tmp_path / "cut", resume=True))
 
     assert resumed.figures == whole.figures
-    assert len((tmp_path / "cut/series-eager-adamw-seed0/stream.jsonl").read_text().splitlines()) == \
+    assert len((tmp_path / "cut/series-eager-adamw-seed0-epochs2/stream.jsonl").read_text().splitlines()) == \
         -(-(series.ROWS - KNOWN) // STREAM)  # fmt: skip

@@ -148,3 +148,13 @@ def test_what_is_nan_is_no_score_and_what_is_no_class_is_refused() -> None:
         MetricComputer("accuracy").compute(LOGIT[:, None], YES)
     with pytest.raises(ShapeError, match="are tensors, not list and list"):
         MetricComputer("mae").compute([1.0], [1.0])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="Accuracy: targets are numbers between the classes"):
+        MetricComputer("accuracy").compute(torch.tensor([-1.0, 1.0]), torch.tensor([0.0, 0.7]))
+
+
+def test_a_batch_without_examples_counts_for_nothing() -> None:
+    scored = MetricComputer("accuracy").scored(lambda params, x: x)["accuracy"]
+    for predictions, targets in ((torch.zeros(0, 3), torch.zeros(0).long()), (torch.eye(3), torch.tensor([0, 1, 0]))):
+        scored.add(None, (predictions, targets), len(targets))
+
+    assert scored.compute() == pytest.approx(2 / 3)

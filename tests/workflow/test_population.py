@@ -49,9 +49,11 @@ def test_a_population_that_was_stopped_goes_on_to_the_same_result(tmp_path: Path
     expected = whole.run()
     weights = [values(loop) for loop in whole.loops]
     members(generations=2, folder=tmp_path).run()
+    (tmp_path / ".tmp-population-generation-0003-0123abcd").mkdir()  # of a process that was killed while it wrote
     again = members(generations=4, folder=tmp_path)
     found = again.run()
 
+    assert [entry.name for entry in sorted(tmp_path.iterdir())] == [".lock", "generation-0003", "generation-0004"]
     assert found.history == expected.history
     assert [values(loop) for loop in again.loops] == weights
     assert (found.best, found.loop.step) == (expected.best, 16)
@@ -69,6 +71,17 @@ def simple(scores: list[list[float]], **options: Any) -> Population:
         apply=lambda loop, chosen: applied.append(chosen),
         **options,
     )
+
+
+def test_generations_are_ordered_as_numbers_and_one_population_follows_another_in_its_folder(tmp_path: Path) -> None:
+    first, second = (simple([[1.0, 2.0], [3.0, 4.0]], size=2, generations=2, folder=tmp_path) for _ in range(2))
+    history = first.run().history
+    second.run()
+    (tmp_path / "generation-0002").rename(tmp_path / "generation-10000")
+    (tmp_path / "generation-0001").rename(tmp_path / "generation-9999")
+
+    assert second.history == list(history)
+    assert simple([], size=2, generations=2, folder=tmp_path).history == list(history)
 
 
 def test_members_that_fail_copy_another_and_a_population_that_fails_is_an_error() -> None:

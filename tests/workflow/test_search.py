@@ -1,7 +1,9 @@
 """Search: every candidate is trained, hopeless ones are ended, and a stopped search goes on as if it had not been."""
 
+import errno
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +98,8 @@ def test_a_stopped_search_goes_on_and_finds_the_same(strategy: Any, tmp_path: Pa
         Search(SPACE, stopped, folder=tmp_path, **options).run()
     with open(tmp_path / "search.jsonl", "a") as file:
         file.write('{"number": 5, "values": {"lr')  # a line that a kill cut off
+    Search(SPACE, paraboloid, folder=tmp_path, **options)  # looks, and leaves the file as it is: another may be writing
+    assert (tmp_path / "search.jsonl").read_text().endswith('{"lr')
     again = Search(SPACE, paraboloid, folder=tmp_path, **options).run()
     once_more = Search(SPACE, paraboloid, folder=tmp_path, **options).run()
 
@@ -180,6 +184,27 @@ def test_a_search_whose_names_stand_in_another_order_is_another_search(tmp_path:
     finer: Space = {**SPACE, "lr": Real(1.00000001e-4, 1.0, log=True)}
     with pytest.raises(StateError, match="is the journal of another search"):
         Search(finer, sphere, trials=2, folder=tmp_path)
+
+
+def test_a_journal_takes_a_line_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, left = os.write, [70, 0]  # a disk that takes 70 bytes, then none
+
+    def short(descriptor: int, content: Any) -> int:
+        if len(content) < 20:  # the lock's
+            return write(descriptor, content)
+        if not (room := left.pop(0)):
+            raise OSError(errno.ENOSPC, "no space left")
+        return write(descriptor, content[:room])
+
+    Search(SPACE, sphere, trials=1, folder=tmp_path).run()
+    before = (tmp_path / "search.jsonl").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", short)
+        with pytest.raises(OSError, match="no space left"):
+            Search(SPACE, sphere, trials=2, folder=tmp_path).run()
+
+    assert (tmp_path / "search.jsonl").read_bytes() == before
+    assert len(Search(SPACE, sphere, trials=2, folder=tmp_path).run().trials) == 2
 
 
 @pytest.mark.parametrize("damage", ["garbage\n", "\n", "[]\n", '{"number": 0}\n', ""])

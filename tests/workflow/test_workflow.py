@@ -221,10 +221,14 @@ def test_the_training_loss_of_an_epoch_is_the_mean_of_its_steps() -> None:
 
 def test_a_watched_figure_that_is_not_finite_is_an_error() -> None:
     computer = MetricComputer(broken=lambda p, t: math.nan)
-    config = WorkflowConfig(epochs=2, monitor="validation/broken", early_stopping=StoppingConfig(patience=2))
-    workflow = TrainingWorkflow.from_trainer(fresh_trainer(), *DATA, config=config, predict=predict, metrics=computer)
-    with pytest.raises(NonFiniteError, match="early stopping was given validation/broken = nan"):
-        workflow.train()
+    for stopping, said in (
+        (StoppingConfig(patience=2), "early stopping was given validation/broken = nan"),
+        (None, "validation/broken is nan after epoch 1, and no epoch can be the best by it"),
+    ):
+        config = WorkflowConfig(epochs=2, monitor="validation/broken", early_stopping=stopping)
+        broken = TrainingWorkflow.from_trainer(fresh_trainer(), *DATA, config=config, predict=predict, metrics=computer)
+        with pytest.raises(NonFiniteError, match=said):
+            broken.train()
     with pytest.raises(ShapedError, match="metrics broken need predictions"):
         TrainingWorkflow.from_trainer(fresh_trainer(), *DATA, metrics=computer)
 

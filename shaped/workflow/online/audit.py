@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from shaped.checkpoint.codec import from_json, to_json
+from shaped.checkpoint.files import append
 from shaped.errors import CheckpointCorrupt, CheckpointError
 
 _FIRST = "0" * 64
@@ -65,8 +66,8 @@ class AuditLog:
             _hold(descriptor)
             if os.fstat(descriptor).st_size != self.size:
                 raise CheckpointError(f"{self.path} was written to by another since it was opened: open it again")
-            self.size += os.write(descriptor, to_json(entry) + b"\n")
-            os.fsync(descriptor)
+            append(descriptor, line := to_json(entry) + b"\n")
+            self.size += len(line)
         finally:
             os.close(descriptor)
         self.count, self.head = self.count + 1, head

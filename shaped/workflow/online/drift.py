@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 
-from shaped.arguments import whole
+from shaped.arguments import number, whole
 from shaped.errors import ShapedError, StateError
 
 Reason = Literal["drift", "schedule"]
@@ -125,6 +125,9 @@ class PageHinkley(_River):
         alpha: float = 0.9999,
         mode: Literal["up", "down", "both"] = "both",
     ) -> None:
+        whole("min_instances", min_instances, 1)
+        for name, value in (("delta", delta), ("threshold", threshold), ("alpha", alpha)):
+            number(name, value)
         super().__init__(min_instances=min_instances, delta=delta, threshold=threshold, alpha=alpha, mode=mode)
 
 

@@ -72,13 +72,13 @@ def fisher_diagonal(
     names = [i for i, wanted in enumerate(params.requires_grad) if wanted]
     frozen = [t.detach() for t in params]
     sums = [torch.zeros_like(frozen[i], dtype=torch.float64) for i in names]
-    structure = pytree.tree_structure(params)
 
     def single(trained: tuple[Tensor, ...], *example: Tensor) -> Tensor:
         tensors = list(frozen)
         for i, tensor in zip(names, trained, strict=True):
             tensors[i] = tensor
-        value: Tensor = loss(pytree.tree_unflatten(tensors, structure), *(x.unsqueeze(0) for x in example))
+        whole = pytree.tree_unflatten(tensors, pytree.tree_structure(params))
+        value: Tensor = loss(whole, *(x.unsqueeze(0) for x in example))
         return value
 
     count, trained = 0, tuple(frozen[i] for i in names)
@@ -87,9 +87,10 @@ def fisher_diagonal(
         if sample is not None:
             with torch.no_grad():
                 inputs = (*inputs[:-1], sample(params, *inputs))
-        each = (None, *(0 for _ in inputs))
-        gradients = vmap(grad(single), in_dims=each, chunk_size=chunk, randomness="different")(trained, *inputs)
-        for total, gradient in zip(sums, gradients, strict=True):
+        if not len(inputs[0]):
+            continue
+        each = vmap(grad(single), (None, *[0] * len(inputs)), chunk_size=chunk, randomness="different")
+        for total, gradient in zip(sums, each(trained, *inputs), strict=True):
             total += gradient.double().square().sum(0)
         count += len(inputs[0])
     if not count:

@@ -87,11 +87,12 @@ class Feedback:
         self._catch_up()
         if key not in self._asked:
             raise ValueError(f"`{key}` does not wait for an answer{nearest(key, self.waiting)}")
+        packed = _packed(targets)
         mine = _forms((*self._asked[key], *targets))
         others = next((_forms(example) for example in self._complete.values()), mine)
         if mine != others:
             raise ShapeError(f"the example `{key}` is {', '.join(mine)}; those that are ready are {', '.join(others)}")
-        self._record("answer", key=key, tensors=_packed(targets))
+        self._record("answer", key=key, tensors=packed)
 
     def take(self, n: int) -> tuple[Tensor, ...] | None:
         """The n examples that were completed first, as a batch; None while there are fewer.
@@ -127,6 +128,8 @@ def _forms(example: Sequence[Tensor]) -> list[str]:
 
 
 def _packed(tensors: Sequence[Tensor]) -> list[dict[str, Any]]:
+    if odd := [type(t).__name__ for t in tensors if not isinstance(t, Tensor)]:
+        raise ShapeError(f"an example is made of tensors, not {', '.join(odd)}: pass torch.as_tensor(...)")
     plain = [
         {"dtype": str(t.dtype).removeprefix("torch."), "shape": list(t.shape), "values": t.flatten().tolist()}
         for t in tensors

@@ -167,6 +167,9 @@ def wrong(value: Any) -> Any:
         (lambda: Trigger(every=0), "every is 0; it is a whole number of at least 1"),
         (lambda: Trigger(every=1, cooldown=-1), "cooldown is -1; it is a whole number of at least 0"),
         (lambda: ADWIN(delta=0), "delta is 0; it is a number above 0 and below 1"),
+        (lambda: ADWIN(clock=0), "clock is 0; it is a whole number of at least 1"),
+        (lambda: PageHinkley(min_instances=-1), "min_instances is -1; it is a whole number of at least 1"),
+        (lambda: PageHinkley(threshold=wrong("a")), "threshold is 'a'; it is a finite number of at least 0"),
     ],
 )
 def test_a_wrong_trigger_is_refused(make: Any, message: str) -> None:

@@ -170,6 +170,8 @@ def labelled(p: Mean, x: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
     [
         (lambda m: fisher_diagonal(gaussian, m, []), ValueError,
          "the Fisher information is a mean over examples, and the data has none"),
+        (lambda m: fisher_diagonal(gaussian, m, [torch.zeros(0, 2)]), ValueError,
+         "the Fisher information is a mean over examples, and the data has none"),
         (lambda m: elastic(gaussian, m, m, strength=-1.0), ValueError,
          "strength is -1.0; it is a finite number of at least 0"),
         (lambda m: elastic(gaussian, m, Mean(-torch.ones(2))), ValueError, "fisher: m is negative or not finite"),
