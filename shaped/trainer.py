@@ -381,7 +381,8 @@ class ScalarTrainer:
     def compare_backends(self, *inputs: Any, **named: Any) -> Comparison:
         """Eager against compiled on a batch: loss, gradients, and every parameter after one step. Changes nothing.
 
-        What it compiles beside the executors that are there takes none of their places, and is let go. The step is that of the optimizer that took the last one; before any, that of `train_step`, or AdamW at lr 1e-3.
+        The step is that of the optimizer that took the last one; before any, that of `train_step`, or AdamW at lr 1e-3.
+        What is compiled for it takes no place among the executors, and is let go.
 
         Returns:
             Relative differences, each with a bound on what rounding can do, and a verdict: `.agree`.

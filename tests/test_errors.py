@@ -56,7 +56,7 @@ def test_every_error_is_a_shaped_error_and_what_python_calls_it() -> None:
     assert all(error.__name__ in (shaped.errors.__doc__ or "") for error in TREE)
 
 
-def test_an_unsolved_goal_is_printed_as_the_design_shows_it() -> None:
+def test_an_unsolved_goal_is_printed_line_by_line_with_its_hint() -> None:
     assert str(ProofError("`loss` is not well-shaped.", SOURCE, GOAL)) == (
         "`loss` is not well-shaped.\n"
         "  model.py:14   return F.cross_entropy(h @ p.w2.T + p.b2, y)\n"

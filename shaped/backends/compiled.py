@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -20,9 +20,9 @@ from torch.fx import GraphModule, Node
 
 from shaped.backends.capture import Capture, CudaGraphs, Graphs
 from shaped.backends.executors import CompileError, Executor, Executors, Key, Run
-from shaped.backends.inductor import Free, lower, whole_graph
+from shaped.backends.inductor import Flat, Free, lower, whole_graph
 from shaped.backends.interrupts import Whole
-from shaped.backends.program import Case, Program
+from shaped.backends.program import CASES, Case, Program
 from shaped.backends.progress import Progress
 from shaped.backends.settings import Settings
 from shaped.backends.step import WRONG_VALUE, Runner, Step
@@ -33,9 +33,8 @@ from shaped.proof import forward_graph
 from shaped.shapes import Entry
 
 _STEPS = 5  # one for each update path (step, adam_step, adamw_step, train_step) and one that gathers
-_CASES = 4096
 
-Build = Callable[[GraphModule], Callable[..., tuple[Any, ...]]]
+Build = Callable[[GraphModule], Flat]
 
 
 class Compiled:
@@ -189,19 +188,22 @@ class Compiled:
         fixed = {*self.program.params.dims, *case.proof.static}
         return [name for name in case.sizes if name not in fixed]
 
+    def _sizes(self, executor: Executor, case: Case) -> list[int]:
+        """The sizes that an executor takes first."""
+        return [] if executor.holds is None else [case.sizes[name] for name in self._free(case)]
+
     def _pass(self, mode: str, case: Case, inputs: list[Tensor], build: Build) -> Runner:
         """What runs a pass without an update."""
         layout = self._layout()
         found = self._runs.get((mode, case, layout))
         if found is None:
-            if len(self._runs) >= _CASES:
+            if len(self._runs) >= CASES:
                 self._runs.clear()
             if mode != "forward":
                 _refuse_hooks(self.program)
                 _refuse_redrawn(self.program, case.graph)
             executor = self._executor(self._key(mode, case, layout), case, self.program.plain, inputs, build)
-            sizes = [case.sizes[name] for name in self._free(case)] if executor.holds is not None else []
-            found = self._runs[mode, case, layout] = Runner(executor, sizes, executor)
+            found = self._runs[mode, case, layout] = Runner(executor, self._sizes(executor, case), executor)
         return found
 
     def _step_executor(self, step: Step, case: Case, inputs: list[Tensor]) -> Executor:
@@ -215,16 +217,14 @@ class Compiled:
         executor = self._step_executor(step, case, inputs)
         if self._progress.calls != calls:
             raise ValueError("a hook of executors.on_create took a step within this one, which was not taken")
-        if len(step.runs) >= _CASES:
+        if len(step.runs) >= CASES:
             step.runs.clear()
-        fixed = len(step.state) + (0 if executor.holds is None else len(self._free(case)))
-        run: Run = executor
+        sizes, run = self._sizes(executor, case), cast(Run, executor)
         if self._graphs is not None:
             if sum(isinstance(runner.run, Capture) for runner in step.runs.values()) < self._settings.max_executors:
-                run = Capture(executor, fixed, self._graphs)
+                run = Capture(executor, len(sizes) + len(step.state), self._graphs)
             else:
                 executor.note = "sizes beyond max_executors are not captured"
-        sizes = [case.sizes[name] for name in self._free(case)] if executor.holds is not None else []
         made = step.runs[case] = Runner(run, sizes, executor)
         return made
 
@@ -272,14 +272,14 @@ class Compiled:
             layout,
         )
 
-    def _forward(self, graph: GraphModule) -> Callable[..., tuple[Any, ...]]:
+    def _forward(self, graph: GraphModule) -> Flat:
         def run(*flat: Tensor) -> tuple[Any, ...]:
             outputs, _, right = self._run(forward_graph(graph), flat)
             return outputs[0].clone(), *right
 
         return run
 
-    def _joint(self, graph: GraphModule) -> Callable[..., tuple[Any, ...]]:
+    def _joint(self, graph: GraphModule) -> Flat:
         kept = [1 + self.program.trainable.index(i) for i in self.program.used]
 
         def run(*flat: Tensor) -> tuple[Any, ...]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from shaped.backends.executors import Executors
-from shaped.backends.gradients import all_finite, clipped, finite_flag
+from shaped.backends.gradients import all_finite, clipped, finite_flag, mean_with
 from shaped.backends.interrupts import Whole
 from shaped.backends.program import Program
 from shaped.backends.progress import Progress
@@ -127,10 +127,9 @@ class Eager:
         )
         go = finite
         if self._settings.accumulate > 1:
-            total = progress.weight + samples
-            for mean, g in zip(progress.means, gradients, strict=True):
-                mean.copy_(torch.where(finite, torch.lerp(mean, g, (samples / total).to(g.dtype)), mean))
-            progress.weight.copy_(torch.where(finite, total, progress.weight))
+            means, weight = mean_with(progress.means, progress.weight, gradients, samples, finite)
+            torch._foreach_copy_(progress.means, means)
+            progress.weight.copy_(weight)
             gradients, go = progress.means, progress.weight > 0
         if last:
             optimizer.update(self._clipped(gradients), self._used, found_inf=(~go).to(torch.float32))

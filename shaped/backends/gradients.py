@@ -42,3 +42,14 @@ def clipped(gradients: Sequence[Tensor], max_norm: float) -> list[Tensor]:
     """Gradients scaled to a global 2-norm of at most `max_norm`, as `torch.nn.utils.clip_grad_norm_` scales them."""
     factor = torch.clamp(max_norm / (global_norm(gradients) + 1e-6), max=1.0)
     return [gradient * factor.to(gradient.dtype) for gradient in gradients]
+
+
+def mean_with(
+    means: Sequence[Tensor], weight: Tensor, gradients: Sequence[Tensor], samples: Tensor | float, finite: Tensor
+) -> tuple[list[Tensor], Tensor]:
+    """The mean of `weight` samples with `samples` more in it, and how many those are; as before if not `finite`."""
+    total = weight + samples
+    share = samples / total
+    pairs = zip(means, gradients, strict=True)
+    taken = [torch.where(finite, torch.lerp(mean, g, share.to(g.dtype)), mean) for mean, g in pairs]
+    return taken, torch.where(finite, total, weight)

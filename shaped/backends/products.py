@@ -49,7 +49,7 @@ def form(m: int, k: int, n: int, a_by_rows: bool, b_by_rows: bool) -> Form:
 
 def choose_products(graph: GraphModule) -> None:
     """Rewrite every `mm` and `addmm` of float32 to its best form on such a CPU."""
-    if not mkl_is_slow():
+    if not (mkl_is_slow() and torch.backends.mkldnn.enabled):
         return
     aten = torch.ops.aten
     for node in graph.graph.find_nodes(op="call_function", target=aten.mm.default):

@@ -36,7 +36,7 @@ from shaped.strategies import (
 )
 
 _requires_grad: Callable[[Tensor], bool] = attrgetter("requires_grad")
-_CASES = 4096  # admitted tuples of shapes that are remembered
+CASES = 4096  # admitted tuples of shapes that are remembered
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +130,7 @@ class Program:
         self.used = [i for i in self.trainable if self.signature.entries[i].path not in unused]
         if not self.used:
             raise GradientError(f"`{self.signature.name}` depends on no parameter that is trained: nothing to train")
-        self.used_tensors = [self.tensors[i] for i in self.used]
+        self.used_tensors = tuple(self.tensors[i] for i in self.used)  # known again by identity, as a list is not
         self.writes = [i for i, entry in enumerate(self.params.entries) if entry.path in self.proof.writes]
 
     def _check_result(self) -> None:
@@ -227,7 +227,7 @@ class Program:
             key += tuple([module.training for module in self.modules])
         case = self._cases.get(key)
         if case is None:
-            if len(self._cases) >= _CASES:
+            if len(self._cases) >= CASES:
                 del self._cases[next(iter(self._cases))]
             case = self._cases[key] = self._admit(inputs, key)
         return case

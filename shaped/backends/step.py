@@ -24,14 +24,14 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from shaped.backends.executors import CompileError, Executor, Run
-from shaped.backends.gradients import clipped, finite_flag, global_norm
+from shaped.backends.gradients import clipped, finite_flag, global_norm, mean_with
+from shaped.backends.inductor import Flat
 from shaped.backends.program import Case, Program
 from shaped.backends.progress import Progress
 from shaped.backends.settings import Settings
 from shaped.backends.values import Checked
 from shaped.optim import FusedOptimizer, Update
 
-Flat = Callable[..., tuple[Any, ...]]
 NOT_FINITE, WRONG_VALUE = 1, 2  # why a step changed nothing
 
 
@@ -200,13 +200,7 @@ class Step:
     ) -> tuple[list[Tensor], Tensor]:
         """Take a batch into the mean; with an optimizer, hand the mean over and start anew."""
         *means, weight, samples = waiting
-        total = weight + samples
-        share = samples / total
-        blended = [
-            torch.where(finite, torch.lerp(mean, g, share.to(g.dtype)), mean)
-            for mean, g in zip(means, gradients, strict=True)
-        ]
-        weighed = torch.where(finite, total, weight)
+        blended, weighed = mean_with(means, weight, gradients, samples, finite)
         go = right & (weighed > 0)
         for mean, new in zip(means, blended, strict=True):
             mean.copy_(new)

@@ -70,7 +70,7 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
     grad_norm: Tensor | None = None
 
     def __init__(self, params: Any, defaults: dict[str, Any], options: Options) -> None:
-        self._plans: dict[tuple[int, ...] | None, Plan] = {}
+        self._forget_plans()
         self.options = options
         self._check_group(defaults)
         super().__init__(params, defaults)
@@ -338,15 +338,23 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._plans = {}
+        self._forget_plans()
         for group in self.param_groups:
             for key, value in self._optional_keys.items():
                 group.setdefault(key, value)
 
     # How parameters are sorted.
 
+    def _forget_plans(self) -> None:
+        self._plans: dict[tuple[int, ...] | None, Plan] = {}
+        self._asked: tuple[Sequence[Tensor] | None, tuple[int, ...] | None] = (None, None)
+
     def _plan(self, params: Sequence[Tensor] | None) -> Plan:
-        key = None if params is None else tuple(map(id, params))
+        asked, key = self._asked
+        if params is not asked:
+            key = None if params is None else tuple(map(id, params))
+            if params is None or isinstance(params, tuple):  # which cannot change, as a list can
+                self._asked = params, key
         plan = self._plans.get(key)
         if plan is None or not plan.holds(self):
             if plan is None and len(self._plans) >= _MAX_PLANS:

@@ -145,7 +145,8 @@ class Plan:
             and _same(parameters_of(optimizer), self._everyone)
             and (self._params is not None or list(map(_requires_grad, self._everyone)) == self._trainable)
             and _same(optimizer.state, self._owners)
-            and _same(_state_tensors(optimizer), self._state)
+            and sum(map(len, optimizer.state.values())) == len(self._state)
+            and all(map(is_, _state_tensors(optimizer), self._state))
             # Module.to() puts other data under the same parameters. A new dtype or device shows in the gradients;
             # a new layout would not, and before the first step there may be no gradients yet.
             and all(u._lists.as_checked() if u.fresh else u._lists.laid_out_as_checked() for u in self.updates)

@@ -208,7 +208,7 @@ class TrainingWorkflow:
             self._history.restore(loop.trainer.params)
         checkpoints = self._checkpoints
         newest = checkpoints.steps()[-1:] if checkpoints is not None else []
-        place = checkpoints.folder / f"step-{newest[0]:08d}" if checkpoints is not None and newest else None
+        place = checkpoints.path(newest[0]) if checkpoints is not None and newest else None
         stopping = self._stopping
         ended = self._cancelled or loop.stopped or (str(stopping) if stopping and stopping.stopped else "all epochs")
         self._cancelled = ""

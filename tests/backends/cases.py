@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from shaped import ParamList, ScalarTrainer
-from tests.backends.rounding import difference, spread
+from tests.backends.noise import difference, spread
 from tests.corpus import concrete
 from tests.corpus.catalogue import MODELS, Model
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.backends.cases import BY_NAME, Case, Trained, share
-from tests.backends.rounding import difference
+from tests.backends.noise import difference
 
 LEFT_OUT = {
     "any_size_cnn_loss": "the sizes of its parameters do not tell height and width",

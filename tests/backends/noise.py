@@ -4,6 +4,9 @@ Monte Carlo arithmetic (Parker 1997): whatever an operation returns is multiplie
 question, drawn anew each time. The spread of a few such runs about the exact one is the error to expect from any order
 of the same operations in that dtype, with all that training makes of it: a model that cancels has a wide spread, and
 Adam's first step turns a gradient of nothing but rounding into a step of lr.
+
+This is not shaped/backends/rounding.py and shares no line with it: that bound is derived from a step's graph, and this
+one knows neither graph nor trainer. A fault of the one is seen by the other.
 """
 
 from collections.abc import Callable, Sequence
