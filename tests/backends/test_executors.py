@@ -2,6 +2,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from shaped import ExecutorError, ScalarTrainer
 from shaped.backends import Executors, Key, program
@@ -124,3 +125,12 @@ def test_the_proof_at_construction_is_that_of_the_first_batch(monkeypatch: pytes
     ScalarTrainer(mlp_loss, params).step(*batch(), lr=0.1)
 
     assert len(proofs) == 1
+
+
+def test_what_was_compiled_once_is_found_on_disk():
+    for _ in range(2):
+        counters["inductor"].clear()
+        ScalarTrainer(mlp_loss, mlp(), backend="compiled").forward(*batch())
+
+    assert counters["inductor"]["fxgraph_cache_hit"] == 1
+    assert counters["inductor"]["fxgraph_cache_miss"] == 0
