@@ -63,8 +63,10 @@ def choose_products(graph: GraphModule) -> None:
 
 def _rewrite(graph: GraphModule, node: Node, a: Node, b: Node, bias: Node | None = None) -> None:
     left, right = a.meta["val"], b.meta["val"]
-    if left.device.type != "cpu" or left.dtype != torch.float32 or (bias is not None and bias.meta["val"].dim() != 1):
+    if left.device.type != "cpu" or left.dtype != torch.float32:
         return
+    if bias is not None and [_hint(size) for size in bias.meta["val"].shape] != [_hint(right.shape[1])]:
+        return  # it is spread over rows or columns
     best = form(_hint(left.shape[0]), _hint(left.shape[1]), _hint(right.shape[1]), _by_rows(left), _by_rows(right))
     if any(user.op == "output" for user in node.users):  # a caller may rely on its strides
         best = "onednn" if best.startswith("onednn") else "rows"

@@ -103,6 +103,15 @@ def test_other_dtypes_are_left_to_torch(dtype):
     assert "aten.mm" in targets(chosen(lambda a, b: (a.mm(b) * 2,), a, b))
 
 
+@pytest.mark.parametrize("shape", [(1,), (), (1, 256), (128, 1), (128, 256)])
+def test_a_bias_that_is_spread_is_left_to_torch(shape):
+    a, b, bias = torch.randn(128, 256), torch.randn(256, 256), torch.randn(shape)
+    graph = chosen(lambda a, b, bias: (torch.addmm(bias, a, b) * 2,), a, b, bias)
+
+    assert "product" not in targets(graph)
+    torch.testing.assert_close(graph(a, b, bias)[0], torch.addmm(bias, a, b) * 2)
+
+
 def test_on_another_cpu_nothing_changes(monkeypatch):
     monkeypatch.setattr(products, "mkl_is_slow", lambda: False)
     a, b = torch.randn(256, 256), torch.randn(256, 256)
