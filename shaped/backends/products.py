@@ -116,7 +116,8 @@ def _onednn() -> Any:
     torch.library.define("shaped::product", signature, tags=torch.Tag.pt2_compliant_tag)
 
     def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-        if 1 not in b.stride() or 0 in b.stride():
+        (rows, columns), (k, n) = b.stride(), b.shape
+        if not ((columns == 1 and rows >= n) or (rows == 1 and columns >= k)):  # strided, expanded or overlapping
             b = b.contiguous()
         made: Tensor = torch.ops.mkldnn._linear_pointwise.default(a, b.t(), bias, "none", [], "")
         return made

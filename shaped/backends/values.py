@@ -64,7 +64,7 @@ class Checked(Interpreter):
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one operation, on values that it can take."""
         if isinstance(target, torch._ops.OpOverload):
-            name = target._schema.name.removeprefix("aten::")
+            name = target._schema.name.removeprefix("aten::").removesuffix("_")  # in place or not
             taken = list(args)
             for place in _places(name, args):
                 taken[place.at] = self._in_range(name, args[place.at], place)

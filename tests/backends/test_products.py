@@ -21,6 +21,7 @@ LAYOUTS: dict[str, Callable[[int, int], Tensor]] = {
     "part of a larger one": lambda m, n: torch.randn(m + 1, n + 3)[1:, 2:-1],
     "every second": lambda m, n: torch.randn(m, 2 * n)[:, ::2],
     "one row again and again": lambda m, n: torch.randn(1, n).expand(m, n),
+    "windows that overlap": lambda m, n: torch.randn(m + n - 1).unfold(0, n, 1),
     "one number": lambda m, n: torch.randn(1, 1).expand(m, n),
 }
 

@@ -58,6 +58,24 @@ def test_a_value_that_an_operation_cannot_take_is_an_error_that_names_it_and_not
     assert torch.equal(before, trainer.params.w)
 
 
+def in_place(p: Table, added: Index, put: Index, scattered: Index) -> Float[Tensor, ""]:
+    sums = torch.zeros_like(p.w[:, 0]).index_add_(0, added, p.w[0, 0].expand(added.shape[0]))
+    sums[put] = p.w[1, 1]
+    return sums.scatter_add_(0, scattered, p.w[2, 2].expand(scattered.shape[0])).square().sum()
+
+
+def test_an_index_of_an_operation_in_place_is_looked_at_too(interpreted):
+    trainer, good = ScalarTrainer(in_place, Table.init(seed=0), backend="compiled"), torch.tensor([0, 4])
+    for at, name in enumerate(("index_add", "index_put", "scatter_add")):
+        bad = [good] * 3
+        bad[at] = torch.tensor([1, 5])
+        with pytest.raises(ExecutorError, match=f"{name} takes indices .* and got 5"):
+            trainer.step(*bad, lr=0.1)
+    trainer.step(good, good, good, lr=0.1)
+
+    assert trainer.steps == 1
+
+
 def test_a_class_that_is_not_there_is_an_error_in_every_pass_and_where_batches_are_left_out():
     trainer = ScalarTrainer(mlp_loss, mlp(), backend="compiled", nonfinite="skip", accumulate=2)
     x, y = batch(4)
