@@ -58,6 +58,7 @@ def test_a_value_that_an_operation_cannot_take_is_an_error_that_names_it_and_not
     assert torch.equal(before, trainer.params.w)
 
 
+@pytest.mark.usefixtures("interpreted")
 def test_a_class_that_is_not_there_is_an_error_in_every_pass_and_where_batches_are_left_out():
     trainer = ScalarTrainer(mlp_loss, mlp(), backend="compiled", nonfinite="skip", accumulate=2)
     x, y = batch(4)
