@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from shaped.arguments import whole
+from shaped.arguments import number, whole
 from shaped.checkpoint.files import read_checkpoint, write_checkpoint
 from shaped.checkpoint.lock import Lock
 from shaped.data.batches import mixed
 from shaped.errors import NonFiniteError, StateError
 from shaped.loop import Loop
-from shaped.workflow.space import Space, Values, check_space, draw
+from shaped.workflow.space import Space, Values, as_score, check_space, draw
 
 _NAME = re.compile(r"generation-(\d{4,8})")
 _KEPT = 2  # checkpoints that stay: the newest, and the one before it
@@ -123,9 +123,9 @@ class Population:
         whole("size", size, 2)
         whole("generations", generations, 1)
         whole("seed", seed, 0)
-        if not 0 < fraction <= 0.5:
+        if not 0 < number("fraction", fraction) <= 0.5:
             raise ValueError(f"fraction is {fraction!r}; it is a share above 0 and at most a half")
-        if not perturb or any(not factor > 0 or not math.isfinite(factor) for factor in perturb):
+        if not perturb or not all(number("a factor of perturb", factor) for factor in perturb):
             raise ValueError(f"perturb is {perturb!r}; it has factors above 0")
         if direction not in ("min", "max"):
             raise ValueError(f"direction is {direction!r}; it is 'min' or 'max'")
@@ -196,7 +196,7 @@ class Population:
 
     def _score(self, loop: Loop, generation: int) -> float:
         try:
-            score = float(self._train(loop, generation))
+            score = as_score(self._train(loop, generation), "train")
         except NonFiniteError:
             return math.nan
         return score if math.isfinite(score) else math.nan
@@ -234,6 +234,8 @@ class Population:
         Raises:
             StateError: It is of another population; nothing has changed.
         """
+        if not isinstance(state, Mapping):
+            raise StateError(f"a population's state is a mapping, not a {type(state).__name__}")
         mine = {"space": {name: d.spelled() for name, d in self.space.items()}, "seed": self._seed}
         wrong = [f"{key} was {state.get(key)!r} there, {value!r} here" for key, value in mine.items()
                  if state.get(key) != value]  # fmt: skip

@@ -37,7 +37,7 @@ from shaped.errors import (
     columns,
     nearest,
 )
-from shaped.workflow.space import STRATEGIES, Past, Space, Values, check_space
+from shaped.workflow.space import STRATEGIES, Past, Space, Values, as_score, check_space
 
 if TYPE_CHECKING:
     from shaped.loop import Loop
@@ -253,7 +253,7 @@ class Search:
     def _try(self, trial: Trial, values: Values) -> TrialResult:
         began, state, score, error = time.perf_counter(), "complete", math.nan, ""
         try:
-            score = _number(self.objective(trial), trial.number)
+            score = as_score(self.objective(trial), f"trial {trial.number}: the objective")
             if not math.isfinite(score) and not trial.pruned:
                 state, error = "failed", f"its score is {score}"
         except Pruned:
@@ -322,15 +322,6 @@ class Search:
             raise StateError(f"{path} is the journal of another search.\n  " + "\n  ".join(differ))
         for number, line in enumerate(lines[1:]):
             self.results.append(_result(path, number, line, self.space))
-
-
-def _number(score: Any, trial: int) -> float:
-    try:
-        return float(score)
-    except (TypeError, ValueError, RuntimeError):
-        raise ShapedError(
-            f"trial {trial}: the objective returned {score!r}, a {type(score).__name__}; a score is a number"
-        ) from None
 
 
 def _parsed(path: Path, number: int, line: bytes) -> dict[str, Any]:

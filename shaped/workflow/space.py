@@ -159,6 +159,14 @@ def check_space(space: Any) -> dict[str, Dimension]:
     return dict(space)
 
 
+def as_score(value: Any, whose: str) -> float:
+    """What a user's function returned, as a number. Raises ShapedError where it is none."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise ShapedError(f"{whose} returned {value!r}, a {type(value).__name__}; a score is a number") from None
+
+
 @dataclass(frozen=True)
 class Past:
     """A trial as a way to choose sees it."""

@@ -18,8 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 RUNS = 4
 # The largest of four runs is itself a draw, and one fused operation (a softmax, a sum of up to 40 products) rounds more
-# than once. Over the corpus a backend takes up to 0.45 of its bound.
-MARGIN = 8.0
+# than once. Over the corpus a backend takes up to a quarter of its bound, and 0.54 with one thread, where oneDNN
+# computes small convolutions by Winograd's algorithm, which cancels.
+MARGIN = 16.0
 # What only picks values is exact; the gradient of a maximum compares its result with what it was taken of.
 EXACT = ("amax", "amin", "max", "min", "index_reduce", "scatter_reduce", "index_select", "index", "gather", "clone",
          "embedding", "where", "relu", "neg", "cat", "stack", "sort", "topk")  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from shaped import Loop, NonFiniteError, StateError
+from shaped import Loop, NonFiniteError, ShapedError, StateError
 from shaped.workflow import Integer, Population, Real
 from tests.workflow.loops import TRAINING, VALIDATION, fresh_loop, values
 
@@ -92,6 +92,10 @@ def test_members_that_fail_copy_another_and_a_population_that_fails_is_an_error(
     assert found.best.number == 3
     with pytest.raises(NonFiniteError, match="no member has a finite score in generation 1"):
         simple([[nan, nan]], size=2, generations=1).run()
+    with pytest.raises(ShapedError, match="train returned None, a NoneType; a score is a number"):
+        simple([[None, 1.0]], size=2, generations=1).run()  # type: ignore[list-item]
+    with pytest.raises(StateError, match="a population's state is a mapping, not a NoneType"):
+        simple([], size=2).load_state_dict(None)  # type: ignore[arg-type]
 
 
 def test_max_turns_the_order_round() -> None:
@@ -105,6 +109,7 @@ def test_arguments_out_of_range_are_refused() -> None:
         ({"size": 1}, "size is 1"),
         ({"fraction": 0.6}, "fraction is 0.6; it is a share above 0 and at most a half"),
         ({"perturb": ()}, "perturb is"),
+        ({"perturb": "ab"}, "a factor of perturb is 'a'; it is a finite number of at least 0"),
         ({"direction": "up"}, "direction is 'up'"),
     ):
         with pytest.raises(ValueError, match=said):
