@@ -14,6 +14,8 @@ from shaped.backends.interrupts import Whole
 from shaped.optim import FusedOptimizer
 from tests.models import batch, mlp, mlp_loss
 
+pytestmark = pytest.mark.usefixtures("interpreted")
+
 
 def interrupted(call: Callable[..., Any]) -> Callable[..., Any]:
     """The same with a Ctrl-C before it and one after it."""
@@ -31,15 +33,15 @@ def interrupted(call: Callable[..., Any]) -> Callable[..., Any]:
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_an_interrupt_within_a_step_is_raised_when_the_step_is_taken_and_counted(monkeypatch, backend, accumulate):
     trainer, plain = (ScalarTrainer(mlp_loss, mlp(), backend=backend, accumulate=accumulate) for _ in range(2))
-    monkeypatch.setattr(FusedOptimizer, "update", interrupted(FusedOptimizer.update))
-    monkeypatch.setattr(Executor, "__call__", interrupted(Executor.__call__))
     raised = 0
-    for step in range(4):
-        try:
-            trainer.adamw_step(*batch(seed=step), lr=0.1)
-        except KeyboardInterrupt:
-            raised += 1
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(FusedOptimizer, "update", interrupted(FusedOptimizer.update))
+        patch.setattr(Executor, "__call__", interrupted(Executor.__call__))
+        for step in range(4):
+            try:
+                trainer.adamw_step(*batch(seed=step), lr=0.1)
+            except KeyboardInterrupt:
+                raised += 1
     for step in range(4):
         plain.adamw_step(*batch(seed=step), lr=0.1)
 

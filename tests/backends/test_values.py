@@ -64,7 +64,8 @@ def in_place(p: Table, added: Index, put: Index, scattered: Index) -> Float[Tens
     return sums.scatter_add_(0, scattered, p.w[2, 2].expand(scattered.shape[0])).square().sum()
 
 
-def test_an_index_of_an_operation_in_place_is_looked_at_too(interpreted):
+@pytest.mark.usefixtures("interpreted")
+def test_an_index_of_an_operation_in_place_is_looked_at_too():
     trainer, good = ScalarTrainer(in_place, Table.init(seed=0), backend="compiled"), torch.tensor([0, 4])
     for at, name in enumerate(("index_add", "index_put", "scatter_add")):
         bad = [good] * 3
@@ -76,6 +77,7 @@ def test_an_index_of_an_operation_in_place_is_looked_at_too(interpreted):
     assert trainer.steps == 1
 
 
+@pytest.mark.usefixtures("interpreted")
 def test_a_class_that_is_not_there_is_an_error_in_every_pass_and_where_batches_are_left_out():
     trainer = ScalarTrainer(mlp_loss, mlp(), backend="compiled", nonfinite="skip", accumulate=2)
     x, y = batch(4)
