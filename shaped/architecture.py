@@ -22,11 +22,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from shaped.arguments import number
 from shaped.backends import BackendName
 from shaped.errors import NonFiniteError, ShapedError, ShapeError, StateError, listing, nearest
 from shaped.params import ParamList
 from shaped.shapes import resolve_hints, worn
-from shaped.strategies import Loss, gradients
+from shaped.strategies import GradientStrategy, Loss, gradients
 from shaped.trainer import ScalarTrainer
 
 P = TypeVar("P", bound=ParamList)
@@ -129,14 +130,16 @@ class Darts(Generic[P]):
         self._second_order = second_order
         _check(params, self.choices)
         logits = [choice.alpha for choice in self.choices]
-        others = [name for name in params.names if name not in logits]
+        held = [name for name, p in zip(params.names, params, strict=True) if not p.requires_grad]
+        weights = [name for name in params.names if name not in {*logits, *held}]
         met: dict[str, tuple[str, ...]] = {}
         token = _met.set(met)
         try:
-            self.weights = ScalarTrainer(loss, params.with_frozen(logits), backend=backend)
-            frozen = params.with_frozen(others)
+            self.weights = ScalarTrainer(loss, params.with_frozen([*logits, *held]), backend=backend)
+            frozen = params.with_frozen([*weights, *held])
             if second_order:
-                self.alphas = ScalarTrainer(_of_two_batches(loss), frozen, backend=backend, strategy=unrolled)
+                strategy = _unrolling([params.names.index(name) for name in weights])
+                self.alphas = ScalarTrainer(_of_two_batches(loss), frozen, backend=backend, strategy=strategy)
             else:
                 self.alphas = ScalarTrainer(loss, frozen, backend=backend)
         finally:
@@ -174,7 +177,8 @@ class Darts(Generic[P]):
                 raise ShapeError(f"the training batch has {len(training)} tensors; the loss takes {listing(names)}")
             more = {f"training_{name}": value for name, value in zip(names, training, strict=True)}
             logits = next(p for p in self.alphas.params if p.requires_grad)
-            more["xi"] = torch.tensor(lr if xi is None else xi, dtype=logits.dtype, device=logits.device)
+            ahead = number("lr", lr) if xi is None else number("xi", xi)
+            more["xi"] = torch.tensor(ahead, dtype=logits.dtype, device=logits.device)
         beside = self.alphas.adam_step(*validation, lr=alpha_lr, betas=(0.5, 0.999), **more)
         return self.weights.adamw_step(*training, lr=lr, weight_decay=weight_decay), beside
 
@@ -261,6 +265,9 @@ def _input_names(loss: Callable[..., Any]) -> list[str]:
 def _of_two_batches(loss: Callable[..., Any]) -> Callable[..., Any]:
     """The loss with more inputs, which it does not use: a training batch `training_...`, and `xi : []`."""
     hints = resolve_hints(loss)
+    taken = {"xi", *(f"training_{name}" for name in _input_names(loss))} & {*inspect.signature(loss).parameters}
+    if taken:
+        raise ShapeError(f"a search of second order adds inputs, and the loss has {listing(sorted(taken))} already")
     annotations = {f"training_{name}": hints.get(name) for name in _input_names(loss)} | {"xi": Float[Tensor, ""]}
     extra = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, annotation=a) for n, a in annotations.items()]
 
@@ -270,16 +277,15 @@ def _of_two_batches(loss: Callable[..., Any]) -> Callable[..., Any]:
     return worn(of_two, loss, annotations, extra)
 
 
-def unrolled(loss: Loss, params: ParamList, /, *inputs: Tensor) -> tuple[Tensor, ParamList]:
+def _unrolling(weights: Sequence[int]) -> GradientStrategy:
     """A gradient strategy: the logits' gradient of second order, by differences.
 
     Args:
-        inputs: The validation batch, the training batch, and xi.
+        weights: The parameters whose next step is looked at. The strategy's inputs are the validation batch, the
+            training batch, and xi.
     """
-    training, xi = inputs[len(inputs) // 2 : -1], inputs[-1]
-    weights = [i for i, p in enumerate(params) if not p.requires_grad and p.is_floating_point()]
 
-    def moved(by: Sequence[Tensor | None], scale: Tensor | float) -> list[Tensor]:
+    def moved(params: ParamList, by: Sequence[Tensor | None], scale: Tensor | float) -> list[Tensor]:
         """The parameters with the weights elsewhere, as leaves that ask for a gradient."""
         tensors = list(params)
         for i, direction in zip(weights, by, strict=True):
@@ -290,19 +296,24 @@ def unrolled(loss: Loss, params: ParamList, /, *inputs: Tensor) -> tuple[Tensor,
     def of_weights(value: Tensor, tensors: Sequence[Tensor]) -> Sequence[Tensor | None]:
         return torch.autograd.grad(value, [tensors[i] for i in weights], allow_unused=True)
 
-    def train_loss(tensors: Sequence[Tensor]) -> Tensor:
-        return loss(tensors, *training, *training, xi)
+    def unrolled(loss: Loss, params: ParamList, /, *inputs: Tensor) -> tuple[Tensor, ParamList]:
+        training, xi = inputs[len(inputs) // 2 : -1], inputs[-1]
 
-    here = moved([None] * len(weights), 0.0)
-    after = moved(of_weights(train_loss(here), here), -xi)
-    beside = loss(after, *inputs)
-    first = gradients(beside, params, retain_graph=True)
-    uphill = of_weights(beside, after)
-    norm = torch.stack([g.square().sum() for g in uphill if g is not None]).sum().sqrt()
-    eps = 0.01 / norm.clamp_min(1e-12)
-    plus, minus = (gradients(train_loss(moved(uphill, sign * eps)), params) for sign in (1, -1))
-    second = [a - xi * (p - m) / (2 * eps) for a, p, m in zip(first, plus, minus, strict=True)]
-    return loss(params, *inputs), params.like(second)
+        def train_loss(tensors: Sequence[Tensor]) -> Tensor:
+            return loss(tensors, *training, *training, xi)
+
+        here = moved(params, [None] * len(weights), 0.0)
+        after = moved(params, of_weights(train_loss(here), here), -xi)
+        beside = loss(after, *inputs)
+        first = gradients(beside, params, retain_graph=True)
+        uphill = of_weights(beside, after)
+        norm = torch.stack([g.square().sum() for g in uphill if g is not None]).sum().sqrt()
+        eps = 0.01 / norm.clamp_min(1e-12)
+        plus, minus = (gradients(train_loss(moved(params, uphill, sign * eps)), params) for sign in (1, -1))
+        second = [a - xi * (p - m) / (2 * eps) for a, p, m in zip(first, plus, minus, strict=True)]
+        return loss(params, *inputs), params.like(second)
+
+    return unrolled
 
 
 def _only(loss: Callable[..., Any], operations: Mapping[str, str]) -> Callable[..., Any]:

@@ -152,6 +152,26 @@ def test_a_second_order_step_gives_the_logits_both_batches_and_looks_ahead_by_lr
     assert all(a is b for row in given for a, b in zip(row, (*validation, *training), strict=False))
 
 
+def test_what_was_frozen_stays_so_in_both_orders() -> None:
+    params = space()
+    held = next(name for name in params.names if name not in ("first", "second"))
+    for second_order in (False, True):
+        darts = Darts(loss, params.with_frozen([held]), CHOICES, second_order=second_order)
+        before = params[held].detach().clone()
+        darts.step(data(0), data(1), lr=0.1, alpha_lr=0.1)
+
+        assert torch.equal(params[held], before)
+        assert not darts.weights.params[held].requires_grad
+
+
+def test_an_input_named_as_one_that_a_search_adds_is_refused() -> None:
+    def named(p: Space, x: Float[Tensor, "batch features"], xi: Float[Tensor, "batch one"]) -> Float[Tensor, ""]:
+        return loss(p, x, xi)
+
+    with pytest.raises(ShapeError, match="the loss has `xi`"):
+        Darts(named, space(), CHOICES, second_order=True)
+
+
 @pytest.mark.slow
 def test_a_second_order_search_takes_the_same_steps_on_both_backends(second_order: Darts[Space]) -> None:
     x, y = doubles(0)
