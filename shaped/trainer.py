@@ -408,7 +408,9 @@ class ScalarTrainer:
 
         Raises:
             StateError: It does not fit; every difference is listed and nothing has changed.
+            ShapeError: Something was replaced in the module, as merged adapters replace a weight.
         """
+        self._program.places.check()
         self._shared.load(state)
 
     def __copy__(self) -> "ScalarTrainer":

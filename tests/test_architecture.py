@@ -152,6 +152,32 @@ def test_a_second_order_step_gives_the_logits_both_batches_and_looks_ahead_by_lr
     assert all(a is b for row in given for a, b in zip(row, (*validation, *training), strict=False))
 
 
+class Small(ParamList):
+    a: Float[Tensor, "2"]
+    w: Float[Tensor, "3 3"]
+    v: Float[Tensor, "3 3"]
+    base: Float[Tensor, "3 3"]
+
+
+def small_loss(p: Small, x: Float[Tensor, "batch 3"], y: Float[Tensor, "batch 3"]) -> Float[Tensor, ""]:
+    h = mixed("a", p.a, {"linear": lambda: x @ p.w, "tanh": lambda: torch.tanh(x @ p.v)})
+    return (h @ p.base - y).square().mean()
+
+
+@pytest.mark.slow
+def test_a_part_of_a_concatenation_is_not_written_over_while_the_whole_is_read() -> None:
+    """Inductor gave the memory of such a part away twice, and this compiled gradient was off by half."""
+    torch.manual_seed(3)
+    x, y, *validation = torch.randn(4, 8, 3)
+    params, found = Small(torch.randn(2) / 2, *torch.randn(3, 3, 3) / 2), []
+    for backend in ("eager", "compiled"):
+        choice = Choice("a", {"linear": ("w",), "tanh": ("v",)})
+        darts = Darts(small_loss, params, [choice], backend=backend, second_order=True)
+        found.append(darts.alphas.backward(*validation, training_x=x, training_y=y, xi=torch.tensor(0.0)).a)
+
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+
+
 def test_what_was_frozen_stays_so_in_both_orders() -> None:
     params = space()
     held = next(name for name in params.names if name not in ("first", "second"))

@@ -154,7 +154,11 @@ def _settings() -> Iterator[None]:
     """Sizes were admitted at the door, so the generated code need not assert them again; warnings are torch's own."""
     from torch._inductor import config
 
-    with torch.no_grad(), warnings.catch_warnings(), config.patch(size_asserts=False), _tiles_mended():
+    # Torch's on-disk cache goes by the settings too. This one has an entry for a function that there is not, so that no
+    # code is found there that was made without what is mended here.
+    cacheable = {**config.unsafe_marked_cacheable_functions, "shaped": "tiles mended, parts kept"}
+    ours = config.patch(size_asserts=False, unsafe_marked_cacheable_functions=cacheable)
+    with torch.no_grad(), warnings.catch_warnings(), ours, _tiles_mended(), _parts_kept():
         warnings.simplefilter("ignore")
         yield
 
@@ -178,6 +182,26 @@ def _tiles_mended() -> contextlib.AbstractContextManager[Any]:
         of(self, name, index, value, mode)
 
     return patch.object(CppTile2DKernel, "store", store)
+
+
+def _parts_kept() -> contextlib.AbstractContextManager[Any]:
+    """Keep operations from writing in place into a part of a concatenation, which lies in the memory of the whole.
+
+    What is written there would count as a buffer of its own, whose memory is given to another while the whole is still
+    in use: silently wrong numbers (torch 2.11 to 2.15).
+    """
+    from torch._inductor.codegen.wrapper import PythonWrapperCodegen
+    from torch._inductor.ir import NonOwningLayout
+
+    theirs = PythonWrapperCodegen.can_reuse
+
+    def can_reuse(self: Any, buffer: Any, output: Any = None) -> bool:
+        in_place = output is not None and getattr(buffer, "node", None) is not None
+        if in_place and isinstance(buffer.node.get_output_spec(), NonOwningLayout):
+            return False
+        return bool(theirs(self, buffer, output))
+
+    return patch.object(PythonWrapperCodegen, "can_reuse", can_reuse)
 
 
 def _compiled(graph: GraphModule, examples: Sequence[Any], mode: Any) -> Run:

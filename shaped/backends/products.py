@@ -119,6 +119,7 @@ def _onednn() -> Any:
         (rows, columns), (k, n) = b.stride(), b.shape
         if not ((columns == 1 and rows >= n) or (rows == 1 and columns >= k)):  # strided, expanded or overlapping
             b = b.contiguous()
+        bias = None if bias is None else bias.contiguous()
         made: Tensor = torch.ops.mkldnn._linear_pointwise.default(a, b.t(), bias, "none", [], "")
         return made
 

@@ -102,7 +102,7 @@ class Program:
         self.inputs: tuple[Entry, ...] = self.signature.entries[len(self.params) :]
         self.tensors = list(self.params)
         self._device_type, self._default = self.params.device.type, torch.get_default_dtype()
-        self._places = places_in(params, self.params) if isinstance(params, nn.Module) else Places([], [], [], [])
+        self.places = places_in(params, self.params) if isinstance(params, nn.Module) else Places([], [], [], [])
         self._remember_storage()
         self._mask = [t.requires_grad for t in self.tensors]
         self._flat = all(a.kind != "container" for a in self.signature.arguments)  # a batch is its tensors
@@ -256,7 +256,7 @@ class Program:
             )
         if list(map(Tensor.data_ptr, self.tensors)) != self._addresses or (layout and self._laid_out_anew()):
             self._take_new_storage()
-        self._places.check()
+        self.places.check()
         if list(map(_requires_grad, self.tensors)) != self._mask:
             changed = [n for n, t, was in zip(self.params.names, self.tensors, self._mask, strict=True)
                        if t.requires_grad != was]  # fmt: skip

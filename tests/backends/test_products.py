@@ -45,10 +45,19 @@ def targets(graph: GraphModule) -> str:
     return " ".join(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
 
 
-@given(sizes, sizes, sizes, st.sampled_from(list(LAYOUTS)), st.sampled_from(list(LAYOUTS)), st.booleans())
-def test_a_product_by_onednn_is_the_product_in_every_layout(m, k, n, left, right, has_bias):
+BIASES: dict[str, Callable[[int], Tensor | None]] = {
+    "none": lambda n: None,
+    "a row": torch.randn,
+    "every second": lambda n: torch.randn(2 * n)[::2],
+    "one number again and again": lambda n: torch.randn(1).expand(n),
+}
+kinds = st.sampled_from(list(LAYOUTS))
+
+
+@given(sizes, sizes, sizes, kinds, kinds, st.sampled_from(list(BIASES)))
+def test_a_product_by_onednn_is_the_product_in_every_layout(m, k, n, left, right, beside):
     torch.manual_seed(0)
-    a, b, bias = LAYOUTS[left](m, k), LAYOUTS[right](k, n), torch.randn(n) if has_bias else None
+    a, b, bias = LAYOUTS[left](m, k), LAYOUTS[right](k, n), BIASES[beside](n)
     found = products._onednn()(a, b, bias)
     right_one = a.double() @ b.double() + (0 if bias is None else bias.double())
     scale = a.double().abs() @ b.double().abs() + (0 if bias is None else bias.double().abs())

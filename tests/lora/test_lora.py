@@ -230,6 +230,8 @@ def test_a_trainer_over_merged_adapters_refuses_to_run_and_its_state_is_that_of_
         ):
             ScalarTrainer(net_loss, module, allow_unused=allow_unused)
     merged_state = trainer.state_dict()["params"]
+    with pytest.raises(ShapeError, match="merged adapters: unmerge"):  # it would not reach the merged weight
+        trainer.load_state_dict(trainer.state_dict())
     unmerge(module)
     trainer.adamw_step(x, y, lr=0.05)
 
