@@ -112,7 +112,7 @@ class Checked(Interpreter):
             else:
                 right = right | (index == place.ignored)
                 mended = torch.where(right, index, place.ignored)
-            shown = name.removesuffix("_forward").removesuffix("_backward")
+            shown = name.lstrip("_").removesuffix("_forward").removesuffix("_backward")
             self.checks.append(Check(shown, index, right, f"indices {-size if place.wraps else 0} to {top}"))
             self._mended[key] = index, mended
         return self._mended[key][1]
@@ -130,8 +130,12 @@ def _places(name: str, args: Sequence[Any]) -> Iterator[Place]:
     if name in _ALONG:
         table, dim = args[:2]
         yield Place(2, table.shape[dim] if table.dim() else 1, name == "index_fill")
-    elif name == "embedding":
+    elif name in ("take", "put"):
+        yield Place(1, args[0].numel(), wraps=True)
+    elif name in ("embedding", "_embedding_bag", "_embedding_bag_forward_only"):
         yield Place(1, args[0].shape[0])
+    elif name == "_embedding_bag_backward":
+        yield Place(1, args[6])
     elif name == "embedding_dense_backward":
         yield Place(1, args[2])
     elif name.startswith("nll_loss"):

@@ -77,6 +77,24 @@ def test_an_index_of_an_operation_in_place_is_looked_at_too():
     assert trainer.steps == 1
 
 
+def flat_places(p: Table, taken: Index, put: Index, bagged: Index) -> Float[Tensor, ""]:
+    bags = F.embedding_bag(bagged.unsqueeze(1), p.w, mode="sum").sum()
+    return p.w.take(taken).square().sum() + p.w.put(put, p.w[0, 0].expand(put.shape[0])).square().sum() + bags
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_an_index_into_all_elements_or_bags_is_looked_at_too():
+    trainer, good = ScalarTrainer(flat_places, Table.init(seed=0), backend="compiled"), torch.tensor([0, 4])
+    for at, name in enumerate(("take", "put", "embedding_bag")):
+        bad = [good] * 3
+        bad[at] = torch.tensor([1, 15])
+        with pytest.raises(ExecutorError, match=f"{name} takes indices .* and got 15. Nothing has changed"):
+            trainer.step(*bad, lr=0.1)
+    trainer.step(good, good, good, lr=0.1)
+
+    assert trainer.steps == 1
+
+
 @pytest.mark.usefixtures("interpreted")
 def test_a_class_that_is_not_there_is_an_error_in_every_pass_and_where_batches_are_left_out():
     trainer = ScalarTrainer(mlp_loss, mlp(), backend="compiled", nonfinite="skip", accumulate=2)
