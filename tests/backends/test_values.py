@@ -64,31 +64,22 @@ def in_place(p: Table, added: Index, put: Index, scattered: Index) -> Float[Tens
     return sums.scatter_add_(0, scattered, p.w[2, 2].expand(scattered.shape[0])).square().sum()
 
 
-@pytest.mark.usefixtures("interpreted")
-def test_an_index_of_an_operation_in_place_is_looked_at_too():
-    trainer, good = ScalarTrainer(in_place, Table.init(seed=0), backend="compiled"), torch.tensor([0, 4])
-    for at, name in enumerate(("index_add", "index_put", "scatter_add")):
-        bad = [good] * 3
-        bad[at] = torch.tensor([1, 5])
-        with pytest.raises(ExecutorError, match=f"{name} takes indices .* and got 5"):
-            trainer.step(*bad, lr=0.1)
-    trainer.step(good, good, good, lr=0.1)
-
-    assert trainer.steps == 1
-
-
 def flat_places(p: Table, taken: Index, put: Index, bagged: Index) -> Float[Tensor, ""]:
     bags = F.embedding_bag(bagged.unsqueeze(1), p.w, mode="sum").sum()
     return p.w.take(taken).square().sum() + p.w.put(put, p.w[0, 0].expand(put.shape[0])).square().sum() + bags
 
 
 @pytest.mark.usefixtures("interpreted")
-def test_an_index_into_all_elements_or_bags_is_looked_at_too():
-    trainer, good = ScalarTrainer(flat_places, Table.init(seed=0), backend="compiled"), torch.tensor([0, 4])
-    for at, name in enumerate(("take", "put", "embedding_bag")):
+@pytest.mark.parametrize(
+    ("loss", "names", "wrong"),
+    [(in_place, ("index_add", "index_put", "scatter_add"), 5), (flat_places, ("take", "put", "embedding_bag"), 15)],
+)
+def test_an_index_in_place_or_into_all_elements_or_bags_is_looked_at_too(loss, names, wrong):
+    trainer, good = ScalarTrainer(loss, Table.init(seed=0), backend="compiled"), torch.tensor([0, 4])
+    for at, name in enumerate(names):
         bad = [good] * 3
-        bad[at] = torch.tensor([1, 15])
-        with pytest.raises(ExecutorError, match=f"{name} takes indices .* and got 15. Nothing has changed"):
+        bad[at] = torch.tensor([1, wrong])
+        with pytest.raises(ExecutorError, match=f"{name} takes indices .* and got {wrong}. Nothing has changed"):
             trainer.step(*bad, lr=0.1)
     trainer.step(good, good, good, lr=0.1)
 
