@@ -3,7 +3,7 @@
 On an x86 CPU that is not Intel's, MKL leaves half the width of AVX-512 unused, and is several times slower still where
 a product has few columns and their number is no multiple of 16. Measured with one thread on an AMD EPYC
 (docs/benchmarks/products.py): MKL comes to 100 GFLOP/s, oneDNN to 220, after 12 us and half a nanosecond for each
-element that it copies first; the product of 64 x 128 and 128 x 10 takes 9.7 us by rows and 3.6 us by columns.
+element that it copies first; the product of 64 x 128 and 128 x 10 takes 9.0 us by rows and 5.5 us by columns.
 
 The choice hangs on the CPU, sizes and layouts alone, so one program gives the same numbers again on one machine.
 """
