@@ -1,4 +1,4 @@
-"""What a loop is given, checked: trainers by spec, and saved states."""
+"""What a loop is given, checked: trainers by spec."""
 
 from collections.abc import Hashable, Mapping
 from typing import Any
@@ -22,23 +22,3 @@ def checked_specs(
                 "ScalarTrainer(other_loss, params, optimizer=optimizer)"
             )
     return specs
-
-
-def malformed(state: Any, mine: Mapping[str, Any]) -> list[str]:
-    """What keeps something from being a loop's state at all; `mine` is one."""
-    if not isinstance(state, Mapping):
-        return [f"it is a {type(state).__name__}"]
-    wrong = [f"{key}: missing" for key in mine if key not in state]
-    for key, value in state.items():
-        like = mine.get(key)
-        if isinstance(like, dict) and not isinstance(value, Mapping) and key != "position":
-            wrong.append(f"{key}: a {type(value).__name__}")
-        elif type(like) is int and (type(value) is not int or value < 0):
-            wrong.append(f"{key}: {value!r} is no whole number of at least 0")
-        elif type(like) is float and not isinstance(value, float):
-            wrong.append(f"{key}: {value!r} is no number")
-    position = state.get("position")
-    counts = [position.get(k) for k in ("epoch", "index")] if isinstance(position, Mapping) else [0]
-    if not (position is None or isinstance(position, Mapping)) or any(type(n) is not int or n < 0 for n in counts):
-        wrong.append("position: it is no place in data")
-    return wrong

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from shaped.arguments import whole
-from shaped.checkpoint.generators import generator_states, set_generator_states
 from shaped.data.feed import Batch, DataError, Feed
-from shaped.errors import NonFiniteError, ShapedError, StateError
-from shaped.loop.checks import checked_specs, malformed
+from shaped.errors import NonFiniteError, ShapedError
+from shaped.loop.checks import checked_specs
 from shaped.loop.hooks import Hooks
+from shaped.loop.listening import Listeners
+from shaped.loop.resuming import load_state, saved_state
 from shaped.loop.signals import Interrupted, Watch
 from shaped.metrics import MovingAverage, Scored, evaluate
 from shaped.optim import FusedOptimizer
@@ -31,7 +32,7 @@ class _Stop(Exception):
     """A signal was received: leave for the step boundary."""
 
 
-class Loop(Hooks):
+class Loop(Hooks, Listeners):
     """Runs a trainer over data.
 
     Args:
@@ -67,7 +68,8 @@ class Loop(Hooks):
                 "Loop(trainer, lambda *batch: trainer.adamw_step(*batch, lr=1e-3))"
             )
         whole("max_skips", max_skips, 1)
-        super().__init__()
+        Hooks.__init__(self)
+        Listeners.__init__(self)
         self.trainer, self.schedule, self.metrics = trainer, schedule, dict(metrics or {})
         self.specs = {None: trainer, **checked_specs(trainer, step, specs or {})}
         self._steps = {spec: other.train_step for spec, other in self.specs.items()}
@@ -76,7 +78,6 @@ class Loop(Hooks):
         self.step, self.start_step = 0, 0
         self.end_step: int | None = None  # one past the last step of the run; None while it is not known
         self.shared: dict[str, Any] = {}  # for hooks to leave things for each other; not saved
-        self.latest: dict[str, float] = {}  # what `record` was given last, by name
         self.loss = math.nan  # of the last step that was not skipped
         self.average = MovingAverage()
         self.batch: Batch | None = None
@@ -89,7 +90,6 @@ class Loop(Hooks):
         self._feed: Feed | None = None
         self._position: Mapping[str, Any] | None = None  # loaded, for the next data
         self._updates: dict[str, Callable[[ParamList], Any]] = {}
-        self._attached: list[Any] = []
         self._keepers: dict[str, Any] = {}  # objects whose state is saved with ours, by name
         self._schedules: dict[str, dict[str, float]] = {}  # loaded hook states, by hook name
         if schedule is not None:
@@ -287,24 +287,6 @@ class Loop(Hooks):
             raise ValueError(f"there is an update named `{name}` already")
         self._updates[name] = function
 
-    def attach(self, listener: Any) -> Any:
-        """Let an object hear of the run; it is returned.
-
-        Called, where it has them: `attached(loop)` now, `on_record(loop, values)` for each `record`, `on_stop(loop)`
-        where a signal ends the run at a step boundary, `on_error(loop, error)` where the data, a hook or a NaN ends it
-        there, and `on_close(loop)` when the run is over, however it ended.
-        """
-        if hasattr(listener, "attached"):
-            listener.attached(self)
-        self._attached.append(listener)
-        return listener
-
-    def _tell(self, method: str, *arguments: Any) -> None:
-        for listener in self._attached:
-            heard = getattr(listener, method, None)
-            if heard is not None:
-                heard(self, *arguments)
-
     def _save_after(self, error: Exception) -> None:
         """At a step boundary nothing is half done: what failed was the data, a hook, or a check before the update."""
         if self._whole:
@@ -330,12 +312,6 @@ class Loop(Hooks):
         """The learning rate of the optimizer's first group; NaN where the step brings its own."""
         optimizer: FusedOptimizer | None = self.trainer.optimizer
         return float(optimizer.param_groups[0]["lr"]) if optimizer is not None else math.nan
-
-    def record(self, values: Mapping[str, float]) -> None:
-        """Hand figures to whoever is attached (logs, curves, the best checkpoint), by name, at this step."""
-        numbers = {name: float(value) for name, value in values.items()}
-        self.latest.update(numbers)
-        self._tell("on_record", numbers)
 
     def evaluate(self, data: Any, name: str = "validation") -> dict[str, float]:
         """The loss and the loop's metrics over data, recorded as `validation/loss` and so on. Changes no generator.
@@ -375,22 +351,7 @@ class Loop(Hooks):
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs: trainer, position in the data, generators, schedule, hooks; a copy."""
-        position = self._feed.state_dict() if self._feed is not None else self._position
-        return {
-            "trainer": self.trainer.state_dict(),
-            "specs": {str(s): t.state_dict() for s, t in self.specs.items() if s is not None},
-            "step": self.step,
-            "start_step": self.start_step,
-            "start_epoch": self.start_epoch,
-            "skips": self._skips,
-            "loss": self.loss,
-            "latest": dict(self.latest),
-            "average": self.average.state_dict(),
-            "position": position,
-            "generators": generator_states(),
-            "hooks": {h.name: s for hooks in self.hooks.values() for h in hooks if (s := h.schedule.state())},
-            "kept": {name: thing.state_dict() for name, thing in self._keepers.items()},
-        }
+        return saved_state(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state, all or nothing, so that the next run goes on with the one that was interrupted.
@@ -398,38 +359,4 @@ class Loop(Hooks):
         Raises:
             StateError: It does not fit; nothing has changed.
         """
-        wrong = malformed(state, self.state_dict()) or self._differences(state)
-        if wrong:
-            raise StateError("the state does not fit this loop.\n  " + "\n  ".join(wrong))
-        before = self.state_dict()
-        try:
-            self._assign(state)
-        except BaseException as error:
-            self._assign(before)
-            if isinstance(error, StateError) or not isinstance(error, Exception):
-                raise
-            raise StateError(f"the state does not fit this loop: {type(error).__name__}: {error}") from error
-        self.resumed = True
-
-    def _differences(self, state: Mapping[str, Any]) -> list[str]:
-        wrong = [f"`{name}` is kept there and not here" for name in state["kept"] if name not in self._keepers]
-        wrong += [f"`{name}` is kept here and not there" for name in self._keepers if name not in state["kept"]]
-        mine = [str(spec) for spec in self.specs if spec is not None]
-        wrong += [f"the spec {spec} is here and not there" for spec in mine if spec not in state["specs"]]
-        return wrong + [f"the spec {spec} is there and not here" for spec in state["specs"] if spec not in mine]
-
-    def _assign(self, state: Mapping[str, Any]) -> None:
-        self.trainer.load_state_dict(state["trainer"])
-        for spec, trainer in self.specs.items():
-            if spec is not None:
-                trainer.load_state_dict(state["specs"][str(spec)])
-        for name, thing in self._keepers.items():
-            thing.load_state_dict(state["kept"][name])
-        set_generator_states(state["generators"])
-        self.average.load_state_dict(state["average"])
-        self.step, self.start_step, self.start_epoch = state["step"], state["start_step"], state["start_epoch"]
-        self._skips, self.loss, self.latest = state["skips"], state["loss"], dict(state["latest"])
-        if self._feed is not None:
-            self._feed.close()
-        self._feed, self._position = None, state["position"]
-        self._schedules = dict(state["hooks"])
+        load_state(self, state)
