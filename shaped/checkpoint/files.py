@@ -14,7 +14,6 @@ import os
 import platform
 import secrets
 import shutil
-import stat
 import warnings
 import zlib
 from collections.abc import Callable, Mapping
@@ -25,6 +24,7 @@ from typing import Any
 
 import torch
 
+from shaped import files
 from shaped.checkpoint.codec import from_json, join, split, to_json
 from shaped.errors import CheckpointCorrupt, CheckpointError
 from shaped.shapes import dtype_name
@@ -77,18 +77,18 @@ def _write_files(place: Path, data: Any, tensors: Mapping[str, torch.Tensor], ab
     from safetensors.torch import save_file
 
     save_file(_unshared(tensors), place / TENSORS)
-    _flush(place / TENSORS)
-    _write(place / STATE, to_json(data))
-    files = {name: {"size": os.stat(place / name).st_size, "crc32": _crc(place / name)} for name in (TENSORS, STATE)}
+    files.flush(place / TENSORS)
+    files.write_new(place / STATE, to_json(data))
+    written = {name: {"size": os.stat(place / name).st_size, "crc32": _crc(place / name)} for name in (TENSORS, STATE)}
     manifest = {
         **about,
         "format": FORMAT,
-        "files": files,
+        "files": written,
         "tensors": {name: _form(t) for name, t in tensors.items()},
         "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
     }
-    _write(place / MANIFEST, to_json({**manifest, "crc32": zlib.crc32(to_json(manifest))}))
-    _flush(place)
+    files.write_new(place / MANIFEST, to_json({**manifest, "crc32": zlib.crc32(to_json(manifest))}))
+    files.flush(place)
 
 
 def _unshared(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -113,59 +113,14 @@ def _rename(temporary: Path, final: Path) -> None:
         if replaces:
             os.rename(aside, final)
         raise
-    _flush(final.parent)
+    files.flush(final.parent)
     if replaces:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _write(path: Path, content: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-    try:
-        _write_all(descriptor, content)
-    finally:
-        os.close(descriptor)
-
-
-def _write_all(descriptor: int, content: bytes) -> None:
-    left = memoryview(content)
-    while left:  # a write may take a part only
-        left = left[os.write(descriptor, left) :]
-    os.fsync(descriptor)
-
-
-def append(descriptor: int, content: bytes) -> None:
-    """Add to the end of an open file and have the disk hold it; where that fails (a full disk), nothing is added."""
-    size = os.fstat(descriptor).st_size
-    try:
-        _write_all(descriptor, content)
-    except OSError:
-        with suppress(OSError):
-            os.ftruncate(descriptor, size)
-        raise
-
-
-def _flush(path: Path) -> None:
-    """Have the disk hold a file, or a directory's entries."""
-    if os.name == "nt" and path.is_dir():  # where directories cannot be flushed
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def write_small(path: Path, data: Any) -> None:
     """Replace a small JSON file, whole or not at all."""
-    temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
-    try:
-        _write(temporary, to_json(data))
-        os.replace(temporary, path)
-    except OSError:
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise
-    _flush(path.parent)
+    files.replace(path, to_json(data))
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -213,10 +168,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
 def _read_state(path: Path, manifest: Mapping[str, Any]) -> Any:
     from safetensors import safe_open
 
-    files = manifest["files"]
-    if set(files) != {TENSORS, STATE}:
+    listed = manifest["files"]
+    if set(listed) != {TENSORS, STATE}:
         raise CheckpointCorrupt(f"{path / MANIFEST}: it lists other files than this format has")
-    for name, wanted in files.items():
+    for name, wanted in listed.items():
         size = _regular(path / name)
         if size != wanted["size"]:
             raise CheckpointCorrupt(f"{path / name}: {size} bytes, and {wanted['size']} were written")
@@ -252,32 +207,24 @@ def _guarded(path: Path, read: Callable[[], Any]) -> Any:
 def _open(path: Path) -> int:
     """Open for reading; a link is not followed, and a pipe does not wait."""
     try:
-        flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-        return os.open(path, flags)
-    except OSError as error:
-        if path.is_symlink():
-            raise CheckpointCorrupt(f"{path}: it is a link") from None
-        raise error
+        return files.open_regular(path)
+    except files.NotRegular as error:
+        raise CheckpointCorrupt(f"{path}: {error.strerror}") from None
 
 
 def _regular(path: Path) -> int:
     """The size of a regular file."""
     descriptor = _open(path)
     try:
-        status = os.fstat(descriptor)
+        return os.fstat(descriptor).st_size
     finally:
         os.close(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        raise CheckpointCorrupt(f"{path}: it is no regular file")
-    return status.st_size
 
 
 def _content(path: Path, largest: int) -> bytes:
-    size = _regular(path)
-    if size > largest:
+    if (size := _regular(path)) > largest:
         raise CheckpointCorrupt(f"{path}: {size} bytes are more than such a file can have")
-    with os.fdopen(_open(path), "rb") as file:
-        return file.read(largest + 1)
+    return files.read(path, largest)
 
 
 def _crc(path: Path) -> int:

@@ -1,31 +1,37 @@
-"""One owner for a run's folder: a lock that ends with its process, however that ends."""
+"""One owner for a run's folder: a lock that ends with its process, however that ends.
+
+The lock belongs to an open file (flock): the process may open, read and copy `folder/.lock` as it likes, which would
+give up a record lock of POSIX. A forked child closes its copy, so that no data worker keeps a folder that its dead
+parent held.
+"""
 
 import os
 import time
 from pathlib import Path
+from weakref import WeakSet
 
-from shaped.errors import RunLocked
+from shaped import files
+from shaped.errors import CheckpointError, RunLocked
 
-# Locks of this process. POSIX record locks do not hold against their own process, and a second descriptor that is
-# closed would let the lock go.
-_HELD: set[Path] = set()
+_LOCKS: "WeakSet[Lock]" = WeakSet()  # those that this process holds
 
 
 class Lock:
-    """Holds `folder/.lock`; a forked child (a data worker) does not inherit it.
+    """Holds `folder/.lock`. Copies are the lock itself.
 
     Raises:
-        RunLocked: Another process has it, which is named by its pid; or this one has it already.
+        RunLocked: Another process has it, which is named by its pid; or this one has it already. CheckpointError: The
+        file is a link, a pipe or a device.
     """
 
     def __init__(self, folder: Path) -> None:
         self._held = False
         self._path = folder.resolve() / ".lock"
-        if self._path in _HELD:
+        if any(lock._path == self._path for lock in _LOCKS):
             raise RunLocked(
                 f"{folder} is in use by this process (pid {os.getpid()}): give each run a folder of its own"
             )
-        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)  # open for as long as the lock is held
+        self._descriptor = self._opened()  # open for as long as the lock is held
         try:
             _lock(self._descriptor)
         except OSError:
@@ -35,8 +41,14 @@ class Lock:
         os.ftruncate(self._descriptor, 0)
         os.lseek(self._descriptor, 0, os.SEEK_SET)
         os.write(self._descriptor, f"{os.getpid()}\n".encode())
-        _HELD.add(self._path)
+        _LOCKS.add(self)
         self._held = True
+
+    def _opened(self) -> int:
+        try:
+            return files.open_regular(self._path, os.O_RDWR | os.O_CREAT)
+        except files.NotRegular as error:
+            raise CheckpointError(f"{self._path}: {error.strerror}, so the folder cannot be locked") from None
 
     def _owner(self) -> str:
         """The pid in the file; a moment after the lock was taken it may not be there yet, or be that of one before."""
@@ -52,11 +64,29 @@ class Lock:
         """Let another run have the folder."""
         if self._held:
             self._held = False
-            _HELD.discard(self._path)
+            _LOCKS.discard(self)
             os.close(self._descriptor)
+
+    def __copy__(self) -> "Lock":
+        return self
+
+    def __deepcopy__(self, memo: object) -> "Lock":
+        return self
+
+    def __reduce__(self) -> str:
+        raise TypeError(f"the lock of {self._path.parent} belongs to this process and cannot be pickled")
 
     def __del__(self) -> None:
         self.release()
+
+
+def _let_go_in_a_child() -> None:
+    for lock in list(_LOCKS):
+        lock.release()  # the parent's stays: it is the last copy of its descriptor that gives the lock up
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go_in_a_child)
 
 
 def _alive(pid: int) -> bool:
@@ -77,4 +107,4 @@ def _lock(descriptor: int) -> None:
 
         msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
         return
-    fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

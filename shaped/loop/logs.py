@@ -1,6 +1,6 @@
 """What a run measured, on disk: a line of JSON for each record, and TensorBoard's event files.
 
-A log that cannot be written (a full disk, a closed pipe) warns once; training goes on.
+A log that cannot be written (a full disk, a link or a pipe in its place) warns once; training goes on.
 """
 
 import json
@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shaped import files
 from shaped.errors import ShapedError
 
 if TYPE_CHECKING:
@@ -80,7 +81,11 @@ class JsonLines(Training):
         line = {"step": loop.step, "epoch": loop.epoch, "seconds": seconds, **values}
         text = json.dumps({key: value if _writable(value) else str(value) for key, value in line.items()})
         if self._descriptor is None:
-            self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            self._descriptor = files.open_regular(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
+            if os.lseek(self._descriptor, 0, os.SEEK_END):
+                os.lseek(self._descriptor, -1, os.SEEK_END)
+                if os.read(self._descriptor, 1) != b"\n":  # a kill tore the last line: it stays alone
+                    text = f"\n{text}"
         os.write(self._descriptor, f"{text}\n".encode())  # unbuffered, so that a kill loses no line
 
     def on_close(self, loop: "Loop") -> None:

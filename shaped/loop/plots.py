@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shaped import files
 from shaped.errors import ShapedError
 from shaped.loop.logs import read_log
 
@@ -82,7 +83,7 @@ def plot(series: Series, picture: Path, title: str = "") -> Path:
         if len(names) > 1:
             axis.legend(frameon=False)
     figure.suptitle(title)
-    figure.savefig(picture, dpi=120)
+    files.replace_by(picture, lambda temporary: figure.savefig(temporary, dpi=120))
     return picture
 
 

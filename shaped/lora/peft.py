@@ -8,13 +8,16 @@ A parameter list has its matrices as [in, out] (`x @ w`), so a and b are written
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from shaped import files
 from shaped.errors import StateError, listing
 from shaped.lora.lists import Adapted
 from shaped.lora.modules import adapters, inject
@@ -32,6 +35,8 @@ _PLAIN: Mapping[str, Any] = {
     "modules_to_save": None,
     "layer_replication": None,
 }
+# What must be of one save in both files, or the adapter computes what was never trained.
+_PAIRED = ("r", "lora_alpha")
 # Settings that are read as they are: they say where an adapter goes and how it was trained, not what it computes.
 _ASIDE = {
     *("peft_type", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "peft_version"),
@@ -44,7 +49,10 @@ _FIRST = (True, False, None, "gaussian", "orthogonal", "eva")
 
 
 def save_adapter(adapted: nn.Module | Adapted[Any], folder: str | os.PathLike[str]) -> Path:
-    """Write the adapter alone, in PEFT's format; the folder is made, and a file stands there only if it is whole.
+    """Write the adapter alone, in PEFT's format; the folder is made.
+
+    It is whole or as it was, whenever the process is killed: `load_adapter` finds the old one or the new one. For PEFT
+    itself there is for a moment none, where an old one is replaced; the next save or load here finishes that.
 
     Args:
         adapted: A module after `inject`, or what `adapt` gave.
@@ -74,10 +82,10 @@ def save_adapter(adapted: nn.Module | Adapted[Any], folder: str | os.PathLike[st
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     written = {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
-    save_file(written, place / f"{TENSORS}.part", metadata={"format": "pt"})
-    (place / f"{CONFIG}.part").write_text(json.dumps(config, indent=2, sort_keys=True))
-    for name in (TENSORS, CONFIG):
-        os.replace(place / f"{name}.part", place / name)
+    pair = json.dumps({key: config[key] for key in _PAIRED}, sort_keys=True)
+    tensors = save(written, metadata={"format": "pt", "shaped": pair})
+    text = json.dumps(config, indent=2, sort_keys=True).encode()
+    files.replace_together(place, {TENSORS: tensors, CONFIG: text})
     return place
 
 
@@ -117,9 +125,11 @@ def read_adapter(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[s
         StateError: A file is missing or unreadable, or the adapter is no plain LoRA; says which setting.
     """
     place = Path(folder)
+    with suppress(OSError):  # where nothing can be written it is read as it lies
+        files.settle(place, (TENSORS, CONFIG))
     try:
-        config = json.loads((place / CONFIG).read_text())
-        found = load_file(place / TENSORS)
+        config = json.loads(files.check_followed(files.together(place, CONFIG)).read_text())
+        pair, found = _load(files.check_followed(files.together(place, TENSORS)))
     except (OSError, ValueError) as error:
         raise StateError(f"no adapter in {place}: {error}") from None
     except Exception as error:  # safetensors has an exception of its own, derived from nothing else
@@ -130,10 +140,22 @@ def read_adapter(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[s
         number = isinstance(config[key], int | float) and not isinstance(config[key], bool)
         if not number or not config[key] >= least or (key == "r" and not isinstance(config[key], int)):
             raise StateError(f"{place / CONFIG}: {key} is {config[key]!r}")
+    if pair is not None and (differ := [key for key in _PAIRED if config[key] != pair.get(key)]):
+        said = ", ".join(f"{key} = {config[key]} in {CONFIG}, {pair.get(key)} in {TENSORS}" for key in differ)
+        raise StateError(f"the two files in {place} are of different saves: {said}")
     odd = [f"{key} = {value!r}" for key, value in config.items() if not _is_plain(key, value)]
     if odd:
         raise StateError(f"{place}: plain LoRA is read here, and the adapter has {', '.join(odd)}")
     return config, found
+
+
+def _load(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
+    """The tensors of a file, and what its configuration said where it was written here."""
+    with safe_open(path, framework="pt") as file:
+        pair = (file.metadata() or {}).get("shaped")
+        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    said = json.loads(pair) if pair is not None else None
+    return said if isinstance(said, dict) else None, found
 
 
 def _is_plain(key: str, value: Any) -> bool:

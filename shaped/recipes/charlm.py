@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from shaped import init
+from shaped import files, init
 from shaped.checkpoint import Checkpoints
 from shaped.data import Windows, stdlib_text
 from shaped.errors import ShapedError
@@ -122,7 +122,7 @@ def train(settings: Settings) -> Outcome:
         f"{bigram:.3f} on the same bytes")  # fmt: skip
     written = sample(params, b"def ", 400, seed=settings.seed)
     say(f"a sample\n{written}")
-    (folder / "sample.txt").write_text(written, encoding="utf-8")
+    files.replace(folder / "sample.txt", written.encode())
     checkpoints.close()
     figures = {"validation": reached, "bigram": bigram, "seconds": seconds, "steps": float(loop.step)}
     return Outcome(figures, (log.path, curves.picture, folder / "sample.txt"))

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from shaped import files
 from shaped.errors import ShapedError
 
 _INSTALL = 'pip install "shaped-trainer[recipes]"'
@@ -86,5 +87,5 @@ class Curves:
             axis.grid(alpha=0.3)
             axis.spines[["top", "right"]].set_visible(False)
         figure.suptitle(title)
-        figure.savefig(path, dpi=120)
+        files.replace_by(path, lambda temporary: figure.savefig(temporary, dpi=120))
         return path

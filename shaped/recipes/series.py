@@ -7,6 +7,7 @@ can be.
 """
 
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from shaped import init
+from shaped import files, init
 from shaped.backends import BackendName
 from shaped.data import Batches, WindowSet, create_windows, dispatch, parse_window_sizes
 from shaped.data.batches import mixed
@@ -254,14 +255,17 @@ class _Record:
     """A JSON line for each batch; a resumed run keeps those that it does not learn from again."""
 
     def __init__(self, path: Path, keep: int) -> None:
-        known = path.read_text().splitlines()[:keep] if path.exists() else []
+        known = files.read(path).splitlines()[:keep] if os.path.lexists(path) else []
         self._path, self.lines = path, [json.loads(line) for line in known]
-        path.write_text("".join(f"{line}\n" for line in known))
+        files.replace(path, b"".join(line + b"\n" for line in known))
 
     def add(self, line: dict[str, Any]) -> None:
         self.lines.append(line)
-        with self._path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        descriptor = files.open_regular(self._path, os.O_RDWR | os.O_APPEND)
+        try:
+            files.append(descriptor, json.dumps(line).encode() + b"\n")
+        finally:
+            os.close(descriptor)
 
 
 # -- the picture -------------------------------------------------------------------------------------------------------
@@ -295,7 +299,7 @@ def draw(path: Path, tables: Mapping[int, CrossValidation], stream: Stream) -> P
     right.legend(fontsize=8, ncols=2)
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
+    files.replace_by(path, lambda temporary: figure.savefig(temporary, dpi=120))
     return path
 
 

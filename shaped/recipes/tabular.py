@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from shaped import files
 from shaped.data import Batches
 from shaped.errors import ShapedError
 from shaped.loop import Loop
@@ -122,7 +123,7 @@ def train(settings: Settings) -> Outcome:
         say(f"{name}: {ours:.1%} beside {theirs:.1%} of MLPClassifier, {100 * (ours - theirs):+.1f} points")
     say(f"{figures['seconds']:.0f} s")
     written = folder / "folds.txt"
-    written.write_text("\n\n".join(report) + "\n", encoding="utf-8")
+    files.replace(written, ("\n\n".join(report) + "\n").encode())
     return Outcome(figures, (written,))
 
 

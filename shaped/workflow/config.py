@@ -8,6 +8,7 @@ What is meant for others stands under `extensions`, which is kept as it is.
 
 import json
 import math
+import os
 import tomllib
 import types
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from shaped import files
 from shaped.arguments import number, whole
 from shaped.backends import BackendName
 from shaped.errors import CheckpointCorrupt, ShapedError, StateError, nearest
@@ -169,16 +171,16 @@ def check_same(path: Path, config: WorkflowConfig) -> None:
     Raises:
         StateError: Something differs; all of it is listed. CheckpointCorrupt: The file is no configuration.
     """
-    if not path.exists():  # a run from before configurations were kept
+    if not os.path.lexists(path):  # a run from before configurations were kept
         return
     try:
-        there = json.loads(path.read_bytes())
+        there = json.loads(files.read(path))
         here = to_dict(config)
         keys = [key for key in here if key not in _MAY_CHANGE]
         differ = [
             f"{key} was {there.get(key)!r} there, {here[key]!r} here" for key in keys if there.get(key) != here[key]
         ]
-    except (ValueError, AttributeError):
+    except (files.NotRegular, ValueError, AttributeError):
         raise CheckpointCorrupt(f"{path} is not what was written there") from None
     if differ:
         raise StateError(

@@ -11,10 +11,7 @@ The file is safetensors: tensors, and a line of JSON with the sizes. Nothing in 
 import hashlib
 import inspect
 import json
-import os
-import secrets
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -23,6 +20,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from shaped import files
 from shaped.errors import CheckpointCorrupt, CheckpointError, SignatureError, columns, nearest
 from shaped.layout import dimension_names, list_names
 from shaped.params import ParamList
@@ -216,19 +214,10 @@ class ModelProvider:
             "about": dict(about or {}),
             "sha256": _digest(tensors),
         }
-        temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
         try:
-            content = save(tensors, {"shaped": json.dumps(note, sort_keys=True)})
-            with open(temporary, "xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
+            files.replace(path, save(tensors, {"shaped": json.dumps(note, sort_keys=True)}))
         except (OSError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path} cannot be written: {error}") from error
-        finally:
-            with suppress(OSError):
-                temporary.unlink()
         return path
 
     def _sizes_of(self, model: Model) -> dict[str, Any]:
@@ -284,7 +273,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(files.check_followed(path), framework="pt") as file:
             note = json.loads((file.metadata() or {})["shaped"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except FileNotFoundError:

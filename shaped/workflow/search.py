@@ -23,8 +23,8 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
+from shaped import files
 from shaped.arguments import whole
-from shaped.checkpoint.files import append
 from shaped.checkpoint.lock import Lock
 from shaped.data.batches import mixed
 from shaped.errors import (
@@ -290,12 +290,16 @@ class Search:
         if self.folder is None:
             return
         path = self.folder / "search.jsonl"
-        lines = [] if path.exists() and path.stat().st_size else [self._about]
-        lines.append({**asdict(result), "score": None if math.isnan(result.score) else result.score})
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        line = _line({**asdict(result), "score": None if math.isnan(result.score) else result.score})
         try:
-            append(descriptor, text.encode())
+            if not os.path.lexists(path):  # so that a journal never stands there without a whole line
+                files.create(path, _line(self._about) + line)
+                return
+            descriptor = files.open_regular(path, os.O_RDWR | os.O_APPEND)
+        except files.NotRegular as error:
+            raise CheckpointError(f"{path}: {error.strerror}") from None
+        try:
+            files.append(descriptor, line if os.fstat(descriptor).st_size else _line(self._about) + line)
         finally:
             os.close(descriptor)
 
@@ -303,12 +307,15 @@ class Search:
         """Take over the journal's trials; with `mend`, cut off a line that a kill tore: that trial is made again."""
         assert self.folder is not None
         path = self.folder / "search.jsonl"
-        if not path.exists():
+        try:
+            content = files.read(path)
+        except FileNotFoundError:
             return
-        content = path.read_bytes()
+        except files.NotRegular as error:
+            raise CheckpointError(f"{path}: {error.strerror}") from None
         whole = content[: content.rfind(b"\n") + 1]
-        if mend and len(whole) < len(content):
-            os.truncate(path, len(whole))
+        if content and not whole:  # a journal begins with a whole line
+            raise CheckpointCorrupt(f"{path}, line 1: it is not what was written there")
         lines = [_parsed(path, number, line) for number, line in enumerate(whole.splitlines())]
         self.results = []
         if not lines:
@@ -322,6 +329,12 @@ class Search:
             raise StateError(f"{path} is the journal of another search.\n  " + "\n  ".join(differ))
         for number, line in enumerate(lines[1:]):
             self.results.append(_result(path, number, line, self.space))
+        if mend and len(whole) < len(content):
+            os.truncate(path, len(whole))
+
+
+def _line(data: Mapping[str, Any]) -> bytes:
+    return json.dumps(data).encode() + b"\n"
 
 
 def _parsed(path: Path, number: int, line: bytes) -> dict[str, Any]:

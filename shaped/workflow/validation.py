@@ -5,6 +5,7 @@ and the result is the same as without the stop.
 """
 
 import math
+import os
 import random
 import statistics
 import zlib
@@ -19,6 +20,7 @@ from jaxtyping import Int64, Shaped
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from shaped import files
 from shaped.checkpoint import generators_kept
 from shaped.checkpoint.codec import from_json, join, split
 from shaped.checkpoint.files import write_small
@@ -251,13 +253,13 @@ class CrossValidator:
     def _kept(self, fold: Fold) -> FoldResult | None:
         """The result of a fold that is finished already."""
         path = None if fold.folder is None else fold.folder / "result.json"
-        if path is None or not path.exists():
+        if path is None or not os.path.lexists(path):
             return None
         try:
-            found = join(from_json(path.read_bytes()), {})
+            found = join(from_json(files.read(path)), {})
             figures = {str(name): float(value) for name, value in found["figures"]}
             same = found["fold"] == self._about(fold)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (files.NotRegular, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointCorrupt(f"{path}: {error}; remove it to train the fold again") from None
         if not same:
             raise CheckpointError(f"{path} is of other data, another split, seed or batch size: choose another folder")

@@ -1,5 +1,6 @@
 """Adapters that PEFT itself reads and writes: its outputs are ours. Runs where it is installed."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from shaped import ParamList, StateError
 from shaped.lora import LoraLinear, adapt, inject, load_adapter, merged, save_adapter
+from shaped.lora.peft import TENSORS
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
 peft = pytest.importorskip("peft")
@@ -82,6 +84,16 @@ def test_peft_loads_an_adapter_of_a_module_and_computes_the_same(tmp_path: Path)
 
     torch.testing.assert_close(theirs(X), module(X))
     torch.testing.assert_close(theirs.merge_and_unload()(X), merged(module)(X))
+
+
+def test_an_adapter_whose_two_files_are_of_different_saves_is_refused(tmp_path: Path) -> None:
+    for name, alpha in (("old", 2.0), ("new", 64.0)):
+        module = Net()
+        inject(module, ["0"], rank=2, alpha=alpha)
+        save_adapter(module, tmp_path / name)
+    os.replace(tmp_path / "new" / TENSORS, tmp_path / "old" / TENSORS)
+    with pytest.raises(StateError, match="are of different saves: lora_alpha = 2"):
+        load_adapter(Net(), tmp_path / "old")
 
 
 def test_an_adapter_of_peft_loads_and_computes_the_same(tmp_path: Path) -> None:

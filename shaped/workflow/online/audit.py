@@ -8,13 +8,13 @@ chain, and `verify_log` names it. Lines cut off at the end leave a whole chain: 
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from shaped import files
 from shaped.checkpoint.codec import from_json, to_json
-from shaped.checkpoint.files import append
 from shaped.errors import CheckpointCorrupt, CheckpointError
 
 _FIRST = "0" * 64
@@ -23,29 +23,46 @@ _FIRST = "0" * 64
 class AuditLog:
     """Appends events to a file, and goes on with the chain of one that is there.
 
-    A last line that a crash left half written is cut off, and the event `recovered` says how long it was.
+    A last line that a crash left half written is cut off, and the event `recovered` says how long it was. A file that
+    is no such log stays as it is.
 
     Args:
         path: The file; its folder is there.
+        only: The events that may be in it, besides `recovered`; None for any.
 
     Raises:
-        CheckpointCorrupt: The chain is broken; the message names the line.
+        CheckpointCorrupt: The chain is broken, or the file is no log at all; the message names the line.
+        CheckpointError: It is a link, a pipe or a folder, or has other events. Nothing has changed.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, only: Collection[str] | None = None) -> None:
         self.path = Path(path)
-        self.count, self.head, self.size, torn = 0, _FIRST, 0, 0
-        if self.path.exists():
-            content = self.path.read_bytes()
+        self.count, self.head, self.size = 0, _FIRST, 0
+        if not os.path.lexists(self.path):
+            return
+        descriptor = _opened(self.path)
+        try:
+            _hold(descriptor)  # a line that another writes at this moment is not torn
+            content = files.read(self.path)
             whole = content.rfind(b"\n") + 1
-            torn = len(content) - whole
-            if torn:
-                os.truncate(self.path, whole)
-            self.size = whole
-            for entry in events(self.path):
+            for entry in _entries(self.path, content[:whole]):
                 self.count, self.head = self.count + 1, entry["hash"]
+                if only is not None and entry["event"] not in (*only, "recovered"):
+                    raise CheckpointError(f"{self.path} has the event {entry['event']!r}, so it is another log")
+            self.size, torn = whole, content[whole:]
+            if torn:
+                self._check_torn(torn)
+                os.ftruncate(descriptor, whole)
+        finally:
+            os.close(descriptor)
         if torn:
-            self.append("recovered", bytes=torn)
+            self.append("recovered", bytes=len(torn))
+
+    def _check_torn(self, torn: bytes) -> None:
+        """Whether the rest after the last whole line may be one of ours that a crash tore."""
+        # The first line is never torn (see `append`), and what is whole JSON was written so by somebody else.
+        if self.count == 0 or not torn.startswith(b"{") or _is_json(torn):
+            raise CheckpointCorrupt(f"{self.path}, line {self.count + 1}: it is not what was written there")
 
     def append(self, event: str, **data: Any) -> Mapping[str, Any]:
         """Write an event, flushed to the disk, and return its line as data.
@@ -61,20 +78,48 @@ class AuditLog:
         body = {"n": self.count, "time": now, "event": event, "data": data, "previous": self.head}
         head = hashlib.sha256(to_json(body)).hexdigest()
         entry = {**body, "hash": head}
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            _hold(descriptor)
-            if os.fstat(descriptor).st_size != self.size:
-                raise CheckpointError(f"{self.path} was written to by another since it was opened: open it again")
-            append(descriptor, line := to_json(entry) + b"\n")
-            self.size += len(line)
-        finally:
-            os.close(descriptor)
+        line = to_json(entry) + b"\n"
+        if not self.size and not os.path.lexists(self.path):  # so that a log never stands there without a whole line
+            try:
+                files.create(self.path, line)
+            except FileExistsError:
+                raise self._written_to() from None
+        else:
+            self._append(line)
+        self.size += len(line)
         self.count, self.head = self.count + 1, head
         return entry
 
+    def _append(self, line: bytes) -> None:
+        descriptor = _opened(self.path)
+        try:
+            _hold(descriptor)
+            if os.fstat(descriptor).st_size != self.size:
+                raise self._written_to()
+            files.append(descriptor, line)
+        finally:
+            os.close(descriptor)
+
+    def _written_to(self) -> CheckpointError:
+        return CheckpointError(f"{self.path} was written to by another since it was opened: open it again")
+
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
         return events(self.path)
+
+
+def _opened(path: Path) -> int:
+    try:
+        return files.open_regular(path, os.O_RDWR | os.O_APPEND)
+    except files.NotRegular as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from None
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        from_json(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _hold(descriptor: int) -> None:
@@ -92,9 +137,19 @@ def events(path: str | Path) -> Iterator[Mapping[str, Any]]:
     Raises:
         CheckpointCorrupt: A line is not what was written; the message names it.
     """
-    path, head = Path(path), _FIRST
-    lines = path.read_bytes().splitlines() if path.exists() else []
-    for number, line in enumerate(lines):
+    path = Path(path)
+    try:
+        content = files.read(path)
+    except FileNotFoundError:
+        return
+    except files.NotRegular as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from None
+    yield from _entries(path, content)
+
+
+def _entries(path: Path, content: bytes) -> Iterator[Mapping[str, Any]]:
+    lines, head = content.split(b"\n"), _FIRST
+    for number, line in enumerate(lines if lines[-1] else lines[:-1]):
         try:
             entry = from_json(line)
             said = entry.pop("hash")

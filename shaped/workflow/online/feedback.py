@@ -13,10 +13,13 @@ from torch import Tensor
 
 from shaped.arguments import whole
 from shaped.checkpoint.codec import join, split
-from shaped.errors import ShapedError, ShapeError, nearest
+from shaped.errors import ShapeError, nearest
 from shaped.workflow.online.audit import AuditLog
 
 Example = tuple[Tensor, ...]
+
+
+_EVENTS = ("ask", "answer", "take")
 
 
 class Feedback:
@@ -32,14 +35,14 @@ class Feedback:
         path: The file; one that is there is gone on with.
 
     Raises:
-        CheckpointCorrupt: The file is not what was written.
+        CheckpointCorrupt: The file is not what was written. CheckpointError: It is another log; it is as it was.
     """
 
     def __init__(self, path: str | Path) -> None:
         self._read(Path(path))
 
     def _read(self, path: Path) -> None:
-        self._log = AuditLog(path)
+        self._log = AuditLog(path, only=_EVENTS)
         self._asked: dict[str, Example] = {}
         self._complete: dict[str, Example] = {}
         for event in self._log:
@@ -119,8 +122,6 @@ class Feedback:
         elif event == "take":
             for key in data["keys"]:
                 del self._complete[key]
-        elif event != "recovered":
-            raise ShapedError(f"{self._log.path} has the event {event!r}, so it is no feedback")
 
 
 def _forms(example: Sequence[Tensor]) -> list[str]:

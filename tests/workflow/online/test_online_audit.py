@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from shaped.errors import CheckpointCorrupt, CheckpointError, RunLocked
-from shaped.workflow.online import AuditLog, Versions, verify_log
+from shaped.workflow.online import AuditLog, Feedback, Versions, verify_log
 from shaped.workflow.online import versions as versions
 
 
@@ -61,6 +61,57 @@ def test_a_line_that_a_crash_tore_is_cut_off_and_said_to_be(tmp_path: Path) -> N
     assert path.read_bytes().startswith(whole)
     assert [(e["event"], e["data"]) for e in again][-1] == ("recovered", {"bytes": 10})
     assert verify_log(path) == 4
+
+
+@pytest.mark.parametrize(
+    "content",
+    [bytes(range(11, 256)) * 9, b"one\ntwo, without a newline", b'{"a": 1}', b'{"data":{},"ev', b"{", b"\x00" * 30],
+)
+@pytest.mark.parametrize("kind", [AuditLog, Feedback])
+def test_a_file_that_is_no_log_is_refused_and_stays_as_it_was(kind: Any, content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "notes"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointCorrupt, match="line 1: it is not what was written there"):
+        kind(path)
+
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("tail", [b"my own note", b'{"a": 1}'])
+def test_a_rest_that_no_crash_tore_is_not_cut_off(tail: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    three(path)
+    content = path.read_bytes() + tail
+    path.write_bytes(content)
+    with pytest.raises(CheckpointCorrupt, match="line 4"):
+        AuditLog(path)
+
+    assert path.read_bytes() == content
+
+
+def test_feedback_changes_nothing_in_the_torn_log_of_another(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    three(path)
+    content = path.read_bytes() + b'{"data":{"i"'
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="has the event 'step', so it is another log"):
+        Feedback(path)
+
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_a_log_that_is_no_regular_file_is_refused_and_not_waited_for(kind: str, tmp_path: Path) -> None:
+    path, other = tmp_path / "audit.jsonl", tmp_path / "other"
+    three(other)
+    content = other.read_bytes()
+    {"link": lambda: path.symlink_to(other), "pipe": lambda: os.mkfifo(path), "folder": path.mkdir}[kind]()
+    with pytest.raises(CheckpointError, match=f"it is a {kind} and no regular file"):
+        AuditLog(path)
+    with pytest.raises(CheckpointError, match=f"it is a {kind} and no regular file"):
+        verify_log(path)
+
+    assert other.read_bytes() == content
 
 
 def state(value: float) -> dict[str, Any]:

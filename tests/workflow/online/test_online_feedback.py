@@ -77,7 +77,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(
 
 def test_a_log_of_something_else_is_no_feedback(tmp_path: Path) -> None:
     AuditLog(tmp_path / "audit.jsonl").append("commit")
-    with pytest.raises(Exception, match="has the event 'commit', so it is no feedback"):
+    with pytest.raises(Exception, match="has the event 'commit', so it is another log"):
         Feedback(tmp_path / "audit.jsonl")
 
 
