@@ -46,10 +46,12 @@ def prove_setting(
     setting: Setting, assume: Sequence[str] = (), static: Sequence[str] | Mapping[str, int] = ()
 ) -> Proof:
     """Prove a function at given dtypes, device and gradient mask. The rest is as for `prove`."""
-    from shaped.proof.search import Search  # brings sympy and the tracer: a second that `import shaped` need not take
+    # These bring sympy and the tracer: a second that `import shaped` need not take.
+    from shaped.proof.isolation import proving
+    from shaped.proof.ranks import prove_ranks
+    from shaped.proof.search import Search
 
-    if setting.signature.axes:
-        from shaped.proof.ranks import prove_ranks
-
-        return prove_ranks(setting, assume, static)
-    return Search(setting, assume, static).proof()
+    with proving():
+        if setting.signature.axes:
+            return prove_ranks(setting, assume, static)
+        return Search(setting, assume, static).proof()

@@ -4,32 +4,24 @@ Each dimension name gets its own symbol with its own hint, so `hidden == pixels`
 question that torch or the user's Python asks about sizes goes through `_Questions.evaluate_expr`: it reads guards.
 """
 
-import builtins
-import logging
-import math
-import threading
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property, partial
+from functools import cached_property
 from typing import Any
 
-import jaxtyping
 import sympy
 import torch
 from torch import SymInt, Tensor
-from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.source import ConstantSource
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
 from shaped.errors import Goal, Source, Unprovable
 from shaped.proof.arithmetic import constant, divided_exactly, divisions, holds, whole
 from shaped.proof.fake import RememberingMode
+from shaped.proof.isolation import note_asking
 from shaped.proof.source import Place, place_of_caller
 from shaped.shapes import Dim, Entry
-
-_PATCHED = threading.RLock()  # tracing patches math.sqrt for the time being: one trace at a time
 
 
 @dataclass(frozen=True)
@@ -86,6 +78,7 @@ class _Questions(ShapeEnv):
         if len(self.guards) > before:
             place = place_of_caller()
             if self.refuse is not None and isinstance(answer, int | sympy.Integer) and not isinstance(answer, bool):
+                note_asking(sys._getframe(1))
                 if self.notice is not None:
                     self.notice(orig_expr, True)
                 raise self.refuse(orig_expr, place)  # a size was read as a plain number: range(n), int(n)
@@ -134,14 +127,20 @@ class World:
     def __init__(self, names: Sequence[str], plan: Plan) -> None:
         self.names = tuple(names)
         self.plan = plan
+        self.begin()
+
+    def begin(self) -> None:
+        """Make symbols; forget those of a run that was broken off."""
+        before: _Questions | None = getattr(self, "env", None)
         self.env = _Questions(duck_shape=False)
+        self.env.notice = before.notice if before is not None else None
         self.env.refuse = self._specialised
         self.mode = RememberingMode(self.env)
         self.symbols: dict[sympy.Symbol, str] = {}  # torch's symbol to the name it stands for
         self.values: dict[str, int | SymInt] = {}
         self.hints: dict[sympy.Symbol, int] = {}
         self._shown: dict[Any, str] = {}
-        for name in names:
+        for name in self.names:
             self._value(name)
 
     def _value(self, name: str) -> int | SymInt:
@@ -344,71 +343,3 @@ def _python(e: Any) -> str:
 def _factor(e: Any) -> str:
     text = _python(e)
     return f"({text})" if isinstance(e, sympy.Add) or (" % " in text) or ("//" in text) else text
-
-
-def _either(original: Callable[..., Any], symbolic: Callable[[Any], Any], *args: Any) -> Any:
-    """A function of `math`, or its symbolic form for a size."""
-    if len(args) == 1 and isinstance(args[0], torch.SymInt | torch.SymFloat):
-        return symbolic(args[0])
-    return original(*args)
-
-
-def _length(original: Callable[[Any], int], thing: Any) -> Any:
-    """`len`, which of a tensor may be a size: the C code beneath `__len__` would read it as a plain number."""
-    size: Any = thing.shape[0] if isinstance(thing, Tensor) and thing.dim() else None
-    return size if isinstance(size, SymInt) else original(thing)
-
-
-_sym_log2: Callable[[Any], Any] = vars(torch)["_sym_log2"]
-_SYMBOLIC: dict[str, Callable[[Any], Any]] = {
-    "sqrt": torch.sym_sqrt,
-    "log2": _sym_log2,
-    "log": lambda x: _sym_log2(x) * math.log(2.0),
-    "log10": lambda x: _sym_log2(x) * (math.log(2.0) / math.log(10.0)),
-}
-
-
-@cache
-def _start_autograd() -> None:
-    """One backward pass on a real number, before the first on tensors without data.
-
-    A first backward pass on those starts autograd's device threads (torch 2.15), and then no forked child can use it.
-    """
-    x = torch.zeros((), requires_grad=True)
-    torch.autograd.grad(x * x, x)
-
-
-@contextmanager
-def tracing() -> Iterator[None]:
-    """Settings of a trace: `math.sqrt`, logarithms and `len` stay symbolic; torch logs no failed meta function.
-
-    The Python dispatcher keeps composite operations (matmul) from reading symbolic sizes as numbers in C++.
-    """
-    loggers = [
-        logging.getLogger(f"torch.{name}") for name in ("_subclasses.fake_tensor", "fx.experimental.symbolic_shapes")
-    ]
-    with _PATCHED, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        levels, unchecked = [logger.level for logger in loggers], jaxtyping.config.jaxtyping_disable
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        originals, length = {name: getattr(math, name) for name in _SYMBOLIC}, builtins.len
-        for name, symbolic in _SYMBOLIC.items():
-            setattr(math, name, partial(_either, originals[name], symbolic))
-        builtins.len = partial(_length, length)  # Python makes a plain number of what `len` of an object is
-        setattr(SymInt, "__divmod__", lambda a, b: (a // b, a % b))  # noqa: B010
-        setattr(SymInt, "__rdivmod__", lambda a, b: (b // a, b % a))  # noqa: B010
-        jaxtyping.config.update("jaxtyping_disable", True)  # its checks would ask for each size; ours are in claims.py
-        try:
-            with enable_python_dispatcher(), torch.inference_mode(False), torch.enable_grad():
-                _start_autograd()
-                yield
-        finally:
-            for name, original in originals.items():
-                setattr(math, name, original)
-            builtins.len = length
-            delattr(SymInt, "__divmod__")
-            delattr(SymInt, "__rdivmod__")
-            jaxtyping.config.update("jaxtyping_disable", unchecked)
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)

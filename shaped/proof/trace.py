@@ -10,18 +10,20 @@ import sympy
 import torch
 from torch import SymInt, Tensor
 from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from shaped.proof.arithmetic import holds
 from shaped.proof.broadcast import Broadcasts, Pairs
 from shaped.proof.claims import Broken, Claims
+from shaped.proof.isolation import follow, tracing
 from shaped.proof.proof import PLAIN
 from shaped.proof.rewrites import Rewrites
 from shaped.proof.setting import Setting, Step, checking
 from shaped.proof.source import Place, place_of_caller
-from shaped.proof.symbolic import Question, World, tracing
+from shaped.proof.symbolic import Question, World
+from shaped.proof.tracer import graph_of
 from shaped.shapes import Signature, TensorSpec, annotated_part, dtype_name
 from shaped.strategies import Pass, refuse_shapes
 
@@ -98,8 +100,12 @@ class Recorder(TorchFunctionMode):
     def __init__(self, world: World, replacement: Replacement | None = None) -> None:
         super().__init__()
         self.world = world
-        self.calls = 0
         self._replacement = replacement
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget a run that was broken off."""
+        self.calls = 0
         self.replaced = ""  # the shape of what a replacement put in
         self.steps: list[Step] = []
         self.call: Call | None = None  # the one under way, or the last
@@ -195,6 +201,17 @@ class Trace:
 
 def trace(setting: Setting, world: World, recorder: Recorder) -> Trace:
     """Trace forward and, for a loss, backward. Raises whatever the function raises; `recorder` knows where it was."""
+    found: Trace = follow(partial(_trace, setting, world, recorder), partial(_begin, world, recorder))
+    return found
+
+
+def _begin(world: World, recorder: Recorder | None) -> None:
+    world.begin()
+    if recorder is not None:
+        recorder.begin()
+
+
+def _trace(setting: Setting, world: World, recorder: Recorder) -> Trace:
     with tracing():  # out of the caller's inference mode
         tensors = world.tensors(setting.signature.entries, setting.dtypes, setting.mask, setting.device)
     missing: list[int] = []
@@ -227,7 +244,7 @@ def trace(setting: Setting, world: World, recorder: Recorder) -> Trace:
     recorder.claims = Claims(world, getattr(function, "__code__", None))
     versions = [tensor._version for tensor in tensors]
     with tracing(), world.mode:  # beneath make_fx's own mode, for factories such as torch.ones(seq, seq)
-        graph = make_fx(joint, tracing_mode="real", _allow_non_fake_inputs=True)(*tensors)
+        graph = graph_of(joint, tensors)
     _mark_plain_loss(graph, setting)
     changed = [i for i, version in enumerate(versions) if tensors[i]._version != version]
     refused = [setting.signature.entries[i].path for i in changed if not setting.may_write(i)]
@@ -264,6 +281,10 @@ def _mark_plain_loss(graph: GraphModule, setting: Setting) -> None:
 
 def run_forward(setting: Setting, world: World, recorder: Recorder | None = None) -> None:
     """The forward pass alone, checked against the declared result: to find a plan, and for branches not taken."""
+    follow(partial(_run_forward, setting, world, recorder), partial(_begin, world, recorder))
+
+
+def _run_forward(setting: Setting, world: World, recorder: Recorder | None) -> None:
     with tracing():
         tensors = world.tensors(setting.signature.entries, setting.dtypes, setting.mask, setting.device)
     if recorder is not None:

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.fx.experimental.proxy_tensor import make_fx
 
+from shaped.proof.isolation import tracing
 from shaped.proof.proof import count_operations
 from shaped.proof.setting import Setting
-from shaped.proof.symbolic import Plan, World, tracing
+from shaped.proof.symbolic import Plan, World
+from shaped.proof.tracer import graph_of
 from shaped.shapes import TensorSpec
 from shaped_kernels import adam_reference
 
@@ -41,7 +42,7 @@ def _trace_update(setting: Setting, names: Sequence[str], index: int, plan: Plan
         return new[:3]
 
     with tracing(), torch.no_grad():
-        graph = make_fx(update, tracing_mode="real", _allow_non_fake_inputs=True)(p, g, m, v)
+        graph = graph_of(update, (p, g, m, v))
     outputs = next(node for node in graph.graph.nodes if node.op == "output").args[0]
     for result in outputs:
         value = result.meta["val"]

@@ -10,7 +10,8 @@ from torch import SymInt, Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
-from shaped.proof.symbolic import Plan, World, tracing
+from shaped.proof.isolation import tracing
+from shaped.proof.symbolic import Plan, World
 
 NAMES = ("b", "h", "s", "d")
 HINTS = {"b": 240, "h": 336, "s": 528, "d": 624}

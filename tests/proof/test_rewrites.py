@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from shaped import ParamList, ProofError, ScalarTrainer, init, prove
+from shaped.proof.isolation import tracing
 from shaped.proof.rewrites import Rewrites, batch_norm, cross_entropy, one_hot
-from shaped.proof.symbolic import Plan, World, tracing
+from shaped.proof.symbolic import Plan, World
 
 EXACT: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-12}  # float64, a few roundings
 

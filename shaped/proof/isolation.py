@@ -1,0 +1,233 @@
+"""What a trace needs of Python and of libraries, for its own thread and for as long as it lasts.
+
+`math.sqrt(seq)` and `len(x)` make plain numbers of sizes in C. So the modules whose code asks for one get names of
+their own instead, which do the same wherever no size is symbolic: neither `builtins` nor `math` is touched. jaxtyping's
+checks, torch's warnings and its logs are switched by a context variable, which other threads do not see.
+"""
+
+import builtins
+import logging
+import math
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache, partial
+from types import FrameType, ModuleType
+from typing import Any
+
+import jaxtyping
+import torch
+from torch import SymInt, Tensor
+from torch._dispatch.python import enable_python_dispatcher
+
+_ONE_AT_A_TIME = threading.RLock()  # torch's tracer keeps state that threads share
+_active: ContextVar[bool] = ContextVar("active", default=False)
+# The globals of modules that get names of their own, as far as they are known in the proof under way.
+_asking: ContextVar[list[dict[str, Any]] | None] = ContextVar("asking", default=None)
+
+
+def _either(original: Callable[..., Any], symbolic: Callable[[Any], Any], *args: Any) -> Any:
+    """A function of `math`, or its symbolic form for a size."""
+    if len(args) == 1 and isinstance(args[0], torch.SymInt | torch.SymFloat):
+        return symbolic(args[0])
+    return original(*args)
+
+
+def _length(thing: Any) -> Any:
+    """`len`, which of a tensor may be a size: the C code beneath `__len__` would read it as a plain number."""
+    size: Any = thing.shape[0] if isinstance(thing, Tensor) and thing.dim() else None
+    return size if isinstance(size, SymInt) else len(thing)
+
+
+def _divided(a: Any, b: Any) -> Any:
+    """`divmod`, which sizes do not have."""
+    return (a // b, a % b) if isinstance(a, SymInt) or isinstance(b, SymInt) else divmod(a, b)
+
+
+_sym_log2: Callable[[Any], Any] = vars(torch)["_sym_log2"]
+_SYMBOLIC: dict[str, Callable[..., Any]] = {
+    "sqrt": partial(_either, math.sqrt, torch.sym_sqrt),
+    "log2": partial(_either, math.log2, _sym_log2),
+    "log": partial(_either, math.log, lambda x: _sym_log2(x) * math.log(2.0)),
+    "log10": partial(_either, math.log10, lambda x: _sym_log2(x) * (math.log(2.0) / math.log(10.0))),
+}
+
+
+class _Math(ModuleType):
+    """`math`, with functions that keep sizes symbolic in the thread that traces."""
+
+    def __getattribute__(self, name: str) -> Any:
+        return _SYMBOLIC[name] if name in _SYMBOLIC and _active.get() else getattr(math, name)
+
+
+_INSTEAD: dict[int, Any] = {
+    id(math): _Math("math"),
+    **{id(getattr(math, name)): function for name, function in _SYMBOLIC.items()},
+}
+_BUILTINS: dict[str, Callable[..., Any]] = {"len": _length, "divmod": _divided}
+
+
+class Asks(BaseException):
+    """Ends a run in which another module asks for a size; no `except Exception` of the user's stops it."""
+
+    def __init__(self, module: dict[str, Any]) -> None:
+        self.module = module
+
+
+def note_asking(frame: FrameType | None) -> None:
+    """Raise `Asks` if the code that reads a size as a number may do so by `len` or `math` as they are in C."""
+    asking = _asking.get()
+    while frame is not None and _is_below(frame):
+        frame = frame.f_back
+    if frame is None or asking is None or any(frame.f_globals is module for module in asking):
+        return
+    names = frame.f_code.co_names
+    if any(name in _BUILTINS or id(frame.f_globals.get(name)) in _INSTEAD for name in names):
+        raise Asks(frame.f_globals)
+
+
+def _is_below(frame: FrameType) -> bool:
+    """Whether a frame is part of how a symbolic size becomes a number."""
+    name = str(frame.f_globals.get("__name__"))
+    return name == "torch" or name.startswith(("torch.fx.", "shaped.proof."))
+
+
+def follow(run: Callable[[], Any], begin: Callable[[], None]) -> Any:
+    """Run, and begin again with more modules' names changed as long as others ask for sizes."""
+    token = _asking.set([*(_asking.get() or [])]) if _asking.get() is None else None
+    try:
+        while True:
+            try:
+                return run()
+            except Asks as asks:
+                _learn(asks.module)
+            except TypeError as error:
+                last = error.__traceback__
+                while last is not None and last.tb_next is not None:
+                    last = last.tb_next
+                if "divmod()" not in str(error) or last is None or not _learn(last.tb_frame.f_globals):
+                    raise
+            begin()
+    finally:
+        if token is not None:
+            _asking.reset(token)
+
+
+def _learn(module: dict[str, Any]) -> bool:
+    """Remember that a module asks; False where that is known already."""
+    asking = _asking.get()
+    if asking is None or any(module is known for known in asking):
+        return False
+    asking.append(module)
+    return True
+
+
+@contextmanager
+def proving() -> Iterator[None]:
+    """The time of one proof, in whose runs the same modules ask."""
+    token = _asking.set([])
+    try:
+        yield
+    finally:
+        _asking.reset(token)
+
+
+@contextmanager
+def tracing() -> Iterator[None]:
+    """The time of one run: sizes stay symbolic, and nothing is said of what torch does not know of them.
+
+    The Python dispatcher keeps composite operations (matmul) from reading symbolic sizes as numbers in C++.
+    """
+    with _ONE_AT_A_TIME, _renamed(_asking.get() or ()), _hushed():
+        token = _active.set(True)
+        try:
+            with enable_python_dispatcher(), torch.inference_mode(False), torch.enable_grad():
+                _start_autograd()
+                yield
+        finally:
+            _active.reset(token)
+
+
+@contextmanager
+def _renamed(modules: Any) -> Iterator[None]:
+    """The names of these modules, by which they ask for sizes, changed and changed back."""
+    changed: list[tuple[dict[str, Any], str, Any, bool]] = []
+    try:
+        for module in modules:
+            for name, function in _BUILTINS.items():
+                if module.get(name, vars(builtins)[name]) is vars(builtins)[name]:
+                    changed.append((module, name, module.get(name), name in module))
+                    module[name] = function
+            for name, value in list(module.items()):
+                if id(value) in _INSTEAD:
+                    changed.append((module, name, value, True))
+                    module[name] = _INSTEAD[id(value)]
+        yield
+    finally:
+        for module, name, value, was in reversed(changed):
+            if was:
+                module[name] = value
+            else:
+                del module[name]
+
+
+class _Config(type(jaxtyping.config)):  # type: ignore[misc]
+    """jaxtyping's switches; within a trace its checks are off, since they would ask for each size. Ours: claims.py."""
+
+    @property
+    def jaxtyping_disable(self) -> bool:
+        """Whether no check is run in this thread."""
+        return _active.get() or bool(self.__dict__["jaxtyping_disable"])
+
+    @jaxtyping_disable.setter
+    def jaxtyping_disable(self, value: bool) -> None:
+        self.__dict__["jaxtyping_disable"] = value
+
+
+class _Here:
+    """In a warning's filter, what stands for the pattern: any text, in the thread that traces."""
+
+    def match(self, _: str) -> bool:
+        return _active.get()
+
+
+def _not_here(_: logging.LogRecord) -> bool:
+    return not _active.get()
+
+
+_IGNORED: Any = ("ignore", _Here(), Warning, None, 0)
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Without warnings, checks of jaxtyping, and logs of failed shape functions, in this thread."""
+    loggers = [
+        logging.getLogger(f"torch.{name}") for name in ("_subclasses.fake_tensor", "fx.experimental.symbolic_shapes")
+    ]
+    outermost, was = not _active.get(), type(jaxtyping.config)
+    if outermost:
+        for logger in loggers:
+            logger.addFilter(_not_here)
+        warnings.filters.insert(0, _IGNORED)  # type: ignore[attr-defined]
+        jaxtyping.config.__class__ = _Config
+    try:
+        yield
+    finally:
+        if outermost:
+            jaxtyping.config.__class__ = was
+            if _IGNORED in warnings.filters:  # another thread's catch_warnings may have put its own list there
+                warnings.filters.remove(_IGNORED)  # type: ignore[attr-defined]
+            for logger in loggers:
+                logger.removeFilter(_not_here)
+
+
+@cache
+def _start_autograd() -> None:
+    """One backward pass on a real number, before the first on tensors without data.
+
+    A first backward pass on those starts autograd's device threads (torch 2.15), and then no forked child can use it.
+    """
+    x = torch.zeros((), requires_grad=True)
+    torch.autograd.grad(x * x, x)

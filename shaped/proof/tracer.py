@@ -1,0 +1,51 @@
+"""torch's make_fx, without what it changes for the whole process while it runs.
+
+`torch.fx.Tracer.trace` exchanges `nn.Module.__call__` and raises a flag on which compiled functions of other threads
+fail. Neither is needed for a trace of operations.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule
+from torch.fx.experimental.proxy_tensor import PythonKeyTracer, _MakefxTracer
+
+
+class _Quiet(_MakefxTracer):
+    """make_fx's own, with another way to trace."""
+
+    @contextmanager
+    def _init_modes_from_inputs(self, f: Callable[..., Any], args: tuple[Any, ...]) -> Iterator[None]:
+        with super()._init_modes_from_inputs(f, args):
+            assert self.fx_tracer is not None
+            self.fx_tracer.trace = partial(_trace, self.fx_tracer)  # type: ignore[method-assign]
+            yield
+
+
+def _trace(tracer: PythonKeyTracer, root: Callable[..., Any], placeholders: tuple[Any, ...]) -> Graph:
+    """As `Tracer.trace` does for a function."""
+    tracer.root = nn.Module()
+    tracer.graph = Graph(tracer_cls=PythonKeyTracer)
+    tracer.tensor_attrs = {}
+    function, arguments = tracer.create_args_for_root(root, False, placeholders)  # type: ignore[arg-type]
+    result = tracer.create_arg(function(*arguments))
+    tracer.create_node("output", "output", (result,), {})
+    return tracer.graph
+
+
+def graph_of(function: Callable[..., Any], tensors: Sequence[Tensor]) -> GraphModule:
+    """The operations that a function runs on these tensors, as a graph."""
+    made = _Quiet(
+        decomposition_table=None,
+        tracing_mode="real",
+        _allow_non_fake_inputs=True,
+        pre_dispatch=False,
+        record_module_stack=False,
+        _allow_fake_constant=False,
+        _error_on_data_dependent_ops=True,
+    ).trace(function, *tensors)
+    assert isinstance(made, GraphModule)
+    return made
