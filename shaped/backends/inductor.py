@@ -1,4 +1,5 @@
-"""Lowering: one flat function of tensors to one compiled callable. The only file that names Inductor.
+"""Lowering: one flat function of tensors to one compiled callable. Only this file and `lowerings.py` name
+Inductor.
 
 The function is traced with Inductor's decompositions, at concrete sizes or with symbols for the free ones, made
 functional (writes become copies at the end) and given to Inductor's inner compiler. What comes back is called
@@ -14,13 +15,13 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from shaped.backends.executors import CompileError, Lowered, Run
+from shaped.backends.lowerings import MENDED, mended
 from shaped.backends.products import choose_products
 from shaped.errors import ShapedError, first_line
 
@@ -156,52 +157,11 @@ def _settings() -> Iterator[None]:
 
     # Torch's on-disk cache goes by the settings too. This one has an entry for a function that there is not, so that no
     # code is found there that was made without what is mended here.
-    cacheable = {**config.unsafe_marked_cacheable_functions, "shaped": "tiles mended, parts kept"}
+    cacheable = {**config.unsafe_marked_cacheable_functions, "shaped": MENDED}
     ours = config.patch(size_asserts=False, unsafe_marked_cacheable_functions=cacheable)
-    with torch.no_grad(), warnings.catch_warnings(), ours, _tiles_mended(), _parts_kept():
+    with torch.no_grad(), warnings.catch_warnings(), ours, mended():
         warnings.simplefilter("ignore")
         yield
-
-
-def _tiles_mended() -> contextlib.AbstractContextManager[Any]:
-    """For torch before 2.15, whose C++ loops over tiles add at another index than the one computed.
-
-    Where a loop has several threads, `store` moves the index by the place in the tile, and the index is moved again
-    when it is made a vector. Such an addition must skip the first.
-    """
-    if torch.__version__ >= "2.15":  # compared as versions
-        return contextlib.nullcontext()
-    from torch._inductor import config
-    from torch._inductor.codegen.cpp import CppTile2DKernel, CppVecKernel
-
-    theirs = CppTile2DKernel.store
-
-    def store(self: Any, name: str, index: Any, value: Any, mode: Any = None) -> None:
-        adds = mode == "atomic_add" and (config.cpp.dynamic_threads or self.num_threads != 1)
-        of = CppVecKernel.store if adds and not self.need_vec_transpose(self.rename_indexing(index)) else theirs
-        of(self, name, index, value, mode)
-
-    return patch.object(CppTile2DKernel, "store", store)
-
-
-def _parts_kept() -> contextlib.AbstractContextManager[Any]:
-    """Keep operations from writing in place into a part of a concatenation, which lies in the memory of the whole.
-
-    What is written there would count as a buffer of its own, whose memory is given to another while the whole is still
-    in use: silently wrong numbers (torch 2.11 to 2.15).
-    """
-    from torch._inductor.codegen.wrapper import PythonWrapperCodegen
-    from torch._inductor.ir import NonOwningLayout
-
-    theirs = PythonWrapperCodegen.can_reuse
-
-    def can_reuse(self: Any, buffer: Any, output: Any = None) -> bool:
-        in_place = output is not None and getattr(buffer, "node", None) is not None
-        if in_place and isinstance(buffer.node.get_output_spec(), NonOwningLayout):
-            return False
-        return bool(theirs(self, buffer, output))
-
-    return patch.object(PythonWrapperCodegen, "can_reuse", can_reuse)
 
 
 def _compiled(graph: GraphModule, examples: Sequence[Any], mode: Any) -> Run:

@@ -1,13 +1,15 @@
 """Values that an operation cannot take (an index out of range, an integer divided by zero), found within the graph.
 
 Generated code wraps -1 where eager raises, reads on where nothing is, or throws inside of a parallel loop, which ends
-the process. So a graph is run here operation by operation while it is traced: each index is compared with the size of
+the process; and torch's decompositions drop what its kernels check (a probability above 1, a singular matrix). So a
+graph is run here operation by operation while it is traced: each index is compared with the size of
 what it is for and then clamped into it, and whether all were right is one more result. Where an index is known to be in
 range Inductor leaves its own check out. It costs 1.6 us of 82 in a step of an MLP (median ratio of 31 rounds 1.018; of
 a small GPT 1.003; torch 2.13.0, one thread of a busy 2-core machine).
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +23,20 @@ _ALONG = (
     *("gather", "scatter", "scatter_add", "scatter_reduce"),
 )
 _DIVISIONS = ("floor_divide", "remainder", "fmod")
+
+
+def _probable(p: Tensor) -> Tensor:
+    return (p >= 0) & (p <= 1)  # NaN is neither
+
+
+# Values that torch's kernels refuse: positions of the arguments, what is right, and the same in words.
+_DOMAINS: dict[str, tuple[tuple[int, ...], Callable[[Tensor], Tensor], str]] = {
+    "binary_cross_entropy": ((0, 1), _probable, "inputs and targets between 0 and 1"),
+    "bernoulli": ((0, 1), _probable, "probabilities between 0 and 1"),
+    "normal": ((1,), lambda std: std >= 0, "standard deviations of at least 0"),
+    "poisson": ((0,), lambda rate: rate >= 0, "rates of at least 0"),
+    "multinomial": ((0,), lambda w: (w >= 0) & w.isfinite(), "finite weights of at least 0"),
+}
 
 
 @dataclass(frozen=True)
@@ -45,11 +61,13 @@ class Check:
     """One comparison: what an operation took, and whether it may."""
 
     operation: str
-    values: Tensor
+    values: Tensor | None  # None where the program asserts something of its own
     right: Tensor  # of the shape of `values`
     wanted: str
 
     def __str__(self) -> str:
+        if self.values is None:
+            return self.wanted
         wrong = self.values[~self.right][0].item()
         return f"{self.operation} takes {self.wanted}, and got {wrong}"
 
@@ -66,7 +84,20 @@ class Checked(Interpreter):
         """Run one operation, on values that it can take."""
         if isinstance(target, torch._ops.OpOverload):
             name = target._schema.name.removeprefix("aten::").removesuffix("_")  # in place or not
-            taken = list(args)
+            if name == "_assert_async":
+                said = args[1] if len(args) > 1 else "an assertion of the program does not hold"
+                self.checks.append(Check(name, None, args[0] != 0, said))
+                return None
+            if name == "_linalg_check_errors":
+                self.checks.append(
+                    Check(args[1], args[0], args[0] == 0, "a matrix that is regular, with 0 as its info")
+                )
+                return None
+            taken = self._hold_domains(name, args)
+            if name == "masked_scatter":
+                count, most = args[1].expand(args[0].shape).sum(), args[2].numel()
+                self.checks.append(Check(name, count, count <= most, "a mask with no more True than there are values"))
+                taken[1] = args[1] & (count <= most)
             for place in _places(name, args):
                 taken[place.at] = self._in_range(name, args[place.at], place)
             if name in ("index", "index_put"):
@@ -88,6 +119,25 @@ class Checked(Interpreter):
         """What the first check that failed says; of a run on values, not of a trace."""
         wrong = (str(check) for check in self.checks if not check.right.all())
         return next(wrong, "an index that was drawn at random is out of range")
+
+    def _hold_domains(self, name: str, args: Sequence[Any]) -> list[Any]:
+        """The arguments with 1 for every value that the kernel refuses."""
+        taken = list(args)
+        positions, right, wanted = _DOMAINS.get(name, ((), _probable, ""))
+        if name == "bernoulli" and len(args) > 1:  # of p, not of what it is written into
+            positions = (1,)
+        for i in positions:
+            if i < len(args) and isinstance(args[i], Tensor):
+                verdict = right(args[i])
+                self.checks.append(Check(name, args[i], verdict, wanted))
+                taken[i] = torch.where(verdict, args[i], torch.ones_like(args[i]))
+        if name == "multinomial":
+            there, least = (taken[0] > 0).sum(-1, keepdim=True), 1 if len(args) > 2 and args[2] else args[1]
+            self.checks.append(
+                Check(name, there, there >= least, "as many weights above 0 as it draws, or replacement")
+            )
+            taken[0] = torch.where(there >= least, taken[0], torch.ones_like(taken[0]))
+        return taken
 
     def _in_ranges(self, name: str, table: Tensor, indices: Sequence[Tensor | None]) -> list[Tensor | None]:
         """An index for each of the first dimensions; a mask stands for as many as it has."""
@@ -138,6 +188,8 @@ def _places(name: str, args: Sequence[Any]) -> Iterator[Place]:
         yield Place(1, args[6])
     elif name == "embedding_dense_backward":
         yield Place(1, args[2])
+    elif name in ("max_unpool2d", "max_unpool3d"):
+        yield Place(1, math.prod(args[2]))
     elif name.startswith("nll_loss"):
         at = 2 if name.endswith("backward") else 1
         scores = args[at - 1]

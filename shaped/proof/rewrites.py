@@ -12,11 +12,17 @@ import torch.nn.functional as F
 from torch import SymInt, Tensor
 from torch.overrides import TorchFunctionMode
 
+from shaped.proof.margins import multi_margin_loss, multilabel_margin_loss
+
 
 def one_hot(labels: Tensor, num_classes: Any = -1) -> Tensor:
     """`F.one_hot`, whose kernel takes the number of classes as a plain number."""
     if not isinstance(num_classes, SymInt) or labels.dtype is not torch.int64:
         return F.one_hot(labels, num_classes)
+    if not torch._C._functorch.is_batchedtensor(labels):  # `vmap` has no rule for an assertion
+        right = ((labels >= 0) & (labels < num_classes)).all()
+        said = "one_hot takes class numbers of at least 0 and below the number of classes, and got others"
+        torch._assert_async(right, said)  # type: ignore[call-overload]
     numbers: Tensor = torch.arange(num_classes, device=labels.device)  # type: ignore[call-overload]
     return (labels.unsqueeze(-1) == numbers).long()
 
@@ -137,6 +143,8 @@ _REWRITES: dict[Any, Callable[..., Any]] = {
     torch.kron: kron,
     F.batch_norm: batch_norm,
     F.cross_entropy: cross_entropy,
+    F.multi_margin_loss: multi_margin_loss,
+    F.multilabel_margin_loss: multilabel_margin_loss,
     torch.linspace: linspace,
     F.affine_grid: affine_grid,
     torch.multinomial: multinomial,

@@ -114,3 +114,88 @@ def test_a_class_that_is_not_there_is_an_error_with_several_threads_too():
             trainer.step(x, y, lr=0.1)
     finally:
         torch.set_num_threads(threads)
+
+
+Numbers = Float[Tensor, "n 3"]
+
+
+def asserted(p: Table, x: Numbers) -> Float[Tensor, ""]:
+    torch._assert_async((x < 9).all(), "x is below 9")  # type: ignore[call-overload]
+    return (x @ p.w.T).mean()
+
+
+def likely(p: Table, x: Numbers) -> Float[Tensor, ""]:
+    return F.binary_cross_entropy(torch.sigmoid(x @ p.w.T[:, :3]), x)
+
+
+def drawn(p: Table, x: Numbers) -> Float[Tensor, ""]:
+    return (torch.bernoulli(x) @ p.w.T).mean()
+
+
+def normal(p: Table, x: Numbers) -> Float[Tensor, ""]:
+    return (torch.normal(torch.zeros_like(x), x) @ p.w.T).mean()
+
+
+def poisson(p: Table, x: Numbers) -> Float[Tensor, ""]:
+    return (torch.poisson(x) @ p.w.T).mean()
+
+
+def picked(p: Table, x: Numbers) -> Float[Tensor, ""]:
+    return p.w[torch.multinomial(x, 2)].mean()
+
+
+def classes(p: Table, x: Numbers) -> Float[Tensor, ""]:
+    return (F.one_hot(x[:, 0].long(), p.w.shape[0]).float() @ p.w).square().mean()
+
+
+def inverse(p: Table, x: Numbers) -> Float[Tensor, ""]:
+    return (torch.linalg.inv(torch.diag_embed(x)) @ p.w.T).mean()
+
+
+def factor(p: Table, x: Numbers) -> Float[Tensor, ""]:
+    return (torch.linalg.cholesky(torch.diag_embed(x)) @ p.w.T).mean()
+
+
+def margins(p: Table, x: Numbers) -> Float[Tensor, ""]:
+    return F.multi_margin_loss(x @ p.w.T, x[:, 0].long()) + F.multilabel_margin_loss(x @ p.w.T[:, :3], x.long())
+
+
+def poured(p: Table, x: Numbers) -> Float[Tensor, ""]:
+    return x.masked_scatter(x > 0.1, p.w[0, :2]).mean()
+
+
+REFUSED = [
+    (likely, 0.5, 1.5, "binary_cross_entropy takes inputs and targets between 0 and 1, and got 1.5"),
+    (likely, 0.5, -0.1, "binary_cross_entropy takes inputs and targets between 0 and 1"),
+    (drawn, 0.5, 1.5, "bernoulli takes probabilities between 0 and 1, and got 1.5"),
+    (drawn, 0.5, float("nan"), "bernoulli takes probabilities between 0 and 1, and got nan"),
+    (normal, 0.5, -1.0, "normal takes standard deviations of at least 0, and got -1.0"),
+    (poisson, 0.5, -1.0, "poisson takes rates of at least 0, and got -1.0"),
+    (picked, 0.5, -1.0, "multinomial takes finite weights of at least 0, and got -1.0"),
+    (picked, 0.5, 0.0, "multinomial takes as many weights above 0 as it draws, or replacement, and got 0"),
+    (classes, 1.0, 5.0, "one_hot takes class numbers of at least 0 and below the number of classes, and got others"),
+    (classes, 1.0, -100.0, "one_hot takes class numbers"),
+    (inverse, 0.5, 0.0, "inv takes a matrix that is regular, with 0 as its info, and got"),
+    (factor, 0.5, -1.0, "cholesky takes a matrix that is regular, with 0 as its info, and got"),
+    (margins, 1.0, 5.0, "takes"),
+    (margins, 1.0, -2.0, "takes"),
+    (poured, 0.0, 1.0, "masked_scatter takes a mask with no more True than there are values, and got 3"),
+    (asserted, 0.5, 9.5, "x is below 9"),
+]
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize(("loss", "good", "bad", "said"), REFUSED, ids=lambda v: getattr(v, "__name__", str(v)[:12]))
+def test_a_value_that_the_eager_kernel_refuses_is_refused_compiled_too(loss, good, bad, said):
+    trainer = ScalarTrainer(loss, Table.init(seed=0), backend="compiled")
+    right, wrong = torch.full((2, 3), good), torch.full((2, 3), good)
+    wrong[1] = bad
+    trainer.step(right, lr=0.1)
+    before = trainer.params.w.detach().clone()
+    with pytest.raises((RuntimeError, IndexError)):
+        trainer.with_backend("eager").step(wrong, lr=0.1)
+    with pytest.raises(ExecutorError, match=said):
+        trainer.step(wrong, lr=0.1)
+
+    assert trainer.steps == 1
+    assert torch.equal(before, trainer.params.w)

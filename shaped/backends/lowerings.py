@@ -1,0 +1,172 @@
+"""Lowerings of torch that are known to be wrong: what, in which versions, where it is reported, and how it is mended.
+
+`KNOWN` is the table. An operation is mended in one of three ways: its code is corrected while a graph is lowered, it is
+kept out of Inductor (it runs as torch runs it eagerly), or the proof takes another form of it (`proof/rewrites.py`).
+What is mended is part of the key of torch's on-disk cache.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One lowering or decomposition that gives other numbers than torch's own kernels.
+
+    Attributes:
+        operation: As it stands in a graph, or what generated code does.
+        versions: Of torch, as far as it was tried.
+        wrong: What is computed.
+        reported: Where.
+        mended: How.
+    """
+
+    operation: str
+    versions: str
+    wrong: str
+    reported: str
+    mended: str
+
+
+KNOWN = (
+    Fault(
+        "avg_pool2d_backward, avg_pool3d_backward",
+        "2.11 to 2.15",
+        "with ceil_mode the last window's gradient is divided by the whole kernel, up to 64 % off (lp_pool too)",
+        "pytorch issue 198119",
+        "torch's own kernel where ceil_mode is set",
+    ),
+    Fault(
+        "multilabel_margin_loss",
+        "2.11 to 2.15",
+        "labels after -1 count as class 0",
+        "pytorch issue 185464",
+        "another form in the proof",
+    ),
+    Fault(
+        "multilabel_margin_loss, multi_margin_loss",
+        "2.11 to 2.15",
+        "a margin that is NaN is kept, where torch's kernels count none; one of exactly 0 has a gradient",
+        "not reported",
+        "another form in the proof",
+    ),
+    Fault(
+        "loops over tiles on a CPU",
+        "before 2.15",
+        "with several threads, what is added (index_put) lands at another index",
+        "not reported",
+        "corrected",
+    ),
+    Fault(
+        "reductions in loops over tiles on a CPU",
+        "2.13, 2.14",
+        "the last, partial tile is stored in whole, over its neighbours or beyond the end",
+        "pytorch issue 196681",
+        "corrected",
+    ),
+    Fault(
+        "concatenations",
+        "2.11 to 2.15",
+        "memory of a part that is written in place is given away while the whole is in use",
+        "not reported",
+        "corrected",
+    ),
+)
+MENDED = "; ".join(f"{fault.operation}: {fault.mended}" for fault in KNOWN)  # another text, another cache
+
+
+@contextmanager
+def mended() -> Iterator[None]:
+    """Lower with all of the table mended."""
+    with ExitStack() as stack:
+        for mend in (_tiles_mended, _tails_mended, _parts_kept, _kept_out):
+            mend(stack)
+        yield
+
+
+def _kept_out(stack: ExitStack) -> None:
+    """Operations that run as torch runs them eagerly where their code would be wrong."""
+    from torch._inductor.lowering import fallback_handler, lowerings
+
+    def unless(operation: torch._ops.OpOverload, wrong: Callable[..., bool]) -> Callable[..., Any]:
+        theirs, kernel = lowerings[operation], fallback_handler(operation, add_to_fallback_set=False)
+
+        def lowered(*args: Any, **kwargs: Any) -> Any:
+            return (kernel if wrong(*args, **kwargs) else theirs)(*args, **kwargs)
+
+        return lowered
+
+    aten = torch.ops.aten
+    pools = (aten.avg_pool2d_backward.default, aten.avg_pool3d_backward.default)
+    kept = {pool: unless(pool, _has_ceil_mode) for pool in pools}
+    stack.enter_context(patch.dict(lowerings, kept))
+
+
+def _has_ceil_mode(grad: Any, x: Any, size: Any, stride: Any, padding: Any, ceil_mode: bool, *rest: Any) -> bool:
+    return ceil_mode
+
+
+def _tiles_mended(stack: ExitStack) -> None:
+    """For torch before 2.15, whose C++ loops over tiles add at another index than the one computed.
+
+    Where a loop has several threads, `store` moves the index by the place in the tile, and the index is moved again
+    when it is made a vector. Such an addition must skip the first.
+    """
+    if torch.__version__ >= "2.15":  # compared as versions
+        return
+    from torch._inductor import config
+    from torch._inductor.codegen.cpp import CppTile2DKernel, CppVecKernel
+
+    theirs = CppTile2DKernel.store
+
+    def store(self: Any, name: str, index: Any, value: Any, mode: Any = None) -> None:
+        adds = mode == "atomic_add" and (config.cpp.dynamic_threads or self.num_threads != 1)
+        of = CppVecKernel.store if adds and not self.need_vec_transpose(self.rename_indexing(index)) else theirs
+        of(self, name, index, value, mode)
+
+    stack.enter_context(patch.object(CppTile2DKernel, "store", store))
+
+
+def _tails_mended(stack: ExitStack) -> None:
+    """Store the results of a reduction from the loop, main or tail, that computed them.
+
+    Torch tells the two apart where the reduction is the next loop below the tiled one, and for one tiled loop wherever
+    it is; with two, and a loop between, the main loop's whole vector is stored for the tail as well.
+    """
+    from torch._inductor.codegen.cpp import CppKernelProxy
+
+    theirs = CppKernelProxy.aggregate_reduction_buffers
+
+    def aggregate(self: Any, apart: bool, outer: Any) -> None:
+        loops = self.loop_nest.loops or []
+        if outer is not None and not apart and not outer.is_reduction and len(self.kernels) > 1:
+            level = next((i for i, loop in enumerate(loops) if loop is outer), len(loops))
+            apart = any(loop.is_reduction for loop in loops[level + 1 :])
+        theirs(self, apart, outer)
+
+    stack.enter_context(patch.object(CppKernelProxy, "aggregate_reduction_buffers", aggregate))
+
+
+def _parts_kept(stack: ExitStack) -> None:
+    """Keep operations from writing in place into a part of a concatenation, which lies in the memory of the whole.
+
+    What is written there would count as a buffer of its own, whose memory is given to another while the whole is still
+    in use: silently wrong numbers (torch 2.11 to 2.15).
+    """
+    from torch._inductor.codegen.wrapper import PythonWrapperCodegen
+    from torch._inductor.ir import NonOwningLayout
+
+    theirs = PythonWrapperCodegen.can_reuse
+
+    def can_reuse(self: Any, buffer: Any, output: Any = None) -> bool:
+        in_place = output is not None and getattr(buffer, "node", None) is not None
+        if in_place and isinstance(buffer.node.get_output_spec(), NonOwningLayout):
+            return False
+        return bool(theirs(self, buffer, output))
+
+    stack.enter_context(patch.object(PythonWrapperCodegen, "can_reuse", can_reuse))
