@@ -4,6 +4,7 @@ The class says what is declared; a `Layout` adds how long each nested list is, a
 `Entry` for each tensor, in declaration order, with its dimension names read in the outermost class's terms.
 """
 
+import copyreg
 import inspect
 import itertools
 import operator
@@ -42,6 +43,12 @@ class Field:
     renames: Mapping[str, Dim]
     default: Any  # an Initializer, a list's length, or None
     origin: Origin
+    key: str = ""  # where an instance keeps it, if not under its name: a module may call a tensor `values`
+
+    @property
+    def place(self) -> str:
+        """The key in an instance's `__dict__`."""
+        return self.key or self.name
 
 
 @dataclass(frozen=True)
@@ -104,14 +111,36 @@ class Layout:
         made = object.__new__(self.cls)
         for field, child in zip(self.cls._fields, self.children, strict=True):
             if child is None:
-                made.__dict__[field.name] = next(leaves)
+                made.__dict__[field.place] = next(leaves)
             elif isinstance(child, tuple):
-                made.__dict__[field.name] = tuple(one._take(leaves) for one in child)
+                made.__dict__[field.place] = tuple(one._take(leaves) for one in child)
             else:
-                made.__dict__[field.name] = child._take(leaves)
+                made.__dict__[field.place] = child._take(leaves)
         made.__dict__["_layout"] = self
         made.__dict__["_tensors"] = tuple(made._leaves())
         return made
+
+
+class _Made(type):
+    """The type of classes that no line of a program declares: anonymous ones, and those of modules."""
+
+
+def make_class(name: str, annotations: Mapping[str, Any], base: type) -> Any:
+    """A ParamList class that is in no module; pickled as what it was made of. `base` is ParamList itself."""
+    return _Made(name, (base,), {"__annotations__": dict(annotations), "__module__": base.__module__})
+
+
+def _make_again(name: str, base: type, fields: tuple[Field, ...]) -> Any:
+    made = make_class(name, {}, base)
+    made._fields = fields
+    return made
+
+
+def _reduced(cls: Any) -> tuple[Any, ...]:
+    return _make_again, (cls.__name__, cls.__base__, cls._fields)
+
+
+copyreg.pickle(_Made, _reduced)
 
 
 def dimension_names(fields: Sequence[Field]) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ Construction checks every entry and binds each dimension name to one size. After
 receives a `ParamList` checks them again. Gradients and optimizer moments are lists of the same class.
 """
 
+import inspect
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self, cast
@@ -25,9 +26,9 @@ from shaped.layout import (
     DEFAULT_LENGTH,
     Field,
     Layout,
-    check_names,
     frozen_entries,
     list_names,
+    make_class,
     read_fields,
     whole_sizes,
 )
@@ -69,7 +70,7 @@ class ParamList:
         title = f"{cls.__name__}[{', '.join(map(spell, items))}]"
         if cls is not ParamList or not items or any(isinstance(item, str) for item in items):
             raise SignatureError(f'{title}: the anonymous form is ParamList[Float[Tensor, "a b"], Float[Tensor, " b"]]')
-        return _make_class(title, {str(i): item for i, item in enumerate(items)})
+        return cast(type[ParamList], make_class(title, {str(i): item for i, item in enumerate(items)}, ParamList))
 
     def __init__(self, /, *values: Any, requires_grad: Sequence[bool] | None = None, **named: Any) -> None:
         cls = type(self)
@@ -124,11 +125,12 @@ class ParamList:
     def from_module(cls, module: nn.Module) -> "ParamList":
         """The parameters and buffers of a module, under their names, at their present sizes.
 
-        The tensors are the module's own: training the list trains the module. Tied parameters appear once. Buffers ask
-        for no gradient.
+        The tensors are the module's own: training the list trains the module. Tied parameters appear once, under the
+        first of their names. Buffers ask for no gradient. A name that ParamList has itself (`values`) is an entry,
+        `p["values"]`, and no attribute.
 
         Raises:
-            SignatureError: It is no module, or a name is one that ParamList uses.
+            SignatureError: It is no module.
             ShapeError: It has no parameters, some have no shape yet (a lazy module), or some share memory.
         """
         if not isinstance(module, nn.Module) or cls is not ParamList:
@@ -141,9 +143,12 @@ class ParamList:
         if lazy or not named:
             what = f"no shape yet for {listing(lazy)}: run the module once" if lazy else "no parameters"
             raise ShapeError(f"{name} has {what}")
-        check_names(name, list(named), ParamList)
-        made = _make_class(name, {})
-        made._fields = tuple(Field(path, _fixed_spec(t), None, False, {}, None, None) for path, t in named.items())
+        made = make_class(name, {}, ParamList)
+        taken = {*dir(ParamList), *inspect.get_annotations(ParamList)}  # `values` is found as p["values"] alone
+        made._fields = tuple(
+            Field(path, _fixed_spec(t), None, False, {}, None, None, f"[{path}]" if path in taken else "")
+            for path, t in named.items()
+        )
         layout, tensors = made.layout(), list(named.values())
         trained = [i for i, tensor in enumerate(tensors) if tensor.requires_grad]
         _refuse_shared_memory([layout.entries[i] for i in trained], [tensors[i] for i in trained])
@@ -264,8 +269,8 @@ class ParamList:
         for part in [key] if key in {field.name for field in self._fields} else str(key).split("."):
             if isinstance(found, tuple) and part.isdecimal() and int(part) < len(found):
                 found = found[int(part)]
-            elif isinstance(found, ParamList) and part in {f.name for f in found._fields}:
-                found = found.__dict__[part]
+            elif isinstance(found, ParamList) and part in (places := {f.name: f.place for f in found._fields}):
+                found = found.__dict__[places[part]]
             else:
                 raise KeyError(f"{type(self).__name__} has no entry `{key}`{nearest(str(key), self.names)}")
         return found
@@ -297,7 +302,7 @@ class ParamList:
 
     def _leaves(self) -> Iterator[Tensor]:
         for field in self._fields:
-            value = self.__dict__[field.name]
+            value = self.__dict__[field.place]
             if field.nested is None:
                 yield value
             else:
@@ -324,10 +329,6 @@ def _leaf(tensor: Tensor, wants_gradient: bool) -> Tensor:
     if tensor.is_leaf and tensor.requires_grad == wants_gradient:
         return tensor
     return tensor.detach().requires_grad_(wants_gradient)
-
-
-def _make_class(name: str, annotations: Mapping[str, Any]) -> type[ParamList]:
-    return type(name, (ParamList,), {"__annotations__": dict(annotations), "__module__": __name__})
 
 
 def _by_field(cls: type[ParamList], values: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,9 @@ runs.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from operator import attrgetter
 from typing import Any, cast
 
@@ -14,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from shaped.backends.modules import Places, first_argument, kept_as_they_are, module_program, places_in
+from shaped.backends.holding import Places, kept_as_they_are
+from shaped.backends.modules import first_argument, module_program
 from shaped.errors import GradientError, ProofError, ShapeError, SignatureError, listing
 from shaped.params import ParamList
 from shaped.proof import Proof, Setting, prove_setting
@@ -87,9 +90,10 @@ class Program:
         strategy: GradientStrategy | None = None,
     ) -> None:
         self.modules: list[nn.Module] = []  # whose train() and eval() change what the loss computes
+        self.places = Places.none()
         if isinstance(params, nn.Module):
             self.modules = list(params.modules())
-            self.params, self.signature = module_program(loss, params)
+            self.params, self.signature, self.places = module_program(loss, params)
         elif isinstance(params, ParamList):
             self.params, self.signature = params, _loss_signature(loss, params)
         else:
@@ -102,7 +106,6 @@ class Program:
         self.inputs: tuple[Entry, ...] = self.signature.entries[len(self.params) :]
         self.tensors = list(self.params)
         self._device_type, self._default = self.params.device.type, torch.get_default_dtype()
-        self.places = places_in(params, self.params) if isinstance(params, nn.Module) else Places([], [], [], [])
         self._remember_storage()
         self._mask = [t.requires_grad for t in self.tensors]
         self._flat = all(a.kind != "container" for a in self.signature.arguments)  # a batch is its tensors
@@ -200,10 +203,10 @@ class Program:
                 self.params.device,
                 self._autocast,
                 strategy=self.strategy,
+                keeping=partial(kept_as_they_are, self.modules[0]) if self.modules else nullcontext,
             )
             unknown = [name for name in self._static if name not in static]
-            with kept_as_they_are(self.modules):
-                proof = prove_setting(setting, self._assume, {**_guess(unknown), **static})
+            proof = prove_setting(setting, self._assume, {**_guess(unknown), **static})
             if proof.unused and not self._allow_unused:
                 raise GradientError(
                     f"`{self.signature.name}` does not depend on {listing(proof.unused)}: the gradient is missing. "

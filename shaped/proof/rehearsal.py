@@ -49,7 +49,7 @@ def rehearse(
             for shape, dtype, want in zip(shapes, setting.dtypes, setting.mask, strict=True)
         ]
         try:
-            with torch.enable_grad():
+            with setting.keeping(), torch.enable_grad():
                 if setting.strategy is not None:
                     setting.differentiate(tensors)
                 results = setting.run(tensors)

@@ -58,6 +58,7 @@ class Setting:
     autocast: torch.dtype | None = None
     call: Callable[[Sequence[Any]], Any] | None = None  # instead of signature.call: a module's stateless form
     strategy: GradientStrategy | None = None  # instead of the gradients of the loss as it is written
+    keeping: Callable[[], AbstractContextManager[None]] = nullcontext  # undoes what a trace leaves in a module
 
     def context(self) -> AbstractContextManager[Any]:
         """torch.autocast where it is asked for."""

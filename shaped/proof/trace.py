@@ -243,7 +243,7 @@ def _trace(setting: Setting, world: World, recorder: Recorder) -> Trace:
     function = annotated_part(setting.signature.function)
     recorder.claims = Claims(world, getattr(function, "__code__", None))
     versions = [tensor._version for tensor in tensors]
-    with tracing(), world.mode:  # beneath make_fx's own mode, for factories such as torch.ones(seq, seq)
+    with setting.keeping(), tracing(), world.mode:  # beneath make_fx's own, for factories such as torch.ones(seq)
         graph = graph_of(joint, tensors)
     _mark_plain_loss(graph, setting)
     changed = [i for i, version in enumerate(versions) if tensors[i]._version != version]
@@ -289,7 +289,7 @@ def _run_forward(setting: Setting, world: World, recorder: Recorder | None) -> N
         tensors = world.tensors(setting.signature.entries, setting.dtypes, setting.mask, setting.device)
     if recorder is not None:
         recorder.tensors = tensors
-    with tracing(), world.mode:
+    with setting.keeping(), tracing(), world.mode:
         with Rewrites(), recorder or nullcontext(), checking(partial(_check_within, world)):
             results, _ = _results(setting, tensors, world)
         world.hold_sizes()
