@@ -5,6 +5,7 @@ Trainers on two backends share one. A state dict is plain: tensors, numbers, str
 
 import copy
 import math
+import warnings
 import zlib
 from collections.abc import Mapping
 from typing import Any, cast
@@ -16,6 +17,7 @@ from torch import Tensor
 from shaped.backends import Auto, Backend, Compiled, Eager, Program, Progress, Settings, known_backend
 from shaped.errors import StateError, listing
 from shaped.optim import SGD, Adam, AdamW, FusedOptimizer
+from shaped.optim.loading import in_order
 from shaped.shapes import describe
 
 PATHS: Mapping[str, type[Any]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}  # update paths and their optimizers
@@ -138,13 +140,18 @@ class TrainingState:
             "params": {name: tensor.detach().clone() for name, tensor in self._saved().items()},
             **({"frozen": self._digests()} if self._left_out else {}),
             "optimizers": {
-                path: {"class": type(o).__name__, "state": copy.deepcopy(o.state_dict())}
+                path: {"class": type(o).__name__, "state": copy.deepcopy(o.state_dict()), "names": self._names_of(o)}
                 for path, o in self.optimizers().items()
             },
             "steps": self.progress.taken,
             "skipped": self.progress.left_out,
             "waiting": self._pack_waiting(),
         }
+
+    def _names_of(self, optimizer: FusedOptimizer) -> list[list[str]]:
+        """The names of an optimizer's parameters, by group: what its state goes by."""
+        names = {id(p): name for name, p in zip(self.program.params.names, self.program.tensors, strict=True)}
+        return [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups]
 
     def _saved(self) -> dict[str, Tensor]:
         """The parameters that a state dict holds, by name."""
@@ -176,7 +183,8 @@ class TrainingState:
         wrong = _malformed(state) or self._differences(state)
         if wrong:
             raise StateError("the state dict does not fit this trainer.\n  " + "\n  ".join(wrong))
-        loaded = {path: self._loaded(path, saved) for path, saved in state["optimizers"].items()}
+        ready = {path: self._in_order(path, saved) for path, saved in state["optimizers"].items()}
+        loaded = {path: self._loaded(path, saved) for path, saved in ready.items()}
         if self._left_out:
             new = [state["params"][name].to(tensor, copy=True) for name, tensor in self._saved().items()]
             with torch.no_grad():
@@ -184,7 +192,7 @@ class TrainingState:
         else:
             self.program.params.set_values([state["params"][name] for name in self.program.params.names])
         if "train" in loaded and self.optimizer is not None:
-            self.optimizer.load_state_dict(state["optimizers"]["train"]["state"])
+            self.optimizer.load_state_dict(ready["train"])
         self.paths = {path: optimizer for path, optimizer in loaded.items() if path != "train"}
         self.progress.set_counts(state["steps"], state["skipped"])
         self.progress.clear()
@@ -258,17 +266,38 @@ class TrainingState:
                 wrong.append(f"waiting: the gradient of {name} is not finite")
         return wrong
 
+    def _like(self, path: str) -> FusedOptimizer:
+        """A new optimizer over the parameters of the one of a path."""
+        if path != "train":
+            return cast(FusedOptimizer, PATHS[path](self.program.used_tensors))
+        assert self.optimizer is not None
+        made = copy.copy(self.optimizer)
+        made.param_groups = [dict(group) for group in made.param_groups]
+        made.state = copy.copy(made.state)
+        return made
+
+    def _in_order(self, path: str, saved: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The state of an optimizer with its parameters in our order, by name."""
+        state, like = saved["state"], self._like(path)
+        if "names" not in saved:
+            warnings.warn(
+                f"the state of optimizer `{path}` is of a version that saved no names: it is taken by position",
+                stacklevel=5,
+            )
+            return cast(Mapping[str, Any], state)
+        try:
+            groups = in_order(state["param_groups"], saved["names"], self._names_of(like))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StateError(f"the state of optimizer `{path}` does not fit: {error}") from None
+        own = [{"param_names": g["param_names"]} if "param_names" in g else {} for g in like.param_groups]
+        plain = [{key: value for key, value in group.items() if key != "param_names"} for group in groups]
+        return {**state, "param_groups": [{**group, **names} for group, names in zip(plain, own, strict=True)]}
+
     def _loaded(self, path: str, saved: Mapping[str, Any]) -> FusedOptimizer:
         """A new optimizer with the saved state, so that a fault in it leaves ours as it was."""
         try:
-            if path == "train":
-                assert self.optimizer is not None
-                made = copy.copy(self.optimizer)
-                made.param_groups = [dict(group) for group in made.param_groups]
-                made.state = copy.copy(made.state)
-            else:
-                made = cast(FusedOptimizer, PATHS[path](self.program.used_tensors))
-            made.load_state_dict(saved["state"])
+            made = self._like(path)
+            made.load_state_dict(saved)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StateError(f"the state of optimizer `{path}` does not fit: {error}") from None
         return made

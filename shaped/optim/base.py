@@ -21,6 +21,7 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
+from shaped.params import ParamList
 from shaped_kernels.flat import block_of
 from shaped_kernels.fusion import Call, Extras, Rule, take
 
@@ -73,6 +74,8 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
         self._forget_plans()
         self.options = options
         self._check_group(defaults)
+        if isinstance(params, ParamList):  # its names go with its moments, so that a state dict is loaded by name
+            params = list(zip(params.names, params, strict=True))
         super().__init__(params, defaults)
 
     @property
@@ -291,11 +294,22 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
         """
         if isinstance(param_group, dict):
             self._check_group({**self.defaults, **param_group})
+            param_group = self._named(param_group)
         super().add_param_group(param_group)
         faults = [fault for i, p in enumerate(self.param_groups[-1]["params"]) if (fault := _unsupported(i, p))]
         if faults:
             self.param_groups.pop()
             raise ValueError("these parameters cannot be optimized here.\n  " + "\n  ".join(faults))
+
+    def _named(self, group: Group) -> Group:
+        """A group with names, where the groups before it have names and it has none."""
+        if not self.param_groups or "param_names" not in self.param_groups[0]:
+            return group
+        params = [group["params"]] if isinstance(group.get("params"), Tensor) else list(group.get("params", ()))
+        if any(isinstance(p, tuple) for p in params):
+            return group
+        here = f"param_groups[{len(self.param_groups)}]"
+        return {**group, "params": [(f"{here}[{i}]", p) for i, p in enumerate(params)]}
 
     def state_dict(self) -> dict[str, Any]:
         """Return torch's state dict: `state` by parameter number, and `param_groups`.
@@ -314,6 +328,10 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load a state dict of this class or of torch's, all or nothing.
 
+        Where it and this optimizer have the names of their parameters (made of a ParamList, or of
+        `named_parameters()`), each group is loaded by name. Otherwise it is loaded by position, as
+        torch does, with a warning where only one of the two has names.
+
         State is copied, into its parameter's device and memory layout. Its dtype is kept when it
         is the parameter's, or float32 for a bfloat16 or float16 parameter; a narrower one is
         widened to the parameter's. torch casts all of it to the parameter's, which loses bits.
@@ -322,7 +340,7 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
             state_dict: What `state_dict()` returned, here or in torch's class of the same name.
 
         Raises:
-            ValueError: It differs in group sizes, or an entry is missing, unknown or misshapen.
+            StateError: It differs in groups or names, or an entry is missing, unknown or misshapen.
                 Every difference is listed, and nothing has changed.
         """
         loaded: dict[str, Any] = dict(state_dict)

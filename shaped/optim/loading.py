@@ -4,14 +4,16 @@ What `checked_state` returns is a copy that fits the optimizer, ready to be its 
 `state`; nothing in it is shared with the dict it came from.
 """
 
+import warnings
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from shaped.errors import StateError, listing
 from shaped_kernels.flat import arena, worth_an_arena
 from shaped_kernels.lists import WIDE, describe, dtype_name, scale_count
 
@@ -35,9 +37,10 @@ def checked_state(optimizer: "FusedOptimizer", loaded: Mapping[str, Any]) -> tup
         step counts share one step tensor.
 
     Raises:
-        ValueError: Listing every difference.
+        StateError: Listing every difference.
     """
     faults: list[str] = []
+    loaded = _by_name(optimizer, loaded)
     groups = _groups(optimizer, loaded, faults)
     _refuse(optimizer, faults)  # without matching groups no entry can be told whose it is
     state = _entries(optimizer, loaded, groups, faults)
@@ -47,10 +50,63 @@ def checked_state(optimizer: "FusedOptimizer", loaded: Mapping[str, Any]) -> tup
     return groups, state
 
 
+def in_order(groups: Sequence[Any], theirs: Sequence[Any], mine: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+    """Saved groups with their parameters in our order, which names tell.
+
+    Args:
+        groups: Saved `param_groups`; unchanged.
+        theirs: The names of the parameters of each, in the order in which they were saved.
+        mine: The names of the parameters of each of our groups.
+
+    Raises:
+        ValueError: The groups are not of the same parameters; each difference is listed.
+    """
+    if any(not isinstance(names, list | tuple) for names in theirs) or len(theirs) != len(groups):
+        raise ValueError("the names of its parameters are not one list for each group")
+    if len(theirs) != len(mine):
+        raise ValueError(f"param_groups: expected {len(mine)} groups, got {len(theirs)}")
+    counts = [(len(g.get("params", ())), len(names)) for g, names in zip(groups, theirs, strict=True)]
+    faults = [f"param_groups[{i}]: {n} parameters, and {m} names" for i, (n, m) in enumerate(counts) if n != m]
+    faults += [_group_fault(i, a, b) for i, (a, b) in enumerate(zip(theirs, mine, strict=True)) if {*a} != {*b}]
+    if faults:
+        raise ValueError("its groups are not of the same parameters.\n  " + "\n  ".join(faults))
+    return [_reordered(group, a, b) for group, a, b in zip(groups, theirs, mine, strict=True)]
+
+
+def _group_fault(i: int, theirs: Sequence[str], mine: Sequence[str]) -> str:
+    there, here = ([name for name in a if name not in b] for a, b in ((theirs, mine), (mine, theirs)))
+    said = [f"{listing([str(n) for n in names])} {where} only" for names, where in ((there, "there"), (here, "here"))
+            if names]  # fmt: skip
+    return f"param_groups[{i}]: {', '.join(said)}"
+
+
+def _reordered(group: Mapping[str, Any], theirs: Sequence[str], mine: Sequence[str]) -> dict[str, Any]:
+    keys = dict(zip(theirs, group["params"], strict=True))
+    names = {"param_names": list(mine)} if "param_names" in group else {}
+    return {**group, "params": [keys[name] for name in mine], **names}
+
+
+def _by_name(optimizer: "FusedOptimizer", loaded: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A state dict with its parameters in our order, where both have names; otherwise the order is as it is."""
+    saved, mine = loaded.get("param_groups", ()), optimizer.param_groups
+    named, own = (bool(groups) and all("param_names" in g for g in groups) for groups in (saved, mine))
+    if named and own:
+        try:
+            groups = in_order(saved, [g["param_names"] for g in saved], [g["param_names"] for g in mine])
+        except ValueError as error:
+            _refuse(optimizer, [str(error)])
+        else:
+            return {**loaded, "param_groups": groups}
+    elif named != own:
+        which = "this optimizer" if named else "the state dict"
+        warnings.warn(f"the state is taken by position: {which} has no names of parameters", stacklevel=5)
+    return loaded
+
+
 def _refuse(optimizer: "FusedOptimizer", faults: list[str]) -> None:
     if faults:
         name = type(optimizer).__name__
-        raise ValueError(f"the state dict does not fit this {name}; nothing was changed.\n  " + "\n  ".join(faults))
+        raise StateError(f"the state dict does not fit this {name}; nothing was changed.\n  " + "\n  ".join(faults))
 
 
 def _groups(optimizer: "FusedOptimizer", loaded: Mapping[str, Any], faults: list[str]) -> list[dict[str, Any]]:
@@ -74,8 +130,9 @@ def _groups(optimizer: "FusedOptimizer", loaded: Mapping[str, Any], faults: list
         group = {**optimizer._optional_keys, **deepcopy({k: v for k, v in theirs.items() if k != "params"})}
         if isinstance(group.get("betas"), list):  # json and yaml know no tuples
             group["betas"] = tuple(group["betas"])
+        group.pop("param_names", None)  # those of the dict have done their work
         if "param_names" in ours:
-            group.setdefault("param_names", ours["param_names"])
+            group["param_names"] = ours["param_names"]
         groups.append({"params": ours["params"], **group})
         faults += _number_faults(optimizer, here, {**optimizer.defaults, **group})
     return groups
