@@ -14,7 +14,6 @@ import sympy
 from shaped.proof.arithmetic import holds
 from shaped.proof.plans import hints_where, value_at
 from shaped.proof.symbolic import Plan, World
-from shaped.shapes import Dim
 
 Run = Callable[[Plan], World | None]  # the forward pass under a plan; None where it fails
 
@@ -69,9 +68,9 @@ class Branches:
         """What another run asked that this one did not, neither as such nor the other way round, and that is open."""
         known = [b.world.translate(asked.fact, world) for b in (*self.before, self) for asked in b.world.env.asked]
         known.append(self.world.translate(fact, world))
-        texts = {world.show(form) for k in known if k is not None for form in (k, sympy.Not(k))}
+        terms = {world.term(form) for k in known if k is not None for form in (k, sympy.Not(k))}
         given = self.translated(self.given, world)
-        return [q.fact for q in world.env.asked if world.show(q.fact) not in texts and not holds(q.fact, given)]
+        return [q.fact for q in world.env.asked if world.term(q.fact) not in terms and not holds(q.fact, given)]
 
     def translated(self, facts: Sequence[Any], world: World) -> list[Any]:
         """Facts in the symbols of another world, where that can be and they are not just what is otherwise there."""
@@ -130,8 +129,8 @@ def equal_at(size: Any, value: int, world: World, plan: Plan) -> list[Plan] | No
         for symbol in sorted(symbols, key=lambda s: world.symbols[s]):
             name, rest = world.symbols[symbol], linear - sign * symbol
             if linear.coeff(symbol, 1) == sign and symbol not in rest.free_symbols and plan.is_free(name):
-                text = world.show(sympy.expand(-sign * rest))
-                return [replace(plan, equal={**plan.equal, name: Dim.parse(text)})] if _is_dim(text) else None
+                dim = world.dim(sympy.expand(-sign * rest))
+                return [replace(plan, equal={**plan.equal, name: dim})] if dim is not None else None
     quotients = [atom for atom in size.atoms(sympy.Function) if type(atom).__name__ == "FloorDiv"]
     if len(quotients) == 1 and quotients[0].args[1].is_Integer and (size - quotients[0]).is_Integer:
         over, under = quotients[0].args
@@ -139,10 +138,6 @@ def equal_at(size: Any, value: int, world: World, plan: Plan) -> list[Plan] | No
         parts = [equal_at(over, first + rest, world, plan) for rest in range(min(int(under), _WITNESSES))]
         return None if None in parts or under > _WITNESSES else [one for some in parts for one in some or []]
     return None
-
-
-def _is_dim(text: str) -> bool:
-    return not any(word in text for word in ("max(", "min(", "sqrt(", "log"))
 
 
 def together(base: Plan, a: Plan, b: Plan) -> Plan | None:

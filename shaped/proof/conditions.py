@@ -8,52 +8,44 @@ Each question of a trace ends as one of
     refuted      an equality between differently named dimensions, or of a dimension and a number
 """
 
-import ast
-import math
-import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from types import CodeType
 from typing import Any
 
 from shaped.errors import SignatureError, Source
 from shaped.shapes import Dim
+from shaped.shapes.terms import Term
 
-_KNOWN = {"__builtins__": {}, "max": max, "min": min, "sqrt": math.sqrt, "log2": math.log2, "int": int,
-          "ceil": math.ceil, "floor": math.floor, "round": round}  # fmt: skip
-_COMPARE: dict[type[ast.cmpop], tuple[str, Callable[[Any, Any], bool]]] = {
-    ast.Eq: ("==", operator.eq), ast.NotEq: ("!=", operator.ne), ast.Lt: ("<", operator.lt),
-    ast.LtE: ("<=", operator.le), ast.Gt: (">", operator.gt), ast.GtE: (">=", operator.ge),
-}  # fmt: skip
+_LARGEST_POWER = 9  # so that reading `9**9**9` does not compute it
 
 
 @dataclass(frozen=True)
 class Condition:
     """A relation over dimension names that a proof is conditional on."""
 
-    text: str  # Python over the names: "seq <= context"
+    term: Term  # seq <= context
     source: Source | None = None
     where: str = ""  # the ranks that it is about, where not all: "*batch has 0 axes"
 
-    @cached_property
-    def _code(self) -> CodeType:
-        return compile(self.text, "<condition>", "eval")
+    @staticmethod
+    def parse(text: str) -> "Condition":
+        """A condition from Python's notation; SignatureError where it is no relation over names."""
+        return Condition(Term.parse(text))
 
-    @cached_property
+    @property
+    def text(self) -> str:
+        """It as Python over the names: `seq <= context`."""
+        return self.term.text
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The dimension names it speaks of."""
-        nodes = ast.walk(ast.parse(self.text, mode="eval"))
-        tree = list(nodes)
-        functions = {node.func.id for node in tree if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
-        return tuple(dict.fromkeys(n.id for n in tree if isinstance(n, ast.Name) and n.id not in functions))
+        return self.term.names
 
     def holds(self, sizes: Mapping[str, int]) -> bool:
-        """Whether it is true at these sizes. The text is our own print of a size expression, never the user's code."""
-        try:
-            return bool(eval(self._code, _KNOWN, dict(sizes)))
-        except (ZeroDivisionError, NameError):  # a name: a function of sizes that we cannot evaluate, so not shown
-            return False
+        """Whether it is true at these sizes; what cannot be evaluated there is not shown."""
+        return self.term.holds(sizes)
 
     def with_sizes(self, sizes: Mapping[str, int]) -> str:
         """`seq <= context, and seq = 80, context = 64`"""
@@ -65,87 +57,104 @@ class Condition:
 
 @dataclass(frozen=True)
 class Assumption:
-    """A relation that the user states: one comparison of two dimension expressions."""
+    """A relation between sizes that the user states."""
 
-    left: Dim
-    relation: str
-    right: Dim
+    term: Term
 
     @staticmethod
     def parse(text: str) -> "Assumption":
-        """Read `"dim % heads == 0"`; SignatureError where it is no comparison of dimension expressions."""
+        """Read `"dim % heads == 0"`: whatever a proof prints as a condition; SignatureError where it is no relation."""
         try:
-            node = ast.parse(text.strip(), mode="eval").body
-        except SyntaxError:
-            node = None
-        if not isinstance(node, ast.Compare) or len(node.ops) != 1 or type(node.ops[0]) not in _COMPARE:
+            term = Term.parse(text)
+        except SignatureError:
+            term = None
+        if term is None or not term.is_relation:
             raise SignatureError(
                 f'assume: `{text}` is not one comparison; write for example "dim % heads == 0" or "seq <= context"'
             )
-        left, right = (Dim.parse(ast.unparse(side)) for side in (node.left, node.comparators[0]))
-        return Assumption(left, _COMPARE[type(node.ops[0])][0], right)
+        _refuse_odd(term, text)
+        return Assumption(term)
 
     @property
     def names(self) -> tuple[str, ...]:
         """The dimension names it speaks of."""
-        return tuple(dict.fromkeys(self.left.names + self.right.names))
+        return self.term.names
 
     @property
     def condition(self) -> Condition:
-        return Condition(f"{_spaced(self.left)} {self.relation} {_spaced(self.right)}")
+        return Condition(self.term)
 
-    @property
+    @cached_property
     def definition(self) -> tuple[str, Dim] | None:
         """`classes == hidden` as the name to replace and what by."""
-        if self.relation != "==":
+        if self.term.op != "==":
             return None
-        if self.left.is_name:
-            return self.left.text, self.right
-        return (self.right.text, self.left) if self.right.is_name else None
+        for side, other in (self.term.args, self.term.args[::-1]):
+            if side.is_name and is_dim(other):
+                return str(side), Dim.of(other)
+        return None
 
-    @property
+    @cached_property
     def divisor(self) -> tuple[str, Dim] | None:
         """`dim % heads == 0` as (dim, heads)."""
-        node = ast.parse(self.left.text, mode="eval").body
-        if self.relation != "==" or self.right.constant != 0:
-            return None
-        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mod) and isinstance(node.left, ast.Name):
-            return node.left.id, Dim.parse(ast.unparse(node.right))
+        match self.term:
+            case Term("==", (Term("%", (Term("name", (name,)), under)), Term("number", (0,)))) if is_dim(under):
+                return name, Dim.of(under)
         return None
 
 
+def is_dim(term: Term) -> bool:
+    """Whether a term is what an annotation may say of an axis."""
+    allowed = ("number", "name", "+", "-", "*", "//", "%", "neg", "**")
+    return all(part.op in allowed and not isinstance(part.args[0], float) for part in term.parts())
+
+
+def _refuse_odd(term: Term, text: str) -> None:
+    """Fractions that nothing rounds, powers that take for ever, divisions by zero."""
+    rounding = (part for part in term.parts() if part.op in ("ceil", "floor", "int", "round"))
+    rounded = {id(part) for outer in rounding for part in outer.parts()}
+    for part in term.parts():
+        if part.op == "/" and id(part) not in rounded:
+            raise SignatureError(f"`{text}` divides with /: sizes are whole numbers, write // instead")
+        if part.op in ("/", "//", "%") and part.args[1] == Term.number(0):
+            raise SignatureError(f"`{text}` divides by zero")
+        if part.op in ("**", "<<") and not (part.args[1].op == "number" and part.args[1].args[0] <= _LARGEST_POWER):
+            raise SignatureError(f"`{text}`: a power is a number from 0 to {_LARGEST_POWER}, as in size**2")
+
+
 def follows(condition: Condition, assumptions: Sequence[Assumption]) -> bool:
-    """Whether a condition is one of the assumptions, or weaker than one by a constant.
+    """Whether a condition is one of the assumptions, or shown to be true wherever they are.
 
-    Compared as left - right: `seq <= context` follows from `seq < context` and from `seq + 1 <= context`.
+    `seq <= context` follows from `seq < context` and from `seq + 1 <= context`.
     """
-    try:
-        wanted = Assumption.parse(condition.text)
-    except SignatureError:
-        return False
-    if any(wanted == a or wanted.condition.text == a.condition.text for a in assumptions):
+    if any(condition.term == assumption.term for assumption in assumptions):
         return True
-    return any(_weaker(wanted, assumption) for assumption in assumptions)
-
-
-def _weaker(wanted: Assumption, known: Assumption) -> bool:
-    import sympy
-
-    goal, fact = _as_nonpositive(wanted), _as_nonpositive(known)
-    if goal is None or fact is None:
+    try:
+        return _shown(condition.term, [assumption.term for assumption in assumptions])
+    except (ArithmeticError, ValueError, TypeError, AttributeError):  # a function that sympy has no form of
         return False
-    difference = sympy.expand(goal - fact)
-    return bool(difference.is_Integer and difference <= 0)
 
 
-def _as_nonpositive(a: Assumption) -> Any:
-    """The expression that the relation says is at most 0."""
+def _shown(goal: Term, known: Sequence[Term]) -> bool:
     import sympy
 
-    names = {name: sympy.Symbol(name, integer=True) for name in a.names}
-    left, right = (side.evaluate(names) for side in (a.left, a.right))
-    return {"<=": left - right, "<": left - right + 1, ">=": right - left, ">": right - left + 1}.get(a.relation)
+    from shaped.proof.arithmetic import holds
+    from shaped.proof.expressions import sympy_of
+
+    names = {name for term in (goal, *known) for name in term.names}
+    symbols = {name: sympy.Symbol(name, integer=True, positive=True) for name in names}
+    wanted, *facts = (sympy_of(term, symbols) for term in (goal, *known))
+    if holds(wanted, facts, dict.fromkeys(symbols.values(), 1)):
+        return True
+    needed = _as_nonpositive(wanted)
+    others = [_as_nonpositive(fact) for fact in facts]
+    differences = [sympy.expand(needed - other) for other in others if needed is not None and other is not None]
+    return any(bool(difference.is_Integer and difference <= 0) for difference in differences)
 
 
-def _spaced(dim: Dim) -> str:
-    return dim.text.replace("%", " % ")
+def _as_nonpositive(relation: Any) -> Any:
+    """The expression that an inequality says is at most 0."""
+    left, right = relation.args if len(relation.args) == 2 else (None, None)
+    written = {"<=": lambda: left - right, "<": lambda: left - right + 1, ">=": lambda: right - left,
+               ">": lambda: right - left + 1}.get(getattr(relation, "rel_op", ""))  # fmt: skip
+    return written() if written is not None else None

@@ -11,6 +11,7 @@ from torch.utils._sympy.functions import PythonMod
 from shaped.proof.arithmetic import holds
 from shaped.proof.symbolic import World
 from shaped.proof.trace import Call, expression, same_size
+from shaped.shapes import Term
 
 MATMUL = ("matmul", "mm", "bmm", "mv")
 SYMBOLS = {"matmul": "@", "add": "+", "sub": "-", "mul": "*", "div": "/"}
@@ -83,11 +84,13 @@ def _broadcast_goal(a: Sequence[Any], b: Sequence[Any], world: World) -> str:
 def last_answer(world: World) -> str:
     """The last equality that torch asked for and did not get."""
     for asked, answer in reversed(world.env.answers):
-        text = world.show(asked)
-        if text.count("==") == 1 and answer is not True and str(answer) == "False" and not text.endswith("== 1"):
-            return text.replace("==", "=").replace(" % ", " mod ") if " % " not in text else text
-        if text.count("!=") == 1 and str(answer) == "True" and not text.endswith(("!= 1", "!= 0")):
-            return text.replace("!=", "=")
-        if " % " in text and text.count("!=") == 1 and str(answer) == "True":
-            return text.replace("!=", "==")
+        term, lacking = world.term(asked), str(answer) == "False"
+        if term.op not in ("==", "!=") or lacking != (term.op == "=="):
+            continue
+        left, right = term.args
+        if any(part.op == "%" for part in term.parts()):
+            return f"{left} == {right}"
+        trivial = [Term.number(1)] if lacking else [Term.number(0), Term.number(1)]
+        if right not in trivial:
+            return f"{left} = {right}"
     return ""

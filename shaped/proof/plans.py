@@ -21,9 +21,9 @@ _RESTS = 4  # divisors up to this one are tried at every rest
 _TRIED = (53, 211, 1009, 4001, 15, 8, 7, 5, 4, 3, 2)
 
 
-def with_multiple(plan: Plan, multiple: tuple[str, str]) -> Plan:
+def with_multiple(plan: Plan, multiple: tuple[str, Dim]) -> Plan:
     name, divisor = multiple
-    return replace(plan, multiples={**plan.multiples, name: Dim.parse(divisor)})
+    return replace(plan, multiples={**plan.multiples, name: divisor})
 
 
 def repairs(world: World, plan: Plan) -> list[Plan]:
@@ -40,7 +40,10 @@ def repairs(world: World, plan: Plan) -> list[Plan]:
             name = world.symbols.get(over)
             base = name or next((world.symbols[s] for s in over.free_symbols if s in world.symbols), None)
             if base in plan.hints and base not in plan.multiples and base not in _names(under, world):
-                by = with_multiple(plan, (str(base), world.show(under)))
+                divisor = world.dim(under)
+                if divisor is None:
+                    continue
+                by = with_multiple(plan, (str(base), divisor))
                 rests = range(1, int(under)) if under.is_Integer and under <= _RESTS else ()
                 plans += [by] * (name is not None) + [replace(by, rests={**by.rests, str(base): r}) for r in rests]
             elif under.is_Integer and 1 < int(under) < 10**6:
@@ -81,7 +84,7 @@ def hints_where(
     return None
 
 
-def needed_multiple(fact: Any, number: bool, world: World) -> tuple[str, str] | None:
+def needed_multiple(fact: Any, number: bool, world: World) -> tuple[str, Dim] | None:
     """A name that a true equality needs to be divisible, since it occurs there floor-divided or as a remainder.
 
     Likewise for a size that is read as a plain number, which it may be for the multiples: the parts of a chunk.
@@ -98,8 +101,9 @@ def needed_multiple(fact: Any, number: bool, world: World) -> tuple[str, str] | 
             continue
         if name in _names(under, world) or world.env.replace(over) != over:
             continue
-        if all(n in plan.hints or n in plan.constants for n in _names(under, world)):
-            return name, world.show(under)
+        divisor = world.dim(under)
+        if divisor is not None and all(n in plan.hints or n in plan.constants for n in _names(under, world)):
+            return name, divisor
     return None
 
 

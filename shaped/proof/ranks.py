@@ -9,6 +9,7 @@ from shaped.proof.conditions import Condition
 from shaped.proof.proof import Proof
 from shaped.proof.search import Search
 from shaped.proof.setting import Setting
+from shaped.shapes import Term
 
 MOST_AXES = 3  # that `*batch` stands for in a statement; a trainer proves more when a batch brings them
 _NAMES = 2  # different `*batch` names in one signature; each multiplies the proofs by four
@@ -45,10 +46,10 @@ def prove_ranks(setting: Setting, assume: Sequence[str], static: Sequence[str] |
 
 def _union(names: Sequence[str], proofs: Mapping[tuple[int, ...], Proof]) -> list[Condition]:
     """The conditions of all ranks; those of some only say which."""
-    found: dict[str, tuple[Condition, list[tuple[int, ...]]]] = {}
+    found: dict[Term, tuple[Condition, list[tuple[int, ...]]]] = {}
     for ranks, proof in proofs.items():
         for condition in proof.side_conditions:
-            found.setdefault(condition.text, (condition, []))[1].append(ranks)
+            found.setdefault(condition.term, (condition, []))[1].append(ranks)
     everywhere = [condition for condition, at in found.values() if len(at) == len(proofs)]
     return everywhere + [
         replace(condition, where=" or ".join(_where(names, ranks) for ranks in at))

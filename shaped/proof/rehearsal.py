@@ -9,6 +9,7 @@ import math
 import random
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from shaped.errors import Goal, ProofError, first_line
 from shaped.proof.conditions import Condition
 from shaped.proof.setting import Setting
 from shaped.proof.source import place_of_traceback
+from shaped.shapes import Term
 
 _TRIES = 600  # draws of sizes
 _ELEMENTS = 2_000_000  # of all tensors together; more would take its time
@@ -77,21 +79,20 @@ def draw_sizes(
 ) -> dict[str, int] | None:
     """Small sizes, mostly distinct, that satisfy the conditions; None if none were found."""
     generator = random.Random(seed)
-    divided = [re.fullmatch(r"(\w+) % (\w+) == (\d+)", condition.text) for condition in conditions]
-    equal = [re.fullmatch(r"(\w+) == (\w+)", condition.text) for condition in conditions]
     free = [name for name in names if name not in static]
     for attempt in range(_TRIES):
         top = 2 + len(free) if attempt < _TRIES // 3 else 24
         sizes = dict(static) | dict(zip(free, (generator.randint(2, 1 + top) for _ in free), strict=True))
         if attempt < _TRIES // 3:
             sizes |= dict(zip(free, generator.sample(range(2, 2 + top), len(free)), strict=True))
-        for match in divided:
-            if match and match[1] in free:
-                by = int(match[2]) if match[2].isdigit() else sizes[match[2]]
-                sizes[match[1]] = by * generator.randint(1, 2) + int(match[3])
-        for match in equal:
-            if match and match[1] in free:
-                sizes[match[1]] = int(match[2]) if match[2].isdigit() else sizes[match[2]]
+        for condition in conditions:
+            match condition.term:
+                case Term("==", (Term("%", (Term("name", (name,)), by)), rest)) if name in free:
+                    with suppress(ArithmeticError, ValueError):
+                        sizes[name] = by.evaluate(sizes) * generator.randint(1, 2) + rest.evaluate(sizes)
+                case Term("==", (Term("name", (name,)), other)) if name in free and not condition.holds(sizes):
+                    with suppress(ArithmeticError, ValueError):
+                        sizes[name] = int(other.evaluate(sizes))
         if all(condition.holds(sizes) for condition in conditions):
             return {name: sizes[name] for name in names}
     return None

@@ -27,7 +27,7 @@ from shaped.proof.small import needed_of_small, small_dimensions, small_expressi
 from shaped.proof.symbolic import Plan, Question, World
 from shaped.proof.trace import Recorder, Trace, expression, run_forward, trace
 from shaped.proof.update import update_operations
-from shaped.shapes import Dim
+from shaped.shapes import Dim, Term
 
 # Hints are 48 times a prime: far from 0 and 1, no small multiple of each other, and divisible by the usual head counts,
 # so that the first trace mostly goes through. What a hint decided is always read back as a question.
@@ -122,9 +122,7 @@ class Search:
             return replace(plan, equal={**plan.equal, name: dim})
         if not assumption.condition.holds(plan.hints):
             world = World(self.names, plan)
-            left, right = (expression(side.evaluate(world.values)) for side in (assumption.left, assumption.right))
-            relation = {"<=": sympy.Le, "<": sympy.Lt, ">=": sympy.Ge, ">": sympy.Gt}.get(assumption.relation)
-            hints = hints_where(relation(left, right), world, plan, sympy.true) if relation else None
+            hints = hints_where(world.fact(assumption.term), world, plan, sympy.true)
             return replace(plan, hints=hints) if hints else plan
         return plan
 
@@ -224,11 +222,11 @@ class Search:
                 dropped.append((fact, source, settled.plans))
         kept += self._in_pairs(dropped, plan)
         divisibility = self._divisibility(world, plan) + _nonzero_divisors(found)
-        stated = [*divisibility, *(Condition(world.show(fact)) for fact, _ in kept)]
+        stated = [*divisibility, *(Condition(world.term(fact)) for fact, _ in kept)]
         passes = partial(self._passes_small, world, plan, stated, [*(fact for fact, _ in kept), *large])
         smalls = [*small_dimensions(world, plan), *smalls]
         kept += [(fact, None) for fact in needed_of_small(plan, world, smalls, passes)]
-        return [*divisibility, *(Condition(world.show(fact), source) for fact, source in weakest(kept))]
+        return [*divisibility, *(Condition(world.term(fact), source) for fact, source in weakest(kept))]
 
     def _asked(self, found: Trace) -> list[tuple[Any, Source | None]]:
         """Every question once, without those that are true for all sizes."""
@@ -256,7 +254,7 @@ class Search:
         """The multiples that were substituted, without those that the program does not need."""
         assumed = {a.divisor[0] for a in self.assumptions if a.divisor is not None}
         return [
-            Condition(f"{name} % {_bracketed(divisor.text)} == {plan.rests.get(name, 0)}")
+            _divides(name, divisor, plan)
             for name, divisor in plan.multiples.items()
             if name not in assumed and not self._passes_at_every_rest(name, divisor, world, plan)
         ]
@@ -302,11 +300,11 @@ class Search:
         return kept + [(fact, source) for fact, source, _ in dropped[_PAIRED:]]
 
     def _needs_equality(self, fact: Any, found: Trace, question: Question) -> ProofError:
-        goal = found.world.show(fact).replace("==", "=")
+        needed = found.world.show(fact)
         error = ProofError(
             f"`{self.setting.signature.name}` is not well-shaped.",
             question.source,
-            Goal(equation=goal, hint=f'if it is meant, state it: assume=("{goal.replace("=", "==")}",)'),
+            Goal(equation=needed.replace("==", "="), hint=f'if it is meant, state it: assume=("{needed}",)'),
         )
         return self._with_sizes(error)
 
@@ -357,18 +355,15 @@ class Search:
     def _region(self, found: Trace) -> tuple[Condition, ...]:
         """Where the traced graph itself is valid: symbols of at least 2, and each question answered as it was."""
         world, plan = found.world, found.world.plan
-        least = [Condition(f"{_bracketed(name)} >= 2") for name in world.symbols.values()]
-        divisible = [
-            Condition(f"{name} % {_bracketed(divisor.text)} == {plan.rests.get(name, 0)}")
-            for name, divisor in plan.multiples.items()
-        ]
-        return (*least, *divisible, *(Condition(world.show(question.fact)) for question in found.questions))
+        least = [Condition(Term.of(">=", world.term(symbol), Term.number(2))) for symbol in world.symbols]
+        divisible = [_divides(name, divisor, plan) for name, divisor in plan.multiples.items()]
+        return (*least, *divisible, *(Condition(world.term(question.fact)) for question in found.questions))
 
 
 class _Substitution(BaseException):
     """Ends a trace that needs dim = heads*(dim//heads); no `except Exception` of the user's stops it."""
 
-    def __init__(self, multiple: tuple[str, str]) -> None:
+    def __init__(self, multiple: tuple[str, Dim]) -> None:
         self.multiple = multiple
 
 
@@ -381,14 +376,14 @@ def _substitute(world: World, fact: Any, number: bool) -> None:
 
 def _nonzero_divisors(found: Trace) -> list[Condition]:
     """Sizes that the program divides by and that may be 0: Python would raise there, and no question was asked."""
-    texts: dict[str, None] = {}
+    terms: dict[Term, None] = {}
     for node in found.graph.graph.nodes:
         if node.target not in (operator.floordiv, operator.mod, operator.truediv) or len(node.args) != 2:
             continue
         divisor = getattr(node.args[1], "meta", {}).get("val")
         if isinstance(divisor, torch.SymInt) and not found.world.env.bound_sympy(expression(divisor)).lower > 0:
-            texts[f"{found.world.show(divisor)} != 0"] = None
-    return [Condition(text) for text in texts]
+            terms[Term.of("!=", found.world.term(divisor), Term.number(0))] = None
+    return [Condition(term) for term in terms]
 
 
 def _refuse_circles(assumptions: Sequence[Assumption]) -> None:
@@ -426,5 +421,7 @@ def _hint(value: Any) -> int:
     return value if isinstance(value, int) else int(value.node.hint)
 
 
-def _bracketed(text: str) -> str:
-    return text if text.isidentifier() or text.isdigit() else f"({text})"
+def _divides(name: str, divisor: Dim, plan: Plan) -> Condition:
+    """`dim % heads == 0`"""
+    rest = Term.of("%", Term.name(name), divisor.term)
+    return Condition(Term.of("==", rest, Term.number(plan.rests.get(name, 0))))

@@ -18,10 +18,12 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
 from shaped.errors import Goal, Source, Unprovable
 from shaped.proof.arithmetic import constant, divided_exactly, divisions, holds, whole
+from shaped.proof.conditions import is_dim
+from shaped.proof.expressions import sympy_of, term_of, without_fractions
 from shaped.proof.fake import RememberingMode
 from shaped.proof.isolation import note_asking
 from shaped.proof.source import Place, place_of_caller
-from shaped.shapes import Dim, Entry
+from shaped.shapes import Dim, Entry, Term
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ class World:
         self.symbols: dict[sympy.Symbol, str] = {}  # torch's symbol to the name it stands for
         self.values: dict[str, int | SymInt] = {}
         self.hints: dict[sympy.Symbol, int] = {}
-        self._shown: dict[Any, str] = {}
+        self._terms: dict[Any, Term] = {}
         for name in self.names:
             self._value(name)
 
@@ -201,24 +203,38 @@ class World:
 
     def _names(self, symbol: Any) -> tuple[str, ...]:
         """The dimension names behind a symbol: its own, or those of a quotient `dim//heads`."""
-        name = self.symbols.get(symbol)
-        return Dim.parse(name).names if name else ()
+        name = self.symbols.get(symbol, "")
+        base = next((n for n in self.plan.multiples if self.plan.quotient(n) == name), None)
+        return (base, *self.plan.multiples[base].names) if base is not None else (name,) if name else ()
 
-    def show(self, value: Any) -> str:
-        """A size or a relation over sizes in the user's names, as Python that evaluates to it: `4*dim`."""
+    def term(self, value: Any) -> Term:
+        """A size or a relation over sizes as a term over the user's names."""
         expression = sympy.sympify(_bare(value))
-        if expression not in self._shown:
+        if expression not in self._terms:
             if isinstance(expression, sympy.Or):
                 order = list(self.symbols)
                 parts = sorted(expression.args, key=lambda part: min(map(order.index, part.free_symbols)))
-                self._shown[expression] = " or ".join(map(self.show, parts))
+                self._terms[expression] = Term.of("or", *map(self.term, parts))
             else:
-                self._shown[expression] = _python(expression.xreplace(self._names_of_symbols))
-        return self._shown[expression]
+                self._terms[expression] = term_of(without_fractions(expression).xreplace(self._names_of_symbols))
+        return self._terms[expression]
+
+    def show(self, value: Any) -> str:
+        """A size or a relation over sizes in the user's names: `4*dim`."""
+        return str(self.term(value))
+
+    def dim(self, size: Any) -> Dim | None:
+        """A size as a dimension expression; None where it is none: a maximum, a square root."""
+        term = self.term(size)
+        return Dim.of(term) if is_dim(term) else None
 
     def expression(self, dim: Dim) -> Any:
         """A dimension expression over this world's symbols."""
         return dim.evaluate({name: sympy.sympify(_bare(self.values[name])) for name in dim.names})
+
+    def fact(self, term: Term) -> Any:
+        """A relation over names as one over this world's symbols."""
+        return sympy_of(term, {name: sympy.sympify(_bare(self.values[name])) for name in term.names})
 
     def hold_sizes(self) -> None:
         """A size below 0 is an error that torch's shape functions do not see: ask that each is at least 0."""
@@ -272,74 +288,9 @@ class World:
             if divisor is not None:
                 names = {n: sympy.Symbol(n, positive=True, integer=True) for n in divisor.names}
                 multiple = replaced[symbol] - self.plan.rests.get(base, 0)
-                replaced[symbol] = multiple / sympy.sympify(divisor.text, names)
+                replaced[symbol] = multiple / divisor.evaluate(names)
         return replaced
-
-
-_CALLS = {
-    "TruncToInt": "int", "CeilToInt": "ceil", "FloorToInt": "floor", "RoundToInt": "round",
-    "OpaqueUnaryFn_sqrt": "sqrt", "OpaqueUnaryFn_log2": "log2",
-}  # fmt: skip
-_BETWEEN = {
-    "IntTrueDiv": "/", "FloatTrueDiv": "/", "FloatPow": "**", "PowByNatural": "**", "BitwiseFn_bitwise_and": "&",
-    "BitwiseFn_bitwise_or": "|", "LShift": "<<", "RShift": ">>",
-}  # fmt: skip
 
 
 def _bare(size: Any) -> Any:
     return size.node.expr if isinstance(size, SymInt) else size
-
-
-_RELATIONS = {sympy.Eq: "==", sympy.Ne: "!=", sympy.Lt: "<", sympy.Le: "<=", sympy.Gt: ">", sympy.Ge: ">="}
-
-
-def _python(e: Any) -> str:
-    kind = type(e)
-    if kind in _RELATIONS:
-        left, right = e.args
-        if not left.free_symbols and right.free_symbols:
-            left, right, kind = right, left, type(e.reversed)
-        return f"{_python(left)} {_RELATIONS[kind]} {_python(right)}"
-    if isinstance(e, sympy.And):
-        return " and ".join(_python(part) for part in e.args)
-    if isinstance(e, sympy.Or):
-        return " or ".join(_python(part) for part in e.args)
-    if isinstance(e, sympy.Not):
-        return f"not ({_python(e.args[0])})"
-    if kind.__name__ in ("FloorDiv", "CleanDiv"):
-        return f"{_factor(e.args[0])}//{_factor(e.args[1])}"
-    if kind.__name__ in ("Mod", "PythonMod"):
-        return f"{_factor(e.args[0])} % {_factor(e.args[1])}"
-    if kind.__name__ == "ToFloat":
-        return _python(e.args[0])
-    if kind.__name__ in _CALLS:
-        return f"{_CALLS[kind.__name__]}({', '.join(map(_python, e.args))})"
-    if kind.__name__ in _BETWEEN:
-        return f" {_BETWEEN[kind.__name__]} ".join(map(_factor, e.args))
-    if isinstance(e, sympy.Float):
-        return f"{float(e):g}"
-    if kind.__name__ in ("Max", "Min"):
-        return f"{kind.__name__.lower()}({', '.join(map(_python, e.args))})"
-    if isinstance(e, sympy.Mul):
-        over, under = e.as_numer_denom()
-        if under != 1:
-            return f"{_factor(over)}//{_factor(under)}"
-        number, rest = e.as_coeff_Mul()
-        parts = [_factor(part) for part in rest.as_ordered_factors()]
-        return ("-" if number == -1 else "" if number == 1 else f"{number}*") + "*".join(parts)
-    if isinstance(e, sympy.Add):
-        text = ""
-        for term in e.as_ordered_terms():
-            shown = _python(term)
-            text += shown if not text else f" - {shown[1:]}" if shown.startswith("-") else f" + {shown}"
-        return text
-    if isinstance(e, sympy.Pow) and e.args[1].is_Integer and e.args[1] > 0:
-        return f"{_factor(e.args[0])}**{e.args[1]}"
-    if isinstance(e, sympy.Pow) and e.args[1] == -1:
-        return f"1//{_factor(e.args[0])}"
-    return str(e)
-
-
-def _factor(e: Any) -> str:
-    text = _python(e)
-    return f"({text})" if isinstance(e, sympy.Add) or (" % " in text) or ("//" in text) else text

@@ -25,4 +25,6 @@ from shaped.shapes.signature import Argument as Argument
 from shaped.shapes.signature import Signature as Signature
 from shaped.shapes.signature import Structure as Structure
 from shaped.shapes.signature import read_signature as read_signature
+from shaped.shapes.terms import PYTHON as PYTHON
+from shaped.shapes.terms import Term as Term
 from shaped.shapes.wrapping import worn as worn

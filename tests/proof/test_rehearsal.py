@@ -206,7 +206,7 @@ CONDITIONS = [
 def test_drawn_sizes_satisfy_the_conditions_and_keep_static_ones(
     texts: tuple[str, ...], seed: int, data: st.DataObject
 ):
-    conditions = [Condition(text) for text in texts]
+    conditions = [Condition.parse(text) for text in texts]
     names = sorted({name for condition in conditions for name in condition.names} | {"other"})
     static = data.draw(st.sampled_from([{}, {"other": 1}, {"other": 30}]))
     sizes = draw_sizes(names, static, conditions, seed)
@@ -219,11 +219,11 @@ def test_drawn_sizes_satisfy_the_conditions_and_keep_static_ones(
 
 
 def test_no_sizes_are_drawn_where_none_satisfy_the_conditions():
-    assert draw_sizes(["a"], {}, [Condition("a >= 5"), Condition("a <= 4")]) is None
+    assert draw_sizes(["a"], {}, [Condition.parse("a >= 5"), Condition.parse("a <= 4")]) is None
 
 
 def test_sizes_are_mostly_distinct_so_that_no_two_meet_by_accident():
-    sizes = draw_sizes(["a", "b", "c", "d"], {}, [Condition("a <= b")])
+    sizes = draw_sizes(["a", "b", "c", "d"], {}, [Condition.parse("a <= b")])
 
     assert sizes is not None
     assert len(set(sizes.values())) == 4

@@ -147,7 +147,7 @@ def test_a_program_runs_exactly_where_its_conditions_hold(function: Callable[...
     if function in OPEN:
         request.applymarker(pytest.mark.xfail(reason=OPEN[function], strict=True))
     proof = proved(function)
-    conditions = [Condition(text) for text in proof.conditions]
+    conditions = [Condition.parse(text) for text in proof.conditions]
     names = [name for name in proof.dims if name not in ("batch", "c", "d")]
     for point in itertools.product(range(1, LARGEST + 1), repeat=len(names)):
         sizes = {"batch": 2, "c": 3, "d": 2} | dict(zip(names, point, strict=True))
@@ -195,4 +195,4 @@ def test_a_question_about_an_expression_is_dropped_if_both_answers_go_through():
 def test_a_question_about_an_expression_is_a_condition_if_one_answer_fails():
     (text,) = prove(asks_and_needs_it).conditions
 
-    assert [n for n in range(1, 9) if Condition(text).holds({"seq": n})] == [5, 6, 7, 8]
+    assert [n for n in range(1, 9) if Condition.parse(text).holds({"seq": n})] == [5, 6, 7, 8]
