@@ -60,10 +60,12 @@ class Term:
 
     @staticmethod
     def number(value: float) -> "Term":
+        """A number: whole, or a fraction such as a scale factor."""
         return Term("number", (value,))
 
     @staticmethod
     def name(name: str) -> "Term":
+        """A dimension name."""
         return Term("name", (name,))
 
     @staticmethod
@@ -89,6 +91,7 @@ class Term:
 
     @property
     def is_name(self) -> bool:
+        """Whether it is one name and nothing more."""
         return self.op == "name"
 
     @cached_property
