@@ -14,6 +14,7 @@ from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from shaped.errors import Goal, Unprovable
 from shaped.proof.arithmetic import holds
 from shaped.proof.broadcast import Broadcasts, Pairs
 from shaped.proof.claims import Broken, Claims
@@ -170,12 +171,28 @@ class Recorder(TorchFunctionMode):
         if contracts and len(set(dtypes)) > 1 and not torch.is_autocast_enabled(operands[0].device.type):
             first, other = dtypes[0], next(dtype for dtype in dtypes if dtype != dtypes[0])
             raise Mismatch(f"{first} = {other}", f"{name} needs operands of one dtype, got {' and '.join(dtypes)}")
+        if self.call is not None and _asks_for_sparse_gradient(self.call):
+            source = self.call.place.source() if self.call.place else None
+            hint = f"leave out {_SPARSE[name][0]}=True: the gradient is the same, with its zeros"
+            raise Unprovable(f"{name} makes a sparse gradient here, and an update takes a dense one.", source,
+                             Goal(hint=hint))  # fmt: skip
         if name == "as_strided":
             raise Mismatch("", "as_strided reads storage whatever the shape, so nothing is shown of it")
         if name in ("cross_entropy", "nll_loss") and len(operands) > 1:
             target = operands[1].dtype
             if not (target.is_floating_point or target in (torch.int64, torch.uint8)):
                 raise Mismatch(f"{dtypes[1]} = int64", f"{name} takes class numbers as int64, got {dtypes[1]}")
+
+
+# Where an operation takes `sparse`, or gather `sparse_grad`, if it is given by position; and where its table is.
+_SPARSE = {"embedding": ("sparse", 6, 1), "embedding_bag": ("sparse", 7, 1), "gather": ("sparse_grad", 4, 0)}
+
+
+def _asks_for_sparse_gradient(call: Call) -> bool:
+    keyword, at, table = _SPARSE.get(call.name, ("", 0, 0))
+    asked = call.kwargs.get(keyword) or (keyword and len(call.args) > at and call.args[at])
+    given = call.args[table] if len(call.args) > table else call.kwargs.get("weight", call.kwargs.get("input"))
+    return asked is True and isinstance(given, Tensor) and given.requires_grad
 
 
 def _contracts(call: Call | None) -> bool:
