@@ -21,6 +21,7 @@ from shaped.backends import (
     Program,
     Settings,
     Sizes,
+    checked_count,
     compare,
     known_backend,
 )
@@ -57,8 +58,11 @@ class ScalarTrainer:
         allow_unused: A parameter that does not influence the loss gets a zero gradient and no update, not an error.
         sizes: "static": an executor for each tuple of sizes. "dynamic": one for all. "auto": the first, then the second
             when another size comes, so that a smaller last batch makes two executors, whatever sizes follow.
-        samples: How many samples a batch has, for `accumulate`: an expression such as "batch*seq". The default is the
-            dimension that leads the first input, where no parameter has it; without one all batches count alike.
+        samples: How many samples a batch has, for `accumulate` and for means over batches: an expression such as
+            "batch*seq"; or a function of the batch, `lambda x, y, keep: keep.sum()`, which becomes part of the compiled
+            step. The default is what the loss divides by (what its mask keeps, the targets that it does not ignore),
+            otherwise the dimension that leads the first input, where no parameter has it; without one all batches count
+            alike. Of an expression too only the share counts that such a loss keeps. A batch without any weighs nothing.
         capture: On a GPU, replay each compiled step as one captured graph after some warm-up steps.
         strategy: How the gradients come from the loss: `OneStep()`, or a function of your own; None is full
             backpropagation. It is part of the proof.
@@ -86,7 +90,7 @@ class ScalarTrainer:
         check: bool = True,
         allow_unused: bool = False,
         sizes: Sizes = "auto",
-        samples: str | None = None,
+        samples: str | Callable[..., Any] | None = None,
         capture: bool = True,
         strategy: GradientStrategy | None = None,
         save_frozen: bool = True,
@@ -99,6 +103,8 @@ class ScalarTrainer:
         }
         try:
             program = Program(loss, params, **proving)
+            if accumulate > 1:
+                program.hold_to_one_count()
         except ShapedError as error:
             raise error.with_traceback(None) from None  # the message shows the user's line; our frames would hide it
         self._made_of = (loss, params, {**asdict(settings), **proving, "save_frozen": save_frozen})
@@ -178,6 +184,15 @@ class ScalarTrainer:
             ShapeError: The batch breaks the signature.
         """
         return self._backend.forward(self._program.arrange(inputs, named))
+
+    def count(self, *inputs: Any, **named: Any) -> float:
+        """How many samples a batch has: what it weighs in a mean over batches. Waits for the device.
+
+        Raises:
+            ShapeError: The batch breaks the signature. ValueError: `samples` gives no count for it.
+        """
+        batch = self._program.arrange(inputs, named)
+        return checked_count(self._program.count(self._program.admit(batch), batch))
 
     def backward(self, *inputs: Any, **named: Any) -> ParamList:
         """The gradients of a batch: a list of the parameters' class and signature.

@@ -18,6 +18,7 @@ from shaped.backends.executors import Key as Key
 from shaped.backends.inductor import has_cpp_compiler as has_cpp_compiler
 from shaped.backends.program import Program as Program
 from shaped.backends.progress import Progress as Progress
+from shaped.backends.samples import checked_count as checked_count
 from shaped.backends.settings import Settings as Settings
 from shaped.backends.settings import Sizes as Sizes
 from shaped.optim import FusedOptimizer

@@ -24,8 +24,9 @@ from shaped.backends.inductor import Flat, Free, lower, whole_graph
 from shaped.backends.interrupts import Whole
 from shaped.backends.program import CASES, Case, Program
 from shaped.backends.progress import Progress
+from shaped.backends.samples import checked_count
 from shaped.backends.settings import Settings
-from shaped.backends.step import WRONG_VALUE, Runner, Step
+from shaped.backends.step import NO_SAMPLES, WRONG_VALUE, Runner, Step
 from shaped.backends.values import Checked
 from shaped.errors import ExecutorError, listing
 from shaped.optim import FusedOptimizer
@@ -85,14 +86,17 @@ class Compiled:
         with Whole():
             loss, why, *norm = runner(state, inputs)
             reason = why.item() if step.asks else 0
-            if not reason or (self._settings.skips and reason != WRONG_VALUE):
-                self._progress.count(optimizer, last=last, taken=last and not self._settings.skips)
+            if reason in (0, NO_SAMPLES) or (self._settings.skips and reason != WRONG_VALUE):
+                taken = last and not self._settings.skips and reason != NO_SAMPLES
+                self._progress.count(optimizer, last=last, taken=taken)
                 step.commit()
                 if norm:
                     optimizer.grad_norm = norm[0]
                 return loss, True
         if reason == WRONG_VALUE:
             raise self._wrong(step.name, case, inputs)
+        if self._settings.accumulate > 1:
+            checked_count(self.program.count(case, inputs))
         return loss, False
 
     def after_step(self, inputs: Sequence[Tensor], optimizer: FusedOptimizer) -> tuple[Tensor, list[Tensor]]:

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from shaped.backends.executors import Executors
-from shaped.backends.gradients import all_finite, clipped, finite_flag, mean_with
+from shaped.backends.gradients import all_finite, clipped, finite_flag, mean_with, of_counted
 from shaped.backends.interrupts import Whole
 from shaped.backends.program import Program
 from shaped.backends.progress import Progress
+from shaped.backends.samples import checked_count
 from shaped.backends.settings import Settings
 from shaped.optim import FusedOptimizer
 
@@ -51,14 +52,19 @@ class Eager:
         """
         for update in optimizer.updates(self._used):
             update.scalars()  # out of range: an error before any work
-        samples = self.program.admit(inputs).samples if self._settings.accumulate > 1 else 1.0
+        counted: Tensor | float = 1.0
+        if self._settings.accumulate > 1:
+            counted = self.program.count(self.program.admit(inputs), inputs)
+        samples = 1.0 if self._quiet else checked_count(counted)
         loss, gradients, written = self.loss_and_backward(inputs)
         if self._quiet:
             with Whole():
-                self._update_quietly(finite_flag(loss, gradients), gradients, written, samples, optimizer, last)
+                loss, finite = of_counted(loss, finite_flag(loss, gradients), counted)
+                self._update_quietly(finite, gradients, written, counted, optimizer, last)
                 self._progress.count(optimizer, last=last)
             return loss, True
-        finite = all_finite([loss, *gradients])
+        finite = not samples or all_finite([loss, *gradients])
+        loss = loss if samples else torch.zeros_like(loss)  # of nothing; a mean over it may be NaN
         if not finite and not self._settings.skips:
             return loss, False
         with Whole():
@@ -113,7 +119,7 @@ class Eager:
         finite: Tensor,
         gradients: Sequence[Tensor],
         written: Sequence[Tensor],
-        samples: float,
+        samples: Tensor | float,
         optimizer: FusedOptimizer,
         last: bool,
     ) -> None:

@@ -44,12 +44,25 @@ def clipped(gradients: Sequence[Tensor], max_norm: float) -> list[Tensor]:
     return [gradient * factor.to(gradient.dtype) for gradient in gradients]
 
 
+def of_counted(loss: Tensor, finite: Tensor, samples: Tensor | float) -> tuple[Tensor, Tensor]:
+    """The loss and whether all is finite, of a batch with so many samples; of one without any, 0 and that it is.
+
+    A count that is negative or not finite is not finite either.
+    """
+    count = torch.as_tensor(samples, dtype=torch.float64, device=loss.device)
+    empty = count == 0
+    return torch.where(empty, torch.zeros_like(loss), loss), (finite | empty) & (count >= 0) & torch.isfinite(count)
+
+
 def mean_with(
     means: Sequence[Tensor], weight: Tensor, gradients: Sequence[Tensor], samples: Tensor | float, finite: Tensor
 ) -> tuple[list[Tensor], Tensor]:
-    """The mean of `weight` samples with `samples` more in it, and how many those are; as before if not `finite`."""
+    """The mean of `weight` samples with `samples` more in it, and how many those are; as before if not `finite`.
+
+    A batch without samples leaves the mean as it was, whatever its gradient is: 0/0 of a mean over nothing is NaN.
+    """
     total = weight + samples
-    share = samples / total
+    share, some = samples / total, finite & (total > weight)
     pairs = zip(means, gradients, strict=True)
-    taken = [torch.where(finite, torch.lerp(mean, g, share.to(g.dtype)), mean) for mean, g in pairs]
+    taken = [torch.where(some, torch.lerp(mean, g, share.to(g.dtype)), mean) for mean, g in pairs]
     return taken, torch.where(finite, total, weight)

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import attrgetter
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,11 @@ from torch.fx import GraphModule
 
 from shaped.backends.holding import Places, kept_as_they_are
 from shaped.backends.modules import first_argument, module_program
+from shaped.backends.samples import FACTOR, Factor, Given, Samples
 from shaped.errors import GradientError, ProofError, ShapeError, SignatureError, listing
 from shaped.params import ParamList
 from shaped.proof import Proof, Setting, prove_setting
 from shaped.shapes import (
-    Dim,
     Entry,
     Signature,
     bind,
@@ -50,7 +50,7 @@ class Case:
     proof: Proof
     key: tuple[Any, ...]
     graph: GraphModule  # the proved graph at these sizes: loss, then a gradient for each parameter that wants one
-    samples: float  # how much its gradient weighs where several batches make one update
+    samples: float  # as far as sizes tell it; `Program.count` has the whole
     entries: tuple[Entry, ...]  # of the inputs, with as many axes as they have
 
     def __str__(self) -> str:
@@ -68,8 +68,7 @@ class Program:
         autocast: Run the loss under torch.autocast in this dtype.
         allow_unused: A parameter that does not influence the loss gets a zero gradient instead of an error.
         check: Compare every batch with the signature before it runs.
-        samples: How many samples a batch has, over dimension names: "batch*seq". None for the dimension that leads the
-            first input, where no parameter has it; otherwise all batches count alike.
+        samples: How many samples a batch has; see `samples.py`.
         strategy: How gradients come from the loss; None is full backpropagation.
 
     Raises:
@@ -86,7 +85,7 @@ class Program:
         autocast: torch.dtype | None = None,
         allow_unused: bool = False,
         check: bool = True,
-        samples: str | None = None,
+        samples: Given = None,
         strategy: GradientStrategy | None = None,
     ) -> None:
         self.modules: list[nn.Module] = []  # whose train() and eval() change what the loss computes
@@ -115,7 +114,7 @@ class Program:
         self._assume, self._autocast = assume, _floating(autocast)
         self._static = dict(static) if isinstance(static, Mapping) else dict.fromkeys(_names(static))
         self._allow_unused, self.check = allow_unused, check
-        self._samples = self._sample_dimension(samples)
+        self.samples = Samples(samples, self.signature, self.inputs, self.params.dims)
         refuse_modules(strategy, self.modules)
         self.strategy = None if isinstance(strategy, FullBackpropagation) else strategy
         self._proofs: dict[tuple[Any, ...], Proof] = {}
@@ -127,6 +126,8 @@ class Program:
             if self._static[name] not in (None, size):
                 raise ShapeError(f"static: {name} = {self._static[name]}, and it is {size} in the parameters")
         self.proof = self._prove(guess, {**known, **{n: s for n, s in self._static.items() if s is not None}})
+        if not self.signature.axes:
+            self.samples.prove_function(guess, self.proof.static, {}, self.params.device)
         self.frozen = [i for i, t in enumerate(self.tensors) if not t.requires_grad]
         self.trainable = [i for i, t in enumerate(self.tensors) if t.requires_grad]
         unused = set(self.proof.unused)
@@ -143,20 +144,6 @@ class Program:
             raise SignatureError(
                 f'`{self.signature.name}` declares {declared}; a trainer needs one scalar: -> Float[Tensor, ""]'
             )
-
-    def _sample_dimension(self, samples: str | None) -> Dim | None:
-        if samples is None:
-            leading = [entry.spec.dims[0] for entry in self.inputs[:1] if entry.spec.dims and entry.spec.axes is None]
-            return next((dim for dim in leading if dim.is_name and dim.text not in self.params.dims), None)
-        if not isinstance(cast(object, samples), str):
-            raise SignatureError(
-                f'samples is {samples!r}; it is an expression over dimension names, such as "batch*seq"'
-            )
-        dim = Dim.parse(samples)
-        known = {name for entry in self.inputs for part in entry.spec.dims for name in part.names} | {*self.params.dims}
-        if unknown := sorted(set(dim.names) - known):
-            raise SignatureError(f"samples={samples!r}: {listing(unknown)} is no dimension of the inputs")
-        return dim
 
     def examples(self, shapes: Sequence[Any], sizes: Mapping[str, int]) -> list[Tensor]:
         """A batch of zeros: of given shapes (or like given tensors), or of given sizes by dimension name.
@@ -305,11 +292,43 @@ class Program:
                 f"{listing(differ)} differ; make a trainer for these sizes"
             )
         proof.check(sizes)
-        samples = 1.0 if self._samples is None else float(self._samples.evaluate(sizes))
-        if samples <= 0:
-            raise ShapeError(f"The batch has {samples:g} samples ({self._samples}); a mean needs at least one")
+        graph = self._counted(proof.graph_at(sizes), sizes, dtypes, ranks)
+        factor: Factor | None = graph.meta[FACTOR]
+        samples = self.samples.by_sizes(entries, sizes) if factor is None or factor.share else 1.0
         self._write_too(proof)
-        return Case(sizes, proof, key, proof.graph_at(sizes), samples, tuple(entries))
+        return Case(sizes, proof, key, graph, samples, tuple(entries))
+
+    def _counted(
+        self, graph: GraphModule, sizes: Mapping[str, int], dtypes: tuple[torch.dtype, ...], ranks: Mapping[str, int]
+    ) -> GraphModule:
+        """The graph with what says how many samples a batch has."""
+        static = {name: sizes[name] for name in self._static}
+        told = self.samples.by_function(sizes, dtypes, static, ranks, self.params.device)
+        if told is not None and told[1]:  # at these sizes alone
+            graph = GraphModule(graph, graph.graph)
+        if FACTOR not in graph.meta:
+            graph.meta[FACTOR] = told[0] if told is not None else self._divisor(graph)
+        return graph
+
+    def _divisor(self, graph: GraphModule) -> Factor | None:
+        return self.samples.by_values(graph, self.trainable, len(self.tensors))
+
+    def hold_to_one_count(self) -> None:
+        """Refuse a loss whose batches cannot be accumulated to the step of their union.
+
+        Raises:
+            SignatureError: It divides by several counts.
+        """
+        self.samples.strict = True
+        self._divisor(self.proof.graph)
+
+    def count(self, case: Case, inputs: Sequence[Tensor]) -> Tensor | float:
+        """How many samples an admitted batch has; a 0-dim float64 tensor where its values say.
+
+        Negative and NaN where a function says so: `checked_count` is for them.
+        """
+        factor: Factor | None = case.graph.meta[FACTOR]
+        return case.samples if factor is None else case.samples * factor.of(self.plain, inputs)
 
     def _write_too(self, proof: Proof) -> None:
         """Take over what a later proof writes: the statistics of a module that was in eval() at first."""

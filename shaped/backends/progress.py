@@ -74,6 +74,8 @@ class Progress:
 
     def blend(self, gradients: Sequence[Tensor], samples: float) -> None:
         """Take a batch into the mean: mean <- mean + share*(g - mean), share = its samples / all samples so far."""
+        if not samples:
+            return
         weight = float(self.weight) + samples
         torch._foreach_lerp_(self.means, list(gradients), samples / weight)
         self.weight.fill_(weight)

@@ -24,15 +24,16 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from shaped.backends.executors import CompileError, Executor, Run
-from shaped.backends.gradients import clipped, finite_flag, global_norm, mean_with
+from shaped.backends.gradients import clipped, finite_flag, global_norm, mean_with, of_counted
 from shaped.backends.inductor import Flat
 from shaped.backends.program import Case, Program
 from shaped.backends.progress import Progress
+from shaped.backends.samples import FACTOR
 from shaped.backends.settings import Settings
 from shaped.backends.values import Checked
 from shaped.optim import FusedOptimizer, Update
 
-NOT_FINITE, WRONG_VALUE = 1, 2  # why a step changed nothing
+NOT_FINITE, WRONG_VALUE, NO_SAMPLES = 1, 2, 3  # why a step changed nothing
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,10 @@ class Step:
             if program.strategy is not None:  # one that is a parameter must not follow its update
                 gradients = [g.clone() for g in gradients]
             finite, right = finite_flag(loss, gradients), checked.right()
+            samples: Tensor | None = None
+            if self._gathers:
+                samples, right = self._count(graph, flat, right)
+                loss, finite = of_counted(loss, finite, samples)
             why = ~finite
             if right is not None:
                 finite = finite & right
@@ -183,8 +188,10 @@ class Step:
             go = finite
             if self._gathers:
                 count = len(program.used) + 2
-                gradients, go = self._blend(rest[-count:], gradients, finite, right)
+                gradients, go = self._blend(rest[-count:], gradients, finite, right, samples)
                 del rest[-count:]
+                if optimizer is not None:
+                    why = torch.where(finite & ~go, NO_SAMPLES, why.to(torch.int8))
             if counts is not None:
                 taken = go if optimizer is not None else torch.zeros_like(go)
                 counts.add_(torch.stack([taken, right & ~finite]).to(counts.dtype))
@@ -195,11 +202,30 @@ class Step:
 
         return step
 
+    def _count(
+        self, graph: GraphModule, flat: Sequence[Tensor], right: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """How many samples the batch has, and whether it could take all values."""
+        inputs, factor = len(self._program.inputs), graph.meta.get(FACTOR)
+        by_sizes = flat[len(flat) - inputs - 1 - self._settings.skips]
+        if factor is None:
+            return by_sizes, right
+        checked = Checked(factor.graph)
+        given = factor.arguments(flat[: len(self._program.tensors)], flat[len(flat) - inputs :])
+        value = factor.value(checked.run(*given))
+        more = checked.right()
+        return by_sizes * value, right if more is None else more if right is None else right & more
+
     def _blend(
-        self, waiting: Sequence[Tensor], gradients: Sequence[Tensor], finite: Tensor, right: Tensor
+        self,
+        waiting: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        finite: Tensor,
+        right: Tensor,
+        samples: Tensor,
     ) -> tuple[list[Tensor], Tensor]:
         """Take a batch into the mean; with an optimizer, hand the mean over and start anew."""
-        *means, weight, samples = waiting
+        *means, weight, _ = waiting
         blended, weighed = mean_with(means, weight, gradients, samples, finite)
         go = right & (weighed > 0)
         for mean, new in zip(means, blended, strict=True):
@@ -208,7 +234,7 @@ class Step:
             weight.copy_(weighed)
             return blended, go
         if not self._settings.skips:  # an error leaves what waits as it was
-            go = finite
+            go = finite & (weighed > 0)
             weighed = torch.where(finite, torch.zeros_like(weight), weight)
         else:
             weighed = torch.where(right, torch.zeros_like(weight), weight)
