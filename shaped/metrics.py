@@ -1,7 +1,8 @@
 """Metrics, and the evaluation of a loss over data.
 
 A metric is anything with `update`, `compute` and `reset` (torchmetrics' objects are), or a plain function
-`metric(params, *batch) -> number`, whose mean is weighted by batch size.
+`metric(params, *batch) -> number`, whose mean is over the samples that the trainer counts, as that of the loss is.
+Where a trainer is over an nn.Module, `params` is the module.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from shaped.checkpoint.generators import generators_kept
-from shaped.data.feed import Feed, batch_size
+from shaped.data.feed import Feed
 from shaped.errors import ShapedError, ShapeError
 from shaped.trainer import ScalarTrainer
 
@@ -102,7 +103,7 @@ class Scored:
     def __init__(self, metric: Metric, predict: Callable[..., Any]) -> None:
         self._metric, self._predict = metric, predict
 
-    def add(self, params: Any, inputs: tuple[Tensor, ...], size: int) -> None:
+    def add(self, params: Any, inputs: tuple[Tensor, ...], samples: float) -> None:
         """Let the metric see a batch."""
         values = self._predict(params, *inputs)
         self._metric.update(*(values if isinstance(values, tuple) else (values,)))
@@ -117,13 +118,13 @@ class Scored:
 
 
 class _Averaged:
-    """A plain function, averaged by batch size."""
+    """A plain function, averaged over samples."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function, self._mean = function, Mean()
 
-    def add(self, params: Any, inputs: tuple[Tensor, ...], size: int) -> None:
-        self._mean.update(self._function(params, *inputs), size)
+    def add(self, params: Any, inputs: tuple[Tensor, ...], samples: float) -> None:
+        self._mean.update(self._function(params, *inputs), samples)
 
     def compute(self) -> float:
         return self._mean.compute()
@@ -149,7 +150,8 @@ def evaluate(
         between: Called before each batch; what it raises ends the evaluation.
 
     Returns:
-        `loss`, the mean weighted by batch size, and each metric by name.
+        `loss`, the mean over the samples of all batches as `trainer.count` has them, and each metric by name. A batch
+        without samples counts for nothing; where no batch has any, the mean is NaN.
 
     Raises:
         DataError: There is no batch. ShapedError: A metric is none, or is named `loss`. ShapeError: A batch does not
@@ -157,6 +159,7 @@ def evaluate(
     """
     prepared = {name: _prepared(name, metric) for name, metric in (metrics or {}).items()}
     loss, feed = Mean(), Feed(data)
+    model = trainer.modules[0] if trainer.modules else trainer.params
     training = [module for module in trainer.modules if module.training]
     with generators_kept():
         try:
@@ -164,10 +167,10 @@ def evaluate(
                 module.training = False
             while (batch := feed.next()) is not None:
                 between()
-                size = batch_size(batch)
-                loss.update(trainer.forward(*batch.inputs), size)
+                value, samples = trainer.forward(*batch.inputs), trainer.count(*batch.inputs)
+                loss.update(value, samples)
                 for metric in prepared.values():
-                    metric.add(trainer.params, batch.inputs, size)
+                    metric.add(model, batch.inputs, samples)
         finally:
             for module in training:
                 module.training = True

@@ -122,6 +122,11 @@ class TrainingState:
             return "update", self.own_optimizer()
         return "update", known.get(path) or cast(FusedOptimizer, PATHS[path](self.program.used_tensors, lr=1e-3))
 
+    def step_waiting(self) -> int:
+        """Take the update that gradients wait for, with what there is; returns the batches in it."""
+        count, optimizer = self.progress.waiting, self.progress.waiting_for
+        return count if optimizer is not None and self.eager.update_waiting(optimizer) else 0
+
     def optimizers(self) -> dict[str, FusedOptimizer]:
         """Every optimizer by path; the one of `train_step` is `train`."""
         return {**self.paths, **({"train": self.optimizer} if self.optimizer is not None else {})}

@@ -24,8 +24,9 @@ from shaped.backends import (
     checked_count,
     compare,
     known_backend,
+    not_finite,
 )
-from shaped.errors import NonFiniteError, ShapedError, listing
+from shaped.errors import ShapedError
 from shaped.optim import AdamW, FusedOptimizer
 from shaped.params import ParamList
 from shaped.proof import Proof
@@ -58,11 +59,9 @@ class ScalarTrainer:
         allow_unused: A parameter that does not influence the loss gets a zero gradient and no update, not an error.
         sizes: "static": an executor for each tuple of sizes. "dynamic": one for all. "auto": the first, then the second
             when another size comes, so that a smaller last batch makes two executors, whatever sizes follow.
-        samples: How many samples a batch has, for `accumulate` and for means over batches: an expression such as
-            "batch*seq"; or a function of the batch, `lambda x, y, keep: keep.sum()`, which becomes part of the compiled
-            step. The default is what the loss divides by (what its mask keeps, the targets that it does not ignore),
-            otherwise the dimension that leads the first input, where no parameter has it; without one all batches count
-            alike. Of an expression too only the share counts that such a loss keeps. A batch without any weighs nothing.
+        samples: How many samples a batch has, for `accumulate` and means: `"batch*seq"`, or a function of the batch. The
+            default is what the loss divides by (what its mask keeps), otherwise the dimension that leads the first
+            input, where no parameter has it.
         capture: On a GPU, replay each compiled step as one captured graph after some warm-up steps.
         strategy: How the gradients come from the loss: `OneStep()`, or a function of your own; None is full
             backpropagation. It is part of the proof.
@@ -203,15 +202,9 @@ class ScalarTrainer:
 
     def loss_and_backward(self, *inputs: Any, **named: Any) -> tuple[Float[Tensor, ""], ParamList]:
         """The loss of a batch and its gradients, from one pass."""
-        return self._typed_pass(self._program.arrange(inputs, named))
-
-    def _typed_pass(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ParamList]:
-        loss, gradients, _ = self._backend.loss_and_backward(inputs)
-        return loss, self._typed(gradients)
-
-    def _typed(self, gradients: Sequence[Tensor]) -> ParamList:
+        loss, gradients, _ = self._backend.loss_and_backward(self._program.arrange(inputs, named))
         found = dict(zip(self._program.used, gradients, strict=True))
-        return self.params.like(
+        return loss, self.params.like(
             [found[i] if i in found else p.new_zeros(()).expand(p.shape) for i, p in enumerate(self.params)]
         )
 
@@ -241,8 +234,7 @@ class ScalarTrainer:
             p <- p - lr*(m/c1) / (sqrt(v/c2) + eps)
 
         Args:
-            inputs, named: The batch: a tensor, or a container of tensors, for each input of the signature, by position
-                or by name. New sizes recompile.
+            inputs, named: As for `step`.
             lr: Step size in parameter units per step (m/sqrt(v) has no unit); may change at every step.
             betas: Decay per step of the two moments. Fixed by the first call, as is `eps`.
             eps: Floor added to sqrt(v), so in gradient units.
@@ -270,8 +262,7 @@ class ScalarTrainer:
             p <- p - lr*((m/c1) / (sqrt(v/c2) + eps) + weight_decay*p)
 
         Args:
-            inputs, named: The batch: a tensor, or a container of tensors, for each input of the signature, by position
-                or by name. New sizes recompile.
+            inputs, named: As for `step`.
             lr: Step size in parameter units per step (m/sqrt(v) has no unit); may change at every step.
             betas: Decay per step of the two moments; each remembers about 1/(1 - b) steps. Fixed by the first call.
             eps: Floor added to sqrt(v), so in gradient units. Fixed by the first call.
@@ -296,6 +287,19 @@ class ScalarTrainer:
             As for `step`, and ValueError where no optimizer was given.
         """
         return self._take(self._shared.own_optimizer(), self._program.arrange(inputs, named))
+
+    @property
+    def waiting(self) -> int:
+        """Batches whose gradients wait for an update, of the `accumulate` that make one."""
+        return self._shared.progress.waiting
+
+    def step_waiting(self) -> int:
+        """Take the update that gradients wait for now, with the mean over the samples that there are.
+
+        Returns:
+            How many batches were in it; 0 where none waits or they have no samples, and no parameter has moved.
+        """
+        return self._shared.step_waiting()
 
     def _update(self, path: str, inputs: Sequence[Tensor], lr: float, given: dict[str, Any]) -> Float[Tensor, ""]:
         lr = lr if type(lr) is float and 0.0 <= lr < math.inf else number("lr", lr)
@@ -342,26 +346,14 @@ class ScalarTrainer:
             last = progress.waiting + 1 == accumulate
         loss, finite = self._backend.update(inputs, optimizer, last)
         if not finite:
-            raise self._not_finite(loss, inputs)
+            raise not_finite(self._backend, loss, inputs, f"at step {self.steps + 1}; nothing was updated")
         return loss
-
-    def _not_finite(self, loss: Tensor, inputs: Sequence[Tensor]) -> NonFiniteError:
-        """Name what was not finite; parameters are as before the step, so the pass can be repeated."""
-        where = f"at step {self.steps + 1}; nothing was updated"
-        if not torch.isfinite(loss):
-            return NonFiniteError(f"the loss is {loss.item()} {where}")
-        _, gradients, _ = self._backend.loss_and_backward(inputs)
-        names = [self.params.names[i] for i in self._program.used]
-        wrong = [name for name, g in zip(names, gradients, strict=True) if not torch.isfinite(g).all()]
-        if not wrong:  # the pass draws at random, and this draw was finite
-            return NonFiniteError(f"a gradient is not finite {where}")
-        return NonFiniteError(f"the gradient of {listing(wrong)} is not finite {where} (the loss is {loss.item():.4g})")
 
     # -- two backends ----------------------------------------------------------------------------------------------
 
     def with_backend(self, backend: Literal["eager", "compiled", "auto"]) -> "ScalarTrainer":
         """A trainer on another backend that shares parameters, proof, optimizers and step count with this one."""
-        other = copy.copy(self)
+        other = copy.copy(self)  # another handle on the same run
         other._chosen, other._backend = backend, self._shared.backend(backend)
         return other
 
@@ -428,8 +420,7 @@ class ScalarTrainer:
         self._program.places.check()
         self._shared.load(state)
 
-    def __copy__(self) -> "ScalarTrainer":
-        """Another handle on the same run, as `with_backend` gives."""
+    def __copy__(self) -> "ScalarTrainer":  # another handle on the same run, as `with_backend` gives
         other = object.__new__(type(self))
         vars(other).update(vars(self))
         return other

@@ -7,15 +7,21 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from shaped import ScalarTrainer, ShapedError, ShapeError
+from shaped import ParamList, ScalarTrainer, ShapedError, ShapeError
 from shaped.data import DataError
+from shaped.losses import mse
 from shaped.metrics import Mean, MovingAverage, Scored, accuracy, evaluate
+from shaped.workflow import MetricComputer
 from tests.models import batch, mlp, mlp_loss
 
 numbers = st.floats(-1e6, 1e6)
+
+
+class Weight(ParamList):
+    w: Float[Tensor, ""]
 
 
 @given(st.lists(st.tuples(numbers, st.integers(1, 100)), min_size=1))
@@ -113,6 +119,54 @@ class Net(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch 6"]) -> Float[Tensor, "batch 1"]:
         return self.drop(self.first(x))
+
+
+def masked_square(p: Weight, x: Float[Tensor, "batch seq"], keep: Bool[Tensor, "batch seq"]) -> Float[Tensor, ""]:
+    return mse(x * p.w, torch.zeros_like(x), mask=keep)
+
+
+@pytest.mark.parametrize("backend", ["eager", "compiled"])
+def test_loss_and_metrics_are_means_over_what_the_trainer_counts(backend: str) -> None:
+    trainer = ScalarTrainer(masked_square, Weight(torch.ones(())), backend=backend)  # type: ignore[arg-type]
+    x = torch.arange(12.0).reshape(3, 4)
+    keep = torch.tensor([[True, True, True, True], [True, False, False, False], [False] * 4])
+    rows = [(x[i : i + 1], keep[i : i + 1]) for i in range(3)]
+    metrics = {"mean": lambda p, x, keep: x[keep].mean()}  # NaN of the last row
+    whole, parts = evaluate(trainer, [(x, keep)], metrics), evaluate(trainer, rows, metrics)
+
+    assert whole == pytest.approx({"loss": (0 + 1 + 4 + 9 + 16) / 5, "mean": 2.0})
+    assert parts == pytest.approx(whole)
+    assert math.isnan(evaluate(trainer, rows[2:])["loss"])
+
+
+def test_a_mean_over_tokens_is_that_of_the_expression() -> None:
+    trainer = ScalarTrainer(plain_square, Weight(torch.ones(())), samples="batch*seq")
+    x = torch.arange(14.0)
+
+    found = evaluate(trainer, [(x[:12].reshape(2, 6),), (x[12:].reshape(2, 1),)])
+    assert found["loss"] == pytest.approx(x.square().mean().item())
+
+
+def plain_square(p: Weight, x: Float[Tensor, "batch seq"]) -> Float[Tensor, ""]:
+    return (x * p.w).square().mean()
+
+
+def test_metrics_of_a_module_are_given_the_module() -> None:
+    class Net(nn.Sequential):
+        def forward(self, x: Float[Tensor, "batch 3"]) -> Float[Tensor, "batch 1"]:
+            return super().forward(x)
+
+    def loss(out: Float[Tensor, "batch 1"], y: Float[Tensor, "batch 1"]) -> Float[Tensor, ""]:
+        return mse(out, y)
+
+    net = Net(nn.Linear(3, 1), nn.Dropout(0.5))
+    x, y = torch.randn(6, 3), torch.randn(6, 1)
+    metrics = {"mae": lambda model, x, y: (model(x) - y).abs().mean()}
+    metrics |= MetricComputer("mse").scored(lambda model, x: model(x))
+    found = evaluate(ScalarTrainer(loss, net), [(x, y)], metrics)
+
+    error = net.eval()(x) - y
+    assert found == pytest.approx({"mae": error.abs().mean().item(), **dict.fromkeys(("loss", "mse"), error.square().mean().item())})  # fmt: skip  # noqa: E501
 
 
 def test_a_module_is_evaluated_in_eval_mode_and_then_trains_on() -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal, Protocol, get_args
 
+import torch
 from torch import Tensor
 
 from shaped.backends.auto import Auto as Auto
@@ -21,7 +22,20 @@ from shaped.backends.progress import Progress as Progress
 from shaped.backends.samples import checked_count as checked_count
 from shaped.backends.settings import Settings as Settings
 from shaped.backends.settings import Sizes as Sizes
+from shaped.errors import NonFiniteError, listing
 from shaped.optim import FusedOptimizer
+
+
+def not_finite(backend: "Backend", loss: Tensor, inputs: Sequence[Tensor], where: str) -> NonFiniteError:
+    """Name what was not finite in a step that changed nothing, so that its pass can be repeated."""
+    if not torch.isfinite(loss):
+        return NonFiniteError(f"the loss is {loss.item()} {where}")
+    _, gradients, _ = backend.loss_and_backward(inputs)
+    names = [backend.program.params.names[i] for i in backend.program.used]
+    wrong = [name for name, g in zip(names, gradients, strict=True) if not torch.isfinite(g).all()]
+    if not wrong:  # the pass draws at random, and this draw was finite
+        return NonFiniteError(f"a gradient is not finite {where}")
+    return NonFiniteError(f"the gradient of {listing(wrong)} is not finite {where} (the loss is {loss.item():.4g})")
 
 
 class Backend(Protocol):

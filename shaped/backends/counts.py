@@ -9,7 +9,7 @@ term of its sum, is divided as a whole count, and only those that no trained par
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -22,8 +22,10 @@ aten = torch.ops.aten
 _OF_KIND = ("new_zeros", "new_ones", "new_full", "new_empty", "zeros_like", "ones_like", "full_like", "empty_like")
 _OF_SHAPE = ("sym_size", "sym_numel", "sym_stride", "sym_storage_offset")
 # The same values in another shape or dtype.
-_SAME = ("detach", "alias", "_to_copy", "clone", "view", "_unsafe_view", "reshape", "squeeze", "unsqueeze", "permute")
-_SAME += ("transpose", "t", "contiguous", "lift_fresh_copy", "lift_fresh")
+_SAME = (
+    *("detach", "alias", "_to_copy", "clone", "view", "_unsafe_view", "reshape", "squeeze", "unsqueeze", "permute"),
+    *("transpose", "t", "contiguous", "lift_fresh_copy", "lift_fresh"),
+)
 _LINEAR = (*_SAME, "neg", "sum", "mean", "expand", "slice", "select", "where", "masked_fill")
 _SUMS = ("sum", "mean", "count_nonzero")
 _MEAN = 1  # torch's number of the reduction
@@ -70,7 +72,7 @@ class Found:
     @property
     def mixed(self) -> bool:
         """Whether no count makes the mean over batches that of their union."""
-        return self.unknown or len(self.divisors) + self.plain > 1 and bool(self.divisors)
+        return self.unknown or (bool(self.divisors) and len(self.divisors) + self.plain > 1)
 
 
 def divisors(graph: GraphModule, trained: Sequence[int], inputs: int) -> Found:
@@ -200,7 +202,7 @@ class _Reader:
         source = node.args[0] if _name(node) == "getitem" else node
         if not isinstance(source, Node) or _name(source) not in ("nll_loss_forward", "nll_loss2d_forward"):
             return None
-        _, target, weight, reduction, ignored = source.args
+        _, target, weight, reduction, ignored = cast(tuple[Any, ...], source.args)
         if reduction != _MEAN or not isinstance(target, Node) or target in self._trained or weight in self._trained:
             return None
         while _name(target) in _SAME:

@@ -63,12 +63,12 @@ class Eager:
                 self._update_quietly(finite, gradients, written, counted, optimizer, last)
                 self._progress.count(optimizer, last=last)
             return loss, True
-        finite = not samples or all_finite([loss, *gradients])
+        right = not samples or all_finite([loss, *gradients])
         loss = loss if samples else torch.zeros_like(loss)  # of nothing; a mean over it may be NaN
-        if not finite and not self._settings.skips:
+        if not right and not self._settings.skips:
             return loss, False
         with Whole():
-            self._move(finite, gradients, written, samples, optimizer, last)
+            self._move(right, gradients, written, samples, optimizer, last)
         return loss, True
 
     def _move(
@@ -95,6 +95,19 @@ class Eager:
         if go:
             optimizer.update(self._clipped(gradients), self._used)
         progress.count(optimizer, last=last, taken=go, left_out=not finite)
+
+    def update_waiting(self, optimizer: FusedOptimizer) -> bool:
+        """Update with the mean gradient of the batches that wait; False where they have no samples."""
+        self.program.follow_storage()
+        for update in optimizer.updates(self._used):
+            update.scalars()
+        progress, go = self._progress, float(self._progress.weight) > 0
+        with Whole():
+            if go:
+                optimizer.update(self._clipped(progress.means), self._used)
+            progress.weight.zero_()
+            progress.count(optimizer, last=True, taken=go)
+        return go
 
     def after_step(
         self, inputs: Sequence[Tensor], optimizer: FusedOptimizer, params: Sequence[Tensor]

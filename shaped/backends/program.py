@@ -328,6 +328,7 @@ class Program:
         Negative and NaN where a function says so: `checked_count` is for them.
         """
         factor: Factor | None = case.graph.meta[FACTOR]
+        self.samples.warn_of_several()
         return case.samples if factor is None else case.samples * factor.of(self.plain, inputs)
 
     def _write_too(self, proof: Proof) -> None:

@@ -14,7 +14,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float64
@@ -132,7 +132,9 @@ class Samples:
             return None
         found = divisors(graph, trained, inputs)
         if found.mixed and self.strict:
-            raise SignatureError(f"{self._mixed}: no count makes accumulated batches the step of their union. {_REMEDY}")
+            raise SignatureError(
+                f"{self._mixed}: no count makes accumulated batches the step of their union. {_REMEDY}"
+            )
         if found.mixed:
             self._several = True
         return Factor(counting_graph(graph, found.one), None, self._given is not None) if found.one else None
@@ -145,7 +147,8 @@ class Samples:
         """Say once that a mean over batches is not that of their union."""
         if self._several and not self._warned:
             self._warned = True
-            warnings.warn(f"{self._mixed}, so a mean over batches depends on how they were cut. {_REMEDY}", stacklevel=3)
+            said = f"{self._mixed}, so a mean over batches depends on how they were cut. {_REMEDY}"
+            warnings.warn(said, stacklevel=3)
 
     def by_function(
         self,
@@ -211,9 +214,8 @@ def _of_batches(function: Callable[..., Any], loss: Signature) -> Signature:
     try:
         inspect.signature(function).bind(*positional, **{a.name: a.name for a in arguments if a.keyword})
     except TypeError as error:
-        raise SignatureError(
-            f"samples does not take a batch of `{loss.name}`, which is ({', '.join(a.name for a in arguments)}): {error}"
-        ) from None
+        batch = ", ".join(a.name for a in arguments)
+        raise SignatureError(f"samples does not take a batch of `{loss.name}`, which is ({batch}): {error}") from None
     except ValueError:
         pass  # built in, and says nothing of what it takes
 
@@ -224,7 +226,7 @@ def _of_batches(function: Callable[..., Any], loss: Signature) -> Signature:
         if isinstance(value, bool | int | float | torch.SymInt | torch.SymFloat):
             leaves = pytree.tree_leaves((batch, named))
             device = next((leaf.device for leaf in leaves if isinstance(leaf, Tensor)), None)
-            return torch.full((), value, dtype=torch.float64, device=device)
+            return torch.full((), cast(float, value), dtype=torch.float64, device=device)
         return value
 
     return Signature("samples", samples, arguments, read_container(Float64[Tensor, ""], "result", "`samples`"))

@@ -171,7 +171,7 @@ class Step:
             if program.strategy is not None:  # one that is a parameter must not follow its update
                 gradients = [g.clone() for g in gradients]
             finite, right = finite_flag(loss, gradients), checked.right()
-            samples: Tensor | None = None
+            samples = torch.ones_like(finite, dtype=torch.float64)
             if self._gathers:
                 samples, right = self._count(graph, flat, right)
                 loss, finite = of_counted(loss, finite, samples)
@@ -202,9 +202,7 @@ class Step:
 
         return step
 
-    def _count(
-        self, graph: GraphModule, flat: Sequence[Tensor], right: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def _count(self, graph: GraphModule, flat: Sequence[Tensor], right: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """How many samples the batch has, and whether it could take all values."""
         inputs, factor = len(self._program.inputs), graph.meta.get(FACTOR)
         by_sizes = flat[len(flat) - inputs - 1 - self._settings.skips]

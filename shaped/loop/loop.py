@@ -2,12 +2,13 @@
 
 import math
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import suppress
 from itertools import chain
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -43,6 +44,8 @@ class Loop(Hooks, Listeners):
         specs: Trainers for batches with a spec (`Batch(inputs, spec)`), by spec: other losses with inputs and executors
             of their own, over the same parameters and the same optimizer.
         max_skips: With the trainer's nonfinite="skip": this many skipped steps in a row are an error.
+        leftover: With the trainer's accumulate=n: what becomes of fewer than n batches that wait where a run ends.
+            "warn" says so and keeps them for the next run, "keep" keeps them, "step" takes the update with these.
         signals: Let SIGINT and SIGTERM stop a run at the end of its step.
 
     Raises:
@@ -58,6 +61,7 @@ class Loop(Hooks, Listeners):
         metrics: Mapping[str, Callable[..., Any] | Scored] | None = None,
         specs: Mapping[Hashable, ScalarTrainer] | None = None,
         max_skips: int = 10,
+        leftover: Literal["warn", "step", "keep"] = "warn",
         signals: bool = True,
     ) -> None:
         if not isinstance(trainer, ScalarTrainer):
@@ -68,6 +72,8 @@ class Loop(Hooks, Listeners):
                 "Loop(trainer, lambda *batch: trainer.adamw_step(*batch, lr=1e-3))"
             )
         whole("max_skips", max_skips, 1)
+        if leftover not in ("warn", "step", "keep"):
+            raise ValueError(f"leftover is {leftover!r}; it is 'warn', 'step' or 'keep'")
         Hooks.__init__(self)
         Listeners.__init__(self)
         self.trainer, self.schedule, self.metrics = trainer, schedule, dict(metrics or {})
@@ -85,6 +91,7 @@ class Loop(Hooks, Listeners):
         self.stopped = ""  # why `stop` ended the run, or is about to
         self.durations: deque[float] = deque(maxlen=_RECENT)  # seconds of each step, data and hooks apart
         self.start_epoch, self._max_skips, self._skips = 0, max_skips, 0
+        self._leftover = leftover
         self._whole = True  # no step is half taken
         self._listen, self._watch = signals, Watch(False)
         self._feed: Feed | None = None
@@ -148,6 +155,7 @@ class Loop(Hooks, Listeners):
                         hook.schedule.load(self._schedules.pop(hook.name))
                 self._fire("start")
                 self._take_steps(epochs, wraps)
+                self._settle()
                 self._at_end()
                 self._fire("end")
             except _Stop:
@@ -255,6 +263,23 @@ class Loop(Hooks, Listeners):
                         raise
         if self.schedule is not None:
             self.schedule.step()
+
+    def _settle(self) -> None:
+        """Where a run ends, step with the gradients that wait, or say that they do."""
+        for trainer in self.specs.values():
+            waiting = trainer.waiting
+            if waiting and self._leftover == "step":
+                self._whole = False
+                if trainer.step_waiting():
+                    self._after_update()
+                self._whole = True
+            elif waiting and self._leftover == "warn":
+                warnings.warn(
+                    f"{waiting} of {trainer.accumulate} batches wait for an update where the run ends, and no "
+                    "parameter has moved for them. The next run goes on with them; Loop(leftover='step') takes the "
+                    "update with these, leftover='keep' keeps them without a word",
+                    stacklevel=4,
+                )
 
     def _skip(self) -> None:
         self._whole = True

@@ -135,11 +135,47 @@ def test_the_schedule_is_stepped_after_each_update_only():
     params = mlp()
     optimizer = AdamW(params, lr=1.0)
     trainer = ScalarTrainer(mlp_loss, params, optimizer=optimizer, accumulate=2)
-    loop = Loop(trainer, schedule=StepLR(optimizer, step_size=1, gamma=0.5))
+    loop = Loop(trainer, schedule=StepLR(optimizer, step_size=1, gamma=0.5), leftover="keep")
     loop.run_steps(LIST, 5)
 
     assert trainer.steps == 2
     assert loop.lr == 0.25
+
+
+def waiting_run(leftover: Any) -> Loop:
+    params = mlp()
+    trainer = ScalarTrainer(mlp_loss, params, optimizer=AdamW(params, lr=1.0), accumulate=4)
+    return Loop(trainer, leftover=leftover)
+
+
+def test_gradients_that_wait_at_the_end_of_a_run_are_said_and_kept():
+    loop, whole = waiting_run("warn"), waiting_run("keep")
+    with pytest.warns(UserWarning, match="2 of 4 batches wait for an update where the run ends, and no parameter has"):
+        loop.run_steps(LIST, 2)
+    loop.run_steps(LIST, 2)
+    whole.run_steps(LIST, 4)
+
+    assert (loop.trainer.steps, loop.trainer.waiting) == (1, 0)
+    assert same(loop, whole)
+
+
+def test_gradients_that_wait_are_stepped_at_the_end_where_that_is_asked_for():
+    loop = waiting_run("step")
+    updates, at_end = [], []
+    loop.after_update("count", lambda p: updates.append(1))
+    loop.on_end(lambda loop: at_end.append(loop.trainer.steps))
+    loop.run_steps(LIST, 6)
+    twin = mlp()
+    plain = ScalarTrainer(mlp_loss, twin, optimizer=AdamW(twin, lr=1.0))
+    for part in (LIST[:4], LIST[4:6]):
+        plain.train_step(*(torch.cat(tensors) for tensors in zip(*part, strict=True)))
+
+    assert (len(updates), at_end, loop.trainer.waiting) == (2, [2], 0)
+    for a, b in zip(loop.trainer.params, plain.params, strict=True):
+        # Adam's step is lr*sign where g is near 0: float32 rounding of a mean of means, in units of lr = 1.
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match="leftover is 'drop'; it is 'warn', 'step' or 'keep'"):
+        Loop(loop.trainer, leftover="drop")  # type: ignore[arg-type]
 
 
 def test_an_update_after_the_optimizer_constrains_the_parameters_before_any_hook():
