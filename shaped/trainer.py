@@ -59,7 +59,7 @@ class ScalarTrainer:
         allow_unused: A parameter that does not influence the loss gets a zero gradient and no update, not an error.
         sizes: "static": an executor for each tuple of sizes. "dynamic": one for all. "auto": the first, then the second
             when another size comes, so that a smaller last batch makes two executors, whatever sizes follow.
-        samples: How many samples a batch has, for `accumulate` and means: `"batch*seq"`, or a function of the batch. The
+        samples: How many samples a batch has, for `accumulate` and means: `"batch*seq"`, or a function of a batch. The
             default is what the loss divides by (what its mask keeps), otherwise the dimension that leads the first
             input, where no parameter has it.
         capture: On a GPU, replay each compiled step as one captured graph after some warm-up steps.

@@ -161,7 +161,7 @@ def test_metrics_of_a_module_are_given_the_module() -> None:
 
     net = Net(nn.Linear(3, 1), nn.Dropout(0.5))
     x, y = torch.randn(6, 3), torch.randn(6, 1)
-    metrics = {"mae": lambda model, x, y: (model(x) - y).abs().mean()}
+    metrics: dict[str, Any] = {"mae": lambda model, x, y: (model(x) - y).abs().mean()}
     metrics |= MetricComputer("mse").scored(lambda model, x: model(x))
     found = evaluate(ScalarTrainer(loss, net), [(x, y)], metrics)
 
