@@ -119,15 +119,7 @@ class Program:
         self.strategy = None if isinstance(strategy, FullBackpropagation) else strategy
         self._proofs: dict[tuple[Any, ...], Proof] = {}
         self._cases: dict[tuple[Any, ...], Case] = {}
-        floating = next(t.dtype for t in self.tensors if t.requires_grad)
-        guess = tuple(entry.spec.default_dtype(floating) for entry in self.inputs)
-        known = {name: size for name, size in self.params.dims.items() if name in self._static}
-        for name, size in known.items():
-            if self._static[name] not in (None, size):
-                raise ShapeError(f"static: {name} = {self._static[name]}, and it is {size} in the parameters")
-        self.proof = self._prove(guess, {**known, **{n: s for n, s in self._static.items() if s is not None}})
-        if not self.signature.axes:
-            self.samples.prove_function(guess, self.proof.static, {}, self.params.device)
+        self.proof = self._prove_first()
         self.frozen = [i for i, t in enumerate(self.tensors) if not t.requires_grad]
         self.trainable = [i for i, t in enumerate(self.tensors) if t.requires_grad]
         unused = set(self.proof.unused)
@@ -136,6 +128,19 @@ class Program:
             raise GradientError(f"`{self.signature.name}` depends on no parameter that is trained: nothing to train")
         self.used_tensors = tuple(self.tensors[i] for i in self.used)  # known again by identity, as a list is not
         self.writes = [i for i, entry in enumerate(self.params.entries) if entry.path in self.proof.writes]
+
+    def _prove_first(self) -> Proof:
+        """The proof before there is a batch, at the dtypes that it will likely have; and one of a function `samples`."""
+        floating = next(t.dtype for t in self.tensors if t.requires_grad)
+        guess = tuple(entry.spec.default_dtype(floating) for entry in self.inputs)
+        known = {name: size for name, size in self.params.dims.items() if name in self._static}
+        for name, size in known.items():
+            if self._static[name] not in (None, size):
+                raise ShapeError(f"static: {name} = {self._static[name]}, and it is {size} in the parameters")
+        proof = self._prove(guess, {**known, **{n: s for n, s in self._static.items() if s is not None}})
+        if not self.signature.axes:
+            self.samples.prove_function(guess, proof.static, {}, self.params.device)
+        return proof
 
     def _check_result(self) -> None:
         result = self.signature.result
