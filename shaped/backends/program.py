@@ -130,7 +130,7 @@ class Program:
         self.writes = [i for i, entry in enumerate(self.params.entries) if entry.path in self.proof.writes]
 
     def _prove_first(self) -> Proof:
-        """The proof before there is a batch, at the dtypes that it will likely have; and one of a function `samples`."""
+        """The proof before there is a batch, at the dtypes that it will likely have; of a function `samples` too."""
         floating = next(t.dtype for t in self.tensors if t.requires_grad)
         guess = tuple(entry.spec.default_dtype(floating) for entry in self.inputs)
         known = {name: size for name, size in self.params.dims.items() if name in self._static}
