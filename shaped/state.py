@@ -166,7 +166,7 @@ class TrainingState:
     def _digests(self) -> dict[str, int]:
         """A checksum of each frozen parameter that a state dict leaves out."""
         names, tensors = self.program.params.names, self.program.tensors
-        return {names[i]: zlib.crc32(save({"": tensors[i].detach().contiguous()})) for i in self._left_out}
+        return {names[i]: zlib.crc32(save({"": _plain(tensors[i].detach())})) for i in self._left_out}
 
     def _used_names(self) -> list[str]:
         return [self.program.params.names[i] for i in self.program.used]
@@ -306,6 +306,12 @@ class TrainingState:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StateError(f"the state of optimizer `{path}` does not fit: {error}") from None
         return made
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """As safetensors takes it: dense, and complex numbers as pairs."""
+    plain = tensor.resolve_conj().resolve_neg().contiguous()
+    return torch.view_as_real(plain) if plain.is_complex() else plain
 
 
 def _kind(tensor: Tensor) -> tuple[Any, ...]:

@@ -2,9 +2,6 @@
 
 import math
 import os
-import re
-import secrets
-import shutil
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,16 +13,22 @@ import torch
 from torch import Tensor
 
 from shaped.arguments import whole
-from shaped.checkpoint.codec import from_json
-from shaped.checkpoint.files import Checkpoint, read_checkpoint, read_manifest, write_checkpoint, write_small
-from shaped.checkpoint.lock import Lock
+from shaped.checkpoint.files import (
+    Checkpoint,
+    is_checkpoint,
+    read_checkpoint,
+    read_manifest,
+    remove_checkpoint,
+    write_checkpoint,
+    write_small,
+)
+from shaped.checkpoint.folder import RunFolder
 from shaped.errors import CheckpointCorrupt, CheckpointError, StateError
 from shaped.params import ParamList
 
 if TYPE_CHECKING:
     from shaped.loop.loop import Loop
 
-_NAME = re.compile(r"step-(\d{8,12})")
 P = TypeVar("P", bound=ParamList)
 
 
@@ -61,8 +64,8 @@ class Checkpoints:
         checkpoints = loop.attach(Checkpoints("runs/a", every=100, keep=3, best="validation/loss"))
         print(checkpoints.resume(loop))
 
-    Attached to a loop it saves after every `every` steps, at the end of each run, where SIGINT or SIGTERM stops it, and
-    at the last whole step where the data, a hook or a NaN ends it.
+    Attached to a loop it saves after every `every` steps, when all hooks of the step have run, at the end of each run,
+    where SIGINT or SIGTERM stops it, and at the last whole step where the data, a hook or a NaN ends it.
 
     Args:
         folder: Of this run alone; it is made. A lock keeps a second process out until this one ends.
@@ -90,80 +93,102 @@ class Checkpoints:
             whole("every", every, 1)
         if keep != -1:
             whole("keep (-1 keeps all)", keep, 1)
+        if best is not None and (not isinstance(best, str) or not best):
+            raise ValueError(f"best is {best!r}; it is the name of a recorded figure, such as 'validation/loss'")
         if mode not in ("min", "max") or on_failure not in ("raise", "warn"):
             raise ValueError(f"mode is {mode!r} ('min' or 'max'), on_failure {on_failure!r} ('raise' or 'warn')")
-        self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = Lock(self.folder)
+        self._place = RunFolder(Path(folder))
+        self.folder, self.run = self._place.path, self._place.run
         self._every, self._keep, self._best, self._sign = every, keep, best, 1 if mode == "min" else -1
         self._on_failure = on_failure
-        self.run = self._identity()
-        self._tidy()
-        self._own = {step for step in self.steps() if self._is_ours(step)}
-        self._best_step, self._best_value = self._read_best()
+        self._own: set[int] = set()  # steps of the present state's past whose checkpoints this run made
+        self._best_step: int | None = None
+        self._best_value = self._sign * math.inf
+        self._began = False  # a state was saved or looked for here, so that the figures above are of it
         self._saved = -1  # the step of the newest checkpoint that this object wrote or read
+        self._due = False  # something asked for a checkpoint at this step
+        self._better: tuple[int, float] | None = None  # the step and value of a figure that is better than ever
+
+    @property
+    def watches(self) -> str | None:
+        """The figure that a loop must record."""
+        return self._best
 
     # -- what a loop tells -----------------------------------------------------------------------------------------
 
-    def attached(self, loop: "Loop") -> None:
-        """Save as the loop runs."""
-        if self._every is not None:
-            loop.every_n_steps(self._every, self._save_due, name=loop.free_name("Checkpoints"), priority=50)
-        loop.on_end(self._save_due, name=loop.free_name("Checkpoints at the end"), priority=50)
+    def on_settled(self, loop: "Loop") -> None:
+        """All hooks of a moment have run: save what is due."""
+        ended = self._every is not None and loop.step % self._every == 0
+        if loop.step == 0 or not (self._due or self._better or (ended and loop.step != self._saved)):
+            return
+        self._save_due(loop)
+
+    def on_finish(self, loop: "Loop") -> None:
+        """The run has come to its end, and all its hooks have run."""
+        if loop.step not in (self._saved, 0):
+            self._save_due(loop)
 
     def _save_due(self, loop: "Loop") -> None:
-        if loop.step == self._saved or loop.step == 0:
-            return
         try:
-            self.save(loop)
+            self._save_better(loop)
         except CheckpointError as error:
-            self._failed(error)
+            self._due = False
+            if self._on_failure == "raise":
+                raise
+            warnings.warn(f"training goes on without this checkpoint: {error}", stacklevel=3)
 
-    def _failed(self, error: CheckpointError) -> None:
-        if self._on_failure == "raise":
-            raise error
-        warnings.warn(f"training goes on without this checkpoint: {error}", stacklevel=3)
+    def _save_better(self, loop: "Loop") -> Path:
+        """Save; a figure that is better than ever counts once its checkpoint is there."""
+        before, better = (self._best_step, self._best_value), self._better
+        self._better = None
+        if better is not None:
+            self._best_step, self._best_value = loop.step, better[1]
+        try:
+            return self._write(loop)
+        except BaseException:
+            self._best_step, self._best_value = before
+            raise
 
     def on_record(self, loop: "Loop", values: Mapping[str, float]) -> None:
-        """Save where the watched figure is better than ever."""
+        """Have a checkpoint made, after all hooks of this step, where the watched figure is better than ever."""
         value = values.get(self._best or "", math.nan)
-        if math.isnan(value) or not self._sign * value < self._sign * self._best_value:
-            return
-        previous = self._best_step, self._best_value
-        self._best_step, self._best_value = loop.step, value
-        try:
-            self._save_due(loop)
-            if loop.step not in self._own:  # it could not be saved, and that was only to be a warning
-                self._best_step, self._best_value = previous
-                return
-            write_small(self.folder / "best.json", {"step": loop.step, "value": value, "figure": self._best})
-        except BaseException as error:
-            self._best_step, self._best_value = previous
-            if not isinstance(error, OSError):
-                raise
-            self._failed(CheckpointError(f"{self.folder / 'best.json'} cannot be written: {error.strerror}"))
-        self._retain()
+        best = self._better[1] if self._better is not None else self._best_value
+        if not math.isnan(value) and self._sign * value < self._sign * best:
+            self._better = loop.step, value
+            if not loop.running:
+                self.on_settled(loop)
 
     def on_stop(self, loop: "Loop") -> None:
         """A signal ends the run."""
-        if loop.step not in (self._saved, 0):
-            self.save(loop)
+        if loop.step != 0 and (loop.step != self._saved or self._better):
+            self._save_better(loop)
 
     def on_error(self, loop: "Loop", error: Exception) -> None:
         """An error ends the run at a step boundary."""
-        if loop.step not in (self._saved, 0):
-            error.add_note(f"the run up to here is saved as {self.save(loop)}")
+        if loop.step != 0 and (loop.step != self._saved or self._better):
+            error.add_note(f"the run up to here is saved as {self._save_better(loop)}")
+
+    def ask(self, loop: "Loop") -> None:
+        """Have a checkpoint made after all hooks of this step: a hook itself, `loop.on_epoch(checkpoints.ask)`."""
+        self._due = True
 
     # -- saving ----------------------------------------------------------------------------------------------------
 
     def save(self, loop: "Loop") -> Path:
         """Write a checkpoint of the loop now, whole or not at all, and remove those that need not stay.
 
-        Those of later steps, of a run that this one leaves behind, are renamed to `superseded-...`.
+        From a hook, it is written once more when all hooks of the step have run. Those of later steps, of a run that
+        this one leaves behind, are renamed to `superseded-...`; so are all that were there where `resume` was not
+        called.
 
         Raises:
             CheckpointError: It cannot be written; those before it are as they were.
         """
+        path = self._write(loop)
+        self._due = loop.running and loop._at is not None
+        return path
+
+    def _write(self, loop: "Loop") -> Path:
         state = loop.state_dict()
         position = state["position"] or {"epoch": 0, "index": 0}
         about = {
@@ -172,15 +197,43 @@ class Checkpoints:
             "position": {"epoch": position["epoch"], "index": position["index"]},
             "signature": dict(state["trainer"]["signature"]),
             "figures": {name: value for name, value in loop.latest.items() if math.isfinite(value)},
+            **({"best": self._best_note()} if self._best_step is not None else {}),
         }
+        self._leave_behind(loop.step)
         path = write_checkpoint(self.folder, self.path(loop.step).name, state, about)
-        self._saved = loop.step
+        self._saved, self._due, self._began = loop.step, False, True
         self._own.add(loop.step)
-        for newer in [step for step in self.steps() if step > loop.step]:
-            to = self._put_aside(newer, "superseded")
-            warnings.warn(f"the run goes on from before {to.name}, which is put aside under that name", stacklevel=3)
+        self._write_best()
         self._retain()
         return path
+
+    def _leave_behind(self, step: int) -> None:
+        """Put aside what is not of the past of the state at a step."""
+        aside = {}
+        for at in self.steps():
+            if at > step or (at < step and not self._began and self._place.is_ours(at)):
+                aside[at] = "superseded"
+            elif at == step and not (at in self._own and is_checkpoint(self.path(at))):
+                aside[at] = "superseded" if self._place.is_ours(at) else "foreign"
+        if aside:
+            moved = ", ".join(self._aside(at, why).name for at, why in aside.items())
+            why = "goes on from an earlier step" if self._began else "was begun anew, without `resume`"
+            warnings.warn(f"the run {why}; put aside under new names: {moved}", stacklevel=6)
+
+    def _best_note(self) -> dict[str, Any]:
+        return {"step": self._best_step, "value": self._best_value, "figure": self._best}
+
+    def _write_best(self) -> None:
+        """`best.json` names what is best of the state that was saved last."""
+        path = self.folder / "best.json"
+        try:
+            if self._best_step is not None:
+                if self._place.read_small("best.json") != self._best_note():
+                    write_small(path, self._best_note())
+            elif self._best is not None and path.exists():
+                os.unlink(path)
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error
 
     def _retain(self) -> None:
         """Remove what this run made and need not keep; never the newest, and never the best."""
@@ -188,24 +241,24 @@ class Checkpoints:
             return
         for step in sorted(self._own)[: -self._keep]:
             if step != self._best_step:
-                shutil.rmtree(self.path(step), ignore_errors=True)
+                if self._place.is_ours(step):
+                    remove_checkpoint(self.path(step))
                 self._own.discard(step)
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
     def steps(self) -> list[int]:
         """The steps of which there is a checkpoint, in order; not yet verified."""
-        with os.scandir(self.folder) as entries:
-            return sorted(int(match[1]) for entry in entries if (match := _NAME.fullmatch(entry.name)))
+        return self._place.steps()
 
     def path(self, step: int) -> Path:
         """Where the checkpoint of a step is, or would be."""
-        return self.folder / f"step-{step:08d}"
+        return self._place.step(step)
 
     @property
     def best_step(self) -> int | None:
-        """The step at which the watched figure was best."""
-        return self._best_step
+        """The step at which the watched figure was best: of the state that was saved or loaded last, here or ever."""
+        return self._best_step if self._began else self._kept_best(self._place.read_small("best.json"))[0]
 
     def read(self, step: int) -> Checkpoint:
         """A checkpoint, verified.
@@ -242,25 +295,62 @@ class Checkpoints:
                 loop.load_state_dict(checkpoint.state)
             except StateError as error:
                 raise CheckpointError(f"{checkpoint.path} is of another run: {error}") from error
-            self._saved = at
+            self._take_over(at, checkpoint)
             return Resumed(at, checkpoint.path, tuple(aside))
         if aside:
             raise CheckpointCorrupt(f"no checkpoint in {self.folder} is whole: {', '.join(p.name for p in aside)}")
+        self._began = True
         return Resumed(0, None)
 
+    def _kept_best(self, found: Any) -> tuple[int | None, float]:
+        """Step and value of a note of the best, where it is of the watched figure."""
+        if isinstance(found, Mapping) and self._best and found.get("figure") == self._best:
+            step, value = found.get("step"), found.get("value")
+            if type(step) is int and isinstance(value, float | int):
+                return step, float(value)
+        return None, self._sign * math.inf
+
+    def _take_over(self, at: int, checkpoint: Checkpoint) -> None:
+        """What is the past of a state that was loaded, and what was best in it."""
+        self._saved, self._began, self._due, self._better = at, True, False, None
+        self._own = {step for step in self.steps() if step <= at and self._place.is_ours(step)}
+        self._best_step, self._best_value = None, self._sign * math.inf
+        if self._best is None:
+            return
+        note = checkpoint.manifest.get("best")
+        if note is None:  # of a version that did not write it there
+            note = self._place.read_small("best.json")
+        step, value = self._kept_best(note)
+        if step is None or step > at:
+            return
+        try:
+            if step != at:
+                self.read(step)
+        except CheckpointCorrupt as error:
+            if os.path.lexists(self.path(step)):
+                self._set_aside(step, error)
+            step, value = self._next_best(at)
+        self._best_step, self._best_value = step, value
+
+    def _next_best(self, at: int) -> tuple[int | None, float]:
+        """The best of those that are left, by what each says of itself."""
+        found: list[tuple[float, int]] = []
+        for step in sorted(self._own):
+            with suppress(CheckpointError):
+                note = self._kept_best(read_manifest(self.path(step)).get("best"))
+                if note[0] == step:
+                    self.read(step)
+                    found.append((self._sign * note[1], step))
+        return (min(found)[1], self._sign * min(found)[0]) if found else (None, self._sign * math.inf)
+
     def _set_aside(self, step: int, error: CheckpointCorrupt) -> Path:
-        to = self._put_aside(step, "corrupt")
+        to = self._aside(step, "corrupt")
         warnings.warn(f"a corrupt checkpoint is set aside as {to.name}: {error}", stacklevel=3)
         return to
 
-    def _put_aside(self, step: int, why: str) -> Path:
-        path = self.path(step)
-        to = self.folder / f"{why}-{path.name}"
-        while to.exists() or to.is_symlink():
-            to = self.folder / f"{why}-{path.name}-{secrets.token_hex(2)}"
-        os.rename(path, to)
+    def _aside(self, step: int, why: str) -> Path:
         self._own.discard(step)
-        return to
+        return self._place.put_aside(self.path(step), why)
 
     def mean(self, like: P, n: int = 3) -> P:
         """The mean of the parameters over the newest n checkpoints that are whole, as a list of `like`'s class.
@@ -290,55 +380,7 @@ class Checkpoints:
 
     def close(self) -> None:
         """Let another run have the folder; the process's end does so too."""
-        self._lock.release()
-
-    # -- what else is in the folder --------------------------------------------------------------------------------
-
-    def _identity(self) -> str:
-        """The run's id, from `run.json`; a new one where that is missing or no longer readable."""
-        run = self._read_small("run.json").get("run")
-        if isinstance(run, str) and re.fullmatch(r"[0-9a-f]{16}", run):
-            return run
-        run = secrets.token_hex(8)
-        write_small(self.folder / "run.json", {"run": run})
-        return run
-
-    def _read_best(self) -> tuple[int | None, float]:
-        found = self._read_small("best.json")
-        step, value = found.get("step"), found.get("value")
-        if (
-            self._best
-            and found.get("figure") == self._best
-            and isinstance(step, int)
-            and isinstance(value, float | int)
-        ):
-            return step, float(value)
-        return None, self._sign * math.inf
-
-    def _read_small(self, name: str) -> dict[str, Any]:
-        try:
-            found = from_json((self.folder / name).read_bytes())
-        except (OSError, ValueError, RecursionError):
-            return {}
-        return found if isinstance(found, dict) else {}
-
-    def _tidy(self) -> None:
-        """Finish what a killed process of this run left: its temporary directories, and a replacement half done."""
-        for entry in sorted(os.listdir(self.folder)):
-            if entry.startswith(f".tmp-{self.run}-"):
-                shutil.rmtree(self.folder / entry, ignore_errors=True)
-            elif _NAME.fullmatch(entry.removeprefix(".old-")) and entry.startswith(".old-"):
-                final = self.folder / entry.removeprefix(".old-")
-                if final.exists():
-                    shutil.rmtree(self.folder / entry, ignore_errors=True)
-                else:
-                    os.rename(self.folder / entry, final)
-
-    def _is_ours(self, step: int) -> bool:
-        try:
-            return bool(read_manifest(self.path(step)).get("run") == self.run)
-        except CheckpointError:
-            return False
+        self._place.close()
 
 
 def _mean(tensors: list[Tensor]) -> Tensor:

@@ -1,7 +1,7 @@
 """State as JSON and tensors: a tree of plain data, with each tensor under a name of its own. No pickle.
 
 Kept exactly: None, bool, int, float (NaN and infinities too), str, list, tuple, dict with any plain keys, and tensors
-with dtype and shape, on the CPU.
+with dtype and shape, on the CPU. Complex tensors are stored as pairs of real numbers.
 """
 
 import json
@@ -39,8 +39,12 @@ def _split(node: Any, path: tuple[str, ...], tensors: dict[str, Tensor]) -> Any:
         if node.layout is not torch.strided or node.is_quantized or node.is_meta:
             raise CheckpointError(f"{where} is a {node.layout} tensor that cannot be saved")
         name = where if where not in tensors else f"{where}#{len(tensors)}"
-        tensors[name] = node.detach().cpu().contiguous()
-        return {"$tensor": name}
+        plain = node.detach().cpu().resolve_conj().resolve_neg().contiguous()
+        if not node.is_complex():
+            tensors[name] = plain
+            return {"$tensor": name}
+        tensors[name] = torch.view_as_real(plain)  # safetensors has no complex128
+        return {"$complex": name}
     if isinstance(node, Mapping):
         if all(isinstance(key, str) and not key.startswith("$") for key in node):
             return {key: _split(value, (*path, key), tensors) for key, value in node.items()}
@@ -71,6 +75,8 @@ def join(data: Any, tensors: Mapping[str, Tensor]) -> Any:
     (kind, value), *_ = data.items()
     if kind == "$tensor":
         return tensors[value]
+    if kind == "$complex":
+        return torch.view_as_complex(tensors[value])
     if kind == "$float":
         return {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}[value]
     if kind == "$tuple":

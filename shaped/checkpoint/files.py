@@ -10,6 +10,7 @@ then it is renamed. Reading verifies all of it before anything reaches torch. No
 from a file is used as a path.
 """
 
+import errno
 import os
 import platform
 import secrets
@@ -104,8 +105,10 @@ def _unshared(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def _rename(temporary: Path, final: Path) -> None:
     aside = final.with_name(f".old-{final.name}")
-    replaces = final.exists()
+    replaces = os.path.lexists(final)
     if replaces:
+        if not is_checkpoint(final):
+            raise OSError(errno.EEXIST, "something that is no checkpoint stands there under this name", str(final))
         os.rename(final, aside)
     try:
         os.rename(temporary, final)
@@ -115,7 +118,32 @@ def _rename(temporary: Path, final: Path) -> None:
         raise
     files.flush(final.parent)
     if replaces:
-        shutil.rmtree(aside, ignore_errors=True)
+        remove_checkpoint(aside)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether there is a directory with the files of a checkpoint and nothing else; they are not verified."""
+    try:
+        return not path.is_symlink() and set(os.listdir(path)) == {TENSORS, STATE, MANIFEST}
+    except OSError:
+        return False
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Remove a checkpoint; a directory with other files in it stays, and so does one that cannot be removed."""
+    if is_checkpoint(path):
+        gone = path.with_name(f".tmp-{_run_of(path)}-gone-{secrets.token_hex(4)}")  # the next start clears it away
+        with suppress(OSError):
+            os.rename(path, gone)
+            shutil.rmtree(gone, ignore_errors=True)
+
+
+def _run_of(path: Path) -> str:
+    try:
+        run = str(read_manifest(path).get("run", "none"))
+    except CheckpointError:
+        run = "none"
+    return run if run.isalnum() else "none"
 
 
 def write_small(path: Path, data: Any) -> None:

@@ -244,8 +244,10 @@ class Hooks:
         return next(name for name in names if name not in self._names())
 
     def _fire(self, kind: str) -> None:
-        for hook in self.hooks[kind]:
-            hook.run(cast("Loop", self))
+        loop = cast("Loop", self)
+        for place, hook in enumerate(self.hooks[kind]):
+            loop._at = (kind, place) if kind == "epoch" else None  # the others run again where a run goes on
+            hook.run(loop)
 
     def _at_end(self) -> None:
         for hook in self.hooks["step"]:

@@ -97,6 +97,10 @@ class Loop(Hooks, Listeners):
         self._feed: Feed | None = None
         self._position: Mapping[str, Any] | None = None  # loaded, for the next data
         self._updates: dict[str, Callable[[ParamList], Any]] = {}
+        self.running = False  # hooks may be under way
+        self._at: tuple[str, int] | None = None  # the kind and place of the hook that runs now
+        self._broken = False  # the hook at `_at` did not come to its end
+        self._left: tuple[str, tuple[tuple[int, str], ...]] | None = None  # loaded: hooks of the step that did not run
         self._keepers: dict[str, Any] = {}  # objects whose state is saved with ours, by name
         self._schedules: dict[str, dict[str, float]] = {}  # loaded hook states, by hook name
         if schedule is not None:
@@ -147,6 +151,7 @@ class Loop(Hooks, Listeners):
 
     def _run(self, epochs: int | None, wraps: bool) -> None:
         self._watch, self.stopped = Watch(self._listen), ""
+        self._recorded, self._warned, self._at, self._broken, self.running = set(), set(), None, False, True
         with self._watch:
             try:
                 for hook in chain(*self.hooks.values()):
@@ -154,17 +159,24 @@ class Loop(Hooks, Listeners):
                     if hook.name in self._schedules:
                         hook.schedule.load(self._schedules.pop(hook.name))
                 self._fire("start")
+                self._run_left()
                 self._take_steps(epochs, wraps)
                 self._settle()
                 self._at_end()
                 self._fire("end")
+                self._settle()
+                self._tell("on_finish")
+                self._check_unseen()
             except _Stop:
+                self._broken = True
                 self._tell("on_stop")
             except Exception as error:
+                self._broken = True
                 self._save_after(error)
                 raise
             finally:
-                self.resumed = False
+                self.resumed = self.running = False
+                self._at = None
                 self._tell("on_close")
         if self._watch.received:
             raise Interrupted(self._watch.received)
@@ -180,9 +192,11 @@ class Loop(Hooks, Listeners):
             batch = self._fetch(feed)
             if batch is not None:
                 self._take(batch, feed)
-                for hook in hooks:
+                for place, hook in enumerate(hooks):
                     if hook.schedule.due(self):
+                        self._at = "step", place
                         hook.run(self)
+                self._settle()
             elif wraps or fresh:
                 self._end_epoch(feed, epochs)
             else:
@@ -202,6 +216,29 @@ class Loop(Hooks, Listeners):
         if epochs is not None:  # the data may have another length than it said, or have said nothing
             self.end_step = self.step + (epochs - feed.epoch) * length
         self._fire("epoch")
+        self._settle()
+        self._warn_unseen()
+
+    def _settle(self) -> None:
+        """All hooks of a moment have run: what is saved now is a whole step."""
+        self._at = None
+        for listener in self._settling:
+            try:
+                listener.on_settled(self)
+            except Exception as error:
+                error.add_note(f"in the listener {type(listener).__name__} after step {self.step}")
+                raise
+
+    def _run_left(self) -> None:
+        """The hooks that an interruption or an error left, where the state was saved between them."""
+        kind, left = self._left or ("", ())
+        self._left = None
+        for place, hook in enumerate(self.hooks.get(kind, ())):
+            if (place, hook.name) in left:
+                self._at = kind, place
+                hook.run(self)
+        if left:
+            self._settle()
 
     def stop(self, reason: str = "asked to stop") -> None:
         """End the run after this step and its hooks, as if it were the last; from any hook, or from another thread.

@@ -1,5 +1,6 @@
 """A loop's state: packed as plain data, checked against a loop, and taken over all or nothing."""
 
+import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,10 @@ if TYPE_CHECKING:
 
 
 def saved_state(loop: "Loop") -> dict[str, Any]:
-    """All that a resumed run needs: trainer, position in the data, generators, schedule, hooks; a copy."""
+    """All that a resumed run needs: trainer, position in the data, generators, schedule, hooks; a copy.
+
+    In a hook, that includes which hooks of this step are still to run: those after it, and it itself where it failed.
+    """
     position = loop._feed.state_dict() if loop._feed is not None else loop._position
     return {
         "trainer": loop.trainer.state_dict(),
@@ -25,9 +29,22 @@ def saved_state(loop: "Loop") -> dict[str, Any]:
         "average": loop.average.state_dict(),
         "position": position,
         "generators": generator_states(),
-        "hooks": {h.name: s for hooks in loop.hooks.values() for h in hooks if (s := h.schedule.state())},
-        "kept": {name: thing.state_dict() for name, thing in loop._keepers.items()},
+        "hooks": {h.name: s for hooks in loop.hooks.values() for h in hooks if (s := h.schedule.state())}
+        | {name: dict(state) for name, state in loop._schedules.items()},
+        "kept": {name: copy.deepcopy(thing.state_dict()) for name, thing in loop._keepers.items()},
+        **({"left": left} if (left := _left(loop)) is not None else {}),
     }
+
+
+def _left(loop: "Loop") -> list[Any] | None:
+    """The kind, and place and name of each hook of this moment that is due and has not run."""
+    if loop._at is None:
+        return [loop._left[0], [list(hook) for hook in loop._left[1]]] if loop._left is not None else None
+    kind, at = loop._at
+    places = [at] if loop._broken else []
+    later = enumerate(loop.hooks[kind][at + 1 :], at + 1)
+    places += [place for place, hook in later if kind == "epoch" or hook.schedule.due(loop)]
+    return [kind, [[place, loop.hooks[kind][place].name] for place in places]] if places else None
 
 
 def load_state(loop: "Loop", state: Mapping[str, Any]) -> None:
@@ -41,7 +58,7 @@ def load_state(loop: "Loop", state: Mapping[str, Any]) -> None:
         raise StateError("the state does not fit this loop.\n  " + "\n  ".join(wrong))
     before = saved_state(loop)
     try:
-        _assign(loop, state)
+        _assign(loop, copy.deepcopy(dict(state)))  # a scheduler may change what it is given
     except BaseException as error:
         _assign(loop, before)
         if isinstance(error, StateError) or not isinstance(error, Exception):
@@ -67,7 +84,17 @@ def _malformed(state: Any, mine: Mapping[str, Any]) -> list[str]:
     counts = [position.get(k) for k in ("epoch", "index")] if isinstance(position, Mapping) else [0]
     if not (position is None or isinstance(position, Mapping)) or any(type(n) is not int or n < 0 for n in counts):
         wrong.append("position: it is no place in data")
+    if "left" in state and not _is_left(state["left"]):
+        wrong.append("left: it names no hooks")
     return wrong
+
+
+def _is_left(left: Any) -> bool:
+    try:
+        kind, hooks = left
+        return kind in ("step", "epoch") and all(type(place) is int and type(name) is str for place, name in hooks)
+    except (TypeError, ValueError):
+        return False
 
 
 def _differences(loop: "Loop", state: Mapping[str, Any]) -> list[str]:
@@ -94,3 +121,7 @@ def _assign(loop: "Loop", state: Mapping[str, Any]) -> None:
         loop._feed.close()
     loop._feed, loop._position = None, state["position"]
     loop._schedules = dict(state["hooks"])
+    kind, left = state.get("left", ("", ()))
+    loop._known.update(loop.latest)
+    loop._left = (kind, tuple((place, name) for place, name in left)) if left else None
+    loop._at = None

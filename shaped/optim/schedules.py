@@ -187,12 +187,19 @@ class ReduceOnPlateau(ReduceLROnPlateau):
         patience: int = 10,
         **options: Any,
     ) -> None:
+        if not isinstance(monitor, str) or not monitor:
+            raise ValueError(f"monitor is {monitor!r}; it is the name of a recorded figure")
         super().__init__(optimizer, mode=mode, factor=factor, patience=patience, **options)
         self.monitor = monitor
 
     def attached(self, loop: Any) -> None:
         """Keep the state with the loop's."""
         loop.keep(f"lr on {self.monitor}", self)
+
+    @property
+    def watches(self) -> str:
+        """The figure that a loop must record."""
+        return self.monitor
 
     def on_record(self, loop: Any, values: Mapping[str, float]) -> None:
         """Take the figure in.

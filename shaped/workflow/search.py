@@ -123,7 +123,10 @@ class _Watch:
     """Reports what a loop records."""
 
     def __init__(self, trial: Trial, monitor: str) -> None:
+        if not isinstance(monitor, str) or not monitor:
+            raise ValueError(f"monitor is {monitor!r}; it is the name of a recorded figure")
         self._trial, self._monitor = trial, monitor
+        self.watches = monitor
 
     def attached(self, loop: "Loop") -> None:
         self._trial.follow(loop)

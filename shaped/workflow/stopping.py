@@ -48,6 +48,8 @@ class EarlyStopping:
             raise ValueError(f"mode is {mode!r}; it is 'min' or 'max'")
         if isinstance(min_delta, bool) or not isinstance(min_delta, int | float) or not 0 <= min_delta < math.inf:
             raise ValueError(f"min_delta is {min_delta!r}; it is a finite number of at least 0")
+        if not isinstance(monitor, str) or not monitor:
+            raise ValueError(f"monitor is {monitor!r}; it is the name of a recorded figure")
         self.patience, self.monitor, self.alpha, self.mode, self.min_delta = patience, monitor, alpha, mode, min_delta
         self.reset()
 
@@ -76,6 +78,11 @@ class EarlyStopping:
             self.waited += 1
         self.stopped = self.waited >= self.patience
         return self.stopped
+
+    @property
+    def watches(self) -> str:
+        """The figure that a loop must record."""
+        return self.monitor
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""

@@ -183,7 +183,7 @@ class TrainingWorkflow:
                                                     mode=self.config.mode))  # fmt: skip
         if self._checkpoints.steps():
             check_same(folder / "config.json", self.config)
-        loop.on_epoch(self._checkpoints.save, name="checkpoint", priority=50)
+        loop.on_epoch(self._checkpoints.ask, name="checkpoint", priority=50)
         log = loop.attach(JsonLines(folder / "log.jsonl"))
         loop.attach(Curves(log.path))
         self._checkpoints.resume(loop)

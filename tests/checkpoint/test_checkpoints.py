@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,8 @@ def test_the_last_n_and_the_best_are_kept(tmp_path: Path) -> None:
     assert read_checkpoint(tmp_path / "step-00000002").manifest["figures"]["validation/loss"] == 1.0
     checkpoints.close()
     again = Checkpoints(tmp_path, best="validation/loss")  # a worse value after a restart does not take its place
+    assert again.best_step == 2
+    again.resume(loop)
     again.on_record(loop, {"validation/loss": 2.0})
     assert again.best_step == 2
     again.close()
@@ -78,18 +81,28 @@ def test_only_what_this_run_made_is_removed(tmp_path: Path) -> None:
     loop, checkpoints = attached(tmp_path, keep=1)
     for name in ("step-00000001", "step-12", "notes", ".tmp-other-step-00000001-00"):
         (tmp_path / name).mkdir()
+    (tmp_path / "step-00000004").mkdir()
+    (tmp_path / "step-00000004" / "mine.txt").write_text("of another run")
+    (tmp_path / ".old-step-00000009").mkdir()
     for _ in range(3):
-        loop.run_steps(DATA * 2, 2)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            loop.run_steps(DATA * 2, 2)
+        (tmp_path / "step-00000002" / "notes").touch(exist_ok=True) if loop.step == 2 else None
     checkpoints.close()
     Checkpoints(tmp_path)
 
     assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == [
+        ".old-step-00000009",
         ".tmp-other-step-00000001-00",
         "notes",
         "step-00000001",
+        "step-00000002",
         "step-00000006",
         "step-12",
+        "superseded-step-00000004",
     ]
+    assert (tmp_path / "superseded-step-00000004" / "mine.txt").read_text() == "of another run"
 
 
 @pytest.mark.smoke
@@ -123,11 +136,13 @@ def test_going_back_to_an_older_step_puts_the_later_ones_aside(tmp_path: Path) -
     checkpoints.resume(loop, step=2)
     loop.resumed = False
     assert checkpoints.steps() == [1, 2, 3, 4]
-    with pytest.warns(UserWarning, match="goes on from before superseded-step-0000000"):
+    with pytest.warns(
+        UserWarning, match="goes on from an earlier step; put aside under new names: superseded-step-0000000"
+    ):
         loop.run_steps(DATA, 1)
 
     assert checkpoints.steps() == [1, 2, 3]
-    assert [p.name for p in tmp_path.glob("superseded-*")] == ["superseded-step-00000004"]  # 3 was made anew
+    assert {p.name for p in tmp_path.glob("superseded-*")} == {"superseded-step-00000003", "superseded-step-00000004"}
 
 
 def test_nothing_to_resume_is_a_new_run(tmp_path: Path) -> None:
@@ -188,7 +203,7 @@ def test_a_run_that_cannot_be_saved_ends_or_goes_on_as_asked(tmp_path: Path, mon
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(CheckpointError, match=r"step-00000002 cannot be written: No space left on device") as caught:
         loop.run_steps(DATA, 4)
-    assert caught.value.__notes__[0] == "in hook `Checkpoints` after step 2"
+    assert caught.value.__notes__[0] == "in the listener Checkpoints after step 2"
     with pytest.warns(UserWarning, match="training goes on without this checkpoint: .*No space left on device"):
         other.run_steps(DATA, 3)
 

@@ -27,7 +27,7 @@ def test_a_process_that_reads_copies_and_pickles_keeps_its_lock(tmp_path: Path) 
     checkpoints = Checkpoints(folder)
     shutil.copytree(folder, tmp_path / "backup")
     (folder / ".lock").read_bytes()
-    copies = [copy.copy(checkpoints), copy.deepcopy(checkpoints._lock), copy.copy(checkpoints._lock)]
+    copies = [copy.copy(checkpoints), copy.deepcopy(checkpoints._place), copy.copy(checkpoints._place)]
     del copies
 
     assert refused(folder)

@@ -88,13 +88,17 @@ def test_groups_in_another_order_or_of_other_parameters_are_refused_and_change_n
 
 
 class Pair(nn.Module):
+    up: nn.Linear
+    down: nn.Linear
+
     def __init__(self, *names: str) -> None:
         super().__init__()
         for name in names:
             setattr(self, name, nn.Linear(3, 3))
 
     def forward(self, x: Float[Tensor, "batch 3"]) -> Float[Tensor, "batch 3"]:
-        return self.down(torch.tanh(self.up(x)))
+        out: Tensor = self.down(torch.tanh(self.up(x)))
+        return out
 
 
 def test_module_attributes_in_another_order_keep_their_moments() -> None:
@@ -119,8 +123,8 @@ def module_loss(module: nn.Module, x: Float[Tensor, "batch 3"]) -> Float[Tensor,
 
 @pytest.mark.parametrize("how", ["list", "named parameters"])
 def test_a_named_optimizer_loads_by_name(how: str) -> None:
-    def optimizer(order: str) -> tuple[AdamW, dict[str, Tensor]]:
-        tensors = {name: nn.Parameter(torch.ones(3)) for name in order}
+    def optimizer(order: str) -> tuple[AdamW, dict[str, Any]]:
+        tensors: dict[str, Any] = {name: nn.Parameter(torch.ones(3)) for name in order}
         if how == "list":
             params = (First if order == "wa" else Sorted)(**tensors)
             return AdamW(params, lr=0.1), {name: params[name] for name in order}
@@ -128,7 +132,7 @@ def test_a_named_optimizer_loads_by_name(how: str) -> None:
 
     (first, a), (second, b) = optimizer("wa"), optimizer("aw")
 
-    def step(which: AdamW, tensors: dict[str, Tensor]) -> None:
+    def step(which: AdamW, tensors: dict[str, Any]) -> None:
         tensors["w"].grad, tensors["a"].grad = torch.tensor([1.0, 2, 3]), torch.tensor([-5.0, 0, 1])
         which.step()
 
@@ -151,7 +155,7 @@ def test_torchs_own_dict_is_loaded_by_position_and_that_is_said() -> None:
     trainer = made(First, lambda p: AdamW(p, lr=0.1))
     for _ in range(2):
         torchs.zero_grad()
-        fitted(First(*theirs), X).backward()  # type: ignore[no-untyped-call]
+        fitted(First(*theirs), X).backward()
         torchs.step()
     assert trainer.optimizer is not None
     with pytest.warns(UserWarning, match="taken by position: the state dict has no names of parameters"):
