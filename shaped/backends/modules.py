@@ -5,7 +5,6 @@ function of its parameters.
 """
 
 import inspect
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -14,8 +13,8 @@ from typing import Any
 from torch import nn
 
 from shaped.backends.holding import Places
-from shaped.errors import Goal, GradientError, SignatureError, Unprovable, listing
-from shaped.optim.shards import sharded
+from shaped.backends.trainable import refuse_foreign
+from shaped.errors import Goal, SignatureError, Unprovable, listing
 from shaped.params import ParamList
 from shaped.proof import expect
 from shaped.shapes import Argument, Entry, Signature, TensorSpec, annotated_part, read_signature, resolve_hints
@@ -34,47 +33,9 @@ def first_argument(loss: Callable[..., Any]) -> tuple[str, Any]:
     return names[0], resolve_hints(annotated_part(bare)).get(names[0])
 
 
-def refuse_distributed(module: nn.Module) -> None:
-    """Raise GradientError where a module averages gradients, or keeps parameters, over devices.
-
-    Its wrapper does so in a backward pass into `.grad`, which a trainer has none of: each process would train alone.
-    """
-    for path, part in module.named_modules():
-        where, kind = f"`{path}`" if path else "the module", _distributed(part)
-        if kind is not None:
-            inner = "pass what it wraps (net.module)" if hasattr(part, "module") else "make the trainer before it"
-            raise GradientError(
-                f"{where} is under {kind}, which works in a backward pass of its own; a trainer takes gradients "
-                f"without it, so every process would train by itself. Train on one device: {inner}"
-            )
-    if spread := [name for name, p in module.named_parameters() if sharded(p)]:
-        raise GradientError(
-            f"{listing(spread)} are DTensors, spread over devices, and a trainer runs on one: make it before they are "
-            "distributed"
-        )
-
-
-def _distributed(part: nn.Module) -> str | None:
-    """What spreads a module over devices; nothing is imported to find out."""
-    if isinstance(part, nn.parallel.DistributedDataParallel | nn.DataParallel):
-        return type(part).__name__
-    for room, kind in _WRAPPERS:
-        wrapper = getattr(sys.modules.get(room), kind, None)
-        if isinstance(wrapper, type) and isinstance(part, wrapper):
-            return kind if room.endswith("fsdp") else "replicate"
-    return None
-
-
-_WRAPPERS = (
-    ("torch.distributed.fsdp", "FullyShardedDataParallel"),
-    ("torch.distributed.fsdp", "FSDPModule"),
-    ("torch.distributed._composable.replicate", "DDP"),
-)
-
-
 def module_program(loss: Callable[..., Any], module: nn.Module) -> tuple[ParamList, Signature, Places]:
     """Parameters of a module, a loss that takes them (over the module itself, or over its output), and their places."""
-    refuse_distributed(module)
+    refuse_foreign(module)
     params = ParamList.from_module(module)
     places = Places.of(module, params)
     bare = inspect.unwrap(loss)

@@ -19,6 +19,7 @@ from torch.fx import GraphModule
 from shaped.backends.holding import Places, kept_as_they_are
 from shaped.backends.modules import first_argument, module_program
 from shaped.backends.samples import FACTOR, Factor, Given, Samples
+from shaped.backends.trainable import refuse_untrainable
 from shaped.errors import GradientError, ProofError, ShapeError, SignatureError, listing
 from shaped.params import ParamList
 from shaped.proof import Proof, Setting, prove_setting
@@ -97,10 +98,7 @@ class Program:
             self.params, self.signature = params, _loss_signature(loss, params)
         else:
             raise SignatureError(f"params is {describe(params)}: pass a ParamList or an nn.Module")
-        if self.params.device.type == "meta":
-            raise ShapeError(f"{type(self.params).__name__} is on the meta device, which holds no values to train")
-        if not any(self.params.requires_grad):
-            raise GradientError(f"no entry of {type(self.params).__name__} asks for a gradient: nothing to train")
+        refuse_untrainable(self.params)
         self._check_result()
         self.inputs: tuple[Entry, ...] = self.signature.entries[len(self.params) :]
         self.tensors = list(self.params)

@@ -1,4 +1,4 @@
-"""Modules whose gradients a trainer cannot give."""
+"""Modules whose gradients a trainer cannot give, or cannot use."""
 
 from collections.abc import Iterator
 
@@ -97,3 +97,29 @@ def test_a_sparse_table_that_is_frozen_trains(backend):
     trainer = ScalarTrainer(over_ids, net, backend=backend)
 
     assert trainer.step(torch.zeros(2, 4, dtype=torch.int64), lr=0.1) > 0
+
+
+def _made_under_inference_mode() -> nn.Module:
+    with torch.inference_mode():
+        return nn.Linear(6, 3)
+
+
+def _with_a_hook_on_grad() -> nn.Module:
+    net = nn.Linear(6, 3)
+    net.weight.register_post_accumulate_grad_hook(lambda p: None)
+    return net
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: nn.Linear(6, 3, dtype=torch.complex64), r"no update takes `weight` and `bias` of complex64"),
+        (_made_under_inference_mode, r"`weight` and `bias` was made under torch\.inference_mode"),
+        (_with_a_hook_on_grad, r"`weight` has a hook that waits for \.grad"),
+        (lambda: torch.jit.script(nn.Linear(6, 3)), r"the module is TorchScript"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_parameters_that_no_update_reaches_are_refused_by_name(make, said):
+    with pytest.raises(GradientError, match=said):
+        ScalarTrainer(loss, make())
