@@ -105,7 +105,8 @@ class Checkpoints:
         self._best_step: int | None = None
         self._best_value = self._sign * math.inf
         self._began = False  # a state was saved or looked for here, so that the figures above are of it
-        self._saved = -1  # the step of the newest checkpoint that this object wrote or read
+        self._saved = -1  # the step of the newest checkpoint that this object wrote or read, and
+        self._updates = -1  # the updates that had been taken, which the end of a run may add to
         self._due = False  # something asked for a checkpoint at this step
         self._better: tuple[int, float] | None = None  # the step and value of a figure that is better than ever
 
@@ -125,8 +126,12 @@ class Checkpoints:
 
     def on_finish(self, loop: "Loop") -> None:
         """The run has come to its end, and all its hooks have run."""
-        if loop.step not in (self._saved, 0):
+        if self._is_new(loop):
             self._save_due(loop)
+
+    def _is_new(self, loop: "Loop") -> bool:
+        """Whether the loop is not where the newest checkpoint is."""
+        return loop.step != 0 and (self._better is not None or (self._saved, self._updates) != _place(loop))
 
     def _save_due(self, loop: "Loop") -> None:
         try:
@@ -160,12 +165,12 @@ class Checkpoints:
 
     def on_stop(self, loop: "Loop") -> None:
         """A signal ends the run."""
-        if loop.step != 0 and (loop.step != self._saved or self._better):
+        if self._is_new(loop):
             self._save_better(loop)
 
     def on_error(self, loop: "Loop", error: Exception) -> None:
         """An error ends the run at a step boundary."""
-        if loop.step != 0 and (loop.step != self._saved or self._better):
+        if self._is_new(loop):
             error.add_note(f"the run up to here is saved as {self._save_better(loop)}")
 
     def ask(self, loop: "Loop") -> None:
@@ -201,7 +206,8 @@ class Checkpoints:
         }
         self._leave_behind(loop.step)
         path = write_checkpoint(self.folder, self.path(loop.step).name, state, about)
-        self._saved, self._due, self._began = loop.step, False, True
+        self._saved, self._updates = _place(loop)
+        self._due, self._began = False, True
         self._own.add(loop.step)
         self._write_best()
         self._retain()
@@ -296,6 +302,8 @@ class Checkpoints:
             except StateError as error:
                 raise CheckpointError(f"{checkpoint.path} is of another run: {error}") from error
             self._take_over(at, checkpoint)
+            self._updates = loop.trainer.steps
+            self._write_best()
             return Resumed(at, checkpoint.path, tuple(aside))
         if aside:
             raise CheckpointCorrupt(f"no checkpoint in {self.folder} is whole: {', '.join(p.name for p in aside)}")
@@ -381,6 +389,10 @@ class Checkpoints:
     def close(self) -> None:
         """Let another run have the folder; the process's end does so too."""
         self._place.close()
+
+
+def _place(loop: "Loop") -> tuple[int, int]:
+    return loop.step, loop.trainer.steps
 
 
 def _mean(tensors: list[Tensor]) -> Tensor:

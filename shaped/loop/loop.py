@@ -164,7 +164,7 @@ class Loop(Hooks, Listeners):
                 self._settle()
                 self._at_end()
                 self._fire("end")
-                self._settle()
+                self._tell_settled()
                 self._tell("on_finish")
                 self._check_unseen()
             except _Stop:
@@ -196,7 +196,7 @@ class Loop(Hooks, Listeners):
                     if hook.schedule.due(self):
                         self._at = "step", place
                         hook.run(self)
-                self._settle()
+                self._tell_settled()
             elif wraps or fresh:
                 self._end_epoch(feed, epochs)
             else:
@@ -216,10 +216,10 @@ class Loop(Hooks, Listeners):
         if epochs is not None:  # the data may have another length than it said, or have said nothing
             self.end_step = self.step + (epochs - feed.epoch) * length
         self._fire("epoch")
-        self._settle()
+        self._tell_settled()
         self._warn_unseen()
 
-    def _settle(self) -> None:
+    def _tell_settled(self) -> None:
         """All hooks of a moment have run: what is saved now is a whole step."""
         self._at = None
         for listener in self._settling:
@@ -238,7 +238,7 @@ class Loop(Hooks, Listeners):
                 self._at = kind, place
                 hook.run(self)
         if left:
-            self._settle()
+            self._tell_settled()
 
     def stop(self, reason: str = "asked to stop") -> None:
         """End the run after this step and its hooks, as if it were the last; from any hook, or from another thread.

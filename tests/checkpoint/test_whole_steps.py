@@ -171,8 +171,7 @@ def test_a_best_that_is_damaged_is_set_aside_and_the_next_best_takes_its_place(t
 
     assert found.step == 8
     assert checkpoints.best_step == 8
-    again.run_epochs(data(), 1)
-    assert written(tmp_path)["step"] == 8
+    assert written(tmp_path) == {"step": 8, "value": 4.0, "figure": "validation/loss"}
 
 
 @pytest.mark.parametrize("kind", ["link", "pipe"])
@@ -276,3 +275,14 @@ def test_a_figure_without_a_name_is_refused(name: Any, tmp_path: Path) -> None:
         EarlyStopping(monitor=name)
     with pytest.raises(ValueError, match="it is the name of a recorded figure"):
         Checkpoints(tmp_path, best=name)
+
+
+def test_an_update_at_the_end_of_a_run_is_saved_though_the_step_was(tmp_path: Path) -> None:
+    params = mlp()
+    trainer = ScalarTrainer(mlp_loss, params, optimizer=AdamW(params, lr=0.05), accumulate=3)
+    loop = Loop(trainer, leftover="step", signals=False)
+    checkpoints = loop.attach(Checkpoints(tmp_path, every=2))
+    loop.run_steps(data(), 4)
+
+    assert trainer.steps == 2
+    assert torch.equal(checkpoints.read(4).state["trainer"]["params"]["w1"], trainer.params.w1)
