@@ -148,11 +148,7 @@ def gradients(
     wanted = [i for i, p in enumerate(params) if p.requires_grad]
     found: Sequence[Tensor | None] = [None] * len(wanted)
     if value.requires_grad:
-        tensors = [params[i] for i in wanted]
-        with torch._C.DisableTorchFunction():  # autograd's own operations are no lines of the user's derivation
-            found = torch.autograd.grad(
-                value, tensors, retain_graph=retain_graph, create_graph=create_graph, allow_unused=True
-            )
+        found = run_backward(value, [params[i] for i in wanted], retain_graph, create_graph)
     by_place = dict(zip(wanted, found, strict=True))
     run = _run.get()
     if run is not None:
@@ -161,6 +157,23 @@ def gradients(
     with torch._C.DisableTorchFunction():
         filled = [_or_zero(by_place.get(i), p) for i, p in enumerate(params)]
     return params.like(filled)
+
+
+def run_backward(
+    value: Tensor, tensors: Sequence[Tensor], retain_graph: bool | None = None, create_graph: bool = False
+) -> Sequence[Tensor | None]:
+    """`torch.autograd.grad`, under the modes of a trace: what a checkpoint runs again is rewritten like the first time.
+
+    torch's own is an operation to such modes, which are off while they run one.
+    """
+    with torch._C.DisableTorchFunction():  # autograd's own operations are no lines of the user's derivation
+        start = (torch.ones_like(value),)
+    retain = create_graph if retain_graph is None else retain_graph
+    engine: Any = torch.autograd.Variable._execution_engine
+    found: Sequence[Tensor | None] = engine.run_backward(
+        (value,), start, retain, create_graph, tuple(tensors), allow_unreachable=True, accumulate_grad=False
+    )
+    return found
 
 
 def _or_zero(gradient: Tensor | None, parameter: Tensor) -> Tensor:

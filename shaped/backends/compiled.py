@@ -22,6 +22,7 @@ from shaped.backends.capture import Capture, CudaGraphs, Graphs
 from shaped.backends.executors import CompileError, Executor, Executors, Key, Run
 from shaped.backends.inductor import Flat, Free, lower, whole_graph
 from shaped.backends.interrupts import Whole
+from shaped.backends.outside import tensors_of
 from shaped.backends.program import CASES, Case, Program
 from shaped.backends.progress import Progress
 from shaped.backends.samples import checked_count
@@ -179,8 +180,14 @@ class Compiled:
 
     def _admit(self, inputs: Sequence[Tensor], layout: bool = True) -> tuple[Case, list[Tensor]]:
         self.program.follow_storage(layout)
+        outside = self.program.outside
+        outside.look(eager=False)
+        if outside.beyond:
+            raise CompileError(outside.beyond)
         case = self.program.admit(inputs)
-        return case, [self._plain(x) for x in inputs]
+        if case.refusal:
+            raise CompileError(f"`{self.program.signature.name}` {case.refusal}. backend='eager' runs it as it is")
+        return case, [self._plain(x) for x in (*inputs, *tensors_of(case.outside))]
 
     def _plain(self, x: Tensor) -> Tensor:
         """An input as executors take it: contiguous, as it lies in memory, and in no memory that they write."""
@@ -237,7 +244,7 @@ class Compiled:
         exact = self.executors.find(key)
         if exact is not None:
             return exact
-        if case.graph is not case.proof.graph:  # these sizes take a branch of their own
+        if case.apart:  # these sizes take a branch of their own
             return self.executors.add(key, str(case), lambda: lower(build(case.graph), state, inputs))
         free = self._free(case)
         sizes = [case.sizes[name] for name in free]
@@ -274,6 +281,7 @@ class Compiled:
             self.program.params.device,
             tuple(case.key[len(batch) :]),
             layout,
+            case.world,
         )
 
     def _forward(self, graph: GraphModule) -> Flat:
@@ -342,4 +350,5 @@ def _free_shape(entry: Entry, sizes: Mapping[str, int], free: Sequence[str]) -> 
 def _shapes(case: Case, sizes: Mapping[str, Any]) -> list[list[Any]]:
     """The shapes of a batch with other values, or symbols, for its free sizes."""
     known = {**case.sizes, **sizes}
-    return [[dim.evaluate(known) for dim in entry.spec.dims] for entry in case.entries]
+    outside = [list(tensor.shape) for tensor in tensors_of(case.outside)]
+    return [*([dim.evaluate(known) for dim in entry.spec.dims] for entry in case.entries), *outside]

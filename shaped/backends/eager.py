@@ -36,7 +36,7 @@ class Eager:
     def loss_and_backward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """The loss, the gradients of `program.used` and the values of `program.writes`, from one pass."""
         self._admit(inputs)
-        with torch.enable_grad():  # also under the caller's no_grad
+        with torch.enable_grad(), self.program.around():  # also under the caller's no_grad
             if self.program.strategy is not None:
                 loss, gradients, written = self.program.differentiate(inputs)
             else:
@@ -162,4 +162,5 @@ class Eager:
     def _admit(self, inputs: Sequence[Tensor]) -> None:
         self.program.follow_storage()
         if self.program.check or self.program.modules:  # a module's mode says what it writes
+            self.program.outside.look(eager=True)
             self.program.admit(inputs)

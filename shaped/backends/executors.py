@@ -19,6 +19,7 @@ _REASONS = {
     "device": "another device",
     "training": "train() or eval()",
     "layout": "parameters or state laid out anew",
+    "world": "another value outside",
 }
 
 
@@ -52,6 +53,7 @@ class Key:
         device: Where all of it is.
         training: `training` of each module, where the loss is over a module.
         layout: A number for dtypes and strides of parameters and state, and for the groups of the optimizer.
+        world: A number for the values that the loss reads from outside.
     """
 
     mode: str
@@ -60,6 +62,7 @@ class Key:
     device: torch.device
     training: tuple[bool, ...] = ()
     layout: int = 0
+    world: int = 0
 
 
 @dataclass(eq=False)

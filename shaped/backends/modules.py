@@ -5,7 +5,9 @@ function of its parameters.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -55,15 +57,64 @@ def module_program(loss: Callable[..., Any], module: nn.Module) -> tuple[ParamLi
 
 def _run(places: Places, program: Callable[..., Any], values: ParamList, *inputs: Any, **named: Any) -> Any:
     """Run a program over a module with these values in the module."""
-    with places.filled(values.tensors) as replaced:
-        result = program(*inputs, **named)
-    if replaced:
-        raise Unprovable(
-            f"the program assigns a new tensor to {listing(replaced)}, which is no part of a step.",
-            None,
-            Goal(hint=f"write into it: self.{replaced[0].rpartition('.')[2]}.copy_(...)"),
-        )
-    return result
+    kept = _kept.get()
+    if kept is not None:
+        return kept.run(places.filled(values.tensors), partial(program, *inputs, **named))
+    with lasting():
+        return _run(places, program, values, *inputs, **named)
+
+
+class _Kept:
+    """What the last call put into a module, for the backward pass that follows it."""
+
+    def __init__(self) -> None:
+        self._filled = ExitStack()
+        self._replaced: list[str] = []
+
+    def run(self, filling: AbstractContextManager[list[str]], program: Callable[[], Any]) -> Any:
+        """Run a program with other values, which stay."""
+        self.close()
+        self._replaced = self._filled.enter_context(filling)
+        return program()
+
+    def close(self) -> None:
+        """Take them out again; Unprovable where the program has put something else there."""
+        self._filled.close()
+        replaced, self._replaced = self._replaced, []
+        if replaced:
+            raise _assigns(replaced)
+
+
+_kept: ContextVar[_Kept | None] = ContextVar("kept", default=None)
+
+
+@contextmanager
+def lasting() -> Iterator[None]:
+    """Around a forward pass and its backward pass: what a call puts into the module stays until the next call.
+
+    Checkpoints, hooks and functions with a backward pass of their own read the module again in the backward pass, and
+    find what the forward pass was given.
+    """
+    kept = _Kept()
+    token = _kept.set(kept)
+    try:
+        yield
+    except BaseException:
+        with suppress(Unprovable):
+            kept.close()
+        raise
+    else:
+        kept.close()
+    finally:
+        _kept.reset(token)
+
+
+def _assigns(replaced: Sequence[str]) -> Unprovable:
+    return Unprovable(
+        f"the program assigns a new tensor to {listing(replaced)}, which is no part of a step.",
+        None,
+        Goal(hint=f"write into it: self.{replaced[0].rpartition('.')[2]}.copy_(...)"),
+    )
 
 
 def _over_output(

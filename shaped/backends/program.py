@@ -5,6 +5,7 @@ belongs to the dtypes (and the sizes of static dimensions) it was made for: a ba
 runs.
 """
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -17,12 +18,14 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from shaped.backends.holding import Places, kept_as_they_are
-from shaped.backends.modules import first_argument, module_program
+from shaped.backends.modules import first_argument, lasting, module_program
+from shaped.backends.outside import Outside, lift, tensors_of
 from shaped.backends.samples import FACTOR, Factor, Given, Samples
 from shaped.backends.trainable import refuse_untrainable
 from shaped.errors import GradientError, ProofError, ShapeError, SignatureError, listing
 from shaped.params import ParamList
 from shaped.proof import Proof, Setting, prove_setting
+from shaped.proof.reads import Read
 from shaped.shapes import (
     Entry,
     Signature,
@@ -53,6 +56,10 @@ class Case:
     graph: GraphModule  # the proved graph at these sizes: loss, then a gradient for each parameter that wants one
     samples: float  # as far as sizes tell it; `Program.count` has the whole
     entries: tuple[Entry, ...]  # of the inputs, with as many axes as they have
+    apart: bool = False  # these sizes take a branch of their own
+    outside: tuple[Read, ...] = ()  # where the tensors lie that the graph takes after its inputs
+    world: int = 0  # the number of the values that were read from outside
+    refusal: str = ""  # why it cannot be compiled
 
     def __str__(self) -> str:
         return ", ".join(f"{name} = {size}" for name, size in self.sizes.items()) or "no named sizes"
@@ -115,8 +122,9 @@ class Program:
         self.samples = Samples(samples, self.signature, self.inputs, self.params.dims)
         refuse_modules(strategy, self.modules)
         self.strategy = None if isinstance(strategy, FullBackpropagation) else strategy
-        self._proofs: dict[tuple[Any, ...], Proof] = {}
-        self._cases: dict[tuple[Any, ...], Case] = {}
+        self.around = lasting if self.modules else nullcontext  # a forward pass and the backward pass after it
+        self.outside = Outside(self.signature.name)
+        self._loss = inspect.unwrap(loss)
         self.proof = self._prove_first()
         self.frozen = [i for i, t in enumerate(self.tensors) if not t.requires_grad]
         self.trainable = [i for i, t in enumerate(self.tensors) if t.requires_grad]
@@ -185,7 +193,8 @@ class Program:
         self, dtypes: tuple[torch.dtype, ...], static: Mapping[str, int], ranks: Mapping[str, int] | None = None
     ) -> Proof:
         key = (dtypes, tuple(sorted(static.items())), str(ranks or {}), *(module.training for module in self.modules))
-        if key not in self._proofs:
+        world = self.outside.now
+        if key not in world.proofs:
             setting = Setting(
                 self.signature.at_ranks(ranks) if ranks else self.signature,
                 tuple(t.dtype for t in self.tensors) + dtypes,
@@ -194,6 +203,9 @@ class Program:
                 self._autocast,
                 strategy=self.strategy,
                 keeping=partial(kept_as_they_are, self.modules[0]) if self.modules else nullcontext,
+                roots=(self._loss, *self.modules),
+                around=self.around,
+                held=tuple(self.tensors),
             )
             unknown = [name for name in self._static if name not in static]
             proof = prove_setting(setting, self._assume, {**_guess(unknown), **static})
@@ -202,8 +214,10 @@ class Program:
                     f"`{self.signature.name}` does not depend on {listing(proof.unused)}: the gradient is missing. "
                     "Use it, freeze it, or pass allow_unused=True"
                 )
-            self._proofs[key] = replace(proof.at(self.params.dims), per_size=tuple(self._static), static=static)
-        return self._proofs[key]
+            world.add(proof.graph)
+            world.proofs[key] = replace(proof.at(self.params.dims), per_size=tuple(self._static), static=static)
+        made: Proof = world.proofs[key]
+        return made
 
     def admit(self, inputs: Sequence[Any]) -> Case:
         """Check a batch against the signature and return its case.
@@ -218,11 +232,12 @@ class Program:
             return self._admit(inputs, ())
         if self.modules:
             key += tuple([module.training for module in self.modules])
-        case = self._cases.get(key)
+        cases = self.outside.now.cases
+        case: Case | None = cases.get(key)
         if case is None:
-            if len(self._cases) >= CASES:
-                del self._cases[next(iter(self._cases))]
-            case = self._cases[key] = self._admit(inputs, key)
+            if len(cases) >= CASES:
+                del cases[next(iter(cases))]
+            case = cases[key] = self._admit(inputs, key)
         return case
 
     def _remember_storage(self) -> None:
@@ -295,11 +310,19 @@ class Program:
                 f"{listing(differ)} differ; make a trainer for these sizes"
             )
         proof.check(sizes)
-        graph = self._counted(proof.graph_at(sizes), sizes, dtypes, ranks)
+        traced = proof.graph_at(sizes)
+        lifted = lift(traced, self.outside.now.add(traced), self.storages)
+        graph = self._counted(lifted.graph, sizes, dtypes, ranks)
         factor: Factor | None = graph.meta[FACTOR]
         samples = self.samples.by_sizes(entries, sizes) if factor is None or factor.share else 1.0
         self._write_too(proof)
-        return Case(sizes, proof, key, graph, samples, tuple(entries))
+        return Case(
+            *(sizes, proof, key, graph, samples, tuple(entries)),
+            apart=traced is not proof.graph,
+            outside=lifted.reads,
+            world=self.outside.now.number,
+            refusal=lifted.refusal,
+        )
 
     def _counted(
         self, graph: GraphModule, sizes: Mapping[str, int], dtypes: tuple[torch.dtype, ...], ranks: Mapping[str, int]
@@ -332,7 +355,10 @@ class Program:
         """
         factor: Factor | None = case.graph.meta[FACTOR]
         self.samples.warn_of_several()
-        return case.samples if factor is None else case.samples * factor.of(self.plain, inputs)
+        if factor is None:
+            return case.samples
+        given = [*inputs[: len(self.inputs)], *tensors_of(case.outside)]
+        return case.samples * factor.of(self.plain, given)
 
     def _write_too(self, proof: Proof) -> None:
         """Take over what a later proof writes: the statistics of a module that was in eval() at first."""

@@ -48,8 +48,9 @@ class Factor:
     share: bool
 
     def arguments(self, params: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
-        """What the graph runs on."""
-        return [*inputs] if self.function is not None else [*params, *inputs]
+        """What the graph runs on; `inputs` may go on with what the loss reads from outside."""
+        taken = sum(node.op == "placeholder" for node in self.graph.graph.nodes)
+        return ([*inputs] if self.function is not None else [*params, *inputs])[:taken]
 
     def of(self, params: Sequence[Tensor], inputs: Sequence[Tensor]) -> Tensor:
         """The factor of a batch, computed apart from its loss."""

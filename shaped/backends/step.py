@@ -159,7 +159,7 @@ class Step:
         Where the host does not ask, a batch with a wrong value is left out like one that is not finite.
         """
         program, optimizer = self._program, self._optimizer
-        inputs = len(program.inputs)
+        inputs = self._taken(graph)
 
         def step(*flat: Tensor) -> tuple[Tensor, ...]:
             params = flat[: len(program.tensors)]
@@ -202,9 +202,13 @@ class Step:
 
         return step
 
+    def _taken(self, graph: GraphModule) -> int:
+        """How many inputs the graph has: the batch, and what it reads from outside."""
+        return sum(node.op == "placeholder" for node in graph.graph.nodes) - len(self._program.tensors)
+
     def _count(self, graph: GraphModule, flat: Sequence[Tensor], right: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """How many samples the batch has, and whether it could take all values."""
-        inputs, factor = len(self._program.inputs), graph.meta.get(FACTOR)
+        inputs, factor = self._taken(graph), graph.meta.get(FACTOR)
         by_sizes = flat[len(flat) - inputs - 1 - self._settings.skips]
         if factor is None:
             return by_sizes, right

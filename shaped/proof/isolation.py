@@ -69,6 +69,11 @@ _INSTEAD: dict[int, Any] = {
 _BUILTINS: dict[str, Callable[..., Any]] = {"len": _length, "divmod": _divided}
 
 
+def stands_in(value: Any) -> bool:
+    """Whether a value is one of ours, in the place of `len` or of a part of `math` while a trace lasts."""
+    return any(value is ours for ours in (*_BUILTINS.values(), *_INSTEAD.values()))
+
+
 class Asks(BaseException):
     """Ends a run in which another module asks for a size; no `except Exception` of the user's stops it."""
 

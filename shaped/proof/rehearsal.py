@@ -51,7 +51,7 @@ def rehearse(
             for shape, dtype, want in zip(shapes, setting.dtypes, setting.mask, strict=True)
         ]
         try:
-            with setting.keeping(), torch.enable_grad():
+            with setting.keeping(), torch.enable_grad(), setting.around():
                 if setting.strategy is not None:
                     setting.differentiate(tensors)
                 results = setting.run(tensors)

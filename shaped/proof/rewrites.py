@@ -40,13 +40,13 @@ def batch_norm(
     """`F.batch_norm`, whose kernel updates the running statistics although its schema says that it does not."""
     if not training or running_mean is None or running_var is None:
         return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
-    result = F.batch_norm(x, None, None, weight, bias, True, momentum, eps)
     axes = [0, *range(2, x.dim())]
     with torch.no_grad():
         var, mean = torch.var_mean(x.detach().to(running_mean.dtype), axes)
         running_mean.mul_(1 - momentum).add_(mean, alpha=momentum)
         running_var.mul_(1 - momentum).add_(var, alpha=momentum)
-    return result
+    # The last, since a checkpoint's second run ends when all that is needed is there.
+    return F.batch_norm(x, None, None, weight, bias, True, momentum, eps)
 
 
 def kron(a: Tensor, b: Tensor) -> Tensor:
@@ -161,3 +161,25 @@ class Rewrites(TorchFunctionMode):
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         return _REWRITES.get(func, func)(*args, **(kwargs or {}))
+
+
+class Standing(TorchFunctionMode):
+    """Puts the tensors of a trace in the place of the real ones that they stand for, wherever these are read from."""
+
+    def __init__(self, real: Sequence[Tensor], traced: Sequence[Tensor]) -> None:
+        super().__init__()
+        self._for = {id(tensor): stand for tensor, stand in zip(real, traced, strict=False)}
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if self._for:
+            args, kwargs = self._put(args), {name: self._put(value) for name, value in (kwargs or {}).items()}
+        return func(*args, **(kwargs or {}))
+
+    def _put(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return self._for.get(id(value), value)
+        if type(value) in (list, tuple):
+            return type(value)(map(self._put, value))
+        return value

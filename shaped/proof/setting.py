@@ -59,6 +59,10 @@ class Setting:
     call: Callable[[Sequence[Any]], Any] | None = None  # instead of signature.call: a module's stateless form
     strategy: GradientStrategy | None = None  # instead of the gradients of the loss as it is written
     keeping: Callable[[], AbstractContextManager[None]] = nullcontext  # undoes what a trace leaves in a module
+    roots: tuple[Any, ...] = ()  # what is called besides the signature's function: the user's loss, and modules
+    # Kept around a forward pass and its backward pass, which may run parts of the program again.
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext
+    held: tuple[Any, ...] = ()  # the real tensors that the first entries stand for, where there are any
 
     def context(self) -> AbstractContextManager[Any]:
         """torch.autocast where it is asked for."""

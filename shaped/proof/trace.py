@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import sympy
@@ -20,13 +21,15 @@ from shaped.proof.broadcast import Broadcasts, Pairs
 from shaped.proof.claims import Broken, Claims
 from shaped.proof.isolation import follow, tracing
 from shaped.proof.proof import PLAIN
-from shaped.proof.rewrites import Rewrites
+from shaped.proof.reads import READS, Reads, is_traced
+from shaped.proof.rewrites import Rewrites, Standing
 from shaped.proof.setting import Setting, Step, checking
 from shaped.proof.source import Place, place_of_caller
 from shaped.proof.symbolic import Question, World
 from shaped.proof.tracer import graph_of
+from shaped.proof.watching import Watching
 from shaped.shapes import Signature, TensorSpec, annotated_part, dtype_name
-from shaped.strategies import Pass, refuse_shapes
+from shaped.strategies import Pass, refuse_shapes, run_backward
 
 # Losses that torch broadcasts with no more than a warning: [batch, 1] against [batch] becomes [batch, batch].
 _ALIKE = {"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy_with_logits", "poisson_nll_loss"}
@@ -114,6 +117,7 @@ class Recorder(TorchFunctionMode):
         self.tensors: Sequence[Tensor] = ()  # what the function was called on
         self.broadcasts = Broadcasts(expression)
         self.claims: Claims | None = None
+        self.watching: Watching | None = None
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -129,7 +133,13 @@ class Recorder(TorchFunctionMode):
             self.hold_claims(call.place)
         operands = call.operands
         self._refuse(name, operands)
-        result = func(*args, **(kwargs or {}))
+        watching = self.watching
+        paused = watching is not None and watching.enters(name, operands)
+        try:
+            result = func(*args, **(kwargs or {}))
+        finally:
+            if paused and watching is not None:
+                watching.resume()
         hidden = self.broadcasts.hidden(call, result)
         if hidden is not None:
             raise self._blame(hidden, name)
@@ -232,11 +242,34 @@ def _trace(setting: Setting, world: World, recorder: Recorder) -> Trace:
     with tracing():  # out of the caller's inference mode
         tensors = world.tensors(setting.signature.entries, setting.dtypes, setting.mask, setting.device)
     missing: list[int] = []
+    versions = [tensor._version for tensor in tensors]
+    with setting.keeping():
+        graph = _graph(setting, world, recorder, tensors, missing)
+        reads: Reads = graph.meta[READS]
+        if reads.changed:
+            reads.settled = _settles(setting, world, graph)
+    _mark_plain_loss(graph, setting)
+    changed = [i for i, version in enumerate(versions) if tensors[i]._version != version]
+    refused = [setting.signature.entries[i].path for i in changed if not setting.may_write(i)]
+    if refused:
+        raise Mismatch("", f"the program writes into {', '.join(refused)}")
+    return Trace(graph, recorder.steps, world.env.asked, world, missing, changed)
+
+
+def _graph(
+    setting: Setting, world: World, recorder: Recorder, tensors: Sequence[Tensor], missing: list[int]
+) -> GraphModule:
+    """The operations of one run, with what it reads from outside; `missing` gets what has no gradient."""
     world_check = partial(_check_within, world)
+    watching = recorder.watching = Watching((setting.signature.function, setting.strategy, *setting.roots))
 
     def joint(*flat: Tensor) -> tuple[Any, ...]:
-        recorder.tensors = flat
-        with Rewrites(), recorder, checking(world_check):
+        recorder.tensors, standing = flat, Standing(setting.held, flat)
+        with setting.around(), watching:
+            return differentiated(standing, *flat)
+
+    def differentiated(standing: Standing, *flat: Tensor) -> tuple[Any, ...]:
+        with Rewrites(), recorder, checking(world_check), standing:
             results, done = _results(setting, flat, world)
         recorder.hold_claims()
         world.hold_sizes()
@@ -253,21 +286,36 @@ def _trace(setting: Setting, world: World, recorder: Recorder) -> Trace:
         wanted = [flat[i] for i in setting.wanted]
         gradients: Sequence[Tensor | None] = [None] * len(wanted)
         if results[0].requires_grad:
-            gradients = torch.autograd.grad(results[0], wanted, allow_unused=True)
+            with Rewrites(), standing, watching.backward():  # checkpoints, hooks and the user's functions run within
+                gradients = run_backward(results[0], wanted)
         missing.extend(i for i, gradient in zip(setting.wanted, gradients, strict=True) if gradient is None)
         return (*outputs, *gradients)
 
     function = annotated_part(setting.signature.function)
     recorder.claims = Claims(world, getattr(function, "__code__", None))
-    versions = [tensor._version for tensor in tensors]
-    with setting.keeping(), tracing(), world.mode:  # beneath make_fx's own, for factories such as torch.ones(seq)
+    with tracing(), world.mode:  # beneath make_fx's own, for factories such as torch.ones(seq)
         graph = graph_of(joint, tensors)
-    _mark_plain_loss(graph, setting)
-    changed = [i for i, version in enumerate(versions) if tensors[i]._version != version]
-    refused = [setting.signature.entries[i].path for i in changed if not setting.may_write(i)]
-    if refused:
-        raise Mismatch("", f"the program writes into {', '.join(refused)}")
-    return Trace(graph, recorder.steps, world.env.asked, world, missing, changed)
+    graph.meta[READS] = watching.reads(setting.signature.name, setting.is_loss)
+    return graph
+
+
+def _settles(setting: Setting, world: World, graph: GraphModule) -> bool:
+    """Whether a program that changes what it reads is the same once more, after these changes."""
+    other = World(world.names, world.plan)
+    with tracing():
+        tensors = other.tensors(setting.signature.entries, setting.dtypes, setting.mask, setting.device)
+    try:
+        again = _graph(setting, other, Recorder(other), tensors, [])
+    except Exception:
+        return False
+    if again.code != graph.code:
+        return False
+    constants = [(attrgetter(name)(graph), attrgetter(name)(again)) for name in _constants(graph)]
+    return all(a is b or (not is_traced(a) and not is_traced(b) and torch.equal(a, b)) for a, b in constants)
+
+
+def _constants(graph: GraphModule) -> list[str]:
+    return [str(node.target) for node in graph.graph.nodes if node.op == "get_attr"]
 
 
 def _results(setting: Setting, tensors: Sequence[Any], world: World) -> tuple[Sequence[Any], Pass | None]:

@@ -1,0 +1,296 @@
+"""What a loss reads from outside while it is trained: tensors that become inputs, values that are watched.
+
+A proof stands for the values that its trace read. A `World` is one such set of values, with the proofs and batches that
+hold in it. Each step asks whether they are still there, which costs about 40 ns for each, and nothing where there are
+none. Where one has changed the loss is proved and traced anew; where it changes back, the earlier world goes on.
+
+Tensors are followed, written in place or replaced: the graph takes them as inputs that are read at each call.
+"""
+
+import types
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import repeat
+from operator import attrgetter, is_
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+from torch.utils import _pytree as pytree
+
+from shaped.errors import ShapeError, listing
+from shaped.proof.reads import CELL, MISSING, PLAIN, READS, Read, Reads, is_node, is_traced, same
+from shaped.shapes import describe
+
+WORLDS = 16  # sets of values that are proved; one more is refused
+_FLOATS = 2  # of these, those in which an eager step differs in nothing but floats
+_get, _MISSINGS = dict.get, repeat(MISSING)
+_content: Callable[[Any], Any] = attrgetter("cell_contents")
+_kind: Callable[[Tensor], Any] = attrgetter("shape", "dtype", "device")
+
+
+@dataclass
+class Difference:
+    """What is not as it was when the loss was proved.
+
+    Attributes:
+        changed: Values, with what they were and what they are.
+        misfits: Tensors of another shape, dtype or device.
+        floats: Whether all that changed are floats.
+    """
+
+    changed: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    misfits: list[str] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.changed or self.misfits)
+
+    @property
+    def floats(self) -> bool:
+        """Whether all that changed are floats."""
+        return all(type(old) is float and type(new) is float for old, new in self.changed.values())
+
+
+class World:
+    """The values that proofs were made under, and all that holds only there.
+
+    Args:
+        number: Of the world, a part of the executors' keys.
+    """
+
+    def __init__(self, number: int = 0) -> None:
+        self.number = number
+        self.proofs: dict[Any, Any] = {}
+        self.cases: dict[Any, Any] = {}
+        self._reads: list[Reads] = []
+        self._gather()
+
+    def add(self, graph: GraphModule) -> Reads:
+        """Take over what the trace of a graph read."""
+        reads: Reads = graph.meta.get(READS) or Reads()
+        if not any(reads is known for known in self._reads):
+            self._reads.append(reads)
+            self._gather()
+        return reads
+
+    def holds(self) -> bool:
+        """Whether everything is what it was, as far as a comparison of identities tells."""
+        if self._owners and not all(map(is_, map(_get, self._owners, self._keys, _MISSINGS), self._held)):
+            return False
+        if self._cells and not all(map(is_, map(_content, self._cells), self._cell_values)):
+            return False
+        if self._tensors and list(map(_kind, self._tensors)) != self._kinds:
+            return False
+        return not self._others or all(same(read.value, read.now()) for read in self._others)
+
+    def follow(self) -> Difference:
+        """Look everything up along its path; where only objects and tensors were replaced, go on with those."""
+        difference = Difference()
+        found = [(reads, _looked_up(reads, difference)) for reads in self._reads]
+        if not difference:
+            for reads, now in found:
+                for read, (owner, value) in zip(reads.found, now, strict=True):
+                    read.owner, read.value = owner, value
+            self._gather()
+        return difference
+
+    def _gather(self) -> None:
+        """All reads once, ordered for `holds`."""
+        once = {(id(r.owner), r.kind, r.key): r for reads in self._reads for r in _watched(reads)}
+        plain = [r for r in once.values() if r.kind == PLAIN]
+        cells = [r for r in once.values() if r.kind == CELL]
+        self._owners, self._keys = [r.owner for r in plain], [r.key for r in plain]
+        self._held = [r.value for r in plain]
+        self._cells, self._cell_values = [r.owner for r in cells], [r.value for r in cells]
+        self._others = [r for r in once.values() if r.kind not in (PLAIN, CELL)]
+        self._tensors = [r.value for r in once.values() if isinstance(r.value, Tensor)]
+        self._kinds = list(map(_kind, self._tensors))
+        self.watched = len(once)
+
+
+def _watched(reads: Reads) -> Iterator[Read]:
+    """Those that are compared: not the trace's own tensors, no modules, nothing that the program itself changes."""
+    for read in reads.found:
+        if not (is_traced(read.value) or isinstance(read.value, types.ModuleType) or read in reads.changed):
+            yield read
+
+
+def _looked_up(reads: Reads, difference: Difference) -> list[tuple[Any, Any]]:
+    """The owner and the value of each read as they are now."""
+    now: list[tuple[Any, Any]] = []
+    watched = {id(read) for read in _watched(reads)}
+    parents = {read.parent for read in reads.found}
+    for i, read in enumerate(reads.found):
+        owner = read.owner
+        if read.parent >= 0:
+            above = now[read.parent][1]
+            owner = getattr(above, "__dict__", {}) if read.own else above
+        value = Read(read.kind, owner, read.key, None).now() if owner is not MISSING else MISSING
+        now.append((owner, value) if id(read) in watched else (owner, read.value))
+        if id(read) not in watched or same(read.value, value):
+            fits = not isinstance(value, Tensor) or _fits(read, value, difference)
+        elif isinstance(read.value, Tensor) and isinstance(value, Tensor):
+            fits = _fits(read, value, difference)
+        else:
+            fits = is_node(read) and type(value) is type(read.value) and i in parents
+        if not fits and id(read) in watched:
+            difference.changed.setdefault(read.text, (read.value, value))
+    return now
+
+
+def _fits(read: Read, new: Tensor, difference: Difference) -> bool:
+    """Whether a tensor is of the kind that was proved; it is noted where it is not."""
+    proved = read.proved or _kind(read.value)
+    if is_traced(new) or _kind(new) == proved:
+        return True
+    shape, dtype, device = proved
+    was = f"{str(dtype).removeprefix('torch.')} {tuple(shape)} on {device}"
+    difference.misfits.append(f"{read.text}: {was} when it was proved, {describe(new)} on {new.device} now")
+    return True
+
+
+@dataclass(frozen=True)
+class Lifted:
+    """A proved graph that takes what it reads from outside as inputs, after all others.
+
+    Attributes:
+        graph: The graph; the proved one itself where it reads no tensor from outside.
+        reads: Where these tensors lie, in order.
+        refusal: Why it cannot be compiled, if so.
+    """
+
+    graph: GraphModule
+    reads: tuple[Read, ...] = ()
+    refusal: str = ""
+
+
+def lift(graph: GraphModule, reads: Reads, storages: set[int]) -> Lifted:
+    """Make inputs of the tensors that a trace took from outside.
+
+    Args:
+        graph: What was traced; it stays as it is.
+        reads: What was read on the way.
+        storages: The memory of the parameters.
+    """
+    refusal = _refusal(graph, reads)
+    found: dict[str, Read] = {}
+    for node in graph.graph.nodes:
+        if node.op != "get_attr" or refusal or _is_made_within(node):
+            continue
+        tensor = attrgetter(str(node.target))(graph)
+        read = reads.of_tensor(tensor)
+        if tensor.untyped_storage().data_ptr() in storages and tensor.numel():
+            which = f"`{read.text}`" if read is not None else f"a tensor of shape {list(tensor.shape)}"
+            refusal = f"reads {which} from outside, which lies in a parameter's memory: take the parameter itself"
+        elif read is None:
+            refusal = (
+                f"reads a tensor of shape {list(tensor.shape)} from outside, and it is not known where it will be "
+                "found again: pass it as an input"
+            )
+        else:
+            found[str(node.target)] = read
+    if refusal or not found:
+        return Lifted(graph, (), refusal)
+    return Lifted(_with_inputs(graph, found), tuple(dict.fromkeys(found.values())))
+
+
+def _with_inputs(graph: GraphModule, found: dict[str, Read]) -> GraphModule:
+    made = Graph()
+    mapping: dict[Node, Node] = {}
+    made.output(made.graph_copy(graph.graph, mapping))
+    last = [node for node in made.nodes if node.op == "placeholder"][-1]
+    inputs: dict[Read, Node] = {}
+    for node in list(made.nodes):
+        if node.op == "get_attr" and str(node.target) in found:
+            read = found[str(node.target)]
+            if read not in inputs:
+                with made.inserting_after(last):
+                    last = inputs[read] = made.placeholder(f"outside_{len(inputs)}")
+                last.meta = dict(node.meta)
+            node.replace_all_uses_with(inputs[read])
+            made.erase_node(node)
+    lifted = GraphModule(graph, made)
+    lifted.meta.update(graph.meta)
+    return lifted
+
+
+def _is_made_within(node: Node) -> bool:
+    """Whether a constant is the program's own: torch.tensor(2.0) is lifted into the graph."""
+    return bool(node.users) and all("lift_fresh" in str(user.target) for user in node.users)
+
+
+def _refusal(graph: GraphModule, reads: Reads) -> str:
+    if reads.depends:
+        return f"changes {listing(reads.depends)}, which it reads, and a compiled step would not: pass it as an input"
+    if reads.beyond:
+        return f"reads `{reads.beyond}` from outside, which holds too much to be watched: pass it as an input"
+    for node in graph.graph.nodes:
+        if any(isinstance(leaf, torch.Generator) for leaf in pytree.tree_leaves((node.args, node.kwargs))):
+            return "draws from a generator of its own: draw outside and pass it as an input, or use torch's default one"
+    return ""
+
+
+class Outside:
+    """The worlds of a program, and which of them is now.
+
+    Args:
+        name: Of the loss.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self.now = World()
+        self._worlds = [self.now]
+        self._before = self.now  # where to go back to, if the new one is not proved
+        self._made = self._floats = 0
+        self._warned = False
+        self.beyond = ""  # why no other world is proved
+
+    def look(self, eager: bool) -> None:
+        """Go to the world whose values are there now, a new one if they are new.
+
+        Raises:
+            ShapeError: A tensor is of another shape, dtype or device than was proved.
+        """
+        if not self.now.proofs and self.now is not self._before:
+            self._worlds.remove(self.now)
+            self.now = self._before
+        if self.now.holds():
+            self.beyond = ""
+            return
+        difference = self.now.follow()
+        if not difference:
+            self.beyond = ""
+            return
+        if not difference.changed:
+            raise ShapeError(
+                f"`{self._name}` was proved for other tensors from outside; make a new trainer for these.\n  "
+                + "\n  ".join(difference.misfits)
+            )
+        known = next((world for world in self._worlds if world is not self.now and not world.follow()), None)
+        if known is not None:
+            self.now, self.beyond = known, ""
+        elif eager and difference.floats and self._floats >= _FLOATS:
+            pass  # an eager step follows it, and what was proved for other floats twice holds
+        elif len(self._worlds) >= WORLDS:
+            names = listing(list(difference.changed))
+            self.beyond = (
+                f"{names} changed again, and `{self._name}` was proved for {WORLDS} values of what it reads from "
+                "outside: keep it in a tensor (a number in one of shape ()), which is read at each step, or pass it "
+                "as an input"
+            )
+        else:
+            self._floats += difference.floats
+            self._made += 1
+            self._before, self.now, self.beyond = self.now, World(self._made), ""
+            self._worlds.append(self.now)
+        if eager and self.beyond and not self._warned:
+            self._warned = True
+            warnings.warn(f"the proof is not renewed any more: {self.beyond}", RuntimeWarning, stacklevel=2)
+
+
+def tensors_of(reads: Sequence[Read]) -> list[Tensor]:
+    """What lies there now."""
+    return [read.value.detach() for read in reads]

@@ -1,0 +1,66 @@
+"""Attributes as they lie in dictionaries: found without running any code of the object's own."""
+
+import types
+from typing import Any
+
+from shaped.proof.instructions import UNKNOWN
+from shaped.proof.reads import ATTRIBUTE, MISSING, PLAIN, is_opaque
+
+Found = tuple[list[tuple[str, Any, Any, Any]], Any]
+
+
+def looked_up(owner: Any, name: str) -> Found | None:
+    """The reads of an attribute, without running code, and its value; None where code decides."""
+    if isinstance(owner, types.ModuleType):
+        held = vars(owner)
+        if name not in held:
+            return None
+        return [(PLAIN, held, name, held[name])] if not is_opaque(owner) else [], held[name]
+    kind = owner if isinstance(owner, type) else type(owner)
+    above = next(((c, vars(c)[name]) for c in kind.__mro__ if name in vars(c)), None)
+    if isinstance(owner, type):
+        return _of_class(above, name)
+    own = _own_dictionary(owner)
+    if name == "__dict__" and own is not None:
+        return [(ATTRIBUTE, owner, "__dict__", own)], own
+    if above is not None:
+        setter = hasattr(type(above[1]), "__set__")
+        if setter and isinstance(above[1], types.MemberDescriptorType):
+            value = getattr(owner, name, MISSING)
+            return [(ATTRIBUTE, owner, name, value)], UNKNOWN if value is MISSING else value
+        if setter:
+            return None
+    if own is not None and name in own:
+        return [(PLAIN, own, name, own[name])], own[name]
+    if above is None:
+        return None
+    found = _of_class(above, name, owner)
+    if found is not None and found[0] and own is not None:
+        found[0].append((PLAIN, own, name, MISSING))  # one of its own would hide the class's
+    return found
+
+
+def _of_class(above: tuple[type, Any] | None, name: str, owner: Any = None) -> Found | None:
+    if above is None:
+        return None
+    kind, value = above
+    if isinstance(value, types.FunctionType):
+        return [], types.MethodType(value, owner) if owner is not None else value
+    if isinstance(value, classmethod | staticmethod):
+        return [], value.__func__
+    if isinstance(value, types.MethodDescriptorType | types.ClassMethodDescriptorType | types.BuiltinMethodType):
+        try:
+            return [], getattr(owner if owner is not None else kind, name)  # C's own: it runs no code of the user's
+        except AttributeError:
+            return None
+    if hasattr(type(value), "__get__"):
+        return None
+    return [(ATTRIBUTE, kind, name, value)], value
+
+
+def _own_dictionary(owner: Any) -> dict[str, Any] | None:
+    try:
+        own = object.__getattribute__(owner, "__dict__")
+    except AttributeError:
+        return None
+    return own if isinstance(own, dict) else None

@@ -1,0 +1,350 @@
+"""What instructions of the user's code read: each handler does to the second stack what the instruction does.
+
+Where an object goes somewhere that is not followed (into C, into a library), everything in it counts as read.
+"""
+
+import sys
+import types
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.util import resolve_name
+from types import CodeType, FrameType
+from typing import Any
+
+from torch import Tensor
+
+from shaped.params import ParamList
+from shaped.proof.instructions import ASKED, PURE, UNKNOWN, Shadow
+from shaped.proof.isolation import stands_in
+from shaped.proof.lookups import looked_up
+from shaped.proof.reads import (
+    ATTRIBUTE,
+    CELL,
+    CLOCK,
+    ITEM,
+    MISSING,
+    NOT_READ,
+    PLAIN,
+    Drawn,
+    Log,
+    draws,
+    is_container,
+    is_leaf,
+)
+from shaped.proof.source import Place, is_users
+
+_SOLE = {id(f) for f in (isinstance, issubclass, id, type, callable, super, repr, print)}  # read nothing of a loss
+_WRITES = {"append", "add", "update", "extend", "insert", "clear"}  # methods of containers that only write
+_KEYED = {"get", "__getitem__", "__contains__"}
+
+
+class Reading:
+    """Reads as instructions make them.
+
+    Attributes:
+        log: What was read.
+        drawn: What gives another value each time, and where it was read first.
+        followed: By code object: whether its frames are followed.
+    """
+
+    def __init__(self) -> None:
+        self.log = Log()
+        self.drawn: Drawn | None = None
+        self.followed: dict[Any, bool] = {}
+        self._functions: dict[CodeType, Any] = {}
+        self._parents: dict[CodeType, CodeType] = {}
+        self._counts = False
+
+    def finish(self, frame: FrameType, shadow: Shadow, offset: int) -> None:
+        """Do to the second stack what the last instruction did to Python's; `offset` is where it has gone."""
+        if shadow.last is None:
+            return
+        name, arg, argval, effect, jumped, following, self._counts = shadow.last
+        shadow.jumped = offset not in (following, -1)
+        effect = shadow.effect = jumped if shadow.jumped else effect
+        before = len(shadow.stack)
+        if name in PURE:
+            PURE[name](shadow, arg, argval)
+        elif name in _HANDLERS:
+            _HANDLERS[name](self, frame, shadow, arg, argval)
+        elif effect > 0:
+            shadow.stack += [UNKNOWN] * effect
+        else:
+            self._use(shadow.pops(1 - effect))
+            shadow.push(UNKNOWN)
+        missing = effect - (len(shadow.stack) - before)
+        if missing > 0 and name in _HANDLERS:  # such as the NULL that calls take beside a function
+            shadow.stack[len(shadow.stack) - 1 : len(shadow.stack) - 1] = [UNKNOWN] * missing
+
+    def _use(self, values: Sequence[Any]) -> None:
+        """These go where they are not followed: all that is in them counts as read."""
+        for value in values:
+            if value is not UNKNOWN:
+                self.log.deep(value)
+
+    def _local(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
+        known = frame.f_locals
+        for name in argval if isinstance(argval, tuple) else (argval,):
+            shadow.push(known.get(name, UNKNOWN))
+
+    def _store_load(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
+        shadow.pop()
+        shadow.push(frame.f_locals.get(argval[1], UNKNOWN))
+
+    def _global(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
+        owner: dict[str, Any] = frame.f_globals
+        if argval not in owner:
+            shadow.push(frame.f_builtins.get(argval, UNKNOWN))
+            return
+        value = owner[argval]
+        if stands_in(value):  # len and math, while a trace lasts
+            shadow.push(value)
+            return
+        if not str(frame.f_globals.get("__name__")).startswith("torch."):
+            self.log.root(owner)
+            self._read(frame, PLAIN, owner, argval, value)
+        shadow.push(value)
+
+    def _name(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
+        if frame.f_locals is not frame.f_globals and argval in frame.f_locals:
+            shadow.push(frame.f_locals[argval])
+        else:
+            self._global(frame, shadow, arg, argval)
+
+    def _free(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
+        value = frame.f_locals.get(argval, UNKNOWN)
+        cell = self._cell(frame.f_code, argval)
+        if cell is not None and value is not UNKNOWN:
+            self.log.root(cell)
+            self._read(frame, CELL, cell, argval, value)
+        shadow.push(value)
+
+    def _cell(self, code: CodeType, name: str) -> Any:
+        """The cell of a variable that a function has from outside of the program; None if it is made within."""
+        while name in code.co_freevars:
+            function = self._functions.get(code)
+            closure = getattr(function, "__closure__", None)
+            if closure is not None:
+                return closure[code.co_freevars.index(name)]
+            parent = self._parents.get(code)
+            if parent is None:
+                return None
+            code = parent
+        return None
+
+    def _attribute(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
+        owner = shadow.pop()
+        shadow.push(self._attribute_of(frame, shadow, owner, argval))
+
+    def _attribute_of(self, frame: FrameType, shadow: Shadow, owner: Any, name: str) -> Any:
+        if owner is UNKNOWN or isinstance(owner, Tensor) or is_leaf(owner):
+            return UNKNOWN
+        if isinstance(owner, ParamList):
+            return self._of_parameters(frame, owner, name)
+        found = looked_up(owner, name)
+        if found is None:  # code decides: a frame that is followed, or a library's
+            if not shadow.called:
+                self.log.deep(owner)
+            return shadow.result
+        if isinstance(owner, types.ModuleType) and (drawn := draws(found[1], -1)):
+            self._note(frame, drawn)
+        for kind, holder, key, value in found[0]:
+            self.log.alias(holder, owner)
+            self._read(frame, kind, holder, key, value)
+        return found[1]
+
+    def _of_parameters(self, frame: FrameType, owner: ParamList, name: str) -> Any:
+        value = getattr(owner, name, UNKNOWN) if name in _entry_names(owner) else UNKNOWN
+        if isinstance(value, Tensor | ParamList):
+            self._read(frame, ATTRIBUTE, owner, name, value)
+            return value
+        self.log.deep(owner)
+        return UNKNOWN
+
+    def _item(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
+        key, owner = shadow.pop(), shadow.pop()
+        shadow.push(shadow.result if shadow.called else self._item_of(frame, owner, key))
+
+    def _item_of(self, frame: FrameType, owner: Any, key: Any) -> Any:
+        if owner is UNKNOWN or isinstance(owner, Tensor):
+            return UNKNOWN
+        simple = key is not UNKNOWN and isinstance(key, str | int | bool) and is_container(owner, exact=True)
+        if simple:
+            try:
+                value = owner[key]
+            except (KeyError, IndexError, TypeError):
+                value = MISSING
+            kind = PLAIN if isinstance(owner, dict) else ITEM
+            self._read(frame, kind, owner, key, value)
+            return UNKNOWN if value is MISSING else value
+        self.log.deep(owner)
+        return UNKNOWN
+
+    def _contains(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
+        owner, key = shadow.pop(), shadow.pop()
+        if type(owner) is dict and isinstance(key, str | int):
+            self._read(frame, PLAIN, owner, key, owner.get(key, MISSING))
+        else:
+            self._use([owner])
+        shadow.push(UNKNOWN)
+
+    def _used(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
+        self._use([shadow.pop()])
+
+    def _asked(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
+        value = shadow.pop()
+        if is_container(value):
+            self.log.deep(value)
+
+    def _spread(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
+        value = shadow.pop()
+        parts = list(value) if type(value) in (tuple, list) and len(value) == arg else [UNKNOWN] * arg
+        self._use([value])
+        shadow.stack += reversed(parts)
+
+    def _entered(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
+        self._use([shadow.pop()])
+        shadow.stack += [UNKNOWN, UNKNOWN]
+
+    def _imported(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
+        names, level = shadow.pop(), shadow.pop()
+        name = str(argval)
+        if isinstance(level, int) and level:
+            name = resolve_name("." * level + name, str(frame.f_globals.get("__package__") or ""))
+        shadow.push(sys.modules.get(name if names else name.partition(".")[0], UNKNOWN))
+
+    def _from_module(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
+        owner = shadow.stack[-1] if shadow.stack else UNKNOWN
+        shadow.push(self._attribute_of(frame, shadow, owner, argval))
+
+    def _made(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
+        code = shadow.pop()
+        if isinstance(code, CodeType):
+            self._parents[code] = frame.f_code
+        extra = sum(bool(int(arg or 0) & bit) for bit in (1, 2, 4, 8))
+        for _ in range(extra if sys.version_info < (3, 13) else 0):
+            shadow.pop()
+        shadow.push(UNKNOWN)
+
+    def _call(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
+        taken = shadow.pops(int(arg or 0) + 2)
+        shadow.push(self._called(frame, shadow, taken[:2], taken[2:]))
+
+    def _call_named(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
+        shadow.pop()
+        self._call(frame, shadow, arg, argval)
+
+    def _call_spread(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
+        taken = shadow.pops(3 + int(arg or 0) % 2)
+        given = [v for part in taken[2:] if is_container(part)
+                 for v in (part.values() if isinstance(part, dict) else part)]  # fmt: skip
+        shadow.push(self._called(frame, shadow, taken[:2], given))
+
+    def _called(self, frame: FrameType, shadow: Shadow, heads: list[Any], given: list[Any]) -> Any:
+        """Say what a call reads, and give its result if it is known."""
+        function = next((head for head in heads if head is not UNKNOWN and callable(head)), UNKNOWN)
+        if function is UNKNOWN:
+            self._use(given)
+            return UNKNOWN
+        self.meet(function)
+        owner, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
+        drawn = draws(function, len(given))
+        if drawn and (owner is None or isinstance(owner, types.ModuleType | type)):
+            self._note(frame, drawn)  # a generator that is made within has a seed; others are told where they are read
+        if shadow.called and self._follows(function):
+            return UNKNOWN if isinstance(function, type) else shadow.result
+        if id(function) in _SOLE or (isinstance(function, type) and issubclass(function, BaseException)):
+            return UNKNOWN
+        if function in (getattr, hasattr) and len(given) >= 2 and isinstance(given[1], str):
+            value = self._attribute_of(frame, shadow, given[0], given[1])
+            return value if function is getattr else UNKNOWN
+        if type(owner) in NOT_READ and name in _WRITES:
+            self._use(given)
+            return UNKNOWN
+        if type(owner) is dict and name in _KEYED and given and isinstance(given[0], str | int):
+            value = self._item_of(frame, owner, given[0])
+            return value if name != "__contains__" else UNKNOWN
+        bound = [] if owner is None or isinstance(owner, types.ModuleType | type) else [owner]
+        self._use([*bound, *given])
+        return UNKNOWN
+
+    def _follows(self, function: Any) -> bool:
+        """Whether a call of it is a frame that is followed, and no callback of a library's."""
+        while isinstance(function, types.MethodType):
+            function = function.__func__
+        code = getattr(function, "__code__", None)
+        if code is None:
+            return not isinstance(function, types.BuiltinFunctionType | types.MethodWrapperType)
+        return self.followed.get(code, False)
+
+    # -- what is read ------------------------------------------------------------------------------------------------
+
+    def _read(self, frame: FrameType, kind: str, owner: Any, key: Any, value: Any) -> None:
+        self.meet(value)
+        if self._counts and isinstance(value, int | float):
+            self.log.count(kind, owner, key)
+            return
+        self.log.add(kind, owner, key, value)
+        drawn = draws(value, -1)
+        if drawn and self.log.is_outside(owner):
+            self._note(frame, drawn)
+
+    def _note(self, frame: FrameType, what: str) -> None:
+        libraries = what == CLOCK and "site-packages" in frame.f_code.co_filename  # a log, a garbage collector's hook
+        if self.drawn is None and is_users(frame) and not libraries:
+            self.drawn = Drawn(what, Place(frame, frame.f_lasti, frame.f_lineno).source())
+
+    def meet(self, value: Any, root: bool = False) -> None:
+        """A function that may be called: its closure and defaults are part of what it reads."""
+        while isinstance(value, types.MethodType | staticmethod | classmethod):
+            value = value.__func__
+        if isinstance(value, types.FunctionType):
+            code = value.__code__
+            if root:
+                self.followed[code] = True
+            if code not in self._functions:
+                self._functions[code] = value
+                for inner in (c for c in code.co_consts if isinstance(c, CodeType)):
+                    self._parents.setdefault(inner, code)
+        elif isinstance(value, partial):
+            self.meet(value.func)
+            self.log.deep(value)
+
+    def enter(self, code: CodeType) -> None:
+        """A frame of this code begins: its function's defaults are read."""
+        function = self._functions.get(code)
+        for name in ("__defaults__", "__kwdefaults__"):
+            held = getattr(function, name, None)
+            if held:
+                self.log.add(ATTRIBUTE, function, name, held)
+                pairs = held.items() if isinstance(held, dict) else enumerate(held)
+                for key, value in pairs:
+                    self.meet(value)
+                    self.log.add(PLAIN if isinstance(held, dict) else ITEM, held, key, value)
+
+
+def _entry_names(owner: ParamList) -> Sequence[str]:
+    return [part for name in owner.names for part in name.split(".")]
+
+
+Handler = Callable[[Reading, FrameType, Shadow, Any, Any], None]
+_HANDLERS: dict[str, Handler] = {
+    **dict.fromkeys(("LOAD_FAST", "LOAD_FAST_CHECK", "LOAD_FAST_AND_CLEAR", "LOAD_FAST_LOAD_FAST"), Reading._local),
+    "STORE_FAST_LOAD_FAST": Reading._store_load,
+    "LOAD_GLOBAL": Reading._global,
+    "LOAD_NAME": Reading._name,
+    **dict.fromkeys(("LOAD_DEREF", "LOAD_CLASSDEREF"), Reading._free),
+    **dict.fromkeys(("LOAD_ATTR", "LOAD_METHOD"), Reading._attribute),
+    "BINARY_SUBSCR": Reading._item,
+    "CONTAINS_OP": Reading._contains,
+    **dict.fromkeys(("LIST_EXTEND", "SET_UPDATE", "DICT_UPDATE", "DICT_MERGE"), Reading._used),
+    **dict.fromkeys(ASKED, Reading._asked),
+    "UNPACK_SEQUENCE": Reading._spread,
+    "BEFORE_WITH": Reading._entered,
+    "IMPORT_NAME": Reading._imported,
+    "IMPORT_FROM": Reading._from_module,
+    "MAKE_FUNCTION": Reading._made,
+    "CALL": Reading._call,
+    "CALL_KW": Reading._call_named,
+    "CALL_FUNCTION_EX": Reading._call_spread,
+}

@@ -1,0 +1,406 @@
+"""What a program reads from outside of itself: where each value lies, what it was, and whether it is still that.
+
+A read is an owner (a module's globals, an object's dictionary, a cell, a list) and a key. Its owner is the value of
+another read, or something that was there from the start, so that each value can be looked up again along its path,
+after anything on the way was replaced. Values are compared, tensors are held to their shape, dtype and device.
+"""
+
+import types
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+from shaped.errors import Source
+from shaped.params import ParamList
+
+PLAIN, ITEM, ATTRIBUTE, CELL, WHOLE = "plain", "item", "attribute", "cell", "whole"
+READS = "reads"  # in a graph's meta: what its trace read from outside
+NOT_READ = (dict, list, set, deque)  # containers that methods may write into without reading
+_LIMIT = 20_000  # entries of containers that are looked at in one trace
+_LEAVES = (
+    *(int, float, complex, str, bytes, type(None), type(Ellipsis), range, slice, Enum),
+    *(torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format),
+)
+_LIBRARIES = ("torch", "numpy", "builtins", "functorch", "einops", "math", "shaped", "jaxtyping")
+CLOCK = "the clock"
+_CLOCKS = {
+    *("time", "time_ns", "perf_counter", "perf_counter_ns", "monotonic", "monotonic_ns"),
+    *("process_time", "process_time_ns", "thread_time", "thread_time_ns", "localtime", "gmtime"),
+}
+
+
+class _Missing:
+    """No value there."""
+
+    def __repr__(self) -> str:
+        return "missing"
+
+
+MISSING: Any = _Missing()
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Something that gives another value at each call: a generator, or the clock."""
+
+    what: str
+    source: Source | None
+
+
+@dataclass(eq=False)
+class Read:
+    """A value and where it lies.
+
+    Attributes:
+        kind: How it is looked up.
+        owner: In what; replaced when something on the way to it is.
+        key: At what.
+        value: What was there. For WHOLE the parts, for an array a copy.
+        parent: Number of the read whose value the owner is, or whose value's dictionary; -1 if it was there before.
+        own: Whether the owner is the dictionary of the parent's value.
+        text: The same as users write it: `CONFIG.beta`.
+        first, proved: Of a tensor, the one that was traced, with its shape, dtype and device.
+    """
+
+    kind: str
+    owner: Any
+    key: Any
+    value: Any
+    parent: int = -1
+    own: bool = False
+    text: str = ""
+    first: Any = None
+    proved: Any = None
+
+    def now(self) -> Any:
+        """What is there now."""
+        try:
+            if self.kind == PLAIN:
+                return dict.get(self.owner, self.key, MISSING)
+            if self.kind == ITEM:
+                return self.owner[self.key]
+            if self.kind == CELL:
+                return self.owner.cell_contents
+            if self.kind == ATTRIBUTE:
+                return getattr(self.owner, self.key, MISSING)
+            return parts(self.owner)
+        except (ValueError, IndexError, KeyError, RuntimeError):
+            return MISSING
+
+
+@dataclass
+class Reads:
+    """All that one trace read from outside, each after the one that it lies in.
+
+    Attributes:
+        found: The reads.
+        changed: What the program itself changes, of what it reads.
+        settled: Such changes alter nothing: the program traced once more, after them, is the same.
+        beyond: What holds too much to look at.
+    """
+
+    found: list[Read] = field(default_factory=list)
+    changed: list[Read] = field(default_factory=list)
+    settled: bool = False
+    beyond: str = ""
+
+    @property
+    def depends(self) -> list[str]:
+        """What the program reads and changes, so that its next call may be another program: numbers in any case."""
+        kinds = [(type(read.value), read.text) for read in self.changed]
+        return list(dict.fromkeys(text for kind, text in kinds if not self.settled or kind in (int, float)))
+
+    def of_tensor(self, tensor: Tensor) -> Read | None:
+        """Where a tensor lies, or one that it is the `.data` of."""
+        tensors = [read for read in self.found if read.first is not None]
+        return next((r for r in tensors if r.first is tensor), None) or next(
+            (r for r in tensors if _lies(r.first) == _lies(tensor)), None
+        )
+
+
+def parts(container: Any) -> Any:
+    """What a container holds, to compare it with later: a dictionary's keys, the items of all others."""
+    if isinstance(container, dict):
+        return tuple(container)
+    if type(container).__module__ == "numpy":
+        return container.copy()
+    if isinstance(container, Tensor):
+        return repr(container.tolist())
+    return frozenset(container) if isinstance(container, set | frozenset) else tuple(container)
+
+
+def is_leaf(value: Any) -> bool:
+    """Whether it is a number, a text or the like, which is compared by value."""
+    return isinstance(value, _LEAVES) or (type(value).__module__ == "numpy" and not is_array(value))
+
+
+def is_array(value: Any) -> bool:
+    """Whether it is an array of NumPy."""
+    return type(value).__module__ == "numpy" and type(value).__name__ in ("ndarray", "memmap", "recarray")
+
+
+def is_container(value: Any, exact: bool = False) -> bool:
+    """Whether it holds others; `exact`: and is looked into without running code of its own."""
+    if exact:
+        return type(value) in (dict, list, tuple, types.MappingProxyType) or (
+            isinstance(value, dict | list | tuple) and type(value).__getitem__ in _GETTERS
+        )
+    return isinstance(value, dict | list | tuple | set | frozenset | deque) or is_array(value)
+
+
+_GETTERS = (dict.__getitem__, list.__getitem__, tuple.__getitem__)
+
+
+def is_opaque(value: Any) -> bool:
+    """Whether a module is a library's, whose contents do not change."""
+    return str(getattr(value, "__name__", "")).split(".")[0] in _LIBRARIES
+
+
+def same(old: Any, new: Any) -> bool:
+    """Whether a value is what it was: numbers by value, with their sign and type; others by identity."""
+    if old is new:
+        return True
+    if type(old) is not type(new):
+        return False
+    if isinstance(old, tuple):
+        return len(old) == len(new) and all(map(same, old, new))
+    if isinstance(old, Tensor):
+        return False
+    if isinstance(old, float | complex):
+        return repr(old) == repr(new)  # with the sign of zero, and NaN as itself
+    if is_array(old):
+        return bool(old.dtype == new.dtype and old.shape == new.shape and old.tobytes() == new.tobytes())
+    if isinstance(old, frozenset) or is_leaf(old):
+        return bool(old == new)
+    return isinstance(old, types.MethodType) and old.__func__ is new.__func__ and old.__self__ is new.__self__
+
+
+def draws(function: Any, given: int) -> str:
+    """What a callable or a generator draws from, if each call gives something else; empty if none.
+
+    Args:
+        function: What is read or called.
+        given: With how many arguments it is called; -1 where it is only read.
+    """
+    owner = getattr(function, "__self__", None)
+    for held in (function, owner):
+        kind = type(held)
+        if held is None or isinstance(held, type):
+            continue
+        if any(c.__module__ == "random" and c.__name__ == "Random" for c in kind.__mro__):
+            return "Python's `random`"
+        if kind.__module__.startswith("numpy.random"):
+            return "NumPy's generator"
+        if kind is torch.Generator and held is not torch.default_generator:
+            return "a generator of its own"
+    module, name = getattr(function, "__module__", None) or "", getattr(function, "__name__", "")
+    if isinstance(owner, types.ModuleType) and owner.__name__ == "time" and name in _CLOCKS:
+        return CLOCK
+    if isinstance(owner, type) and owner.__module__ == "datetime" and name in ("now", "utcnow", "today"):
+        return CLOCK
+    if name == "urandom" or (module == "uuid" and name in ("uuid1", "uuid4")) or module == "secrets":
+        return "the system's entropy"
+    if name == "default_rng" and given == 0:
+        return "NumPy's generator"
+    return ""
+
+
+class Log:
+    """Reads as they come. Which of them are from outside is told at the end: what is reached from the roots."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[int, str, Any], Read] = {}
+        self._roots: dict[int, tuple[Any, str]] = {}
+        self._dictionaries: dict[int, Any] = {}  # of which object a dictionary is
+        self._seen: dict[int, Any] = {}
+        self._counted: set[tuple[int, str, Any]] = set()
+        self._budget = _LIMIT
+        self.beyond: Any = None
+
+    def root(self, owner: Any, name: str = "") -> None:
+        """Something that is there before the program runs, and what it is called."""
+        self._roots.setdefault(id(owner), (owner, name))
+
+    def alias(self, holder: Any, owner: Any) -> None:
+        """A dictionary that is an object's own."""
+        if holder is not owner and isinstance(holder, dict):
+            self._dictionaries.setdefault(id(holder), owner)
+        elif isinstance(holder, type):
+            self.root(holder)
+
+    def add(self, kind: str, owner: Any, key: Any, value: Any) -> None:
+        """Note a read, the first of its place."""
+        if isinstance(value, types.ModuleType):
+            self.root(vars(value), value.__name__)
+        elif isinstance(value, types.FunctionType | type):
+            self.root(value)
+        place = (id(owner), kind, key)
+        if place not in self._found:
+            self._found[place] = Read(kind, owner, key, value)
+
+    def count(self, kind: str, owner: Any, key: Any) -> None:
+        """A number that the program counts up."""
+        self._counted.add((id(owner), kind, key))
+
+    def is_outside(self, owner: Any) -> bool:
+        """Whether something is reached from the roots, as far as it is known by now."""
+        waiting, seen = [owner], set[int]()
+        sources: dict[int, list[Any]] = {}
+        for read in self._found.values():
+            sources.setdefault(id(read.value), []).append(read.owner)
+        while waiting:
+            one = waiting.pop()
+            if id(one) in self._roots:
+                return True
+            if id(one) not in seen:
+                seen.add(id(one))
+                waiting += sources.get(id(one), [])
+                waiting += [self._dictionaries[id(one)]] if id(one) in self._dictionaries else []
+        return False
+
+    def values(self, tensor: Tensor) -> None:
+        """The values of a tensor are read, as Python's or NumPy's."""
+        self.add(WHOLE, tensor, None, parts(tensor))
+
+    def deep(self, value: Any) -> None:
+        """All that is in a value is read."""
+        waiting = [value]
+        while waiting and self._budget > 0:
+            one = waiting.pop()
+            if id(one) in self._seen or not _holds(one):
+                continue
+            self._seen[id(one)] = one
+            for kind, owner, key, held in _contents(one):
+                self._budget -= 1
+                if kind == PLAIN and owner is not one:
+                    self.alias(owner, one)
+                self.add(kind, owner, key, held)
+                if kind != WHOLE:
+                    waiting.append(held)
+        if self._budget <= 0 and self.beyond is None:
+            self.beyond = value
+
+    def reads(self) -> Reads:
+        """What was read from outside: the owner was there before, or was itself read from outside."""
+        by_owner: dict[int, list[Read]] = {}
+        for read in self._found.values():
+            by_owner.setdefault(id(read.owner), []).append(read)
+        owned: dict[int, list[int]] = {}
+        for holder, owner in self._dictionaries.items():
+            owned.setdefault(id(owner), []).append(holder)
+        found: list[Read] = []
+        reached: set[int] = set()
+        waiting: list[tuple[int, int, str, bool]] = [
+            (at, -1, name or _name_of(owner), False) for at, (owner, name) in self._roots.items()
+        ]
+        while waiting:
+            at, parent, text, own = waiting.pop(0)
+            if at in reached:
+                continue
+            reached.add(at)
+            waiting.extend((holder, parent, text, True) for holder in owned.get(at, ()))
+            for read in by_owner.get(at, ()):
+                read.parent, read.own, read.text = parent, own, _text(read, text, own)
+                if isinstance(read.value, Tensor) and not is_traced(read.value):
+                    read.first, read.proved = read.value, (read.value.shape, read.value.dtype, read.value.device)
+                found.append(read)
+                if id(read.value) in by_owner or id(read.value) in owned:
+                    waiting.append((id(read.value), len(found) - 1, read.text, False))
+        beyond = next((r.text for r in found if r.value is self.beyond), "") if self.beyond is not None else ""
+        changed = [r for r in found if (id(r.owner), r.kind, r.key) in self._counted or _is_changed(r)]
+        return Reads(found, changed, beyond)
+
+
+def _is_changed(read: Read) -> bool:
+    return not is_node(read) and not is_traced(read.value) and not same(read.value, read.now())
+
+
+def _holds(value: Any) -> bool:
+    """Whether there is something in a value that a program may read."""
+    if is_container(value):
+        return True
+    if isinstance(value, Tensor | nn.Module | types.ModuleType | type) or is_leaf(value):
+        return False
+    if isinstance(value, types.FunctionType | types.BuiltinFunctionType | types.CodeType | types.FrameType):
+        return False
+    if isinstance(value, types.MethodType):
+        return True
+    return isinstance(value, ParamList) or hasattr(value, "__dict__") or hasattr(type(value), "__slots__")
+
+
+def _contents(value: Any) -> Iterator[tuple[str, Any, Any, Any]]:
+    """Everything in a value, as reads; the tensors of a trace are none of ours."""
+    if isinstance(value, dict):
+        yield WHOLE, value, None, parts(value)
+        yield from ((PLAIN, value, key, held) for key, held in list(value.items()))
+    elif is_container(value):
+        yield WHOLE, value, None, parts(value)
+        if not is_array(value):
+            numbered = enumerate(value) if not isinstance(value, set | frozenset) else ()
+            yield from ((ITEM, value, i, held) for i, held in numbered if not is_leaf(held))
+    elif isinstance(value, ParamList):
+        yield from ((ITEM, value, i, tensor) for i, tensor in enumerate(value))
+    elif isinstance(value, types.MethodType):
+        yield ATTRIBUTE, value, "__self__", value.__self__
+    elif isinstance(value, partial):
+        yield from ((ATTRIBUTE, value, name, getattr(value, name)) for name in ("func", "args", "keywords"))
+    else:
+        own = getattr(value, "__dict__", None)
+        if isinstance(own, dict):
+            yield from ((PLAIN, own, key, held) for key, held in list(own.items()))
+        for kind in type(value).__mro__:
+            for name in _slots(kind):
+                yield ATTRIBUTE, value, name, getattr(value, name, MISSING)
+
+
+def _slots(kind: type) -> Sequence[str]:
+    slots = vars(kind).get("__slots__", ())
+    return [s for s in ((slots,) if isinstance(slots, str) else slots) if s not in ("__dict__", "__weakref__")]
+
+
+def _name_of(root: Any) -> str:
+    if isinstance(root, dict | types.CellType):
+        return ""
+    return str(getattr(root, "__name__", type(root).__name__))
+
+
+def _text(read: Read, owner: str, own: bool) -> str:
+    if read.kind == WHOLE:
+        return owner
+    if read.kind == CELL:
+        return str(read.key)
+    if read.kind == ATTRIBUTE or own:
+        return f"{owner}.{read.key}" if owner else str(read.key)
+    if not owner:
+        return str(read.key)
+    module, _, kept = owner.rpartition(".")
+    if kept in ("_modules", "_parameters", "_buffers"):
+        return f"{module}.{read.key}"
+    if read.kind == PLAIN and isinstance(read.owner, dict) and "__name__" in read.owner:
+        return f"{owner}.{read.key}"
+    return f"{owner}[{read.key!r}]"
+
+
+def _lies(tensor: Tensor) -> Any:
+    """Where a tensor lies in memory, and how."""
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+
+
+def is_node(read: Read) -> bool:
+    """Whether the value of a read is an object that other reads look into, which may be replaced by one like it."""
+    value = read.value
+    if read.kind == WHOLE or value is MISSING or is_leaf(value):
+        return False
+    return not isinstance(value, types.FunctionType | types.BuiltinFunctionType | type)
+
+
+def is_traced(value: Any) -> bool:
+    """Whether it is a tensor of the trace itself, or one of its sizes."""
+    return isinstance(value, FakeTensor | torch.SymInt | torch.SymFloat | torch.SymBool)

@@ -1,0 +1,223 @@
+"""What a loss reads from outside: both backends follow it, or say that they do not."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from shaped import ExecutorError, ParamList, ProofError, ScalarTrainer, ShapeError
+from shaped.backends.outside import WORLDS
+
+pytestmark = pytest.mark.usefixtures("interpreted")
+Scalar = Float[Tensor, ""]
+X = torch.ones(2, 3)
+
+
+class P(ParamList):
+    w: Float[Tensor, " n"]
+
+
+@dataclass
+class Config:
+    beta: float = 0.0
+    step: int = 0
+
+
+teacher, weight, flag = torch.zeros(()), 0.0, False
+CONFIG, OBJECT, ARRAY = {"beta": 0.0, "step": 0.0}, Config(), np.zeros(2)
+SPACE, LIST, TEACHERS = SimpleNamespace(teacher=torch.zeros(3), config=OBJECT), [0.0, 0.0], [torch.zeros(3)]
+NET = nn.Linear(3, 1)
+
+
+def scale(k: float = 0.0) -> float:
+    return k
+
+
+def enclosed() -> tuple[Callable[..., Any], Callable[[float], None]]:
+    beta = 0.0
+
+    def loss(p: P, x: Float[Tensor, "b n"]) -> Scalar:
+        return (x @ p.w).mean() * 0 + beta
+
+    def change(value: float) -> None:
+        nonlocal beta
+        beta = value
+
+    return loss, change
+
+
+def reading(read: Callable[[], Any]) -> Callable[..., Any]:
+    def loss(p: P, x: Float[Tensor, "b n"]) -> Scalar:
+        return (x @ p.w).mean() * 0 + read()
+
+    return loss
+
+
+def put(name: str) -> Callable[[float], None]:
+    return lambda value: globals().update({name: value})
+
+
+def put_tensor(value: float) -> None:
+    globals()["teacher"] = torch.tensor(value)
+
+
+def put_in_network(value: float) -> None:
+    with torch.no_grad():
+        NET.weight.fill_(value)
+        NET.bias.zero_()  # type: ignore[union-attr]
+
+
+loss_of_closure, change_closure = enclosed()
+READ: dict[str, tuple[Callable[..., Any], Callable[[float], Any]]] = {
+    "a tensor written in place": (reading(lambda: teacher), lambda v: teacher.fill_(v)),
+    "a tensor replaced": (reading(lambda: teacher), put_tensor),
+    "a tensor of an object": (
+        reading(lambda: SPACE.teacher.mean()),
+        lambda v: setattr(SPACE, "teacher", torch.full((3,), v)),
+    ),
+    "a tensor of a list": (reading(lambda: TEACHERS[0].mean()), lambda v: TEACHERS.__setitem__(0, torch.full((3,), v))),
+    "tensors in a loop": (reading(lambda: sum(t.mean() for t in TEACHERS)), lambda v: TEACHERS[0].fill_(v)),
+    "a tensor's data": (reading(lambda: TEACHERS[0].data.mean()), lambda v: TEACHERS[0].fill_(v)),
+    "values of a tensor": (reading(lambda: TEACHERS[0].tolist()[1]), lambda v: TEACHERS[0].fill_(v)),
+    "another network": (reading(lambda: NET(torch.ones(3)).sum() / 3), put_in_network),
+    "a global": (reading(lambda: weight), put("weight")),
+    "a key": (reading(lambda: CONFIG["beta"]), lambda v: CONFIG.update(beta=v)),
+    "an attribute": (reading(lambda: OBJECT.beta), lambda v: setattr(OBJECT, "beta", v)),
+    "an object replaced": (reading(lambda: SPACE.config.beta), lambda v: setattr(SPACE, "config", Config(v))),
+    "an item": (reading(lambda: sum(LIST)), lambda v: LIST.__setitem__(1, v)),
+    "an array": (reading(lambda: float(ARRAY[0])), lambda v: ARRAY.fill(v)),
+    "a default": (reading(lambda: scale()), lambda v: setattr(scale, "__defaults__", (v,))),
+    "a closure": (loss_of_closure, change_closure),
+}
+
+
+@pytest.mark.parametrize("kind", READ)
+def test_both_backends_follow_what_a_loss_reads_from_outside(kind: str) -> None:
+    loss, change = READ[kind]
+    for backend in ("eager", "compiled", "auto"):
+        change(0.0)
+        trainer = ScalarTrainer(loss, P(w=torch.ones(3)), backend=backend)  # type: ignore[arg-type]
+        seen = []
+        for value in (1.0, 2.0, 2.0, 1.0):
+            change(value)
+            seen.append(trainer.step(X, lr=0.1).item())
+            assert trainer.forward(X).item() == value
+            assert trainer.loss_and_backward(X)[0].item() == value
+
+        assert seen == [1.0, 2.0, 2.0, 1.0]
+
+
+def test_a_value_that_comes_back_finds_its_executor() -> None:
+    trainer = ScalarTrainer(READ["a global"][0], P(w=torch.ones(3)), backend="compiled")
+    for value in (1.0, 2.0, 1.0, 2.0):
+        put("weight")(value)
+        trainer.step(X, lr=0.1)
+
+    assert len(trainer.executors) == 2
+    assert "another value outside" in str(trainer.executors)
+
+
+def test_tensors_that_are_updated_compile_nothing_again() -> None:
+    trainer = ScalarTrainer(READ["a tensor replaced"][0], P(w=torch.ones(3)), backend="compiled")
+    for value in range(4):
+        put_tensor(float(value))
+        trainer.step(X, lr=0.1)
+
+    assert len(trainer.executors) == 1
+
+
+def test_a_value_that_the_loss_does_not_read_proves_nothing_again() -> None:
+    trainer = ScalarTrainer(READ["a key"][0], P(w=torch.ones(3)), backend="compiled")
+    trainer.step(X, lr=0.1)
+    CONFIG["step"] += 1
+    trainer.step(X, lr=0.1)
+
+    assert len(trainer.executors) == 1
+
+
+@pytest.mark.parametrize("backend", ["eager", "compiled"])
+def test_a_tensor_of_another_shape_is_an_error_that_names_it(backend: Any) -> None:
+    SPACE.teacher = torch.zeros(3)
+    trainer = ScalarTrainer(READ["a tensor of an object"][0], P(w=torch.ones(3)), backend=backend)
+    before = trainer.get_params()
+    SPACE.teacher = torch.zeros(4)
+    with pytest.raises(ShapeError) as raised:
+        trainer.step(X, lr=0.1)
+
+    assert str(raised.value) == (
+        "`loss` was proved for other tensors from outside; make a new trainer for these.\n"
+        "  SPACE.teacher: float32 (3,) on cpu when it was proved, float32 (4,) on cpu now"
+    )
+    assert torch.equal(trainer.params.w, before.w)
+    SPACE.teacher = torch.ones(3)
+    assert trainer.step(X, lr=0.1).item() == 1.0
+
+
+def branching(p: P, x: Float[Tensor, "b n"]) -> Scalar:
+    return (x @ p.w).mean() if not flag else (x @ p.w) @ p.w
+
+
+@pytest.mark.parametrize("backend", ["eager", "compiled"])
+def test_a_branch_that_a_flag_opens_is_proved_before_it_runs(backend: Any) -> None:
+    put("flag")(False)  # type: ignore[arg-type]
+    trainer = ScalarTrainer(branching, P(w=torch.ones(3)), backend=backend)
+    trainer.step(X, lr=0.1)
+    before = trainer.get_params()
+    put("flag")(True)  # type: ignore[arg-type]
+    for _ in range(2):
+        with pytest.raises(ProofError):
+            trainer.step(X, lr=0.1)
+    assert torch.equal(trainer.params.w, before.w)
+    put("flag")(False)  # type: ignore[arg-type]
+
+    trainer.step(X, lr=0.1)
+
+
+def test_a_value_that_changes_for_ever_is_an_error_that_names_it() -> None:
+    CONFIG["beta"] = 0.0
+    trainer = ScalarTrainer(READ["a key"][0], P(w=torch.ones(3)), backend="compiled")
+    for value in range(WORLDS - 1):
+        CONFIG["beta"] = 0.5 + value
+        trainer.step(X, lr=0.1)
+    CONFIG["beta"] = -1.0
+    with pytest.raises(ExecutorError, match=r"`CONFIG\['beta'\]` changed again"):
+        trainer.step(X, lr=0.1)
+
+    CONFIG["beta"] = 0.5  # one of those that are proved
+    assert trainer.step(X, lr=0.1).item() == 0.5
+
+
+def test_eager_steps_follow_a_value_that_changes_for_ever() -> None:
+    trainer = ScalarTrainer(READ["a key"][0], P(w=torch.ones(3)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for value in range(2 * WORLDS):
+            CONFIG["beta"] = 0.5 + value
+
+            assert trainer.step(X, lr=0.1).item() == 0.5 + value
+
+
+def test_what_a_loss_changes_itself_is_not_compiled() -> None:
+    def counting(p: P, x: Float[Tensor, "b n"]) -> Scalar:
+        OBJECT.step += 1
+        return (x @ p.w).mean() * OBJECT.step
+
+    trainer = ScalarTrainer(counting, P(w=torch.ones(3)), backend="compiled")
+    with pytest.raises(ExecutorError, match=r"`counting` changes `OBJECT.step`, which it reads"):
+        trainer.step(X, lr=0.1)
+
+
+def test_a_loss_that_reads_nothing_has_nothing_to_watch() -> None:
+    def plain(p: P, x: Float[Tensor, "b n"]) -> Scalar:
+        return (x @ p.w).square().mean()
+
+    trainer = ScalarTrainer(plain, P(w=torch.ones(3)), backend="compiled")
+
+    assert trainer._program.outside.now.watched == 0

@@ -1,0 +1,253 @@
+"""What a program reads from outside is found, whatever way it is written, and nothing else."""
+
+import contextlib
+import datetime
+import functools
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from shaped import Unprovable
+from shaped.proof.reads import MISSING, WHOLE, Read, is_leaf
+from shaped.proof.watching import Watching
+
+weight, flag, unread = 0.5, True, 3
+CONFIG: dict[str, Any] = {"beta": 0.1, "step": 3, "deep": {"sizes": [1, 2]}}
+EMPTY: list[float] = []
+
+
+@dataclass
+class Rates:
+    a: float = 1.0
+    b: float = 2.0
+
+    @property
+    def twice(self) -> float:
+        return self.b * 2
+
+    def times(self, k: float) -> float:
+        return self.a * k
+
+
+class Slots:
+    __slots__ = ("q", "r")
+
+    def __init__(self) -> None:
+        self.q, self.r = 1.5, 2.0
+
+
+class Limits:
+    top = 7.0
+
+    def read(self) -> float:
+        return self.top
+
+
+RATES, SLOTS, LIMITS = Rates(), Slots(), Limits()
+SPACE = SimpleNamespace(inner=SimpleNamespace(v=3.0, w=4.0))
+LIST = [Rates(1.0, 2.0), Rates(3.0, 4.0)]
+OWN = random.Random(3)
+NUMPY = np.random.default_rng(0)
+GENERATOR = torch.Generator()
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.beta, self.other = 0.25, 3.0
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x: float) -> float:
+        return self.beta * x * self.drop.p
+
+
+SCALED = Scaled()
+
+
+def helper(rates: Rates, k: float = 0.25) -> float:
+    return rates.a * k
+
+
+def given() -> Rates:
+    return RATES
+
+
+def generated() -> Iterator[Rates]:
+    yield from LIST
+
+
+def through_loops(x: float) -> float:
+    return sum([r.a * x for r in LIST]) + sum(r.b for r in LIST)
+
+
+def by_number(x: float) -> float:
+    i = 1
+    return LIST[i].b * x + LIST[i - 1].a
+
+
+def by_local(x: float) -> float:
+    space = SPACE.inner
+    return x * space.v
+
+
+def by_built_name(x: float) -> float:
+    name = "be" + "ta"
+    return float(x * CONFIG[name] + getattr(RATES, "a"))  # noqa: B009
+
+
+def within_with(x: float) -> float:
+    with contextlib.suppress(KeyError):
+        return float(CONFIG["step"] * x)
+    return x
+
+
+def after_an_exception(x: float) -> float:
+    try:
+        raise ValueError
+    except ValueError:
+        return RATES.a * x
+
+
+def of_its_own(x: float) -> float:
+    own, rates, both = {"m": weight}, Rates(9.0, 9.0), list[Any]()
+    both += [own, rates]
+    return rates.a * x * own["m"] * len(both)
+
+
+def unpacked(x: float) -> float:
+    first, _ = LIST
+    _, size = CONFIG["deep"]["sizes"]
+    return float(first.a * size * x)
+
+
+def with_defaults(x: float, rates: Rates = Rates(5.0, 6.0), *, more: Any = {"u": 1}) -> float:  # noqa: B006, B008
+    return float(rates.b * x * more["u"])
+
+
+def enclosed() -> Callable[[float], float]:
+    z = 0.7
+
+    def inner(x: float) -> float:
+        return (lambda y: y * z)(x)
+
+    return inner
+
+
+BOTH = {"LIST[0].a", "LIST[0].b", "LIST[1].a", "LIST[1].b"}
+READ: list[tuple[str, Callable[[Any], Any], set[str]]] = [
+    ("a branch", lambda x: x * weight if flag else x * unread, {"weight", "flag"}),
+    ("keys", lambda x: x * CONFIG["beta"] + CONFIG.get("step", 0) + ("zz" in CONFIG),
+     {"CONFIG['beta']", "CONFIG['step']", "CONFIG['zz']"}),
+    ("keys of keys", lambda x: x * CONFIG["deep"]["sizes"][1], {"CONFIG['deep']['sizes'][1]"}),
+    ("an attribute", lambda x: x * RATES.a, {"RATES.a"}),
+    ("a property", lambda x: x * RATES.twice, {"RATES.b"}),
+    ("a method", lambda x: RATES.times(x), {"RATES.a"}),
+    ("a helper", lambda x: helper(RATES) * x, {"helper.__defaults__[0]", "RATES.a"}),
+    ("what a function gives", lambda x: given().a * x, {"RATES.a"}),
+    ("slots", lambda x: SLOTS.q * x, {"SLOTS.q"}),
+    ("a class", lambda x: LIMITS.read() * x, {"Limits.top", "LIMITS.top"}),
+    ("a local", by_local, {"SPACE.inner.v"}),
+    ("loops", through_loops, BOTH),
+    ("a generator", lambda x: [r.a * x for r in generated()], BOTH),
+    ("indices", by_number, BOTH),
+    ("sorting", lambda x: sorted(LIST, key=lambda r: r.a)[0].b * x, BOTH),
+    ("stars", lambda x: helper(*(RATES,), **{"k": 2.0}) * x, {"helper.__defaults__[0]", "RATES.a", "RATES.b"}),
+    ("a name that is built", by_built_name, {"CONFIG['beta']", "RATES.a"}),
+    ("a library", lambda x: asdict(RATES)["b"] * x, {"RATES.a", "RATES.b"}),
+    ("a context", within_with, {"CONFIG['step']"}),
+    ("an exception", after_an_exception, {"RATES.a"}),
+    ("its own objects", of_its_own, {"weight"}),
+    ("unpacking", unpacked, BOTH),
+    ("defaults", with_defaults, {"with_defaults.__defaults__[0].b", "with_defaults.__kwdefaults__['more']['u']"}),
+    ("a closure", enclosed(), {"z"}),
+    ("partial", functools.partial(helper, RATES), {"partial.args[0].a", "partial.args[0].b", "helper.__defaults__[0]"}),
+    ("a module", lambda x: SCALED(x), {"SCALED.beta", "SCALED.drop", "SCALED.drop.p"}),
+]  # fmt: skip
+
+
+def leaves(function: Callable[..., Any], *args: Any) -> set[str]:
+    with Watching([function]) as watching:
+        function(*args)
+    found = watching.reads("f", True).found
+    return {read.text for read in found if is_value(read) and not any(name in read.text for name in TORCHS)}
+
+
+TORCHS = ("hooks", "_compiled_call_impl", "__name__")  # what torch's own modules read of themselves
+
+
+def is_value(read: Read) -> bool:
+    return read.kind != WHOLE and (read.value is MISSING or is_leaf(read.value))
+
+
+@pytest.mark.parametrize(("function", "expected"), [row[1:] for row in READ], ids=[row[0] for row in READ])
+def test_what_is_read_is_found_by_the_name_that_users_write(function: Callable[..., Any], expected: set[str]) -> None:
+    found = leaves(function) if isinstance(function, functools.partial) else leaves(function, 2)
+
+    assert found == expected
+
+
+@pytest.mark.parametrize("function", [lambda x: x * 2, lambda x: Rates(x).a, lambda x: [x][0]])
+def test_a_program_that_reads_nothing_has_no_values_to_watch(function: Callable[..., Any]) -> None:
+    assert leaves(function, 2) <= {"Rates.__init__.__defaults__[0]", "__init__.__defaults__[0]",
+                                   "__init__.__defaults__[1]"}  # fmt: skip
+
+
+DRAWN: list[tuple[Callable[[Any], Any], str]] = [
+    (lambda x: random.random() * x, "draws from Python's `random`"),
+    (lambda x: random.choice([x, x]), "draws from Python's `random`"),
+    (lambda x: OWN.gauss(0, 1) * x, "draws from Python's `random`"),
+    (lambda x: np.random.rand() * x, "draws from NumPy's generator"),
+    (lambda x: np.random.beta(1, 1) * x, "draws from NumPy's generator"),
+    (lambda x: NUMPY.normal() * x, "draws from NumPy's generator"),
+    (lambda x: np.random.default_rng().normal() * x, "draws from NumPy's generator"),
+    (lambda x: torch.rand((), generator=GENERATOR) * x, "draws from a generator of its own"),
+    (lambda x: time.time() * x, "reads the clock"),
+    (lambda x: time.perf_counter() * x, "reads the clock"),
+    (lambda x: datetime.datetime.now().second * x, "reads the clock"),
+]
+
+
+@pytest.mark.parametrize(("function", "said"), DRAWN, ids=[str(i) for i in range(len(DRAWN))])
+def test_a_loss_that_draws_from_what_torch_does_not_seed_or_reads_the_clock_is_refused(
+    function: Callable[[Any], Any], said: str
+) -> None:
+    with Watching([function]) as watching:
+        function(2)
+
+    with pytest.raises(Unprovable, match=said):
+        watching.reads("f", True)
+    watching.reads("f", False)  # its shapes do not depend on it
+
+
+SEEDED: list[Callable[[Any], Any]] = [
+    lambda x: random.Random(0).random() * x,
+    lambda x: np.random.default_rng(0).normal() * x,
+    lambda x: time.sleep(0),
+]
+
+
+@pytest.mark.parametrize("function", SEEDED)
+def test_a_generator_that_the_loss_makes_and_seeds_gives_the_same_each_time(function: Callable[[Any], Any]) -> None:
+    with Watching([function]) as watching:
+        function(2)
+
+    watching.reads("f", True)
+
+
+def test_what_the_program_itself_changes_is_told() -> None:
+    def counted(x: float) -> float:
+        CONFIG["step"] += 1
+        return float(CONFIG["step"] * x)
+
+    with Watching([counted]) as watching:
+        counted(2)
+
+    assert [read.text for read in watching.reads("f", True).changed] == ["CONFIG['step']"]
