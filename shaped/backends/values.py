@@ -85,7 +85,7 @@ class Checked(Interpreter):
         if isinstance(target, torch._ops.OpOverload):
             name = target._schema.name.removeprefix("aten::").removesuffix("_")  # in place or not
             if name == "_assert_async":
-                said = args[1] if len(args) > 1 else "an assertion of the program does not hold"
+                said = args[1].rstrip(".") if len(args) > 1 else "an assertion of the program does not hold"
                 self.checks.append(Check(name, None, args[0] != 0, said))
                 return None
             if name == "_linalg_check_errors":
