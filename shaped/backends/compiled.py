@@ -18,7 +18,10 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from shaped.backends.agreement import Build, DisagreementError, Trial, hold
 from shaped.backends.capture import Capture, CudaGraphs, Graphs
+from shaped.backends.draws import OtherDraws
+from shaped.backends.eager import Eager
 from shaped.backends.executors import CompileError, Executor, Executors, Key, Run
 from shaped.backends.inductor import Flat, Free, lower, whole_graph
 from shaped.backends.interrupts import Whole
@@ -27,16 +30,14 @@ from shaped.backends.program import CASES, Case, Program
 from shaped.backends.progress import Progress
 from shaped.backends.samples import checked_count
 from shaped.backends.settings import Settings
-from shaped.backends.step import NO_SAMPLES, WRONG_VALUE, Runner, Step
-from shaped.backends.values import Checked
+from shaped.backends.step import NO_SAMPLES, WHY, WRONG_VALUE, Runner, Step
+from shaped.backends.values import Checked, Runs
 from shaped.errors import ExecutorError, listing
 from shaped.optim import FusedOptimizer
 from shaped.proof import forward_graph
 from shaped.shapes import Entry
 
 _STEPS = 5  # one for each update path (step, adam_step, adamw_step, train_step) and one that gathers
-
-Build = Callable[[GraphModule], Flat]
 
 
 class Compiled:
@@ -119,7 +120,7 @@ class Compiled:
 
     def aside(self) -> "Compiled":
         """Another one that finds these executors and keeps what it makes to itself: no place, no hook, no capture."""
-        other = Compiled(self.program, replace(self._settings, capture=False), self._progress)
+        other = Compiled(self.program, replace(self._settings, capture=False, verify=False), self._progress)
         other.executors = self.executors.aside()
         other._layouts, other._narrow = self._layouts, self._narrow
         return other
@@ -132,13 +133,14 @@ class Compiled:
         """Make the executors for such a batch of a pass ("forward", "loss_and_backward") or of a step ("update")."""
         case, inputs = self._admit(inputs)
         if mode != "update":
-            return [self._pass(mode, case, inputs, self._forward if mode == "forward" else self._joint).executor]
+            build = self._forward if mode == "forward" else self._joint
+            return [self._pass(mode, case, inputs, build, first=False).executor]
         made = []
         with self.kept_as_they_are():
             for owner in (optimizer, *([None] if self._settings.accumulate > 1 else [])):
                 step = self._step(owner)
                 step.prepare(case.samples, self._layout)
-                made.append((step.runs.get(case) or self._runner(step, case, inputs)).executor)
+                made.append((step.runs.get(case) or self._runner(step, case, inputs, first=False)).executor)
         return made
 
     @contextmanager
@@ -203,8 +205,8 @@ class Compiled:
         """The sizes that an executor takes first."""
         return [] if executor.holds is None else [case.sizes[name] for name in self._free(case)]
 
-    def _pass(self, mode: str, case: Case, inputs: list[Tensor], build: Build) -> Runner:
-        """What runs a pass without an update."""
+    def _pass(self, mode: str, case: Case, inputs: list[Tensor], build: Build, first: bool = True) -> Runner:
+        """What runs a pass without an update; `first` where it is about to run these inputs."""
         layout = self._layout()
         found = self._runs.get((mode, case, layout))
         if found is None:
@@ -214,14 +216,42 @@ class Compiled:
                 _refuse_hooks(self.program)
                 _refuse_redrawn(self.program, case.graph)
             executor = self._executor(self._key(mode, case, layout), case, self.program.plain, inputs, build)
-            found = self._runs[mode, case, layout] = Runner(executor, self._sizes(executor, case), executor)
+            found = Runner(executor, self._sizes(executor, case), executor)
+            if mode == "forward":
+                returned = ["the loss"]
+            else:
+                names = [self.program.params.names[i] for i in (*self.program.used, *self.program.writes)]
+                grads = len(self.program.used)
+                returned = ["the loss", *(f"the gradient of `{n}`" for n in names[:grads])]
+                returned += [f"what `{n}` becomes" for n in names[grads:]]
+            known = self.program.params.names
+            kept = [f"`{name}`" for name in known]
+            args = (case.graph, found.sizes, self.program.plain, inputs, (), returned, kept, ())
+            if not first or self._holds(Trial(executor, build, *args), mode == "forward"):
+                self._runs[mode, case, layout] = found
         return found
+
+    def _holds(self, trial: Trial, only_loss: bool = False) -> bool:
+        """Hold an executor against eager at its first batch; False where the batch tells nothing."""
+        executor = trial.executor
+        if executor.wrong:
+            raise DisagreementError(executor.wrong)
+        if executor.held or not self._settings.verify:
+            return True
+        try:
+            executor.held = hold(trial, Eager(self.program, self._settings, self._progress), only_loss)
+        except OtherDraws as error:
+            executor.held, executor.note = True, f"not held against eager: {error}"
+        except DisagreementError as error:
+            executor.wrong, executor.note = str(error), "compiled code is not the program"
+            raise
+        return executor.held
 
     def _step_executor(self, step: Step, case: Case, inputs: list[Tensor]) -> Executor:
         return self._executor(self._key(step.name, case, step.layout), case, step.state, inputs, step.function)
 
-    def _runner(self, step: Step, case: Case, inputs: list[Tensor]) -> Runner:
-        """What takes the step at these sizes from now on, until the state moves."""
+    def _runner(self, step: Step, case: Case, inputs: list[Tensor], first: bool = True) -> Runner:
+        """What takes the step at these sizes from now on, until the state moves; `first` where it is about to."""
         _refuse_hooks(self.program)
         _refuse_redrawn(self.program, case.graph)
         calls = self._progress.calls
@@ -236,7 +266,12 @@ class Compiled:
                 run = Capture(executor, len(sizes) + len(step.state), self._graphs)
             else:
                 executor.note = "sizes beyond max_executors are not captured"
-        made = step.runs[case] = Runner(run, sizes, executor)
+        made = Runner(run, sizes, executor)
+        names = [f"`{name}`" for name in self.program.params.names]
+        moved = [*self.program.used, *range(len(names), len(step.state))]
+        args = (case.graph, sizes, step.state, inputs, step.rows, ["the loss", WHY], names, moved)
+        if not first or self._holds(Trial(executor, step.function, *args)):
+            step.runs[case] = made
         return made
 
     def _executor(self, key: Key, case: Case, state: list[Tensor], inputs: list[Tensor], build: Build) -> Executor:
@@ -284,28 +319,27 @@ class Compiled:
             case.world,
         )
 
-    def _forward(self, graph: GraphModule) -> Flat:
+    def _forward(self, graph: GraphModule, runs: Callable[[GraphModule], Runs] = Checked) -> Flat:
         def run(*flat: Tensor) -> tuple[Any, ...]:
-            outputs, _, right = self._run(forward_graph(graph), flat)
+            outputs, _, right = self._run(runs(forward_graph(graph)), flat)
             return outputs[0].clone(), *right
 
         return run
 
-    def _joint(self, graph: GraphModule) -> Flat:
+    def _joint(self, graph: GraphModule, runs: Callable[[GraphModule], Runs] = Checked) -> Flat:
         kept = [1 + self.program.trainable.index(i) for i in self.program.used]
 
         def run(*flat: Tensor) -> tuple[Any, ...]:
-            outputs, written, right = self._run(graph, flat)
+            outputs, written, right = self._run(runs(graph), flat)
             gradients = [outputs[i] if self.program.strategy is None else outputs[i].clone() for i in kept]
             return (outputs[0].clone(), *gradients, *written, *right)
 
         return run
 
-    def _run(self, graph: GraphModule, flat: Sequence[Tensor]) -> tuple[Sequence[Any], list[Tensor], list[Tensor]]:
+    def _run(self, checked: Runs, flat: Sequence[Tensor]) -> tuple[Sequence[Any], list[Tensor], list[Tensor]]:
         """The proved graph on copies of what it writes into, these copies, and whether it could take all values."""
         count = len(self.program.tensors)
         params, written = self.program.for_writing(flat[:count])
-        checked = Checked(graph)
         outputs = checked.run(*params, *flat[count:])
         right = checked.right()
         return outputs, written, [] if right is None else [right]

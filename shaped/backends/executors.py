@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from shaped.backends.draws import Draws
 from shaped.errors import ExecutorError, first_line
 
 Run = Callable[[list[Any]], Sequence[Any]]
@@ -35,11 +36,13 @@ class Lowered:
         run: The callable. Where sizes are free they come first in the list, as plain numbers.
         how: "inductor", or "python" where there is no C++ compiler: the traced operations run one by one.
         holds: Where sizes are free: whether the code is right at these.
+        draws: Its random numbers apart, where it computes its own.
     """
 
     run: Run
     how: str
     holds: Callable[[Sequence[int]], bool] | None = None
+    draws: Draws | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,9 @@ class Executor:
         how: "inductor", or "python" where there is no C++ compiler.
         seconds: To trace and compile.
         holds: For an executor of all sizes: whether these sizes are among them.
+        draws: Its random numbers apart, where it computes its own.
+        held: Whether it was held against eager.
+        wrong: How it differs from eager; it is not run again.
         calls: How often it ran.
         captures, replays: Of a captured step (`note` says why there is none).
     """
@@ -88,6 +94,9 @@ class Executor:
     how: str = "inductor"
     seconds: float = 0.0
     holds: Callable[[Sequence[int]], bool] | None = None
+    draws: Draws | None = None
+    held: bool = False
+    wrong: str = ""
     calls: int = 0
     captures: int = 0
     replays: int = 0
@@ -170,7 +179,9 @@ class Executors:
             seconds = time.perf_counter() - started
             if told:
                 print(f" {seconds:.1f} s", file=sys.stderr, flush=True)
-        made = self._made[key] = Executor(key, sizes, reason, lowered.run, lowered.how, seconds, lowered.holds)
+        made = self._made[key] = Executor(
+            key, sizes, reason, lowered.run, lowered.how, seconds, lowered.holds, lowered.draws
+        )
         for hook in self._hooks:
             hook(made)
         return made

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from shaped.backends.draws import Draws
 from shaped.backends.executors import CompileError, Lowered, Run
 from shaped.backends.lowerings import MENDED, mended
 from shaped.backends.products import choose_products
@@ -88,10 +89,10 @@ def _lower(function: Flat, state: Sequence[Tensor], inputs: Sequence[Tensor], fr
             ]
     graph = traced(function, fakes, mode, list(sizes.values()))
     if any(tensor.device.type == "cpu" for tensor in state) and not has_cpp_compiler():
-        run, how = _interpreted(graph), "python"
+        run, how, draws = _interpreted(graph), "python", None
     else:
-        run, how = _compiled(graph, [*sizes.values(), *fakes], mode), "inductor"
-    return Lowered(run, how, None if free is None else _region(env, sizes))
+        (run, draws), how = _compiled(graph, [*sizes.values(), *fakes], mode), "inductor"
+    return Lowered(run, how, None if free is None else _region(env, sizes), draws)
 
 
 def whole_graph(function: Flat, examples: Sequence[Tensor]) -> GraphModule:
@@ -164,17 +165,30 @@ def _settings() -> Iterator[None]:
         yield
 
 
-def _compiled(graph: GraphModule, examples: Sequence[Any], mode: Any) -> Run:
-    from torch._guards import TracingContext, tracing
-    from torch._inductor.compile_fx import compile_fx_inner
+def _compiled(graph: GraphModule, examples: Sequence[Any], mode: Any) -> tuple[Run, Draws | None]:
     from torch._inductor.fx_passes.joint_graph import joint_graph_passes
+
+    with _tracing(mode):
+        # The passes before lowering: constant folding, patterns, and random operations drawn from one seed.
+        graph = joint_graph_passes(graph)
+        draws = _draws(graph, examples, mode)
+        choose_products(graph)
+        return _run_of(_apart(graph), examples), draws
+
+
+@contextlib.contextmanager
+def _tracing(mode: Any) -> Iterator[None]:
+    from torch._guards import TracingContext, tracing
     from torch._inductor.virtualized import V
 
     with tracing(TracingContext(mode)), V.set_fake_mode(mode):
-        # The passes before lowering: constant folding, patterns, and random operations drawn from one seed.
-        graph = joint_graph_passes(graph)
-        choose_products(graph)
-        compiled = compile_fx_inner(_apart(graph), list(examples))
+        yield
+
+
+def _run_of(graph: GraphModule, examples: Sequence[Any]) -> Run:
+    from torch._inductor.compile_fx import compile_fx_inner
+
+    compiled = compile_fx_inner(graph, list(examples))
     if isinstance(compiled, str):
         raise CompileError("the compiler returned a file instead of a callable: unset its ahead-of-time options")
 
@@ -182,6 +196,31 @@ def _compiled(graph: GraphModule, examples: Sequence[Any], mode: Any) -> Run:
         return compiled(arguments)
 
     return run
+
+
+def _draws(graph: GraphModule, examples: Sequence[Any], mode: Any) -> Draws | None:
+    """The random operations of a graph by themselves; None where it has none."""
+    from torch._inductor.decomposition import select_decomp_table
+
+    seeds = ("inductor_seed", "inductor_seeds")
+    random = [n for n in graph.graph.nodes if torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ())]
+    own = [n for n in random if n.target._schema.name.removeprefix("prims::") not in seeds]
+    named = ("prims::inductor_random", "prims::inductor_randint")
+    if not random:
+        return None
+    alone = torch.fx.Graph()
+    copies: dict[Node, Node] = {}
+    alone.graph_copy(graph.graph, copies)
+    numbers = [copies[n] for n in graph.graph.nodes if str(getattr(n.target, "_schema", "")).split("(")[0] in named]
+    alone.output(tuple(numbers))
+    module = GraphModule(graph, alone)
+    alone.eliminate_dead_code()
+
+    def make() -> Run:
+        with _LOWERING, _settings(), _tracing(mode):
+            return _run_of(module, examples)
+
+    return Draws(make, len(own), select_decomp_table())
 
 
 def _apart(graph: GraphModule) -> GraphModule:

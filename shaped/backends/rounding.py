@@ -54,18 +54,28 @@ def rounding_bounds(graph: GraphModule, arguments: Sequence[Tensor], written: in
     Returns:
         The largest move of the loss, and of any element of each argument, over `RUNS` runs.
     """
-    exact_loss, exact = _Rounded(graph, None).after(arguments, written)
+    returned, moves = rounding_moves(graph, arguments, written)
+    return returned[0], moves
+
+
+def rounding_moves(graph: GraphModule, arguments: Sequence[Tensor], written: int) -> tuple[list[float], list[float]]:
+    """The same for everything that the graph returns, in place of the loss alone; what is no number has 0."""
+    seed = torch.get_rng_state()  # a graph that draws draws the same in each run
+    exact, kept = _Rounded(graph, None).after(arguments, written)
     generator = torch.Generator(device=arguments[0].device).manual_seed(0)
-    loss, moves = 0.0, [0.0] * written
+    returned, moves = [0.0] * len(exact), [0.0] * written
     for _ in range(RUNS):
-        rounded_loss, rounded = _Rounded(graph, generator).after(arguments, written)
-        loss = max(loss, float((rounded_loss - exact_loss).abs()))
-        moves = [max(m, _largest(a - b)) for m, a, b in zip(moves, rounded, exact, strict=True)]
-    return loss, moves
+        torch.set_rng_state(seed)
+        rounded, after = _Rounded(graph, generator).after(arguments, written)
+        returned = [max(m, _largest(a, b)) for m, a, b in zip(returned, rounded, exact, strict=True)]
+        moves = [max(m, _largest(a, b)) for m, a, b in zip(moves, after, kept, strict=True)]
+    return returned, moves
 
 
-def _largest(difference: Tensor) -> float:
-    return difference.abs().max().item() if difference.numel() else 0.0
+def _largest(a: Any, b: Any) -> float:
+    if not isinstance(a, Tensor) or not a.is_floating_point() or not a.numel():
+        return 0.0
+    return (a - b).abs().max().item()
 
 
 class _Rounded(Interpreter):
@@ -75,13 +85,13 @@ class _Rounded(Interpreter):
         super().__init__(graph)
         self._generator = generator
 
-    def after(self, arguments: Sequence[Tensor], written: int) -> tuple[Tensor, list[Tensor]]:
-        """The loss, and the first arguments as the graph leaves them."""
+    def after(self, arguments: Sequence[Tensor], written: int) -> tuple[Sequence[Any], list[Tensor]]:
+        """What the graph returns, and the first arguments as it leaves them."""
         wide = [_wide(x).clone() for x in arguments]
         kept = wide[:written]
         with torch.no_grad():
-            loss = self.run(*wide)[0]
-        return loss, kept
+            returned = self.run(*wide)
+        return returned, kept
 
     def run_node(self, n: Node) -> Any:
         if n.op == "get_attr":

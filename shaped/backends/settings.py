@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from shaped.arguments import whole
 
@@ -24,6 +24,7 @@ class Settings:
     accumulate: int = 1
     sizes: Sizes = "auto"
     capture: bool = True
+    verify: bool = True
 
     def __post_init__(self) -> None:
         if self.nonfinite not in ("raise", "skip"):
@@ -34,8 +35,9 @@ class Settings:
         whole("max_executors", self.max_executors, 1)
         if self.sizes not in ("static", "dynamic", "auto"):
             raise ValueError(f"sizes is {self.sizes!r}; it is 'static', 'dynamic' or 'auto'")
-        if not isinstance(cast(object, self.capture), bool):
-            raise ValueError(f"capture is {self.capture!r}; it is True or False")
+        for name in ("capture", "verify"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it is True or False")
 
     @property
     def skips(self) -> bool:

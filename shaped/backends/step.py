@@ -30,10 +30,11 @@ from shaped.backends.program import Case, Program
 from shaped.backends.progress import Progress
 from shaped.backends.samples import FACTOR
 from shaped.backends.settings import Settings
-from shaped.backends.values import Checked
+from shaped.backends.values import Checked, Runs
 from shaped.optim import FusedOptimizer, Update
 
 NOT_FINITE, WRONG_VALUE, NO_SAMPLES = 1, 2, 3  # why a step changed nothing
+WHY = "why"  # what its second result is called
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class Step:
         self._flags: list[tuple[Any, ...]] = []
         self._scalars: list[tuple[float, ...]] = []
         self.state: list[Tensor] = []
+        self.rows: list[int] = []  # where in the state the rows of scalars lie
         self.layout = 0
         self.runs: dict[Case, Runner] = {}  # by admitted batch, so that a step looks one thing up
 
@@ -126,10 +128,11 @@ class Step:
         self._scalars = [update.scalars() for update in updates]
         rows = [torch.tensor(scalars, dtype=torch.float64, device=device) for scalars in self._scalars]
         self._rows = [list(row.unbind()) for row in rows]
-        self.state = list(self._program.plain)
+        self.state, self.rows = list(self._program.plain), []
         for update, row in zip(updates, rows, strict=True):
             self.state += [tensor for slot in (*update.slots, *_averages(update)) for tensor in slot]
             self.state += [update.counted, row]
+            self.rows.append(len(self.state) - 1)
         if self._gathers:
             self.state += [*self._progress.means, self._progress.weight, self._samples]
         if self._settings.skips:
@@ -153,7 +156,7 @@ class Step:
         for update in self._updates:
             update.adopt()
 
-    def function(self, graph: GraphModule) -> Flat:
+    def function(self, graph: GraphModule, runs: Callable[[GraphModule], Runs] = Checked) -> Flat:
         """What to lower: flat tensors to the loss, 0 or why nothing changed, and the gradients' norm if it is kept.
 
         Where the host does not ask, a batch with a wrong value is left out like one that is not finite.
@@ -165,7 +168,7 @@ class Step:
             params = flat[: len(program.tensors)]
             rest = list(flat[len(program.tensors) : len(flat) - inputs])
             tensors, written = program.for_writing(params)
-            checked = Checked(graph)
+            checked = runs(graph)
             loss, *every = checked.run(*tensors, *flat[len(flat) - inputs :])
             gradients = [every[program.trainable.index(i)] for i in program.used]
             if program.strategy is not None:  # one that is a parameter must not follow its update

@@ -11,7 +11,7 @@ a small GPT 1.003; torch 2.13.0, one thread of a busy 2-core machine).
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -70,6 +70,16 @@ class Check:
             return self.wanted
         wrong = self.values[~self.right][0].item()
         return f"{self.operation} takes {self.wanted}, and got {wrong}"
+
+
+class Runs(Protocol):
+    """Something that computes what a proved graph does: the graph with its values looked at, or eager."""
+
+    def run(self, *flat: Tensor) -> Any:
+        """The loss, then a gradient for each parameter that wants one; writes into its arguments as the program."""
+
+    def right(self) -> Tensor | None:
+        """Whether all values could be taken; None where nothing was looked at."""
 
 
 class Checked(Interpreter):

@@ -1,0 +1,95 @@
+"""The random numbers of compiled code, drawn apart, so that the eager program can be run on the same.
+
+Inductor draws one seed for each random operation of a graph and computes the numbers from seed and position. A graph of
+these operations alone gives the same numbers from the same generator. The eager program takes them in order wherever it
+draws; what is made of them (a mask, a normal number) is computed as the graph has it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from shaped.proof.rewrites import Rewrites
+
+aten = torch.ops.aten
+_BASE = (aten.rand.default, aten.randn.default, aten.randint.low)
+_FUNCTIONAL = {  # of operations in place, which the graph has in this form
+    aten.bernoulli_.float: aten.bernoulli.p,
+    aten.uniform_.default: aten.uniform.default,
+    aten.normal_.default: aten.normal_functional.default,
+    aten.exponential_.default: aten.exponential.default,
+    aten.geometric_.default: aten.geometric.default,
+    aten.cauchy_.default: aten.cauchy.default,
+    aten.log_normal_.default: aten.log_normal.default,
+}
+
+
+@dataclass
+class Draws:
+    """The random operations of one compiled graph.
+
+    Attributes:
+        make: Compiles a function of the graph's arguments to the numbers, in order.
+        own: How many draws it leaves to torch's kernels, whose order is not known.
+        table: What random operations are made of.
+    """
+
+    make: Callable[[], Callable[[list[Any]], Sequence[Tensor]]]
+    own: int
+    table: dict[Any, Callable[..., Any]]
+
+    @cached_property
+    def numbers(self) -> Callable[[list[Any]], Sequence[Tensor]]:
+        """The compiled function; it advances the default generator as the whole graph does."""
+        return self.make()
+
+
+class OtherDraws(Exception):
+    """The program draws otherwise than the graph, so the two cannot be compared."""
+
+
+@contextmanager
+def replayed(draws: Draws, arguments: list[Any]) -> Iterator[None]:
+    """Give the numbers that compiled code draws for these arguments to what runs within."""
+    from torch._dispatch.python import enable_python_dispatcher
+
+    mode = _Replay(list(draws.numbers(arguments)), draws.table)
+    with Rewrites(), enable_python_dispatcher(), mode:  # as the program was traced
+        yield
+    if mode.left:
+        raise OtherDraws(f"{len(mode.left)} numbers are left")
+
+
+class _Replay(TorchDispatchMode):
+    def __init__(self, numbers: list[Tensor], table: dict[Any, Callable[..., Any]]) -> None:
+        super().__init__()
+        self.left, self._table = numbers, table
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return func(*args, **kwargs)
+        if func in _BASE:
+            return self._next(args[2] if func is aten.randint.low else args[0], kwargs.get("dtype"))
+        with self:
+            if func in _FUNCTIONAL:
+                return args[0].copy_(_FUNCTIONAL[func](*args, **kwargs))
+            if func in self._table:
+                made = self._table[func](*args, **kwargs)
+                if made is not NotImplemented:
+                    return made
+        return func(*args, **kwargs)
+
+    def _next(self, shape: Sequence[int], dtype: torch.dtype | None) -> Tensor:
+        if not self.left or list(self.left[0].shape) != list(shape):
+            raise OtherDraws(f"no numbers for {list(shape)}")
+        drawn = self.left.pop(0)
+        return drawn if dtype is None else drawn.to(dtype)
