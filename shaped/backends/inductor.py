@@ -214,7 +214,7 @@ def _draws(graph: GraphModule, examples: Sequence[Any], mode: Any) -> Draws | No
     numbers = [copies[n] for n in graph.graph.nodes if str(getattr(n.target, "_schema", "")).split("(")[0] in named]
     alone.output(tuple(numbers))
     module = GraphModule(graph, alone)
-    alone.eliminate_dead_code()
+    alone.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
 
     def make() -> Run:
         with _LOWERING, _settings(), _tracing(mode):

@@ -15,13 +15,14 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Interpreter
+from torch.fx import GraphModule, Interpreter, Node
 
 # Operations over (self, dim, index, ...); only `index_fill` takes negative indices.
 _ALONG = (
     *("index_select", "index_add", "index_copy", "index_fill", "index_reduce"),
     *("gather", "scatter", "scatter_add", "scatter_reduce"),
 )
+_VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
 _DIVISIONS = ("floor_divide", "remainder", "fmod")
 
 
@@ -89,6 +90,16 @@ class Checked(Interpreter):
         super().__init__(graph)
         self.checks: list[Check] = []
         self._mended: dict[Any, tuple[Tensor, Tensor]] = {}  # the first of a pair keeps its id from being used again
+
+    def run_node(self, n: Node) -> Any:
+        """Run one node; a view of what lies otherwise here than in the proof is a copy, where nobody writes into it."""
+        try:
+            return super().run_node(n)
+        except (RuntimeError, ValueError):
+            if n.target not in _VIEWS or _written(n):
+                raise
+            x, shape = self.fetch_args_kwargs_from_env(n)[0]
+            return x.reshape(shape)
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one operation, on values that it can take."""
@@ -204,6 +215,28 @@ def _places(name: str, args: Sequence[Any]) -> Iterator[Place]:
         at = 2 if name.endswith("backward") else 1
         scores = args[at - 1]
         yield Place(at, scores.shape[min(1, scores.dim() - 1)], ignored=args[at + 3])
+
+
+def _written(view: Node) -> bool:
+    """Whether something is written into a view's memory: into it, what it is a view of, or another view of that."""
+    root = view
+    while root.op == "call_function" and _is_view(root):
+        root = root.all_input_nodes[0]
+    waiting = [root]
+    while waiting:
+        node = waiting.pop()
+        for user in node.users:
+            if isinstance(user.target, torch._ops.OpOverload) and user.target._schema.is_mutable:
+                return True
+            if user.op == "call_function" and _is_view(user):
+                waiting.append(user)
+    return False
+
+
+def _is_view(node: Node) -> bool:
+    if not isinstance(node.target, torch._ops.OpOverload) or not node.all_input_nodes:
+        return False
+    return any(result.alias_info is not None for result in node.target._schema.returns)
 
 
 def _is_integer(value: Any) -> bool:

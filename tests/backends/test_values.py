@@ -5,8 +5,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from shaped import ExecutorError, ParamList, ScalarTrainer
+from shaped.backends.values import Checked
 from tests.models import batch, mlp, mlp_loss
 
 Index = Int[Tensor, " batch"]
@@ -208,3 +210,28 @@ def test_a_value_that_the_eager_kernel_refuses_is_refused_compiled_too(loss, goo
 
     assert trainer.steps == 1
     assert torch.equal(before, params.w)
+
+
+def halved(x: Tensor) -> Tensor:
+    return (x * 2).view(-1) / 2
+
+
+def overwritten(x: Tensor) -> Tensor:
+    y = x * 2
+    y.view(-1).add_(1)
+    return y
+
+
+@pytest.mark.parametrize("size", [(3, 4), (2, 3)])
+def test_a_view_of_what_lies_otherwise_than_in_the_proof_is_a_copy(size):
+    """T5 and Bloom: the decompositions of a lowering need not lay out a result as the kernels of the trace do."""
+    graph, x = make_fx(halved)(torch.rand(size)), torch.rand(size[1], size[0]).T
+
+    assert torch.equal(Checked(graph).run(x), x.reshape(-1))
+
+
+def test_a_view_that_is_written_into_is_never_a_copy():
+    graph = make_fx(overwritten)(torch.rand(3, 4))
+
+    with pytest.raises(RuntimeError, match="view"):
+        Checked(graph).run(torch.rand(4, 3).T)
