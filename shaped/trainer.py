@@ -63,10 +63,8 @@ class ScalarTrainer:
             default is what the loss divides by (what its mask keeps), otherwise the dimension that leads the first
             input, where no parameter has it.
         capture: On a GPU, replay each compiled step as one captured graph after some warm-up steps.
-        verify: Hold each new compiled callable against eager once, at its first batch: an eager pass on copies, and
-            none per step. A difference that rounding does not explain is an ExecutorError, and nothing has changed.
-        strategy: How the gradients come from the loss: `OneStep()`, or a function of your own; None is full
-            backpropagation. It is part of the proof.
+        verify: Hold each new executor against eager once, on copies, at its first batch; a difference is an error.
+        strategy: How the gradients come from the loss: `OneStep()`, or a function; None is full backpropagation.
         save_frozen: False leaves frozen parameters out of the state; loading then compares them by checksum.
 
     Raises:
@@ -99,10 +97,8 @@ class ScalarTrainer:
     ) -> None:
         known_backend(backend)
         settings = Settings(max_executors, max_norm, nonfinite, accumulate, sizes, capture, verify)
-        proving: dict[str, Any] = {
-            **{"assume": assume, "static": static, "autocast": autocast, "check": check, "samples": samples},
-            **{"allow_unused": allow_unused, "strategy": strategy},
-        }
+        proving: dict[str, Any] = {"assume": assume, "static": static, "autocast": autocast, "check": check}
+        proving |= {"samples": samples, "allow_unused": allow_unused, "strategy": strategy}
         try:
             program = Program(loss, params, **proving)
             if accumulate > 1:
