@@ -2,6 +2,9 @@
 
 `EMA` and `SWA` average any parameters from outside, over torch.optim.swa_utils' arithmetic; an
 optimizer with `ema_decay=` keeps the same average inside its update, for no pass of its own.
+
+Averages of bfloat16 and float16 are float32: the share that an update adds is below half a unit in their last place,
+and they would stand still. Entries that are no floating point (counts of batches, masks) are copied, not averaged.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,20 +22,23 @@ class _Average:
 
     def __init__(self, params: Iterable[Tensor]) -> None:
         self._params = list(params)
-        self.averages = [p.detach().clone() for p in self._params]
+        self.averages = [p.detach().to(_wide(p.dtype), copy=True) for p in self._params]
+        self._moving = [i for i, p in enumerate(self._params) if p.is_floating_point() or p.is_complex()]
         self.count = 0
 
     def update(self) -> None:
         """Take the parameters as they are now into the averages; call it after a step."""
         now = [p.detach() for p in self._params]
+        moving = self._moving if self.count else []
         with torch.no_grad():
-            if self.count == 0:
-                torch._foreach_copy_(self.averages, now)
-            elif now:
-                self._take(now)
+            for i in set(range(len(now))) - set(moving):
+                self.averages[i].copy_(now[i])
+            if moving:
+                averages = [self.averages[i] for i in moving]
+                self._take(averages, [now[i].to(self.averages[i].dtype) for i in moving])
         self.count += 1
 
-    def _take(self, now: list[Tensor]) -> None:
+    def _take(self, averages: list[Tensor], now: list[Tensor]) -> None:
         raise NotImplementedError
 
     @contextmanager
@@ -55,9 +61,21 @@ class _Average:
         mine = [tuple(e.shape) for e in self.averages]
         if [tuple(t.shape) for t in theirs] != mine:
             raise ValueError(f"expected averages of shapes {mine}, got {[tuple(t.shape) for t in theirs]}")
+        kinds = [[_kind(t) for t in tensors] for tensors in (self.averages, theirs)]
+        if kinds[0] != kinds[1]:
+            raise ValueError(f"expected averages of {', '.join(kinds[0])}, got {', '.join(kinds[1])}")
         with torch.no_grad():
             torch._foreach_copy_(self.averages, theirs)
         self.count = int(state["count"])
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of an average: at least float32 where it moves."""
+    return torch.float32 if dtype.is_floating_point and dtype.itemsize < 4 else dtype
+
+
+def _kind(tensor: Tensor) -> str:
+    return "complex" if tensor.is_complex() else "floating point" if tensor.is_floating_point() else "whole numbers"
 
 
 class EMA(_Average):
@@ -77,8 +95,8 @@ class EMA(_Average):
         super().__init__(params)
         self._rule = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
 
-    def _take(self, now: list[Tensor]) -> None:
-        self._rule(self.averages, now, None)
+    def _take(self, averages: list[Tensor], now: list[Tensor]) -> None:
+        self._rule(averages, now, None)
 
 
 class SWA(_Average):
@@ -91,8 +109,8 @@ class SWA(_Average):
         super().__init__(params)
         self._rule = get_swa_multi_avg_fn()  # type: ignore[no-untyped-call]
 
-    def _take(self, now: list[Tensor]) -> None:
-        self._rule(self.averages, now, self.count)
+    def _take(self, averages: list[Tensor], now: list[Tensor]) -> None:
+        self._rule(averages, now, self.count)
 
 
 @contextmanager

@@ -113,13 +113,22 @@ def _zeros(members: list[Tensor], dtype: Any) -> list[Tensor]:
 
 
 def _present(optimizer: "FusedOptimizer", name: str, members: list[Tensor]) -> list[Tensor]:
-    """Averages or low halves: those in the state; otherwise copies of the parameters, or zeros, which are exact."""
+    """Averages or low halves: those in the state; otherwise copies of the parameters, or zeros, which are exact.
+
+    An average of a narrow parameter is float32, each for itself: what a step adds to it is below its last place.
+    """
     kept = [(optimizer.state.get(p) or {}).get(name) for p in members]
-    if all(t is not None for t in kept):
+    whole = name == "low" or not any(t is not None and t.dtype.itemsize < 4 for t in kept)
+    if whole and all(t is not None for t in kept):
         return [t for t in kept if t is not None]
     if name == "low":
         return _zeros(members, torch.int16)
-    made = _zeros(members, torch.float32 if members[0].dtype == torch.bfloat16 else None)
+    narrow = [p.dtype.itemsize < 4 for p in members]
+    if any(narrow) and not all(narrow):
+        made = [torch.zeros_like(p, dtype=torch.float32 if n else None, requires_grad=False)
+                for p, n in zip(members, narrow, strict=True)]  # fmt: skip
+    else:
+        made = _zeros(members, torch.float32 if narrow[0] else None)
     for e, p, t in zip(made, members, kept, strict=True):
         e.copy_(p.detach() if t is None else t)
     return made
