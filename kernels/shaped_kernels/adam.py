@@ -16,7 +16,7 @@ constants are those of torch.optim. The Triton kernel is in adam_triton.py.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -190,6 +190,7 @@ class AdamRule:
     maximize: bool = False
     amsgrad: bool = False
     store: Store = "nearest"
+    single: ClassVar[bool] = False
 
     def fused(
         self,

@@ -63,6 +63,10 @@ class Rule(Protocol):
     def store(self) -> Store:
         """How a parameter is rounded."""
 
+    @property
+    def single(self) -> bool:
+        """Whether it takes one parameter at a time, by `plain`."""
+
     def fused(
         self,
         params: list[Tensor],
@@ -116,7 +120,8 @@ class Call:
     gather: bool = False
 
     def __post_init__(self) -> None:
-        self.flat = flat_view(self.lists, self.gather) if self.rule.store == "nearest" else None
+        together = self.rule.store == "nearest" and not self.rule.single
+        self.flat = flat_view(self.lists, self.gather) if together else None
         gathered = None if self.flat is None else self.flat.admit(self.grads)
         if gathered is None:
             self.grads = self.lists.admit(self.grads)
@@ -197,7 +202,7 @@ def _norm(grads: list[Tensor]) -> Tensor:
 
 def _move(call: Call, ema_decay: float | None, factor: float | None) -> None:
     lists, rule, flat = call.lists, call.rule, call.flat
-    exact = rule.store == "nearest" and lists.scales is None
+    exact = rule.store == "nearest" and lists.scales is None and not rule.single
     rest = factor
     call.step.add_(1)
     try:

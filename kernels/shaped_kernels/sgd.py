@@ -14,7 +14,7 @@ form. The Triton kernel is in sgd_triton.py.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -109,6 +109,7 @@ class SgdRule:
     nesterov: bool = False
     maximize: bool = False
     store: Store = "nearest"
+    single: ClassVar[bool] = False
 
     def fused(
         self,

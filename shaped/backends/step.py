@@ -13,7 +13,7 @@ place. `lr` and every other number that a schedule may touch stand in a float64 
 compiles nothing, and a captured step reads them.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from operator import is_
@@ -33,6 +33,13 @@ from shaped.backends.settings import Settings
 from shaped.backends.values import Checked, Runs
 from shaped.optim import FusedOptimizer, Update
 
+_FLAGS = ("maximize", "nesterov", "amsgrad", "decoupled_weight_decay")
+# Keys of a group that no lowered code depends on: the row's numbers, how torch would run it, what schedules leave.
+_READ = {
+    *(*_FLAGS, "params", "param_names", "lr", "momentum", "dampening", "weight_decay", "betas", "eps"),
+    *("foreach", "fused", "capturable", "differentiable"),
+    *("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr"),
+}
 NOT_FINITE, WRONG_VALUE, NO_SAMPLES = 1, 2, 3  # why a step changed nothing
 WHY = "why"  # what its second result is called
 
@@ -302,8 +309,27 @@ class Step:
 
 
 def _flags(update: Update) -> tuple[Any, ...]:
-    """What a group says that is compiled in."""
-    return tuple(map(update.group.get, ("maximize", "nesterov", "amsgrad", "decoupled_weight_decay")))
+    """What a group says that is compiled in: all but the numbers of its row, and what schedules leave in it.
+
+    A rule of the user's may read a key of its own, and attributes of its optimizer; a switch there is such a flag too.
+    """
+    group = update.group
+    flags = [*map(group.get, _FLAGS)]
+    for key in group.keys() - _READ:
+        flags.append((key, _frozen(group[key])))
+    flags.extend((name, _frozen(value)) for name, value in update.own_attributes())
+    return tuple(flags)
+
+
+def _frozen(value: Any) -> Hashable:
+    """A value as it is now, to compare with a later one: of a container its items, of a tensor its version."""
+    if isinstance(value, bool | int | float | str | None):
+        return type(value).__name__, repr(value)
+    if isinstance(value, list | tuple | set | frozenset):
+        return type(value).__name__, tuple(map(_frozen, value))
+    if isinstance(value, Mapping):
+        return type(value).__name__, tuple((_frozen(key), _frozen(item)) for key, item in value.items())
+    return (id(value), value._version) if isinstance(value, Tensor) else id(value)
 
 
 def _averages(update: Update) -> tuple[list[Tensor], ...]:

@@ -26,6 +26,7 @@ from shaped_kernels.flat import block_of
 from shaped_kernels.fusion import Call, Extras, Rule, take
 
 from .born import BornInterface
+from .byreference import ByReference, says_own_reference
 from .loading import checked_state
 from .options import Options
 from .shards import global_norm
@@ -212,6 +213,13 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
         on_device = isinstance(lr, Tensor) and lists.path == "triton" and lr.device == lists.device
         # A learning rate on the device is read, and its range checked, at the first step only: reading waits.
         scalars = update._admitted if on_device and update._admitted else update.scalars()
+        if says_own_reference(type(self)):
+            if lists.path == "triton":
+                raise ValueError(
+                    f"{type(self).__name__} says `reference` anew and not `_rule`, so there is no kernel of it for a "
+                    "GPU: take its steps with backend='compiled'"
+                )
+            return Call(ByReference(self, update, scalars), lists, grads, scalars, update._counted)
         rule = self._rule(update.group)
         taken = self._rule_scalars(update, scalars)
         return Call(rule, lists, grads, taken, update._counted, lr if on_device else None, self.options.looks_at_all)

@@ -21,6 +21,13 @@ if TYPE_CHECKING:
     from .base import FusedOptimizer
 
 Group = dict[str, Any]
+# Attributes that torch and we keep in an optimizer.
+_OURS = {
+    *("defaults", "state", "param_groups", "options", "grad_norm", "grad_scale", "found_inf"),
+    *("_plans", "_asked", "_opt_called", "_step_count", "_zero_grad_profile_name", "_with_counter"),
+    *("_warned_capturable_if_run_uncaptured", "_patched"),
+}
+_PLAIN = (bool, int, float, str, tuple, list, dict, type(None))
 Scalars = tuple[float, ...]
 _values: Callable[[Any], Iterable[Any]] = methodcaller("values")
 _requires_grad: Callable[[Tensor], bool] = attrgetter("requires_grad")
@@ -74,6 +81,14 @@ class Update:
     def ema(self) -> list[Tensor] | None:
         """The moving averages of the parameters, where the optimizer keeps them."""
         return self._named.get("ema")
+
+    def own_attributes(self) -> list[tuple[str, Any]]:
+        """What a subclass keeps in its optimizer besides ours: plain values that its `reference` may read."""
+        if type(self._optimizer).__module__.startswith("shaped."):
+            return []
+        kept = vars(self._optimizer)
+        mine = [name for name in kept if name not in _OURS and not name.startswith("_optimizer_")]
+        return [(name, kept[name]) for name in mine if isinstance(kept[name], _PLAIN)]
 
     def commit(self) -> None:
         """Put the slots and the step in `optimizer.state`, after a successful update.
