@@ -18,7 +18,7 @@ from shaped import init
 from shaped.drawing import draw_entry
 from shaped.errors import ShapeError, listing
 from shaped.layout import Field
-from shaped.lora.names import check_rank, matching
+from shaped.lora.names import adapter_dtype, check_rank, matching
 from shaped.lora.nf4 import BLOCK, dequantise_nf4, quantise_nf4
 from shaped.params import ParamList
 from shaped.shapes import Dim, Entry, TensorSpec, worn
@@ -64,11 +64,15 @@ class Adapted(Generic[P]):
     def _weights(self, params: ParamList) -> list[Tensor]:
         scale = params[ALPHA] / self.rank
         return [
-            self._base(params, name) + scale * (params[f"{name}.a"] @ params[f"{name}.b"])
+            self._with(self._base(params, name), scale * (params[f"{name}.a"] @ params[f"{name}.b"]))
             if name in self.targets
             else self._base(params, name)
             for name in self._like.names
         ]
+
+    def _with(self, base: Tensor, product: Tensor) -> Tensor:
+        """The sum in the base's dtype; beside bfloat16 the product is float32 until then."""
+        return (base + product).to(base.dtype)
 
     def _base(self, params: ParamList, name: str) -> Tensor:
         if f"{name}.codes" in params.names:
@@ -126,10 +130,12 @@ def adapt(
         rows, columns = entry.spec.dims
         like: Tensor = params[entry.path]
         for name, dims in ((f"{entry.path}.a", (rows, Dim(dimension))), (f"{entry.path}.b", (Dim(dimension), columns))):
-            spec = TensorSpec(dims, entry.spec.dtypes, entry.spec.kind)
+            dtype = adapter_dtype(like.dtype)
+            wide = dtype is not like.dtype
+            spec = TensorSpec(dims, *(((dtype,), "Float32") if wide else (entry.spec.dtypes, entry.spec.kind)))
             fields.append(_field(name, spec, entry))
             start = init.fan_in() if name.endswith(".a") else init.zeros()
-            tensors.append(draw_entry(Entry(name, spec), start, sizes, seed, like.dtype).to(like.device))
+            tensors.append(draw_entry(Entry(name, spec), start, sizes, seed, dtype).to(like.device))
     # Float64, which holds the number as it was given.
     fields.append(_field(ALPHA, TensorSpec((), (torch.float64,), "Float64"), params.entries[0]))
     tensors.append(torch.tensor(float(alpha), dtype=torch.float64, device=params.device))

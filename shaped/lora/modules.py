@@ -2,7 +2,8 @@
 
     y = base_layer(x) + alpha/rank * (x @ lora_A.T) @ lora_B.T
 
-The names, the orientation ([rank, in] and [out, rank]) and the first values are PEFT's.
+The names, the orientation ([rank, in] and [out, rank]), the first values and the dtype are PEFT's: beside a base of
+bfloat16 or float16 the adapter is float32, and its product is rounded once, where it is added.
 """
 
 import copy
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from shaped.errors import ShapeError, listing
-from shaped.lora.names import check_rank, matching
+from shaped.lora.names import adapter_dtype, check_rank, matching
 from shaped.lora.nf4 import BLOCK, Nf4Product, dequantise_nf4, quantise_nf4
 
 M = TypeVar("M", bound=nn.Module)
@@ -54,8 +55,9 @@ class LoraLinear(nn.Module):
         self.register_buffer("lora_alpha", torch.tensor(float(alpha), dtype=torch.float64, device=layer.weight.device))
         bound = 1 / math.sqrt(layer.in_features)
         drawn = torch.empty(rank, layer.in_features).uniform_(-bound, bound, generator=generator)
-        self.lora_A = nn.Parameter(drawn.to(layer.weight))
-        self.lora_B = nn.Parameter(layer.weight.new_zeros(layer.out_features, rank))
+        place: Any = {"dtype": adapter_dtype(layer.weight.dtype), "device": layer.weight.device}
+        self.lora_A = nn.Parameter(drawn.to(**place))
+        self.lora_B = nn.Parameter(torch.zeros(layer.out_features, rank, **place))
         self._unmerged: tuple[Any, ...] = ()  # the base's weight while another stands in its place
         self.register_state_dict_post_hook(_save_unmerged)
         self.register_load_state_dict_pre_hook(_unmerge_first)
@@ -79,7 +81,8 @@ class LoraLinear(nn.Module):
         y: Tensor = self.base_layer(x)
         if self.merged:
             return y
-        return y + self.get_buffer("lora_alpha") / self.rank * ((x @ self.lora_A.T) @ self.lora_B.T)
+        product = (x.to(self.lora_A.dtype) @ self.lora_A.T) @ self.lora_B.T
+        return (y + self.get_buffer("lora_alpha") / self.rank * product).to(y.dtype)
 
     def merge(self) -> None:
         """Put the sum in the place of the base's weight, which is kept aside. A second call does nothing."""
@@ -88,7 +91,7 @@ class LoraLinear(nn.Module):
         if not self.merged:
             self._unmerged = (self.base_layer.weight,)
             with torch.no_grad():
-                whole = self.base_layer.weight + self.delta()
+                whole = (self.base_layer.weight + self.delta()).to(self.base_layer.weight.dtype)
             self.base_layer.weight = nn.Parameter(whole, requires_grad=False)
 
     def unmerge(self) -> None:

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
+import torch
+
 from shaped.arguments import whole
 from shaped.errors import ShapeError, nearest
 
@@ -23,6 +25,11 @@ def matching(owner: str, names: Sequence[str], targets: Sequence[str]) -> list[s
 
 def _means(target: str, name: str) -> bool:
     return name == target or name.endswith(f".{target}") or fnmatchcase(name, target)
+
+
+def adapter_dtype(base: torch.dtype) -> torch.dtype:
+    """The dtype of an adapter beside weights: at least float32, as PEFT's."""
+    return torch.float32 if base.itemsize < 4 else base
 
 
 def check_rank(rank: int, alpha: float) -> None:

@@ -7,6 +7,8 @@ A parameter list has its matrices as [in, out] (`x @ w`), so a and b are written
 
 import json
 import os
+import re
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -108,6 +110,9 @@ def load_adapter(adapted: nn.Module | Adapted[Any], folder: str | os.PathLike[st
     wrong += _differences({key: tensor.shape for key, tensor in mine.items()}, found)
     if wrong:
         raise StateError(f"the adapter in {folder} does not fit.\n  " + "\n  ".join(wrong))
+    if rounded := [key for key, tensor in mine.items() if tensor.dtype.itemsize < found[key].dtype.itemsize]:
+        dtypes = f"{found[rounded[0]].dtype} there, {mine[rounded[0]].dtype} here".replace("torch.", "")
+        warnings.warn(f"the adapter in {folder} is rounded: {listing(rounded)} are {dtypes}", stacklevel=2)
     layers = [part for _, part in adapters(adapted) if part.merged] if isinstance(adapted, nn.Module) else []
     for part in layers:
         part.unmerge()
@@ -193,6 +198,7 @@ def _inject_alike(module: nn.Module, config: Mapping[str, Any], found: Mapping[s
     absent = [name for name in names if name not in linear]
     if absent or not names:
         raise StateError(f"{type(module).__name__} has no torch.nn.Linear {listing(absent)}, which the adapter is for")
+    names = [name for name in linear if name in names or _is_target(name, config)]
     rank = config["r"]
     wanted = {
         f"{_PREFIX}{name}.lora_{letter}.weight": shape
@@ -202,6 +208,30 @@ def _inject_alike(module: nn.Module, config: Mapping[str, Any], found: Mapping[s
     if wrong := _differences(wanted, found):
         raise StateError(f"the adapter does not fit {type(module).__name__}.\n  " + "\n  ".join(wrong))
     inject(module, names, rank=rank, alpha=float(config["lora_alpha"]))
+
+
+def _is_target(name: str, config: Mapping[str, Any]) -> bool:
+    """Whether a configuration puts an adapter beside a layer, as PEFT reads it."""
+    targets, layers = config.get("target_modules"), config.get("layers_to_transform")
+    if not _means(targets, name) or _means(config.get("exclude_modules"), name):
+        return False
+    if layers is None or isinstance(targets, str):
+        return True
+    pattern = config.get("layers_pattern") or [r"[^.]*"]
+    for part in [pattern] if isinstance(pattern, str) else pattern:
+        if found := re.match(rf".*\.{part}\.(\d+)\.", name):
+            return int(found.group(1)) in ([layers] if isinstance(layers, int) else layers)
+    return False
+
+
+def _means(targets: Any, name: str) -> bool:
+    """A pattern for whole names, or names and ends of names. `all-linear` is left to the file."""
+    if isinstance(targets, str):
+        try:
+            return targets != "all-linear" and re.fullmatch(targets, name) is not None
+        except re.error as error:
+            raise StateError(f"{CONFIG}: {targets!r} is no pattern: {error}") from None
+    return any(name == target or name.endswith(f".{target}") for target in targets or ())
 
 
 def _differences(wanted: Mapping[str, Sequence[int]], found: Mapping[str, Tensor]) -> list[str]:

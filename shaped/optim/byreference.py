@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from torch import Tensor
 
-from shaped_kernels.fusion import Store
 from shaped_kernels.lists import TensorLists
+from shaped_kernels.scalars import Store
 
 from .updates import Scalars, Update
 

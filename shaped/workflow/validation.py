@@ -31,6 +31,7 @@ from shaped.errors import CheckpointCorrupt, CheckpointError, ShapedError, Shape
 from shaped.loop import Loop
 from shaped.metrics import evaluate
 from shaped.trainer import ScalarTrainer
+from shaped.workflow.overlaps import reach_of_windows, sharing
 from shaped.workflow.splits import CVConfig, Purged, Splitter, fold_rows
 
 Trained = Loop | ScalarTrainer | Mapping[str, float]
@@ -150,6 +151,7 @@ class CrossValidator:
         labels: Shaped[Tensor, " rows"] | None = None,
         groups: Shaped[Tensor, " rows"] | None = None,
         spans: Int64[Tensor, "rows 2"] | None = None,
+        overlapping: bool = False,
     ) -> CrossValidation:
         """Train and measure every fold.
 
@@ -159,9 +161,11 @@ class CrossValidator:
             groups: For a splitter that keeps groups together.
             spans: First and last row of the series that each row is made of (`WindowSet.spans`): training rows that
                 overlap with test rows are purged.
+            overlapping: Let a fold train on windows that hold rows of its test windows, as without `spans` it may.
 
         Raises:
-            ShapeError: Tensors differ in their first axis. ShapedError: A model was trained in two folds, or figures
+            ShapeError: Tensors differ in their first axis. ShapedError: Rows are windows of a series, without `spans`
+            and with rows of it on both sides of a fold. A model was trained in two folds, or figures
             differ between folds. CheckpointError: The folder is of another run. ValueError: The splitter refuses.
         """
         odd = [type(t).__name__ for t in (*tensors, *_given(labels, groups, spans)) if not isinstance(t, Tensor)]
@@ -172,6 +176,8 @@ class CrossValidator:
         if not len(tensors[0]):
             raise ShapeError("cross-validation has no rows")
         folds = list(self._folds(tensors, labels if labels is not None else tensors[-1], groups, spans))
+        if spans is None and not overlapping and getattr(self.splitter, "spans", None) is None:
+            _refuse_sharing(tensors, folds)
         results: list[FoldResult] = []
         models: set[StorageWeakRef] = set()
         with self._owned():
@@ -268,6 +274,19 @@ class CrossValidator:
 
 def _given(*tensors: Tensor | None) -> list[Tensor]:
     return [t for t in tensors if t is not None]
+
+
+def _refuse_sharing(tensors: Sequence[Tensor], folds: Sequence[Fold]) -> None:
+    """Raise ShapedError where rows are windows of a series, and a fold has the same moments on both sides."""
+    reach = max(map(reach_of_windows, tensors))
+    for fold in folds if reach else ():
+        if shared := sharing(reach, fold.train_rows, fold.test_rows):
+            raise ShapedError(
+                f"the rows are windows of a series, which share moments with the {reach} before them, and fold "
+                f"{fold.index} trains on {shared} rows that share some with its test rows: pass spans= (of "
+                f"create_windows) to purge them, leave a purge_gap of {reach} or more, or pass overlapping=True to "
+                "measure with the leak"
+            )
 
 
 def _seed_all(seed: int) -> None:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from shaped import CheckpointError, Loop, ParamList, ScalarTrainer, ShapedError, ShapeError, losses
-from shaped.data import Batches, create_windows
+from shaped.data import Batches, create_windows, flat_windows
 from shaped.errors import CheckpointCorrupt, RunLocked
 from shaped.optim import SGD
 from shaped.workflow import CrossValidation, CrossValidator, CVConfig, Fold, FoldResult, Purged
@@ -177,10 +177,55 @@ def test_overlapping_windows_are_purged_by_their_spans() -> None:
 
         return train
 
-    CrossValidator(count("plain"), CVConfig(folds=4)).run(made.inputs, made.labels)
+    CrossValidator(count("plain"), CVConfig(folds=4)).run(made.inputs, made.labels, overlapping=True)
     CrossValidator(count("purged"), CVConfig(folds=4)).run(made.inputs, made.labels, spans=made.spans)
 
     assert [a - b for a, b in zip(sizes["plain"], sizes["purged"], strict=True)] == [4, 8, 8, 4]
+
+
+def measured(*tensors: torch.Tensor, config: Any = None, **more: Any) -> int:
+    """Folds that were trained."""
+    trained: list[int] = []
+
+    def train(fold: Fold) -> dict[str, float]:
+        trained.append(fold.index)
+        return {"x": 0.0}
+
+    CrossValidator(train, config or CVConfig(folds=3)).run(*tensors, **more)
+    return len(trained)
+
+
+def series_windows(stride: int = 1, dtype: torch.dtype = torch.float32) -> Any:
+    series = torch.randint(0, 50, (60, 2), generator=torch.Generator().manual_seed(0)).to(dtype)
+    return create_windows(series, 6, horizon=1, stride=stride, keep_label=True)
+
+
+@pytest.mark.parametrize("form", [lambda x: x, flat_windows, lambda x: x.flip(1), lambda x: flat_windows(x).double()])
+def test_windows_that_share_moments_across_a_fold_are_refused_without_their_spans(form: Any) -> None:
+    made = series_windows()
+    with pytest.raises(ShapedError) as caught:
+        measured(form(made.inputs), made.labels)
+
+    assert str(caught.value) == (
+        "the rows are windows of a series, which share moments with the 5 before them, and fold 0 trains on 5 rows "
+        "that share some with its test rows: pass spans= (of create_windows) to purge them, leave a purge_gap of 5 or more, "
+        "or pass overlapping=True to measure with the leak"
+    )
+    assert measured(form(made.inputs), made.labels, spans=made.spans) == 3
+    assert measured(form(made.inputs), made.labels, overlapping=True) == 3
+    assert measured(form(made.inputs), made.labels, config=CVConfig(folds=3, purge_gap=5)) == 3
+    with pytest.raises(ShapedError, match="fold 0 trains on 1 rows"):
+        measured(form(made.inputs), made.labels, config=CVConfig(folds=3, purge_gap=4))
+
+
+def test_rows_that_share_nothing_are_no_windows() -> None:
+    made = series_windows(stride=6)
+    table = torch.randint(0, 2, (40, 5), generator=torch.Generator().manual_seed(1))
+
+    assert measured(made.inputs, made.labels) == 3
+    assert measured(table, table[:, 0]) == 3
+    assert measured(torch.ones(12, 4), torch.arange(12)) == 3
+    assert measured(torch.arange(12.0)) == 3
 
 
 class Yields:
