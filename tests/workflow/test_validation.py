@@ -208,8 +208,8 @@ def test_windows_that_share_moments_across_a_fold_are_refused_without_their_span
 
     assert str(caught.value) == (
         "the rows are windows of a series, which share moments with the 5 before them, and fold 0 trains on 5 rows "
-        "that share some with its test rows: pass spans= (of create_windows) to purge them, leave a purge_gap of 5 or more, "
-        "or pass overlapping=True to measure with the leak"
+        "that share some with its test rows: pass spans= (of create_windows) to purge them, leave a purge_gap of 5 or "
+        "more, or pass overlapping=True to measure with the leak"
     )
     assert measured(form(made.inputs), made.labels, spans=made.spans) == 3
     assert measured(form(made.inputs), made.labels, overlapping=True) == 3
