@@ -131,8 +131,7 @@ def adapt(
         like: Tensor = params[entry.path]
         for name, dims in ((f"{entry.path}.a", (rows, Dim(dimension))), (f"{entry.path}.b", (Dim(dimension), columns))):
             dtype = adapter_dtype(like.dtype)
-            wide = dtype is not like.dtype
-            spec = TensorSpec(dims, *(((dtype,), "Float32") if wide else (entry.spec.dtypes, entry.spec.kind)))
+            spec = _spec(dims, dtype, entry.spec)
             fields.append(_field(name, spec, entry))
             start = init.fan_in() if name.endswith(".a") else init.zeros()
             tensors.append(draw_entry(Entry(name, spec), start, sizes, seed, dtype).to(like.device))
@@ -161,6 +160,11 @@ def _list_class(name: str, fields: Sequence[Field]) -> type[ParamList]:
     made: type[ParamList] = type(name, (ParamList,), {"__annotations__": {}, "__module__": __name__})
     made._fields = tuple(fields)
     return made
+
+
+def _spec(dims: tuple[Dim, ...], dtype: torch.dtype, base: TensorSpec) -> TensorSpec:
+    """Of an adapter's matrix: as its base is declared, where that takes the adapter's dtype."""
+    return TensorSpec(dims, base.dtypes, base.kind) if dtype in base.dtypes else TensorSpec(dims, (dtype,), "Float32")
 
 
 def _field(name: str, spec: TensorSpec, entry: Entry) -> Field:
