@@ -128,9 +128,8 @@ def adapt(
     sizes = {**params.dims, dimension: rank}
     for entry in (entry for entry in params.entries if entry.path in chosen):
         rows, columns = entry.spec.dims
-        like: Tensor = params[entry.path]
+        like, dtype = params[entry.path], adapter_dtype(params[entry.path].dtype)
         for name, dims in ((f"{entry.path}.a", (rows, Dim(dimension))), (f"{entry.path}.b", (Dim(dimension), columns))):
-            dtype = adapter_dtype(like.dtype)
             spec = _spec(dims, dtype, entry.spec)
             fields.append(_field(name, spec, entry))
             start = init.fan_in() if name.endswith(".a") else init.zeros()
