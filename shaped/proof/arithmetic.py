@@ -13,9 +13,10 @@ from typing import Any
 
 import sympy
 from sympy.core.function import Application
-from torch.utils._sympy.functions import CeilToInt, FloorDiv, FloorToInt, IntTrueDiv, PythonMod, TruncToInt
+from torch.utils._sympy.functions import CeilToInt, FloorDiv, FloorToInt, IntTrueDiv, Max, Min, PythonMod, TruncToInt
 
 _CASES = 128  # combinations of rests that are looked at
+_RESTS = 12  # divisors up to this one are looked at rest by rest
 _TRIED = 64  # sizes up to which the bound of a relation is looked for
 _LARGE = 2**31  # sizes and counts of elements are far below torch's own limits, which it asks about
 _DIVISIONS = ("FloorDiv", "Mod", "PythonMod")
@@ -48,7 +49,25 @@ def holds(fact: Any, given: Sequence[Any] = (), least: Least | None = None) -> b
         rest = [g for g in given if g is not either]
         return holds(fact, rest, least) or all(holds(fact, [*rest, part], least) for part in either.args)
     relevant = tuple(g for g in given if isinstance(g, _ORDER) and g.free_symbols & fact.free_symbols)
-    return _holds(fact, relevant, tuple(start.items()))
+    return _holds(fact, relevant, tuple(start.items())) or _holds_whichever(fact, relevant, tuple(start.items()))
+
+
+def _holds_whichever(fact: Any, given: tuple[Any, ...], least: tuple[tuple[Any, int], ...], depth: int = 2) -> bool:
+    """Whether it holds whichever of its operands a maximum or a minimum is."""
+    atom = min(fact.atoms(Max, Min), key=lambda a: len(str(a)), default=None)
+    if atom is None or not depth or not isinstance(fact, sympy.core.relational.Relational):
+        return False
+    largest = isinstance(atom, Max)
+    for part in atom.args:
+        others = [other for other in atom.args if other is not part]
+        orders = [sympy.Ge(part, other) if largest else sympy.Le(part, other) for other in others]
+        if sympy.false in orders:
+            continue
+        known = (*given, *(order for order in orders if order is not sympy.true))
+        case = fact.xreplace({atom: part})
+        if not _holds(case, known, least) and not _holds_whichever(case, known, least, depth - 1):
+            return False
+    return True
 
 
 @lru_cache(maxsize=4096)
@@ -218,7 +237,8 @@ def whole(size: Any) -> Any:
 
 
 def tidy(fact: Any) -> Any:
-    """An inequality as people write it: no size twice, nothing subtracted, `n >= 4` for n - 2 >= 2."""
+    """A relation as people write it: no size twice, nothing subtracted, `n >= 4` for n - 2 >= 2, `n % 2 == 0`."""
+    fact = _by_rest(fact)
     if isinstance(fact, _ORDER) and len(fact.free_symbols) == 1 and divisions(fact):
         (symbol,) = fact.free_symbols
         false = list(itertools.takewhile(lambda n: fact.subs({symbol: n}) is sympy.false, range(1, _TRIED)))
@@ -236,6 +256,28 @@ def tidy(fact: Any) -> Any:
     if content > 1 and under.is_Integer:
         over, under = over / content, sympy.ceiling(under / content)
     return sympy.Ge(over, under, evaluate=False) if over != 0 else fact
+
+
+def _by_rest(fact: Any) -> Any:
+    """A relation that hangs on the rest of one size alone, as that: `d % 2 == 0` for d - (d + 1)//2 == (d + 1)//2."""
+    if not isinstance(fact, sympy.core.relational.Relational) or len(fact.free_symbols) != 1 or not divisions(fact):
+        return fact
+    (symbol,) = fact.free_symbols
+    period = _periods([fact]).get(symbol, 1)
+    cases = _cases([fact], {symbol: 1}) if 1 < period <= _RESTS else None
+    true: list[bool] = []
+    for written, bounds in cases or []:
+        answers = [_holds_in_case(side, (), written, bounds) for side in (fact, sympy.Not(fact))]
+        if True not in answers:
+            return fact
+        true.append(answers[0])
+    if not true or len(set(true)) == 1:
+        return fact
+    period = next(p for p in range(2, period + 1) if period % p == 0 and true == true[:p] * (period // p))
+    rests = [rest for rest in range(period) if true[rest]]
+    if len(rests) == period - 1 and period > 2:
+        return sympy.Ne(PythonMod(symbol, period), next(r for r in range(period) if not true[r]))
+    return sympy.Or(*(sympy.Eq(PythonMod(symbol, period), rest) for rest in rests))
 
 
 def divided_exactly(size: Any, facts: Sequence[Any]) -> Any:

@@ -110,6 +110,10 @@ def equal_at(size: Any, value: int, world: World, plan: Plan) -> list[Plan] | No
     symbols = size.free_symbols
     if not symbols <= set(world.symbols):
         return None
+    if value == 0 and type(size).__name__ in ("Mod", "PythonMod"):
+        multiples = _multiples(*size.args, world, plan)
+        if multiples is not None:
+            return multiples
     if len(symbols) == 1:
         (symbol,) = symbols
         if not holds(sympy.Ne(size, value), [sympy.Ge(symbol, _SEARCHED)]):
@@ -138,6 +142,17 @@ def equal_at(size: Any, value: int, world: World, plan: Plan) -> list[Plan] | No
         parts = [equal_at(over, first + rest, world, plan) for rest in range(min(int(under), _WITNESSES))]
         return None if None in parts or under > _WITNESSES else [one for some in parts for one in some or []]
     return None
+
+
+def _multiples(over: Any, under: Any, world: World, plan: Plan) -> list[Plan] | None:
+    """Plans under which one size is a multiple of another: of any size of at least 2, and itself."""
+    name, divisor = world.symbols.get(over, ""), world.dim(under)
+    if divisor is None or not plan.is_free(name) or name in divisor.names:
+        return None
+    if not all(n in plan.hints or n in plan.constants for n in divisor.names):
+        return None
+    some = replace(plan, multiples={**plan.multiples, name: divisor})
+    return [some, replace(some, constants={**some.constants, some.quotient(name): 1})]
 
 
 def together(base: Plan, a: Plan, b: Plan) -> Plan | None:

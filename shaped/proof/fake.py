@@ -18,9 +18,11 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from shaped.errors import Source
 from shaped.proof.source import place_of_caller
+from shaped.proof.views import viewed
 
 _KEY = "_shaped_key"  # where a fake tensor carries the number of its metadata
 _TAGS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.inplace_view}
+_VIEWS = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default}
 
 
 class _Unknown(Exception):
@@ -54,7 +56,9 @@ class RememberingMode(FakeTensorMode):
         if known is not None:
             kind, made = known[0], [self._make(template) for template in known[1]]
             return made[0] if kind is None else kind(made)
-        result = super().dispatch(func, types, args, kwargs)
+        result = viewed(*args) if func in _VIEWS and not kwargs else None
+        if result is None:
+            result = super().dispatch(func, types, args, kwargs)
         self._remember(key, result)
         return result
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import FrameType
 from typing import Any
 
 import sympy
@@ -66,6 +67,7 @@ class _Questions(ShapeEnv):
         self.deferred: list[Question] = []  # equalities that only data can decide
         self.answers: list[tuple[sympy.Basic, Any]] = []  # the latest, true or false, for the message of a failure
         self._settled: dict[sympy.Basic, sympy.Basic] = {}
+        self._known: set[sympy.Basic] = set()  # expressions that were asked about
         self.refuse: Callable[[sympy.Basic, Place | None], Exception] | None = None
         # Told of each fact that only the hints could decide, and of each size that is read as a number.
         self.notice: Callable[[sympy.Basic, bool], None] | None = None
@@ -73,6 +75,10 @@ class _Questions(ShapeEnv):
     def evaluate_expr(self, orig_expr: Any, *args: Any, **kwargs: Any) -> Any:
         before = len(self.guards)
         orig_expr = self._settle(orig_expr)
+        if isinstance(orig_expr, sympy.Basic) and orig_expr not in self._known and orig_expr.free_symbols:
+            if _is_curious(sys._getframe(1)):
+                return orig_expr.xreplace(self.backed_var_to_val)
+            self._known.add(orig_expr)
         answer = super().evaluate_expr(orig_expr, *args, **kwargs)
         if isinstance(orig_expr, sympy.Basic) and orig_expr.free_symbols:
             self.answers.append((orig_expr, answer))
@@ -111,6 +117,15 @@ class _Questions(ShapeEnv):
             numbers = {atom: number for atom in divisions(expression) if (number := constant(atom)) is not None}
             self._settled[expression] = expression.xreplace(numbers) if numbers else expression
         return self._settled[expression]
+
+
+def _is_curious(frame: FrameType | None) -> bool:
+    """Whether it is the tracer that asks, for a note on a tensor's layout that nobody reads."""
+    while frame is not None:
+        if frame.f_code.co_name == "_extract_tensor_metadata":
+            return True
+        frame = frame.f_back
+    return False
 
 
 _INSTEAD = {  # for what Python makes a plain number of, whatever we do

@@ -1,0 +1,100 @@
+"""`view` and `reshape` of tensors without data: what torch's kernels need of sizes, and nothing else.
+
+torch's shape function looks for a way from one shape to the other axis by axis, and asks on its way whether sizes that
+have nothing to do with each other are equal or divide one another. Its kernels need only this:
+
+    as many elements before as after; with one -1, that the other sizes divide that number
+    each group of axes that lie together in memory is split into axes whose product is the group's
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import sympy
+from torch import SymInt, Tensor
+
+from shaped.proof.arithmetic import divided_exactly, divisions, whole
+
+
+def viewed(tensor: Tensor, shape: Sequence[Any]) -> Tensor | None:
+    """The view of a tensor in another shape; None where only torch itself can tell whether there is one.
+
+    Raises:
+        RuntimeError: There are more or fewer elements than the shape has room for, at the sizes of the trace.
+    """
+    symbolic = next((n for n in (*tensor.shape, *tensor.stride(), *shape) if isinstance(n, SymInt)), None)
+    if symbolic is None or tensor.dim() == 0 or 0 in map(_expression, tensor.shape):
+        return None
+    return _Regrouping(tensor, symbolic.node.shape_env).view(shape)
+
+
+class _Regrouping:
+    """One view: sizes and strides as expressions, and what is known to divide what."""
+
+    def __init__(self, tensor: Tensor, env: Any) -> None:
+        self.tensor, self.env = tensor, env
+        self.before, self.strides = ([_expression(n) for n in ns] for ns in (tensor.shape, tensor.stride()))
+
+    def view(self, shape: Sequence[Any]) -> Tensor | None:
+        after = self._complete(shape)
+        strides = None if after is None else self._split([_expression(n) for n in after])
+        return None if strides is None else self.tensor.as_strided(after, list(map(self._size, strides)))
+
+    def _complete(self, shape: Sequence[Any]) -> list[Any] | None:
+        """The shape with the size that -1 stands for, asking whether there is one; None where it cannot fit."""
+        unknown = [i for i, size in enumerate(shape) if isinstance(size, int) and size == -1]
+        rest = sympy.Mul(*(_expression(n) for i, n in enumerate(shape) if i not in unknown))
+        if len(unknown) > 1 or rest == 0 or any(isinstance(size, int) and size < -1 for size in shape):
+            return None
+        count = sympy.Mul(*self.before)
+        over, under = sympy.cancel(self._exact(count) / self._exact(rest)).as_numer_denom()
+        if not unknown:
+            rounded = bool(divisions(rest)) and over != under
+            fits = over == under or (rounded and self._size(over) == self._size(under))
+            return list(shape) if fits else None
+        if under != 1 and self._size(over) % self._size(under) != 0:
+            raise RuntimeError(f"shape '{list(shape)}' is invalid for input of size {count}")
+        missing = self._size(over) if under == 1 else self._size(over) // self._size(under)
+        return [missing if i in unknown else size for i, size in enumerate(shape)]
+
+    def _split(self, after: Sequence[Any]) -> list[Any] | None:
+        """The strides of the view, as `at::detail::computeStride` finds them, from the last axis to the first.
+
+        None where sizes do not pair up as they are written.
+        """
+        found: list[Any] = []
+        waiting = list(after)
+        count, step = sympy.Integer(1), self.strides[-1]
+        for axis in range(len(self.before) - 1, -1, -1):
+            count = count * self.before[axis]
+            if axis and self._equal(self.strides[axis - 1], count * step):
+                continue  # the axis before lies next to it
+            taken = sympy.Integer(1)
+            while waiting and (waiting[-1] == 1 or not self._equal(taken, count)):
+                found.append(taken * step)
+                taken = taken * waiting.pop()
+            if not self._equal(taken, count):
+                return None
+            count, step = sympy.Integer(1), self.strides[axis - 1] if axis else step
+        return None if waiting else found[::-1]
+
+    def _equal(self, a: Any, b: Any) -> bool:
+        return bool(a == b) or bool(sympy.expand(self._exact(whole(a - b))) == 0)
+
+    def _exact(self, size: Any) -> Any:
+        """A size with x//n as x/n where it was asked whether n divides x."""
+        if not divisions(size):
+            return size
+        return divided_exactly(size, [question.fact for question in self.env.asked])
+
+    def _size(self, expression: Any) -> Any:
+        """A size that torch can work with, without a division where one can be spared."""
+        exact = sympy.expand(self._exact(expression))
+        expression = exact if sympy.denom(sympy.together(exact)) == 1 else expression
+        if expression.is_Integer:
+            return int(expression)
+        return self.env.create_symintnode(expression, hint=int(expression.xreplace(self.env.backed_var_to_val)))
+
+
+def _expression(size: Any) -> Any:
+    return size.node.expr if isinstance(size, SymInt) else sympy.Integer(size)
