@@ -13,11 +13,23 @@ from typing import Any
 
 import sympy
 from sympy.core.function import Application
-from torch.utils._sympy.functions import CeilToInt, FloorDiv, FloorToInt, IntTrueDiv, Max, Min, PythonMod, TruncToInt
+from torch.utils._sympy.functions import (
+    CeilToInt,
+    FloatTrueDiv,
+    FloorDiv,
+    FloorToInt,
+    IntTrueDiv,
+    Max,
+    Min,
+    PythonMod,
+    ToFloat,
+    TruncToInt,
+)
 
 _CASES = 128  # combinations of rests that are looked at
 _RESTS = 12  # divisors up to this one are looked at rest by rest
 _TRIED = 64  # sizes up to which the bound of a relation is looked for
+_DENOMINATOR = 2**10  # of a number in floating point that is taken as the fraction that it is
 _LARGE = 2**31  # sizes and counts of elements are far below torch's own limits, which it asks about
 _DIVISIONS = ("FloorDiv", "Mod", "PythonMod")
 _FLOATS = ("FloatPow", "FloatTrueDiv", "IntTrueDiv")
@@ -227,13 +239,27 @@ def constant(size: Any) -> Any:
 
 
 def whole(size: Any) -> Any:
-    """A size with `ceil(n / 4)` as (n + 3)//4, and `floor(n / 4)` and `int(n / 4)` as n//4."""
+    """A size with `ceil(n / 4)` as (n + 3)//4, and `floor(n / 4)` and `int(0.25*n)` as n//4."""
     for atom in size.atoms(*_ROUNDED):
-        quotient = atom.args[0]
-        if isinstance(quotient, IntTrueDiv):
-            over, under = quotient.args
-            size = size.xreplace({atom: FloorDiv(over + under - 1 if isinstance(atom, CeilToInt) else over, under)})
+        over, under = sympy.together(_fraction(atom.args[0])).as_numer_denom()
+        if under.is_Integer and not over.has(sympy.Float) or isinstance(atom.args[0], IntTrueDiv):
+            above = over + under - 1 if isinstance(atom, CeilToInt) else over
+            size = size.xreplace({atom: FloorDiv(sympy.expand(above), under)})
     return size
+
+
+def _fraction(quotient: Any) -> Any:
+    """A quotient in floating point as a fraction; numbers that are no small binary fractions stay as they are."""
+    if isinstance(quotient, IntTrueDiv | FloatTrueDiv):
+        return _fraction(quotient.args[0]) / _fraction(quotient.args[1])
+    if isinstance(quotient, ToFloat):
+        return _fraction(quotient.args[0])
+    if isinstance(quotient, sympy.Float):
+        exact = sympy.Rational(float(quotient)) if math.isfinite(float(quotient)) else quotient
+        return exact if exact.is_Rational and exact.q <= _DENOMINATOR else quotient
+    if isinstance(quotient, sympy.Add | sympy.Mul):
+        return quotient.func(*map(_fraction, quotient.args))
+    return quotient
 
 
 def tidy(fact: Any) -> Any:

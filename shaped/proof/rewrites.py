@@ -13,6 +13,7 @@ from torch import SymInt, Tensor
 from torch.overrides import TorchFunctionMode
 
 from shaped.proof.margins import multi_margin_loss, multilabel_margin_loss
+from shaped.proof.ranges import arange
 
 
 def one_hot(labels: Tensor, num_classes: Any = -1) -> Tensor:
@@ -145,6 +146,7 @@ _REWRITES: dict[Any, Callable[..., Any]] = {
     F.cross_entropy: cross_entropy,
     F.multi_margin_loss: multi_margin_loss,
     F.multilabel_margin_loss: multilabel_margin_loss,
+    torch.arange: arange,
     torch.linspace: linspace,
     F.affine_grid: affine_grid,
     torch.multinomial: multinomial,

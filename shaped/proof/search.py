@@ -243,6 +243,8 @@ class Search:
                 if fact in asked or fact in (sympy.true, sympy.false) or holds(fact):
                     continue
                 if isinstance(fact, sympy.Eq) and not divisions(fact):
+                    if follows(Condition(found.world.term(fact)), self.assumptions):
+                        continue
                     raise self._needs_equality(fact, found, question)
                 asked[fact] = question.source
         return list(asked.items())
