@@ -242,7 +242,7 @@ def whole(size: Any) -> Any:
     """A size with `ceil(n / 4)` as (n + 3)//4, and `floor(n / 4)` and `int(0.25*n)` as n//4."""
     for atom in size.atoms(*_ROUNDED):
         over, under = sympy.together(_fraction(atom.args[0])).as_numer_denom()
-        if under.is_Integer and not over.has(sympy.Float) or isinstance(atom.args[0], IntTrueDiv):
+        if (under.is_Integer and not over.has(sympy.Float)) or isinstance(atom.args[0], IntTrueDiv):
             above = over + under - 1 if isinstance(atom, CeilToInt) else over
             size = size.xreplace({atom: FloorDiv(sympy.expand(above), under)})
     return size
@@ -264,7 +264,7 @@ def _fraction(quotient: Any) -> Any:
 
 def tidy(fact: Any) -> Any:
     """A relation as people write it: no size twice, nothing subtracted, `n >= 4` for n - 2 >= 2, `n % 2 == 0`."""
-    fact = _by_rest(fact)
+    fact = _by_rest(whole(fact) if fact.has(*_ROUNDED) else fact)
     if isinstance(fact, _ORDER) and len(fact.free_symbols) == 1 and divisions(fact):
         (symbol,) = fact.free_symbols
         false = list(itertools.takewhile(lambda n: fact.subs({symbol: n}) is sympy.false, range(1, _TRIED)))

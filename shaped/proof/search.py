@@ -23,7 +23,7 @@ from shaped.proof.proof import Proof, count_operations, forward_graph
 from shaped.proof.rehearsal import rehearse
 from shaped.proof.relations import effort, weakest, without_maximum
 from shaped.proof.setting import Setting
-from shaped.proof.small import needed_of_small, small_dimensions, small_expressions
+from shaped.proof.small import EXCLUDED, needed_of_small, small_dimensions, small_expressions
 from shaped.proof.symbolic import Plan, Question, World
 from shaped.proof.trace import Recorder, Trace, expression, run_forward, trace
 from shaped.proof.update import update_operations
@@ -223,9 +223,9 @@ class Search:
         kept += self._in_pairs(dropped, plan)
         divisibility = self._divisibility(world, plan) + _nonzero_divisors(found)
         stated = [*divisibility, *(Condition(world.term(fact)) for fact, _ in kept)]
-        passes = partial(self._passes_small, world, plan, stated, [*(fact for fact, _ in kept), *large])
+        needs = partial(self._needs_small, world, plan, stated, [*(fact for fact, _ in kept), *large])
         smalls = [*small_dimensions(world, plan), *smalls]
-        kept += [(fact, None) for fact in needed_of_small(plan, world, smalls, passes)]
+        kept += [(fact, None) for fact in needed_of_small(plan, world, smalls, needs)]
         return [*divisibility, *(Condition(world.term(fact), source) for fact, source in weakest(kept))]
 
     def _asked(self, found: Trace) -> list[tuple[Any, Source | None]]:
@@ -275,19 +275,32 @@ class Search:
 
     def _passes_branch(self, world: World, plan: Plan, other: Plan, given: Sequence[Any]) -> bool:
         """Whether the program is well-shaped under another plan, and all that it asks there is settled."""
+        return self._needs_branch(world, plan, other, given) == []
+
+    def _needs_branch(self, world: World, plan: Plan, other: Plan, given: Sequence[Any]) -> list[Any] | None:
+        """What the program needs under another plan, in this world's symbols; None where it fails there."""
         run = self._run(other)
         if run is None:
-            return False
+            return None
         known = Branches(world, plan, self._run, given)
         there = Branches(run, other, self._run, known.translated(given, run), (known,))
-        return all(there.settle(fact) is not None for fact in known.questions_of(run))
+        needed: list[Any] = []
+        for fact in known.questions_of(run):
+            if there.settle(fact) is None:
+                same = run.translate(fact, world)
+                if same is None or not isinstance(same, sympy.Ge | sympy.Gt | sympy.Le | sympy.Lt):
+                    return None
+                needed.append(same)
+        return needed
 
-    def _passes_small(
-        self, world: World, plan: Plan, conditions: Sequence[Condition], given: Sequence[Any], other: Plan
-    ) -> bool:
-        """Whether it passes at these small sizes; where a condition excludes them, there is nothing to show."""
-        admissible = self._within(other, conditions)
-        return admissible is None or self._passes_branch(world, plan, admissible, given)
+    def _needs_small(
+        self, world: World, plan: Plan, conditions: Sequence[Condition], given: Sequence[Any], other: Plan,
+        more: Sequence[Any],
+    ) -> list[Any] | None:  # fmt: skip
+        """What it needs at these small sizes; where a condition excludes them, there is nothing to show."""
+        stated = [*conditions, *(Condition(world.term(fact)) for fact in more)]
+        admissible = self._within(other, stated)
+        return EXCLUDED if admissible is None else self._needs_branch(world, plan, admissible, [*given, *more])
 
     def _in_pairs(
         self, dropped: Sequence[tuple[Any, Source | None, list[Plan]]], plan: Plan

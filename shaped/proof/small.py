@@ -12,14 +12,17 @@ from typing import Any
 
 import sympy
 
-from shaped.proof.arithmetic import holds
+from shaped.proof.arithmetic import holds, whole
 from shaped.proof.branches import equal_at
 from shaped.proof.symbolic import Plan, World
 
 _EXPRESSIONS = 24  # size expressions of one trace that are looked at
+_WEAKER = 6  # facts that are tried instead of excluding a size
 _SETS = 64  # sets of small sizes tried when all at once fails
 
-Passes = Callable[[Plan], bool]
+# What the program needs under a plan beside given facts: None where it fails, EXCLUDED where those exclude the plan.
+Needs = Callable[[Plan, Sequence[Any]], list[Any] | None]
+EXCLUDED: list[Any] = []
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ def small_dimensions(world: World, plan: Plan) -> list[Small]:
 def small_expressions(world: World, plan: Plan, given: Sequence[Any]) -> list[Small]:
     """The size expressions of a trace that can be 1 or 0 where every dimension is at least 2."""
     factors: dict[Any, None] = {}
-    for size in sorted(world.mode.sizes, key=str):
+    for size in map(whole, sorted(world.mode.sizes, key=str)):
         for factor in sympy.Mul.make_args(sympy.factor(size)):
             base = factor.base if isinstance(factor, sympy.Pow) else factor
             if base.free_symbols and not base.is_Symbol and base not in factors and not base.has(sympy.Max, sympy.Min):
@@ -58,23 +61,70 @@ def small_expressions(world: World, plan: Plan, given: Sequence[Any]) -> list[Sm
     return found
 
 
-def needed_of_small(plan: Plan, world: World, smalls: Sequence[Small], passes: Passes) -> list[Any]:
+def needed_of_small(plan: Plan, world: World, smalls: Sequence[Small], needs: Needs) -> list[Any]:
     """Trace each size where it is small, then all at once: facts that exclude what fails, one size of each set."""
-    alone = [[one for one in small.plans if not passes(one)] for small in smalls]
-    needed = [fact for small, bad in zip(smalls, alone, strict=True) for fact in _excluding(world, plan, small, bad)]
-    good = [small for small, bad in zip(smalls, alone, strict=True) if small.plans and not bad]
+    weaker = _true_of_large(world)
+    needed: list[Any] = []
+    good: list[Small] = []
+    for small in smalls:
+        found = {id(one): needs(one, needed) for one in small.plans}
+        bad = [one for one in small.plans if found[id(one)] is None]
+        asking = [one for one in small.plans if found[id(one)]]
+        if not bad and not asking:
+            good += [small] * bool(small.plans)
+            continue
+        fact = next((f for f in weaker if all(_passes(needs(one, [*needed, f])) for one in (*bad, *asking))), None)
+        if fact is not None:
+            needed.append(fact)
+            continue
+        needed += _excluding(world, plan, small, bad)
+        for one in asking if len(bad) < len(small.plans) else ():
+            elsewhere = [sympy.Not(sympy.And(*_at(world, plan, one)))]
+            needed.append(sympy.Or(*elsewhere, sympy.And(*(found[id(one)] or []))))
+    return needed + _needed_of_sets(plan, world, good, needs, needed)
+
+
+def _passes(found: list[Any] | None) -> bool:
+    return found is not EXCLUDED and found == []
+
+
+def _needed_of_sets(plan: Plan, world: World, good: Sequence[Small], needs: Needs, known: Sequence[Any]) -> list[Any]:
+    """What sizes need that may each be small alone, where several are small at once."""
+    needed: list[Any] = []
     failing: list[set[Any]] = []
     symbols, mixed = [small for small in good if small.size.is_Symbol], _compatible(plan, good)
     for members in [symbols, mixed] if len(good) > len(symbols) else [symbols]:
-        if len(members) < 2 or passes(_all_at_once(plan, members)):
+        if len(members) < 2 or _passes(needs(_all_at_once(plan, members), known)):
             continue
         sets = itertools.chain.from_iterable(itertools.combinations(members, n) for n in range(2, len(members) + 1))
         for some in itertools.islice(sets, _SETS):
             sizes = {small.size for small in some}
-            if not any(known <= sizes for known in failing) and not passes(_all_at_once(plan, some)):
+            if any(one <= sizes for one in failing):
+                continue
+            found = needs(_all_at_once(plan, some), known)
+            if found != []:
                 failing.append(sizes)
-                needed.append(sympy.Or(*(_at_least_two(world, plan, small) for small in some)))
+                large = [_at_least_two(world, plan, small) for small in some]
+                needed.append(sympy.Or(*large, sympy.And(*found)) if found else sympy.Or(*large))
     return needed
+
+
+def _true_of_large(world: World) -> list[Any]:
+    """What was asked and is so for all sizes of at least 2, but not for those of 1: `a*b >= 3`."""
+    facts = [asked if answer else sympy.Not(asked) for asked, answer in world.env.decided.items()]
+    orders = [fact for fact in facts if isinstance(fact, sympy.Ge | sympy.Gt | sympy.Le | sympy.Lt)]
+    several = [fact for fact in orders if fact.free_symbols <= set(world.symbols) and len(fact.free_symbols) > 1]
+    found = [fact for fact in several if holds(fact) and not holds(fact, least=dict.fromkeys(fact.free_symbols, 1))]
+    return found[:_WEAKER]
+
+
+def _at(world: World, plan: Plan, one: Plan) -> list[Any]:
+    """The equations that a plan adds."""
+    symbols = {name: symbol for symbol, name in world.symbols.items()}
+    return [
+        sympy.Eq(symbols[name], one.constants[name] if name in one.constants else world.expression(one.equal[name]))
+        for name in sorted(_changed(plan, one))
+    ]
 
 
 def _compatible(plan: Plan, smalls: Sequence[Small]) -> list[Small]:

@@ -67,7 +67,7 @@ class _Questions(ShapeEnv):
         self.deferred: list[Question] = []  # equalities that only data can decide
         self.answers: list[tuple[sympy.Basic, Any]] = []  # the latest, true or false, for the message of a failure
         self._settled: dict[sympy.Basic, sympy.Basic] = {}
-        self._known: set[sympy.Basic] = set()  # expressions that were asked about
+        self.decided: dict[sympy.Basic, Any] = {}  # all that was asked, also what is so for every size of at least 2
         self.refuse: Callable[[sympy.Basic, Place | None], Exception] | None = None
         # Told of each fact that only the hints could decide, and of each size that is read as a number.
         self.notice: Callable[[sympy.Basic, bool], None] | None = None
@@ -75,12 +75,12 @@ class _Questions(ShapeEnv):
     def evaluate_expr(self, orig_expr: Any, *args: Any, **kwargs: Any) -> Any:
         before = len(self.guards)
         orig_expr = self._settle(orig_expr)
-        if isinstance(orig_expr, sympy.Basic) and orig_expr not in self._known and orig_expr.free_symbols:
-            if _is_curious(sys._getframe(1)):
-                return orig_expr.xreplace(self.backed_var_to_val)
-            self._known.add(orig_expr)
+        symbolic = isinstance(orig_expr, sympy.Basic) and bool(orig_expr.free_symbols)
+        if symbolic and orig_expr not in self.decided and _is_curious(sys._getframe(1)):
+            return orig_expr.xreplace(self.backed_var_to_val)
         answer = super().evaluate_expr(orig_expr, *args, **kwargs)
-        if isinstance(orig_expr, sympy.Basic) and orig_expr.free_symbols:
+        if symbolic:
+            self.decided[orig_expr] = answer
             self.answers.append((orig_expr, answer))
             del self.answers[:-64]
         if len(self.guards) > before:
@@ -255,7 +255,7 @@ class World:
         """A size below 0 is an error that torch's shape functions do not see: ask that each is at least 0."""
         asked = [question.fact for question in self.env.asked]
         for size, source in list(self.mode.sizes.items()):
-            fact = sympy.Ge(size, 0)
+            fact = sympy.Ge(whole(size), 0)
             if size.is_nonnegative or not size.free_symbols <= set(self.hints) or holds(fact) or holds(fact, asked):
                 continue
             negative = bool(size.subs(self.hints) < 0)
