@@ -71,7 +71,7 @@ def _view_goal(call: Call, operand: Tensor, world: World) -> str:
         return "" if sympy.expand(have - want) == 0 else f"{world.show(have)} = {world.show(want)}"
     if want == 0 or holds(sympy.Eq(PythonMod(have, want), 0)):
         return ""
-    return f"{world.show(have)} % {world.show(want)} == 0"
+    return world.show(sympy.Eq(PythonMod(have, want), 0, evaluate=False))
 
 
 def _broadcast_goal(a: Sequence[Any], b: Sequence[Any], world: World) -> str:

@@ -3,7 +3,7 @@
 import itertools
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,14 +28,15 @@ def with_multiple(plan: Plan, multiple: tuple[str, Dim]) -> Plan:
 
 def repairs(world: World, plan: Plan) -> list[Plan]:
     """Other plans under which the last questions would be answered the other way."""
-    plans: list[Plan] = [
+    rests_only: list[Plan] = [
         replace(plan, rests={**plan.rests, name: rest})
         for name, divisor in plan.multiples.items()
         for rest in range(1, divisor.constant if divisor.constant and divisor.constant <= _RESTS else 1)
         if name not in plan.rests
     ]
+    plans: list[Plan] = []
     for asked, _ in reversed(world.env.answers):
-        for atom in divisions(asked):
+        for atom in _in_order(divisions(asked), world):
             over, under = atom.args
             name = world.symbols.get(over)
             base = name or next((world.symbols[s] for s in over.free_symbols if s in world.symbols), None)
@@ -55,7 +56,7 @@ def repairs(world: World, plan: Plan) -> list[Plan]:
         hints = hints_where(question.fact, world, plan, sympy.false)
         if hints is not None and not isinstance(question.fact, sympy.Eq | sympy.Ne):
             plans.append(replace(plan, hints=hints))
-    return plans
+    return plans + rests_only
 
 
 def hints_where(
@@ -92,7 +93,7 @@ def needed_multiple(fact: Any, number: bool, world: World) -> tuple[str, Dim] | 
     plan = world.plan
     if not isinstance(fact, sympy.Eq) and not number:
         return None
-    for atom in divisions(fact):
+    for atom in _in_order(divisions(fact), world):
         over, under = atom.args
         alone = next((s for s in over.free_symbols if (over - s).is_Integer), None) if number else None
         over = over if alone is None else alone
@@ -118,6 +119,12 @@ def value_at(fact: Any, sizes: Mapping[Any, int]) -> Any:
 def _staircases(count: int) -> Iterator[tuple[int, ...]]:
     """For many names, neighbours of the list only: all large, ..., all small."""
     return (_TRIED[i : i + count] for i in range(len(_TRIED) - count + 1))
+
+
+def _in_order(atoms: Iterable[Any], world: World) -> list[Any]:
+    """In the order of the names that they speak of, so that a statement is the same in each process."""
+    order = {symbol: i for i, symbol in enumerate(world.symbols)}
+    return sorted(atoms, key=lambda atom: (min((order.get(s, 99) for s in atom.free_symbols), default=99), str(atom)))
 
 
 def _names(expression: Any, world: World) -> set[str]:

@@ -46,6 +46,8 @@ class _Regrouping:
         rest = sympy.Mul(*(_expression(n) for i, n in enumerate(shape) if i not in unknown))
         if len(unknown) > 1 or rest == 0 or any(isinstance(size, int) and size < -1 for size in shape):
             return None
+        if rest.xreplace(self.env.backed_var_to_val) == 0:
+            return None  # x//n of a small x: torch asks for what it needs
         count = sympy.Mul(*self.before)
         over, under = sympy.cancel(self._exact(count) / self._exact(rest)).as_numer_denom()
         if not unknown:
