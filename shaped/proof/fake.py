@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from shaped.errors import Source
+from shaped.proof.shelter import refuse_write, written
 from shaped.proof.source import place_of_caller
 from shaped.proof.views import viewed
 
@@ -40,6 +41,10 @@ class RememberingMode(FakeTensorMode):
         self._pure: dict[Any, bool] = {}
         self.sizes: dict[Any, Source | None] = {}  # every symbolic size of a tensor that was met, and where first
 
+    def forget(self) -> None:
+        """Let go of the results, whose sizes C++ holds: a cycle through these is never collected."""
+        self._results.clear()
+
     def dispatch(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
@@ -47,6 +52,8 @@ class RememberingMode(FakeTensorMode):
         kwargs = kwargs or {}
         if not self._is_pure(func):
             _forget((*args, *kwargs.values()))
+            if isinstance(func, OpOverload) and any(not isinstance(t, FakeTensor) for t in written(func, args, kwargs)):
+                raise refuse_write()
             return super().dispatch(func, types, args, kwargs)
         try:
             key = (func, torch.is_grad_enabled(), *self._keys(args), *kwargs, *self._keys(kwargs.values()))

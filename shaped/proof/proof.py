@@ -90,13 +90,15 @@ class Proof:
         if all(condition.holds(sizes) for condition in self._region):
             return self.graph
         from shaped.proof.explain import explain
+        from shaped.proof.keeping import keeping
         from shaped.proof.symbolic import Plan, World
         from shaped.proof.trace import Recorder, trace
 
         world = World(self.dims, Plan({}, constants={name: sizes[name] for name in self.dims}))
         recorder = Recorder(world)
         try:
-            return trace(self.setting, world, recorder).graph
+            with keeping(self.setting.signature.function, self.setting.call, self.setting.strategy):
+                return trace(self.setting, world, recorder).graph
         except Exception as error:
             raise explain(error, self.setting, world, recorder) from None
 

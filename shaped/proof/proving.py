@@ -48,10 +48,11 @@ def prove_setting(
     """Prove a function at given dtypes, device and gradient mask. The rest is as for `prove`."""
     # These bring sympy and the tracer: a second that `import shaped` need not take.
     from shaped.proof.isolation import proving
+    from shaped.proof.keeping import keeping
     from shaped.proof.ranks import prove_ranks
     from shaped.proof.search import Search
 
-    with proving():
+    with proving(), keeping(setting.signature.function, setting.call, setting.strategy):
         if setting.signature.axes:
             return prove_ranks(setting, assume, static)
         return Search(setting, assume, static).proof()

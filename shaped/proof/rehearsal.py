@@ -10,23 +10,39 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from shaped.errors import Goal, ProofError, first_line
+from shaped.errors import Goal, ProofError, Unprovable, first_line
 from shaped.proof.conditions import Condition
-from shaped.proof.setting import Setting
+from shaped.proof.keeping import putting_back
+from shaped.proof.setting import Setting, checking
+from shaped.proof.shelter import Shelter
 from shaped.proof.source import place_of_traceback
-from shaped.shapes import Term
+from shaped.shapes import TensorSpec, Term
 
 _TRIES = 600  # draws of sizes
 _ELEMENTS = 2_000_000  # of all tensors together; more would take its time
+_MOST = 2**26  # before a refutation, which is rare and has to be right
 _VALUES = re.compile(
     r"out of (bounds|range) (for|in|with)|is out of (bounds|range)|between 0 and 1|probabilit|singular"
     r"|positive.definite|overflow|converge|non-?negative|monotonic|must be in the range"
     r"|elements of source|ZeroDivisionError"
 )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What plain torch makes of a program at some sizes."""
+
+    error: Exception | None
+    differs: str  # how the result is not what is declared
+    dtypes: bool  # whether its dtype is
 
 
 def rehearse(
@@ -36,42 +52,92 @@ def rehearse(
 
     Raises:
         ProofError: A kernel refuses, or the result is not what is declared.
+        Unprovable: It writes into a tensor from outside.
     """
     sizes = draw_sizes(names, static, conditions, seed)
-    if sizes is None:
+    found = run_for_real(setting, sizes, _ELEMENTS, seed) if sizes is not None else None
+    if found is None or sizes is None:
         return
-    shapes = [[int(dim.evaluate(sizes)) for dim in entry.spec.dims] for entry in setting.signature.entries]
-    if min((n for shape in shapes for n in shape), default=0) < 0 or sum(map(math.prod, shapes)) > _ELEMENTS:
-        return
-    name = setting.signature.name
-    with torch.random.fork_rng(devices=[] if setting.device.type == "cpu" else [setting.device]):
-        generator = torch.Generator().manual_seed(seed)
-        tensors = [
-            _values(shape, dtype, generator).to(setting.device).requires_grad_(want)
-            for shape, dtype, want in zip(shapes, setting.dtypes, setting.mask, strict=True)
-        ]
-        try:
-            with setting.keeping(), torch.enable_grad(), setting.around():
-                if setting.strategy is not None:
-                    setting.differentiate(tensors)
-                results = setting.run(tensors)
-                if setting.strategy is None and setting.is_loss and results[0].requires_grad:
-                    torch.autograd.grad(results[0], [tensors[i] for i in setting.wanted], allow_unused=True)
-        except (RuntimeError, TypeError, IndexError) as error:
-            place = place_of_traceback(error.__traceback__)
-            said = first_line(error)
-            if type(error).__name__ == "LinAlgError" or place is None or _VALUES.search(str(error)):
-                return
-            goal = Goal(said=said, sizes=dict(sizes))
+    name, error = setting.signature.name, found.error
+    if isinstance(error, RuntimeError | TypeError | IndexError):
+        place = place_of_traceback(error.__traceback__)
+        if not is_about_values(error) and place is not None:
+            goal = Goal(said=first_line(error), sizes=dict(sizes))
             raise ProofError(f"`{name}` is not well-shaped.", place.source(), goal) from None
-        except Exception:  # about values, or the user's own
-            return
-    for result, spec in zip(results, setting.signature.result, strict=False):
-        known = all(n in sizes for dim in spec.dims for n in dim.names)
-        declared = [int(dim.evaluate(sizes)) for dim in spec.dims] if known else list(result.shape)
-        if list(result.shape) != declared:
-            goal = Goal("result", f"{list(result.shape)}, declared {spec} = {declared}", sizes=dict(sizes))
-            raise ProofError(f"`{name}` does not return what it declares.", None, goal)
+    elif error is None and found.differs:
+        goal = Goal("result", found.differs, sizes=dict(sizes))
+        raise ProofError(f"`{name}` does not return what it declares.", None, goal)
+
+
+def really_fails(setting: Setting, sizes: Mapping[str, int]) -> bool | None:
+    """Whether plain torch fails at these sizes, or gives another result than is declared; None where it cannot tell."""
+    found = run_for_real(setting, sizes, _MOST)
+    if found is None or (isinstance(found.error, LinAlgError)):
+        return None
+    return found.error is not None or bool(found.differs) or not found.dtypes
+
+
+def run_for_real(setting: Setting, sizes: Mapping[str, int], most: int, seed: int = 0) -> Outcome | None:
+    """Run on real numbers; None where the tensors would have more than `most` elements, or less than none."""
+    shapes = [[int(dim.evaluate(sizes)) for dim in entry.spec.dims] for entry in setting.signature.entries]
+    if min((n for shape in shapes for n in shape), default=0) < 0 or sum(map(math.prod, shapes)) > most:
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    tensors = [
+        _values(shape, dtype, generator).to(setting.device).requires_grad_(want)
+        for shape, dtype, want in zip(shapes, setting.dtypes, setting.mask, strict=True)
+    ]
+    shelter, check = Shelter(tensors, seed), checking(partial(_hold, sizes))
+    try:
+        with putting_back(), setting.keeping(), torch.enable_grad(), shelter, check, setting.around():
+            if setting.strategy is not None:
+                setting.differentiate(tensors)
+            results = setting.run(tensors)
+            if setting.strategy is None and setting.is_loss and results[0].requires_grad:
+                torch.autograd.grad(results[0], [tensors[i] for i in setting.wanted], allow_unused=True)
+    except Unprovable:
+        raise
+    except Exception as error:  # torch's, about values, or the user's own
+        return Outcome(error, "", True)
+    return _held(results, setting, sizes)
+
+
+def is_about_values(error: Exception) -> bool:
+    """Whether an error proves nothing about shapes."""
+    return isinstance(error, LinAlgError) or bool(_VALUES.search(str(error)))
+
+
+def _hold(sizes: Mapping[str, int], value: Any, spec: TensorSpec) -> None:
+    """What `expect` asks within the program."""
+    wrong, _ = _compared(value, spec, dict(sizes))
+    if wrong:
+        raise ValueError(wrong)
+
+
+def _held(results: Sequence[Any], setting: Setting, sizes: Mapping[str, int]) -> Outcome:
+    specs, known, dtypes = setting.signature.result, dict(sizes), True
+    if len(results) != len(specs):
+        return Outcome(None, f"{len(results)} results, declared {len(specs)}", True)
+    for result, spec in zip(results, specs, strict=True):
+        wrong, right = _compared(result, spec, known)
+        dtypes = dtypes and right
+        if wrong:
+            return Outcome(None, wrong, dtypes)
+    return Outcome(None, "", dtypes)
+
+
+def _compared(value: Any, spec: TensorSpec, known: dict[str, int]) -> tuple[str, bool]:
+    """How a value differs from its spec, and whether its dtype fits; binds names that only results have."""
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}, declared {spec}", True
+    if value.dim() == len(spec.dims):
+        known.update({dim.text: n for dim, n in zip(spec.dims, value.shape, strict=True)
+                      if dim.is_name and dim.text not in known})  # fmt: skip
+    if not all(name in known for dim in spec.dims for name in dim.names):
+        return f"{list(value.shape)}, declared {spec}", value.dtype in spec.dtypes  # an expression that nothing fixes
+    declared = [int(dim.evaluate(known)) for dim in spec.dims]
+    differs = list(value.shape) != declared
+    return f"{list(value.shape)}, declared {spec} = {declared}" if differs else "", value.dtype in spec.dtypes
 
 
 def draw_sizes(

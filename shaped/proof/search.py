@@ -3,7 +3,7 @@
 import itertools
 import operator
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NoReturn
@@ -13,14 +13,14 @@ import torch
 from torch.utils._sympy.functions import PythonMod
 
 from shaped.arguments import whole
-from shaped.errors import Goal, ProofError, ShapedError, SignatureError, Source, nearest
+from shaped.errors import Goal, ProofError, ShapedError, SignatureError, Source, Unprovable, nearest
 from shaped.proof.arithmetic import divides, divisions, holds, holds_exactly
 from shaped.proof.branches import Branches, Settled, together
 from shaped.proof.conditions import Assumption, Condition, follows
 from shaped.proof.explain import explain, is_unprovable
 from shaped.proof.plans import hints_where, needed_multiple, repairs, with_multiple
 from shaped.proof.proof import Proof, count_operations, forward_graph
-from shaped.proof.rehearsal import rehearse
+from shaped.proof.rehearsal import draw_sizes, really_fails, rehearse
 from shaped.proof.relations import effort, weakest, without_maximum
 from shaped.proof.setting import Setting
 from shaped.proof.small import EXCLUDED, needed_of_small, small_dimensions, small_expressions
@@ -35,6 +35,7 @@ _HINT = 48
 _PRIMES = (5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107, 109)
 _ATTEMPTS = 8  # plans tried before a failure is believed
 _STARTS = 3  # sets of concrete sizes tried for a failure
+_DRAWS = 12  # and of drawn ones
 _PAIRED = 6  # questions that are also answered the other way two at a time
 _RUNS = 400  # of other branches; after these, what is not settled stays a condition
 _RESTS = 8  # divisors up to this one are tried at every rest
@@ -163,8 +164,24 @@ class Search:
             raise error from None
         raise error
 
-    def _with_sizes(self, error: ProofError) -> ProofError:
-        """Add small concrete sizes for which the program really fails, if they are found."""
+    def _with_sizes(self, error: ProofError) -> ProofError | Unprovable:
+        """Add small concrete sizes for which plain torch really fails; Unprovable where it runs at all that are tried.
+
+        What torch lets pass in silence, and claims of annotations within the program, are looked at without data.
+        """
+        name, ran = self.setting.signature.name, None
+        if not (error.goal.silent or error.goal.operation == "claim"):
+            for sizes in self._candidates():
+                fails = really_fails(self.setting, sizes)
+                if fails:
+                    ordered = {n: sizes[n] for n in self.names}
+                    return ProofError(error.title, error.source, replace(error.goal, sizes=ordered))
+                ran = sizes if fails is False else ran
+        if ran is not None:
+            at = ", ".join(f"{n} = {ran[n]}" for n in self.names)
+            title = f"`{name}` is neither proved nor refuted: torch's shape functions refuse it, and at {at} it runs."
+            hint = "static=(...) proves each size of a dimension as it comes"
+            return Unprovable(title, error.source, replace(error.goal, equation="", context=(), hint=hint))
         for skipped in range(_STARTS):
             sizes = self._small_sizes(skipped)
             try:
@@ -173,6 +190,13 @@ class Search:
                 ordered = {name: sizes[name] for name in self.names}
                 return ProofError(error.title, error.source, replace(error.goal, sizes=ordered))
         return error
+
+    def _candidates(self) -> Iterator[Mapping[str, int]]:
+        """Sizes to really run at: primes, then small ones that what is assumed admits."""
+        yield from map(self._small_sizes, range(_STARTS))
+        assumed = [assumption.condition for assumption in self.assumptions]
+        drawn = (draw_sizes(self.names, self.static, assumed, seed) for seed in range(_DRAWS))
+        yield from (sizes for sizes in drawn if sizes is not None)
 
     def _small_sizes(self, skipped: int) -> dict[str, int]:
         """A prime for each name that is free, a multiple or the equal for the others."""
@@ -314,7 +338,7 @@ class Search:
                 kept.append((fact, source))
         return kept + [(fact, source) for fact, source, _ in dropped[_PAIRED:]]
 
-    def _needs_equality(self, fact: Any, found: Trace, question: Question) -> ProofError:
+    def _needs_equality(self, fact: Any, found: Trace, question: Question) -> ProofError | Unprovable:
         needed = found.world.show(fact)
         error = ProofError(
             f"`{self.setting.signature.name}` is not well-shaped.",

@@ -7,7 +7,7 @@ question that torch or the user's Python asks about sizes goes through `_Questio
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import _lru_cache_wrapper, cached_property, lru_cache, partial
 from types import FrameType
 from typing import Any
 
@@ -15,7 +15,7 @@ import sympy
 import torch
 from torch import SymInt, Tensor
 from torch._dynamo.source import ConstantSource
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, _lru_cache
 
 from shaped.errors import Goal, Source, Unprovable
 from shaped.proof.arithmetic import constant, divided_exactly, divisions, holds, whole
@@ -58,10 +58,19 @@ class Question:
     source: Source | None  # no frame: a question outlives the trace
 
 
+_CACHED = {name: method for name, method in vars(ShapeEnv).items() if hasattr(method, "cache_clear")}
+
+
 class _Questions(ShapeEnv):
     """torch's shape environment, keeping each question with the user's line that led to it."""
 
     def __init__(self, **kwargs: Any) -> None:
+        for name, method in _CACHED.items():  # torch's caches keep every environment that they were ever asked for
+            plain = isinstance(method, _lru_cache_wrapper)
+            cached = lru_cache(method.cache_parameters()["maxsize"]) if plain else _lru_cache
+            own = cached(method.__wrapped__)
+            vars(self)[name] = partial(own, self)
+            vars(vars(self)[name]).update(cache_clear=own.cache_clear, cache_info=own.cache_info)
         super().__init__(**kwargs)
         self.asked: list[Question] = []
         self.deferred: list[Question] = []  # equalities that only data can decide

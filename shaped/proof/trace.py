@@ -20,6 +20,7 @@ from shaped.proof.arithmetic import holds
 from shaped.proof.broadcast import Broadcasts, Pairs
 from shaped.proof.claims import Broken, Claims
 from shaped.proof.isolation import follow, tracing
+from shaped.proof.keeping import putting_back
 from shaped.proof.proof import PLAIN
 from shaped.proof.reads import READS, Reads, is_traced
 from shaped.proof.rewrites import Rewrites, Standing
@@ -228,8 +229,11 @@ class Trace:
 
 def trace(setting: Setting, world: World, recorder: Recorder) -> Trace:
     """Trace forward and, for a loss, backward. Raises whatever the function raises; `recorder` knows where it was."""
-    found: Trace = follow(partial(_trace, setting, world, recorder), partial(_begin, world, recorder))
-    return found
+    try:
+        found: Trace = follow(partial(_trace, setting, world, recorder), partial(_begin, world, recorder))
+        return found
+    finally:
+        world.mode.forget()
 
 
 def _begin(world: World, recorder: Recorder | None) -> None:
@@ -243,7 +247,7 @@ def _trace(setting: Setting, world: World, recorder: Recorder) -> Trace:
         tensors = world.tensors(setting.signature.entries, setting.dtypes, setting.mask, setting.device)
     missing: list[int] = []
     versions = [tensor._version for tensor in tensors]
-    with setting.keeping():
+    with putting_back(), setting.keeping():
         graph = _graph(setting, world, recorder, tensors, missing)
         reads: Reads = graph.meta[READS]
         if reads.changed:
@@ -308,6 +312,8 @@ def _settles(setting: Setting, world: World, graph: GraphModule) -> bool:
         again = _graph(setting, other, Recorder(other), tensors, [])
     except Exception:
         return False
+    finally:
+        other.mode.forget()
     if again.code != graph.code:
         return False
     constants = [(attrgetter(name)(graph), attrgetter(name)(again)) for name in _constants(graph)]
@@ -346,7 +352,10 @@ def _mark_plain_loss(graph: GraphModule, setting: Setting) -> None:
 
 def run_forward(setting: Setting, world: World, recorder: Recorder | None = None) -> None:
     """The forward pass alone, checked against the declared result: to find a plan, and for branches not taken."""
-    follow(partial(_run_forward, setting, world, recorder), partial(_begin, world, recorder))
+    try:
+        follow(partial(_run_forward, setting, world, recorder), partial(_begin, world, recorder))
+    finally:
+        world.mode.forget()
 
 
 def _run_forward(setting: Setting, world: World, recorder: Recorder | None) -> None:
@@ -354,7 +363,7 @@ def _run_forward(setting: Setting, world: World, recorder: Recorder | None) -> N
         tensors = world.tensors(setting.signature.entries, setting.dtypes, setting.mask, setting.device)
     if recorder is not None:
         recorder.tensors = tensors
-    with setting.keeping(), tracing(), world.mode:
+    with putting_back(), setting.keeping(), tracing(), world.mode:
         with Rewrites(), recorder or nullcontext(), checking(partial(_check_within, world)):
             results, _ = _results(setting, tensors, world)
         world.hold_sizes()

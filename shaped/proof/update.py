@@ -43,6 +43,7 @@ def _trace_update(setting: Setting, names: Sequence[str], index: int, plan: Plan
 
     with tracing(), torch.no_grad():
         graph = graph_of(update, (p, g, m, v))
+    world.mode.forget()
     outputs = next(node for node in graph.graph.nodes if node.op == "output").args[0]
     for result in outputs:
         value = result.meta["val"]

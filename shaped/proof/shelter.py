@@ -1,0 +1,110 @@
+"""A run on real numbers that leaves the process as it was: its draws come from a generator of its own, and a write into
+a tensor from outside is refused before it happens.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from shaped.errors import Goal, Unprovable
+from shaped.proof.source import place_of_caller
+
+_SEEDED = torch.Tag.nondeterministic_seeded
+_FORMS = {"default": "generator", "low": "low_generator"}  # overloads that take a generator, by those that do not
+
+
+def refuse_write() -> Unprovable:
+    """The program writes into a tensor that it is not given."""
+    place = place_of_caller()
+    return Unprovable(
+        "the program writes into a tensor from outside, which is no part of a step.",
+        place.source() if place else None,
+        Goal(hint="compute a new tensor; what is kept from step to step may be a parameter that is frozen"),
+    )
+
+
+def written(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
+    """The tensors that an operation writes into."""
+    if not func._schema.is_mutable:
+        return
+    for i, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = args[i] if i < len(args) else kwargs.get(argument.name)
+            yield from (t for t in (value if isinstance(value, list | tuple) else [value]) if isinstance(t, Tensor))
+
+
+class Shelter(TorchDispatchMode):
+    """Holds each operation of a run on real tensors to what is the run's own."""
+
+    def __init__(self, tensors: Sequence[Tensor], seed: int) -> None:
+        super().__init__()
+        self._seed = seed
+        self._generators: dict[torch.device, torch.Generator] = {}
+        self._own: dict[int, Any] = {}  # storages by address; kept, so that no other comes to lie there
+        for tensor in tensors:
+            self._keep(tensor)
+
+    @classmethod
+    def is_infra_mode(cls) -> bool:
+        """Whether torch counts it among its own modes; for others it raises a flag that all threads see."""
+        return True
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if any(_address(tensor) not in (None, *self._own) for tensor in written(func, args, kwargs)):
+            raise refuse_write()
+        result = self._drawn(func, args, kwargs) if _SEEDED in func.tags else func(*args, **kwargs)
+        given = set() if func is torch.ops.aten.lift_fresh.default else set(map(_address, _tensors((args, kwargs))))
+        for tensor in _tensors(result):
+            if _address(tensor) not in given:
+                self._keep(tensor)
+        return result
+
+    def _keep(self, tensor: Tensor) -> None:
+        address = _address(tensor)
+        if address is not None:
+            self._own[address] = tensor.untyped_storage()
+
+    def _drawn(self, func: OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """The result of an operation that draws, from a generator that only this run has."""
+        if kwargs.get("generator") is not None or any(isinstance(value, torch.Generator) for value in args):
+            return func(*args, **kwargs)
+        if not any(argument.name == "generator" for argument in func._schema.arguments):
+            other = getattr(func.overloadpacket, _FORMS.get(func._overloadname, "none"), None)
+            if other is None or not any(argument.name == "generator" for argument in other._schema.arguments):
+                with _untouched():
+                    return func(*args, **kwargs)
+            func = other
+        operands = [leaf for leaf in (*args, *kwargs.values()) if isinstance(leaf, Tensor)]
+        device = operands[0].device if operands else torch.device(kwargs.get("device") or "cpu")
+        if device not in self._generators:
+            self._generators[device] = torch.Generator(device).manual_seed(self._seed)
+        return func(*args, **{**kwargs, "generator": self._generators[device]})
+
+
+@contextmanager
+def _untouched() -> Iterator[None]:
+    """For the one operation that takes no generator: torch's own, put back at once."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        yield
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor)]
+
+
+def _address(tensor: Tensor) -> int | None:
+    """Of what a tensor keeps its numbers in; None where it has no such thing (sparse tensors)."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):
+        return None
