@@ -122,14 +122,14 @@ def cached_loss(p: P, x: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
     return ((x * p.w).sum() * positions().sum()).square()
 
 
-@pytest.mark.parametrize("backend", ["eager", "compiled"])
-def test_a_loss_with_a_cache_trains_after_its_proof(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_with_a_cache_trains_after_its_proof(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "CACHE", {})
     params, x = P.init(dim=4), torch.ones(2, 4)
     wanted = cached_loss(params, x).detach()
     CACHE.clear()
 
-    assert torch.equal(ScalarTrainer(cached_loss, params, backend=backend).step(x, lr=0.0), wanted)
+    assert torch.equal(ScalarTrainer(cached_loss, params).step(x, lr=0.0), wanted)
+    assert torch.equal(cached_loss(params, x), wanted)
 
 
 def adds(x: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
