@@ -3,7 +3,7 @@
 import itertools
 import operator
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NoReturn
@@ -20,7 +20,8 @@ from shaped.proof.conditions import Assumption, Condition, follows
 from shaped.proof.explain import explain, is_unprovable
 from shaped.proof.plans import hints_where, needed_multiple, repairs, with_multiple
 from shaped.proof.proof import Proof, count_operations, forward_graph
-from shaped.proof.rehearsal import draw_sizes, really_fails, rehearse
+from shaped.proof.refuting import PRIMES, Refuting
+from shaped.proof.rehearsal import rehearse
 from shaped.proof.relations import effort, weakest, without_maximum
 from shaped.proof.setting import Setting
 from shaped.proof.small import EXCLUDED, needed_of_small, small_dimensions, small_expressions
@@ -32,10 +33,7 @@ from shaped.shapes import Dim, Term
 # Hints are 48 times a prime: far from 0 and 1, no small multiple of each other, and divisible by the usual head counts,
 # so that the first trace mostly goes through. What a hint decided is always read back as a question.
 _HINT = 48
-_PRIMES = (5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107, 109)
 _ATTEMPTS = 8  # plans tried before a failure is believed
-_STARTS = 3  # sets of concrete sizes tried for a failure
-_DRAWS = 12  # and of drawn ones
 _PAIRED = 6  # questions that are also answered the other way two at a time
 _RUNS = 400  # of other branches; after these, what is not settled stays a condition
 _RESTS = 8  # divisors up to this one are tried at every rest
@@ -55,7 +53,7 @@ class Search:
         self.assumptions = tuple(Assumption.parse(text) for text in assume)
         self.names = _statement_order(setting)
         self._runs = 0
-        guessed = dict(zip(static, (3, *_PRIMES), strict=False))  # a size that no other name is likely to have
+        guessed = dict(zip(static, (3, *PRIMES), strict=False))  # a size that no other name is likely to have
         self.static: Mapping[str, int] = dict(static) if isinstance(static, Mapping) else guessed
         mentioned = itertools.chain(self.static, *(assumption.names for assumption in self.assumptions))
         for name in mentioned:
@@ -102,7 +100,7 @@ class Search:
     def _initial_plan(self) -> Plan:
         free = [name for name in self.names if name not in self.static]
         hints = {
-            name: _HINT * _PRIMES[i % len(_PRIMES)] + _HINT * 109 * (i // len(_PRIMES)) for i, name in enumerate(free)
+            name: _HINT * PRIMES[i % len(PRIMES)] + _HINT * 109 * (i // len(PRIMES)) for i, name in enumerate(free)
         }
         plan = Plan(hints, dict(self.static))
         for assumption in self.assumptions:
@@ -165,57 +163,8 @@ class Search:
         raise error
 
     def _with_sizes(self, error: ProofError) -> ProofError | Unprovable:
-        """Add small concrete sizes for which plain torch really fails; Unprovable where it runs at all that are tried.
-
-        What torch lets pass in silence, and claims of annotations within the program, are looked at without data.
-        """
-        name, ran = self.setting.signature.name, None
-        if not (error.goal.silent or error.goal.operation == "claim"):
-            for sizes in self._candidates():
-                fails = really_fails(self.setting, sizes)
-                if fails:
-                    ordered = {n: sizes[n] for n in self.names}
-                    return ProofError(error.title, error.source, replace(error.goal, sizes=ordered))
-                ran = sizes if fails is False else ran
-        if ran is not None:
-            at = ", ".join(f"{n} = {ran[n]}" for n in self.names)
-            title = f"`{name}` is neither proved nor refuted: torch's shape functions refuse it, and at {at} it runs."
-            hint = "static=(...) proves each size of a dimension as it comes"
-            return Unprovable(title, error.source, replace(error.goal, equation="", context=(), hint=hint))
-        for skipped in range(_STARTS):
-            sizes = self._small_sizes(skipped)
-            try:
-                run_forward(self.setting, World(self.names, Plan({}, constants=sizes)))
-            except Exception:
-                ordered = {name: sizes[name] for name in self.names}
-                return ProofError(error.title, error.source, replace(error.goal, sizes=ordered))
-        return error
-
-    def _candidates(self) -> Iterator[Mapping[str, int]]:
-        """Sizes to really run at: primes, then small ones that what is assumed admits."""
-        yield from map(self._small_sizes, range(_STARTS))
         assumed = [assumption.condition for assumption in self.assumptions]
-        drawn = (draw_sizes(self.names, self.static, assumed, seed) for seed in range(_DRAWS))
-        yield from (sizes for sizes in drawn if sizes is not None)
-
-    def _small_sizes(self, skipped: int) -> dict[str, int]:
-        """A prime for each name that is free, a multiple or the equal for the others."""
-        sizes: dict[str, int] = {}
-        primes = itertools.islice((2, *(3, *_PRIMES)), skipped, None)
-        plan = self._initial_plan()
-        for name in [
-            *[n for n in self.names if n not in plan.equal and n not in plan.multiples],
-            *plan.multiples,
-            *plan.equal,
-        ]:
-            if name in plan.constants:
-                sizes[name] = plan.constants[name]
-            elif name in plan.equal:
-                sizes[name] = plan.equal[name].evaluate(sizes)
-            else:
-                factor = plan.multiples[name].evaluate(sizes) if name in plan.multiples else 1
-                sizes[name] = factor * next(primes, 101)
-        return sizes
+        return Refuting(self.setting, self.names, self.static, assumed, self._initial_plan()).with_sizes(error)
 
     # -- from questions to conditions ------------------------------------------------------------------------------
 
