@@ -48,11 +48,10 @@ class Places:
         held: list[Any] = []
         for path, part in module.named_modules():
             for owner in (part._parameters, part._buffers, part._modules):
-                filled = {field: thing for field, thing in owner.items() if thing is not None}
-                names += [f"{path}.{field}" if path else field for field in filled]
-                owners += [owner] * len(filled)
-                fields += filled
-                held += filled.values()
+                names += [f"{path}.{field}" if path else field for field in owner]
+                owners += [owner] * len(owner)
+                fields += owner
+                held += owner.values()  # None too: a bias that is there later is no part of the proof
         return cls(names, owners, fields, held, [position.get(id(thing)) for thing in held])
 
     @classmethod

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import SymInt, Tensor
 from torch.overrides import TorchFunctionMode
 
+from shaped.errors import Unprovable
 from shaped.proof.margins import multi_margin_loss, multilabel_margin_loss
 from shaped.proof.ranges import arange
 
@@ -138,8 +139,18 @@ def multinomial(x: Tensor, num_samples: Any, replacement: bool = False, **kwargs
     return torch.multinomial(x, num_samples, replacement, **kwargs)
 
 
+def data_set(x: Tensor, value: Tensor) -> None:
+    """`x.data = value`, which a graph would not see: a write into `x`, which it does."""
+    if x.shape != value.shape or x.dtype is not value.dtype:
+        raise Unprovable("the program gives a tensor data of another shape or dtype, through .data.")
+    with torch.no_grad():
+        x.copy_(value)
+
+
 _REDUCTIONS = ("max", "min", "median", "nanmedian", "mode")
 _REWRITES: dict[Any, Callable[..., Any]] = {
+    getattr(Tensor.data, "__get__"): Tensor.detach,  # noqa: B009  # `.data` hides what is written through it
+    getattr(Tensor.data, "__set__"): data_set,  # noqa: B009
     F.one_hot: one_hot,
     torch.kron: kron,
     F.batch_norm: batch_norm,

@@ -155,6 +155,15 @@ def test_the_same_layer_under_another_name_replaced_is_refused_by_that_name():
         trainer.step(X, lr=0.1)
 
 
+def test_a_parameter_where_there_was_none_is_refused_by_name():
+    net = nn.Linear(6, 3, bias=False)
+    trainer = ScalarTrainer(loss, net)
+    net.bias = nn.Parameter(torch.zeros(3))
+
+    with pytest.raises(ShapeError, match="replaced in the module: `bias`"):
+        trainer.step(X.float(), lr=0.1)
+
+
 class Keeps(nn.Module):
     """Changes whatever it can hold."""
 
@@ -242,3 +251,52 @@ def test_a_tensor_that_is_kept_in_a_list_is_refused_and_taken_out():
         ScalarTrainer(loss, net)
 
     assert net.kept == []
+
+
+class Averages(nn.Module):
+    """A buffer that is written as `way` says."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.linear, self.way = nn.Linear(6, 3), way
+        self.register_buffer("mean", torch.zeros(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.linear(x)
+        mean = self.get_buffer("mean")
+        new = 0.9 * mean + 0.1 * z.detach().mean(0)
+        if self.way == "copy_":
+            mean.copy_(new)
+        elif self.way == "data.copy_":
+            mean.data.copy_(new)
+        elif self.way == "data":
+            mean.data = new
+        else:
+            self.linear.weight.data.clamp_(-0.1, 0.1)
+        result: Tensor = z - mean
+        return result
+
+
+@both
+@pytest.mark.parametrize("way", ["copy_", "data.copy_", "data"])
+def test_a_buffer_that_is_written_through_data_is_state_as_any_other(backend, way):
+    torch.manual_seed(0)
+    net = Averages(way).double()
+    twin = copy.deepcopy(net)
+    trainer = ScalarTrainer(loss, net, backend=backend)
+    trainer.forward(X)
+
+    assert torch.equal(net.get_buffer("mean"), torch.zeros(3, dtype=torch.float64))
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.1)
+    for _ in range(2):
+        trainer.step(X, lr=0.1)
+        optimizer.zero_grad()
+        loss(twin, X).backward()
+        optimizer.step()
+    for mine, theirs in zip(net.state_dict().values(), twin.state_dict().values(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_a_trained_parameter_that_is_written_through_data_is_unprovable():
+    with pytest.raises(Unprovable, match=r"the program writes into linear\.weight"):
+        ScalarTrainer(loss, Averages("clamp").double())
