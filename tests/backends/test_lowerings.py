@@ -1,0 +1,134 @@
+"""Lowerings that are known to be wrong, and operations on edge values on both backends.
+
+Each operation is a function of one tensor. Several of them make one loss over a list of parameters, which are the edge
+values; what each returns is written into a frozen entry, so that NaN, infinity and the sign of zero are compared too.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from shaped.backends.inductor import lower
+from shaped.backends.lowerings import KNOWN
+from shaped.backends.values import Checked
+from shaped.proof.rewrites import Rewrites
+from tests.backends.operations import INPUTS, OPERATIONS
+
+PAGE = Path(__file__).parents[2] / "docs" / "compiled-step.md"
+Function = Callable[[Tensor], Tensor]
+
+
+def table() -> str:
+    return "\n".join(f"| {' | '.join((f.operation, f.versions, f.wrong, f.reported, f.mended))} |" for f in KNOWN)
+
+
+def test_the_page_has_the_table_of_lowerings_that_are_known_to_be_wrong():
+    head = "<!-- table: KNOWN -->\n| operation | torch | what is wrong | reported | mended |\n|---|---|---|---|---|\n"
+
+    assert head + table() + "\n" in PAGE.read_text()
+
+
+def with_gradient(function: Function, x: Tensor) -> tuple[Tensor, ...]:
+    """What a function gives, and the gradient of a weighted sum of it where there is one."""
+    x = x.detach().requires_grad_(x.is_floating_point())
+    with torch.enable_grad():
+        y = function(x)
+        if not y.requires_grad:
+            return (y,)
+        weights = torch.linspace(0.5, 1.5, y.numel(), dtype=y.dtype).reshape(y.shape)
+        (gradient,) = torch.autograd.grad((y * weights).sum(), x)
+    return y.detach(), gradient
+
+
+def traced(function: Function, x: Tensor) -> torch.fx.GraphModule:
+    with Rewrites():
+        return make_fx(partial(with_gradient, function), tracing_mode="real")(x)
+
+
+def compiled(functions: Sequence[tuple[Function, Tensor]]) -> list[tuple[Tensor, ...]]:
+    """The same of several functions, from one compiled graph."""
+    graphs = [traced(function, x) for function, x in functions]
+
+    def all_of_them(*flat: Tensor) -> tuple[Tensor, ...]:
+        return tuple(y.clone() for graph, x in zip(graphs, flat, strict=True) for y in Checked(graph).run(x))
+
+    values = [x for _, x in functions]
+    found = list(lower(all_of_them, values, []).run([x.clone() for x in values]))
+    counts = [len(next(n for n in graph.graph.nodes if n.op == "output").args[0]) for graph in graphs]
+    return [tuple(found.pop(0) for _ in range(count)) for count in counts]
+
+
+def same(mine: Tensor, other: Tensor) -> bool:
+    """Up to rounding, with NaN, infinity and integers as they are."""
+    if mine.dtype != other.dtype or mine.shape != other.shape:
+        return False
+    if not mine.is_floating_point():
+        return torch.equal(mine, other)
+    finite = mine[mine.isfinite()].abs()
+    scale = float(finite.amax()) if finite.numel() else 1.0
+    return torch.allclose(mine, other, rtol=2e-5, atol=min(1e-6 * max(scale, 1e-30), 1e30), equal_nan=True)
+
+
+CASES = [
+    (f"{name} of {kind}", function, INPUTS[kind]) for name, (function, kinds) in OPERATIONS.items() for kind in kinds
+]
+GROUP = 24
+
+
+def test_at_least_165_operations_are_tried_on_edge_values():
+    assert len(OPERATIONS) >= 165
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", range(0, len(CASES), GROUP))
+def test_operations_on_edge_values_are_the_same_compiled(start: int):
+    group = CASES[start : start + GROUP]
+    found = compiled([(function, x) for _, function, x in group])
+    wrong = []
+    for (name, function, x), others in zip(group, found, strict=True):
+        mine = with_gradient(function, x)
+        if len(mine) != len(others) or not all(map(same, mine, others)):
+            wrong.append(f"{name}: eager {mine}, compiled {others}")
+
+    assert not wrong, "\n".join(wrong)
+
+
+# One of each entry of the table that can be had without more than one thread.
+FAULTS: dict[str, tuple[Function, Tensor]] = {
+    "avg_pool1d": (lambda x: F.avg_pool1d(x, 3, 2, 1, ceil_mode=True), torch.rand(2, 3, 6)),
+    "avg_pool2d": (lambda x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True), torch.rand(2, 3, 6, 6)),
+    "avg_pool3d": (lambda x: F.avg_pool3d(x, 3, 2, 1, ceil_mode=True), torch.rand(2, 3, 6, 6, 6)),
+    "lp_pool2d": (lambda x: F.lp_pool2d(x + 1, 2.0, 3, 2, ceil_mode=True), torch.rand(2, 3, 6, 6)),
+    "multilabel_margin_loss": (
+        lambda x: F.multilabel_margin_loss(x, torch.tensor([[3, 0, -1, -1], [2, -1, -1, -1], [1, 2, 0, -1]])),
+        torch.randn(3, 4),
+    ),
+    "multilabel_margin_loss of NaN": (
+        lambda x: F.multilabel_margin_loss(x, torch.tensor([[3, 0, -1, -1]])),
+        torch.tensor([[0.5, math.nan, 1.0, 1.0]]),
+    ),
+    "multi_margin_loss of NaN": (
+        lambda x: F.multi_margin_loss(x, torch.tensor([1, 0])),
+        torch.tensor([[0.5, math.nan, 1.0], [2.0, 1.0, 1.0]]),
+    ),
+}
+
+
+@pytest.mark.slow
+def test_every_operation_of_the_table_is_the_same_compiled():
+    torch.manual_seed(0)
+    found = compiled(list(FAULTS.values()))
+    wrong = [
+        name
+        for (name, (function, x)), others in zip(FAULTS.items(), found, strict=True)
+        if not all(map(same, with_gradient(function, x), others))
+    ]
+
+    assert not wrong
