@@ -110,6 +110,8 @@ class Checkpoints:
         self._due = False  # something asked for a checkpoint at this step
         self._better: tuple[int, float] | None = None  # the step and value of a figure that is better than ever
 
+    saves = True  # so that a loop looks at once whether its data can be saved
+
     @property
     def watches(self) -> str | None:
         """The figure that a loop must record."""

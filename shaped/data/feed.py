@@ -7,13 +7,19 @@ Data is one of
     a function of the epoch                 `lambda epoch: digits(seed=0, epoch=epoch)`
     an object with iterate(epoch, start)    starts at any batch, passing over none (`Batches`, `prefetch`)
     a generator                             one epoch; more if it has `reset()`
+    an object with state_dict() and         says itself where it is, as torchdata's StatefulDataLoader does; gone over
+    load_state_dict()                       anew after each epoch, from where it was loaded
 
 and a batch is a tensor, a tuple or list of tensors, or a `Batch` with a spec. To resume in the middle of an epoch, the
-epoch is begun with the generator states it was begun with, and its first batches are passed over.
+epoch is begun with the generator states it was begun with, and its first batches are passed over. These are the global
+generators, and those that the data holds (kept.py).
 """
 
+import copy
 import itertools
+import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +27,17 @@ import torch
 from torch import Tensor
 
 from shaped.checkpoint.generators import generator_states, generators_kept, set_generator_states
-from shaped.errors import ShapedError
+from shaped.data.kept import (
+    checksum,
+    differences,
+    facts,
+    generator_states_of,
+    is_stateful,
+    put_back,
+    said_to_differ,
+    unsavable,
+)
+from shaped.errors import ShapedError, StateError
 
 
 class DataError(ShapedError):
@@ -82,6 +98,30 @@ class Feed:
         self._last: Batch | None = None
         self._again = False  # the last batch is to come once more
         self._opened = used
+        own = (state or {}).get("own") or {}
+        self._own: Any = own.get("began")  # states of the data's own generators where the epoch began, and
+        self._own_now: Any = own.get("now")  # where they were when the state was saved
+        self._stateful = is_stateful(data)
+        self._inner: Any = (state or {}).get("inner")  # what stateful data is to go on from
+        self._sum = (state or {}).get("sum")  # of the batch before the next
+        self._facts: dict[str, Any] | None = None
+        if state and state.get("again") is not None:  # the state was saved between a batch and its step
+            self._last, self._again = Batch(tuple(state["again"]["inputs"]), state["again"]["spec"]), True
+        if state and "about" in state:
+            self._compare(state)
+        elif state and state.get("generators") is not None and (found := generator_states_of(data)):
+            warnings.warn(
+                f"the state is of a version that did not save the generators that the data keeps ({', '.join(found)}): "
+                "the next epochs may come in another order",
+                stacklevel=4,
+            )
+        self.waiting = False  # for the data's next batch, and nothing else is under way
+
+    def _compare(self, state: Mapping[str, Any]) -> None:
+        """Say so where the data is not what the state was saved with."""
+        self._facts = facts(self.data)
+        if differ := differences(state["about"], self._facts):
+            warnings.warn(said_to_differ(differ), stacklevel=5)
 
     @property
     def length(self) -> int | None:
@@ -106,10 +146,16 @@ class Feed:
         if self._iterator is None:
             self._iterator = self._open()
         try:
+            self.waiting = True
             item = next(self._iterator, self)
         except Exception:
+            if self._stateful:
+                with suppress(Exception):
+                    self._inner = copy.deepcopy(self.data.state_dict())
             self._iterator = None  # it is not to be trusted any more: the next call opens the data at this batch
             raise
+        finally:
+            self.waiting = False
         return None if item is self else as_batch(item, f"batch {self.index} of epoch {self.epoch}")
 
     def back(self) -> None:
@@ -128,12 +174,48 @@ class Feed:
         if close is not None:
             close()
         self._iterator, self._began, self._again = None, None, False
+        self._own = self._own_now = self._inner = None
+
+    def check_savable(self) -> None:
+        """Raise a StateError where the data keeps random state that cannot be saved."""
+        if why := unsavable(self.data):
+            raise StateError(why)
 
     def state_dict(self) -> dict[str, Any]:
-        """Epoch, index of the next batch, and the generator states with which the epoch began."""
-        return {"epoch": self.epoch, "index": self.index, "generators": self._began}
+        """Epoch, index of the next batch, and generator states: where the epoch began, and those of the data now."""
+        if self._facts is None:
+            self._facts = facts(self.data)
+        waits = self._last if self._again else None
+        before = self._last if self._last is not None and not self._again and self.index else None
+        state: dict[str, Any] = {
+            "epoch": self.epoch,
+            "index": self.index,
+            "generators": self._began,
+            "about": self._facts,
+            "sum": checksum(before.inputs) if before is not None else self._sum if self._iterator is None else None,
+        }
+        if self._stateful:
+            state["inner"] = copy.deepcopy(self.data.state_dict() if self._inner is None else self._inner)
+            if waits is not None:
+                state["again"] = {"inputs": [x.detach().clone() for x in waits.inputs], "spec": waits.spec}
+        now = self._own_now if self._own_now is not None else generator_states_of(self.data)
+        state["own"] = {"began": None if self._stateful else self._own, "now": now}
+        return state
 
     def _open(self) -> Iterator[Any]:
+        if self._stateful:
+            return self._go_on()
+        if self._own is not None:  # in the middle of an epoch, here or in the run that was saved
+            put_back(self.data, self._own)
+        elif self._own_now is not None:
+            put_back(self.data, self._own_now)
+        self._own, now, self._own_now = self._own or generator_states_of(self.data), self._own_now, None
+        iterator = self._open_globally()
+        if now is not None and self.index and not hasattr(self.data, "iterate"):  # a thread would be anywhere
+            put_back(self.data, now)
+        return iterator
+
+    def _open_globally(self) -> Iterator[Any]:
         if self._began is None:
             self._began = generator_states()
             return self._begin(self.index)
@@ -144,11 +226,33 @@ class Feed:
             set_generator_states(self._began)
             return self._begin(self.index)
 
+    def _go_on(self) -> Iterator[Any]:
+        """Stateful data from where it was; in the middle of an epoch all generators are as they were there."""
+        self._began = self._began or generator_states()
+        inner, now, self._inner, self._own_now = self._inner, self._own_now, None, None
+        with generators_kept() if self.index else nullcontext():
+            self._set_epoch()
+            put_back(self.data, now or {})
+            if inner is None:
+                return self._checked(self.data, self.index)
+            self.data.load_state_dict(copy.deepcopy(inner))
+            iterator = iter(self.data)
+            if self.index:  # its own way back may have drawn from them
+                put_back(self.data, now or {})
+            return iterator
+
+    def _set_epoch(self) -> None:
+        for owner in (self.data, getattr(self.data, "sampler", None), getattr(self.data, "batch_sampler", None)):
+            set_epoch: Callable[[int], Any] | None = getattr(owner, "set_epoch", None)
+            if set_epoch is not None:
+                set_epoch(self.epoch)
+
     def _begin(self, start: int) -> Iterator[Any]:
         data, epoch = self.data, self.epoch
         again, self._opened = self._opened, True
         if hasattr(data, "iterate"):
-            return iter(data.iterate(epoch, start))
+            seen = self._sum is not None
+            return self._checked(data.iterate(epoch, start - seen), int(seen))
         if not isinstance(data, Iterable):
             iterator = iter(data(epoch))
         elif isinstance(data, Iterator):
@@ -156,14 +260,25 @@ class Feed:
                 _reset(data)
             iterator = data
         else:
-            for owner in (data, getattr(data, "sampler", None), getattr(data, "batch_sampler", None)):
-                set_epoch: Callable[[int], Any] | None = getattr(owner, "set_epoch", None)
-                if set_epoch is not None:
-                    set_epoch(epoch)
+            self._set_epoch()
             iterator = iter(data)
-        passed = sum(1 for _ in itertools.islice(iterator, start))
-        if passed < start:
-            raise DataError(f"the run stopped at batch {start} of epoch {epoch}, and now the data has only {passed}")
+        return self._checked(iterator, start)
+
+    def _checked(self, batches: Iterable[Any], start: int) -> Iterator[Any]:
+        """Pass over batches; the last of them must be the one that the run had before it was saved."""
+        iterator, passed, last = iter(batches), 0, None
+        for last in itertools.islice(iterator, start):  # noqa: B007 - the last one is looked at
+            passed += 1
+        if passed < start and hasattr(self.data, "iterate"):  # its epoch is over before the batch that it left off at
+            warnings.warn(said_to_differ([f"epoch {self.epoch} has no batch {self.index - 1}"]), stacklevel=6)
+        elif passed < start:
+            raise DataError(
+                f"the run stopped at batch {start} of epoch {self.epoch}, and now the data has only {passed}"
+            )
+        elif self._sum is not None and start and checksum(as_batch(last).inputs) != self._sum:
+            what = [f"batch {self.index - 1} of epoch {self.epoch} is not the one that was trained on"]
+            warnings.warn(said_to_differ(what), stacklevel=6)
+        self._sum = None
         return iterator
 
 

@@ -20,7 +20,7 @@ from shaped.loop.checks import checked_specs
 from shaped.loop.hooks import Hooks
 from shaped.loop.listening import Listeners
 from shaped.loop.resuming import load_state, saved_state
-from shaped.loop.signals import Interrupted, Watch
+from shaped.loop.signals import Interrupted, Watch, Workers
 from shaped.metrics import MovingAverage, Scored, evaluate
 from shaped.optim import FusedOptimizer
 from shaped.params import ParamList
@@ -93,7 +93,7 @@ class Loop(Hooks, Listeners):
         self.start_epoch, self._max_skips, self._skips = 0, max_skips, 0
         self._leftover = leftover
         self._whole = True  # no step is half taken
-        self._listen, self._watch = signals, Watch(False)
+        self._listen, self._watch, self._workers = signals, Watch(False), Workers()
         self._feed: Feed | None = None
         self._position: Mapping[str, Any] | None = None  # loaded, for the next data
         self._updates: dict[str, Callable[[ParamList], Any]] = {}
@@ -146,13 +146,15 @@ class Loop(Hooks, Listeners):
                 self._feed.close()
                 feed.epoch = self._feed.epoch + (self._feed.index > 0)
             self._feed, self._position = feed, None
+        if any(getattr(listener, "saves", False) for listener in self._attached):
+            self._feed.check_savable()  # now, and not after the first steps
         if not self.resumed:
             self.start_step, self.start_epoch = self.step, self._feed.epoch
 
     def _run(self, epochs: int | None, wraps: bool) -> None:
         self._watch, self.stopped = Watch(self._listen), ""
         self._recorded, self._warned, self._at, self._broken, self.running = set(), set(), None, False, True
-        with self._watch:
+        with self._watch, self._workers:
             try:
                 for hook in chain(*self.hooks.values()):
                     hook.schedule.begin(self)
@@ -249,7 +251,10 @@ class Loop(Hooks, Listeners):
 
     def _fetch(self, feed: Feed) -> Batch | None:
         try:
-            return feed.next()
+            self._workers.look(feed)
+            batch = feed.next()
+            self._workers.look(feed)
+            return batch
         except Exception as error:
             if self._watch.received:  # Ctrl-C reaches a loader's workers too, and they end
                 raise _Stop from None

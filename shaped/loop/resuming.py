@@ -11,11 +11,16 @@ if TYPE_CHECKING:
     from shaped.loop.loop import Loop
 
 
-def saved_state(loop: "Loop") -> dict[str, Any]:
+def saved_state(loop: "Loop", *, check: bool = True) -> dict[str, Any]:
     """All that a resumed run needs: trainer, position in the data, generators, schedule, hooks; a copy.
 
     In a hook, that includes which hooks of this step are still to run: those after it, and it itself where it failed.
+
+    Raises:
+        StateError: With `check`, the data keeps random state that cannot be saved.
     """
+    if check and loop._feed is not None:
+        loop._feed.check_savable()
     position = loop._feed.state_dict() if loop._feed is not None else loop._position
     return {
         "trainer": loop.trainer.state_dict(),
@@ -53,10 +58,10 @@ def load_state(loop: "Loop", state: Mapping[str, Any]) -> None:
     Raises:
         StateError: It does not fit; nothing has changed.
     """
-    wrong = _malformed(state, saved_state(loop)) or _differences(loop, state)
+    wrong = _malformed(state, saved_state(loop, check=False)) or _differences(loop, state)
     if wrong:
         raise StateError("the state does not fit this loop.\n  " + "\n  ".join(wrong))
-    before = saved_state(loop)
+    before = saved_state(loop, check=False)
     try:
         _assign(loop, copy.deepcopy(dict(state)))  # a scheduler may change what it is given
     except BaseException as error:

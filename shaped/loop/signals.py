@@ -4,7 +4,10 @@ import os
 import signal
 import threading
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shaped.data.feed import Feed
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -18,6 +21,52 @@ class Interrupted(SystemExit):
 
     def __str__(self) -> str:
         return f"stopped by {self.signal.name}"
+
+
+class Workers:
+    """Keeps torch from raising in the middle of a step that a data worker died.
+
+    torch's handler of SIGCHLD raises wherever the main thread is, so that a step may be left half taken. While this is
+    entered, it raises only where the loop waits for a batch.
+    """
+
+    def __init__(self) -> None:
+        self.feed: Feed | None = None
+        self._theirs: Any = None  # torch's handler
+        self._died = False
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._theirs is not None and signal.getsignal(signal.SIGCHLD) == self._receive:
+            signal.signal(signal.SIGCHLD, self._theirs)
+        self.feed = self._theirs = None
+
+    def look(self, feed: "Feed") -> None:
+        """Before a batch is asked for: take torch's handler over, which its first workers bring, and raise if one died.
+
+        Raises:
+            RuntimeError: torch's: a worker was killed since the last batch.
+        """
+        if not hasattr(signal, "SIGCHLD"):
+            return
+        self.feed = feed
+        if self._died:
+            self._died = False
+            self._theirs(signal.SIGCHLD, None)
+        handler = signal.getsignal(signal.SIGCHLD)
+        if getattr(handler, "__module__", None) != "torch.utils.data._utils.signal_handling":
+            return
+        if threading.current_thread() is threading.main_thread():
+            self._theirs = handler
+            signal.signal(signal.SIGCHLD, self._receive)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.feed is not None and self.feed.waiting:
+            self._theirs(number, frame)
+        else:
+            self._died = True
 
 
 class Watch:
