@@ -132,6 +132,14 @@ def _not_beyond(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return convolve
 
 
+def interpolate(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """`F.interpolate`, whose kernels refuse a result without elements and whose shape functions do not."""
+    result = F.interpolate(x, *args, **kwargs)
+    if any(not size >= 1 for size in result.shape[2:]):
+        raise RuntimeError("Input and output sizes should be greater than 0")
+    return result
+
+
 def multinomial(x: Tensor, num_samples: Any, replacement: bool = False, **kwargs: Any) -> Tensor:
     """`torch.multinomial`, which cannot draw more than there is."""
     if not replacement and not num_samples <= x.shape[-1]:
@@ -160,6 +168,7 @@ _REWRITES: dict[Any, Callable[..., Any]] = {
     torch.arange: arange,
     torch.linspace: linspace,
     F.affine_grid: affine_grid,
+    F.interpolate: interpolate,
     torch.multinomial: multinomial,
     Tensor.multinomial: multinomial,
     **{f: _not_empty(f) for name in _REDUCTIONS for f in (getattr(torch, name), getattr(Tensor, name))},

@@ -1,6 +1,7 @@
 """Facts about sizes: whatever is shown is true at every size, and the facts that programs need are shown."""
 
 import itertools
+import math
 import operator
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -9,9 +10,18 @@ import pytest
 import sympy
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._sympy.functions import FloorDiv, Max, Min, PythonMod
+from torch.utils._sympy.functions import (
+    CeilToInt,
+    FloatTrueDiv,
+    FloorDiv,
+    FloorToInt,
+    Max,
+    Min,
+    PythonMod,
+    ToFloat,
+)
 
-from shaped.proof.arithmetic import constant, holds, nonnegative
+from shaped.proof.arithmetic import constant, holds, nonnegative, tidy, whole
 
 A, B = sympy.symbols("a b", integer=True, positive=True)
 BATCH, HEIGHT, WIDTH, DIM, HEADS, LENGTH, TIME, KERNEL = sympy.symbols(
@@ -222,3 +232,59 @@ def test_the_smallest_size_of_a_symbol_may_be_another_than_2():
 )
 def test_a_size_that_is_one_number_everywhere_is_found_to_be_so(size: Any, number: int | None):
     assert constant(size) == number
+
+
+alone = st.recursive(
+    st.just(A) | numbers.map(sympy.Integer),
+    lambda below: st.one_of(
+        st.builds(operator.add, below, below),
+        st.builds(operator.sub, below, below),
+        st.builds(FloorDiv, below, st.integers(2, 4).map(sympy.Integer)),
+        st.builds(PythonMod, below, st.integers(2, 4).map(sympy.Integer)),
+    ),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(related(alone, RELATIONS))
+def test_a_tidy_relation_is_true_at_the_same_sizes(fact: Fact):
+    kind, left, right = fact
+    relation = kind(left, right)
+    if relation in (sympy.true, sympy.false):
+        return
+    written = tidy(relation)
+    for size in range(1, 30):
+        parts = written.args if isinstance(written, sympy.Or) else (written,)
+        now = any(true_at((type(part), *part.args), {A: size}) for part in parts)
+
+        assert now == true_at(fact, {A: size}), (relation, written, size)
+
+
+@pytest.mark.parametrize(
+    ("fact", "text"),
+    [
+        (sympy.Eq(A - FloorDiv(A + 1, 2), FloorDiv(A + 1, 2)), sympy.Eq(PythonMod(A, 2), 0)),
+        (sympy.Ne(3 * FloorDiv(A, 3), A), sympy.Ne(PythonMod(A, 3), 0)),
+        (sympy.Eq(2 * FloorDiv(A, 2) + 1, A), sympy.Eq(PythonMod(A, 2), 1)),
+        (sympy.Ge(CeilToInt(FloatTrueDiv(ToFloat(A), sympy.Float(2.0))), 3), sympy.Ge(A, 5)),
+    ],
+)
+def test_a_relation_that_hangs_on_a_rest_is_written_as_one(fact: Any, text: Any):
+    assert tidy(fact) == text
+
+
+def test_a_maximum_is_taken_case_by_case():
+    assert holds(sympy.Ne(A * B, A * Max(1, B - HEADS)))
+    assert holds(sympy.Le(Min(A, B), A))
+    assert not holds(sympy.Ne(A * B, A * Max(2, B - HEADS)))
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.25, 1.5, 2.0, 0.1, 1 / 3])
+@pytest.mark.parametrize(("kind", "rounding"), [(CeilToInt, math.ceil), (FloorToInt, math.floor)])
+def test_a_rounded_product_is_the_same_in_whole_numbers(kind: Any, rounding: Callable[[float], int], factor: float):
+    written = whole(kind(sympy.Float(factor) * ToFloat(A)))
+    for size in range(1, 40):
+        expected = rounding(factor * size)
+
+        assert int(written.subs({A: size})) == expected

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from shaped import ParamList, ScalarTrainer, SignatureError, init, prove
 from shaped.proof.conditions import Assumption, Condition, follows
+from shaped.shapes import read_signature
 
 
 class Experts(ParamList):
@@ -98,3 +99,58 @@ def bounded(x: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
 
 def test_a_rounded_fraction_may_be_assumed():
     assert prove(bounded, assume=("ceil(n / 2) >= 2",)).conditions == ("ceil(n / 2) >= 2",)
+
+
+def halved(x: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d//2"]:
+    y, gate = x.chunk(2, dim=-1)
+    return y * gate
+
+
+def after(p: Float[Tensor, "p d"], x: Float[Tensor, "b t d"]) -> Float[Tensor, "b d"]:
+    return x[:, p.shape[0] :].sum(1)
+
+
+def either_way(x: Float[Tensor, "a b"], y: Float[Tensor, "c d"]) -> Float[Tensor, "a b"]:
+    return x * 2 if x.shape[0] % y.shape[1] == 0 else x
+
+
+def windows(x: Float[Tensor, "a a"], y: Float[Tensor, " b"]) -> Float[Tensor, "a*a"]:
+    return x.unfold(1, 2, 2).sum() + x.flatten()
+
+
+def largest(x: Float[Tensor, "a b"]) -> Float[Tensor, " 3"]:
+    return x.flatten().topk(3).values
+
+
+def rounded(x: Float[Tensor, "b c h"]) -> Float[Tensor, "b c h//2"]:
+    return torch.nn.functional.interpolate(x, scale_factor=0.5)
+
+
+PROGRAMS = {
+    halved: ("d % 2 == 0",), after: (), either_way: (), windows: ("a >= 2",), largest: ("a*b >= 3",),
+    rounded: ("h >= 2",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("function", PROGRAMS, ids=lambda function: function.__name__)
+def test_a_condition_is_what_torch_needs_and_no_more(function):
+    proof, signature = prove(function), read_signature(function)
+
+    assert proof.conditions == PROGRAMS[function]
+    for point in itertools.product(range(1, 5), repeat=len(proof.dims)):
+        sizes = dict(zip(proof.dims, point, strict=True))
+        tensors = [torch.rand([dim.evaluate(sizes) for dim in entry.spec.dims]) for entry in signature.entries]
+        try:
+            declared = [dim.evaluate(sizes) for dim in signature.result[0].dims]
+            runs = list(function(*tensors).shape) == declared
+        except (RuntimeError, IndexError, ValueError):
+            runs = False
+
+        assert runs == all(condition.holds(sizes) for condition in proof.side_conditions), sizes
+
+
+@pytest.mark.parametrize("function", [halved, largest, windows, rounded])
+def test_what_a_proof_lists_may_be_assumed(function):
+    conditions = prove(function).conditions
+
+    assert prove(function, assume=conditions).conditions == conditions
