@@ -39,6 +39,7 @@ _ORDER = (sympy.Le, sympy.Lt, sympy.Ge, sympy.Gt)
 # The variables of every decision, so that sympy remembers what it made of them.
 _COUNTERS = tuple(sympy.Symbol(f"j{i}", integer=True, nonnegative=True) for i in range(6))
 _OPAQUE = tuple(sympy.Symbol(f"f{i}", integer=True, nonnegative=True) for i in range(12))
+_PRODUCTS = tuple(sympy.Symbol(f"m{i}", integer=True, positive=True) for i in range(3))
 _SPARE = tuple(sympy.Symbol(f"r{i}", integer=True, nonnegative=True) for i in range(12))
 
 Least = Mapping[Any, int]  # the smallest value of each symbol
@@ -61,7 +62,29 @@ def holds(fact: Any, given: Sequence[Any] = (), least: Least | None = None) -> b
         rest = [g for g in given if g is not either]
         return holds(fact, rest, least) or all(holds(fact, [*rest, part], least) for part in either.args)
     relevant = tuple(g for g in given if isinstance(g, _ORDER) and g.free_symbols & fact.free_symbols)
-    return _holds(fact, relevant, tuple(start.items())) or _holds_whichever(fact, relevant, tuple(start.items()))
+    (fact, *relevant), start = _with_products([fact, *relevant], start)
+    known, bounds = tuple(relevant), tuple(start.items())
+    try:
+        return _holds(fact, known, bounds) or _holds_whichever(fact, known, bounds)
+    except ZeroDivisionError:  # for some of these sizes it says nothing
+        return False
+
+
+def _with_products(facts: list[Any], least: dict[Any, int]) -> tuple[list[Any], dict[Any, int]]:
+    """A symbol for a product of sizes that is divided, where these occur nowhere else: (a*b + 1)//2."""
+    over = {atom.args[0] for fact in facts for atom in divisions(fact) if len(atom.args[0].free_symbols) > 1}
+    products = sorted({part for size in over for part in size.atoms(sympy.Mul) if len(part.free_symbols) > 1}, key=str)
+    for product, symbol in zip(products, _PRODUCTS, strict=False):
+        factors = product.free_symbols
+        if product != sympy.Mul(*factors):
+            continue
+        written = [fact.subs(product, symbol) for fact in facts]
+        if not any(fact.free_symbols & factors for fact in written):
+            facts = written
+            least = {s: n for s, n in least.items() if s not in factors} | {
+                symbol: math.prod(least[s] for s in factors)
+            }
+    return facts, least
 
 
 def _holds_whichever(fact: Any, given: tuple[Any, ...], least: tuple[tuple[Any, int], ...], depth: int = 2) -> bool:
@@ -91,7 +114,7 @@ def _holds(fact: Any, given: tuple[Any, ...], least: tuple[tuple[Any, int], ...]
     if not isinstance(fact, sympy.core.relational.Relational):
         return False
     if any(abs(number) > _LARGE for number in fact.atoms(sympy.Integer)):
-        return isinstance(fact, _ORDER) and fact.subs({symbol: max(low, 2) for symbol, low in least}) is sympy.true
+        return isinstance(fact, _ORDER) and value_at(fact, {symbol: max(low, 2) for symbol, low in least}) == sympy.true
     cases = _cases((fact, *given), dict(least))
     return cases is not None and all(_holds_in_case(fact, given, written, bounds) for written, bounds in cases)
 
@@ -262,12 +285,29 @@ def _fraction(quotient: Any) -> Any:
     return quotient
 
 
+def flat(size: Any) -> Any:
+    """A size with (n//2 + 1)//2 as (n + 2)//4, and d*n % (2*d) as d*(n % 2)."""
+    for atom in sorted(divisions(size), key=lambda a: len(str(a))):
+        over, under = atom.args
+        shared = set(sympy.Mul.make_args(sympy.factor_terms(over))).intersection(sympy.Mul.make_args(under))
+        common = sympy.Mul(*(factor for factor in shared if factor.is_Symbol))
+        if common != 1:
+            rest = atom.func(sympy.expand(over / common), under / common)
+            size = size.xreplace({atom: rest if type(atom) is FloorDiv else common * rest})
+            continue
+        inner = [part for part in divisions(over) if type(part) is FloorDiv and (over - part).is_Integer]
+        if type(atom) is FloorDiv and under.is_Integer and inner and inner[0].args[1].is_Integer:
+            numerator, by = inner[0].args
+            size = size.xreplace({atom: FloorDiv(numerator + by * (over - inner[0]), by * under)})
+    return size
+
+
 def tidy(fact: Any) -> Any:
     """A relation as people write it: no size twice, nothing subtracted, `n >= 4` for n - 2 >= 2, `n % 2 == 0`."""
     fact = _by_rest(whole(fact) if fact.has(*_ROUNDED) else fact)
     if isinstance(fact, _ORDER) and len(fact.free_symbols) == 1 and divisions(fact):
         (symbol,) = fact.free_symbols
-        false = list(itertools.takewhile(lambda n: fact.subs({symbol: n}) is sympy.false, range(1, _TRIED)))
+        false = list(itertools.takewhile(lambda n: value_at(fact, {symbol: n}) == sympy.false, range(1, _TRIED)))
         bound = sympy.Ge(symbol, len(false) + 1)
         return bound if false and holds(fact, [bound], {symbol: 1}) else fact
     if not isinstance(fact, _ORDER) or fact.atoms(Application):
@@ -304,6 +344,14 @@ def _by_rest(fact: Any) -> Any:
     if len(rests) == period - 1 and period > 2:
         return sympy.Ne(PythonMod(symbol, period), next(r for r in range(period) if not true[r]))
     return sympy.Or(*(sympy.Eq(PythonMod(symbol, period), rest) for rest in rests))
+
+
+def value_at(fact: Any, sizes: Mapping[Any, int]) -> Any:
+    """A relation at some sizes: sympy's true or false; None where it divides by zero there."""
+    try:
+        return fact.subs(sizes)
+    except ZeroDivisionError:
+        return None
 
 
 def divided_exactly(size: Any, facts: Sequence[Any]) -> Any:

@@ -11,8 +11,8 @@ from typing import Any
 
 import sympy
 
-from shaped.proof.arithmetic import holds
-from shaped.proof.plans import hints_where, value_at
+from shaped.proof.arithmetic import holds, value_at
+from shaped.proof.plans import hints_where
 from shaped.proof.symbolic import Plan, World
 
 Run = Callable[[Plan], World | None]  # the forward pass under a plan; None where it fails

@@ -9,7 +9,7 @@ from typing import Any
 
 import sympy
 
-from shaped.proof.arithmetic import divisions
+from shaped.proof.arithmetic import divisions, flat, value_at
 from shaped.proof.symbolic import Plan, World
 from shaped.shapes import Dim
 
@@ -17,6 +17,7 @@ from shaped.shapes import Dim
 # Far apart and without small relations first, so that no two sizes meet by accident.
 _MORE = (6, 9, 10, 12, 14, 16, 22, 26, 34)
 _DRAWS = 400
+_FINEST = 12  # a multiple of a multiple
 _RESTS = 4  # divisors up to this one are tried at every rest
 _TRIED = (53, 211, 1009, 4001, 15, 8, 7, 5, 4, 3, 2)
 
@@ -36,7 +37,7 @@ def repairs(world: World, plan: Plan) -> list[Plan]:
     ]
     plans: list[Plan] = []
     for asked, _ in reversed(world.env.answers):
-        for atom in _in_order(divisions(asked), world):
+        for atom in _in_order(divisions(flat(asked)), world):
             over, under = atom.args
             name = world.symbols.get(over)
             base = name or next((world.symbols[s] for s in over.free_symbols if s in world.symbols), None)
@@ -45,8 +46,13 @@ def repairs(world: World, plan: Plan) -> list[Plan]:
                 if divisor is None:
                     continue
                 by = with_multiple(plan, (str(base), divisor))
-                rests = range(1, int(under)) if under.is_Integer and under <= _RESTS else ()
-                plans += [by] * (name is not None) + [replace(by, rests={**by.rests, str(base): r}) for r in rests]
+                number = int(under) if under.is_Integer else 1
+                own = plan.hints[str(base)] % number  # as where a run went through
+                rests = sorted(range(1, number if number <= _RESTS else 1), key=lambda rest, own=own: rest != own)
+                others = [replace(by, rests={**by.rests, str(base): rest}) for rest in rests]
+                plans += [*others, by] if own else [by, *others]
+            elif under.is_Integer and (finer := _finer(over, int(under), world, plan)):
+                plans += finer
             elif under.is_Integer and 1 < int(under) < 10**6:
                 factor = int(under)
                 if any(hint % factor for hint in plan.hints.values()):
@@ -57,6 +63,19 @@ def repairs(world: World, plan: Plan) -> list[Plan]:
         if hints is not None and not isinstance(question.fact, sympy.Eq | sympy.Ne):
             plans.append(replace(plan, hints=hints))
     return plans + rests_only
+
+
+def _finer(over: Any, under: int, world: World, plan: Plan) -> list[Plan]:
+    """Where the quotient of a multiple is divided again: n = 4*(n//4) + rest for n = 2*(n//2)."""
+    for name, divisor in plan.multiples.items():
+        quotient = next((s for s in over.free_symbols if world.symbols.get(s) == plan.quotient(name)), None)
+        coarse = divisor.constant
+        if quotient is None or coarse is None or not 1 < coarse * under <= _FINEST:
+            continue
+        rests = (plan.rests.get(name, 0) + coarse * rest for rest in range(under))
+        by = replace(plan, multiples={**plan.multiples, name: Dim(str(coarse * under))})
+        return [replace(by, rests={**by.rests, name: rest}) for rest in rests]
+    return []
 
 
 def hints_where(
@@ -106,14 +125,6 @@ def needed_multiple(fact: Any, number: bool, world: World) -> tuple[str, Dim] | 
         if divisor is not None and all(n in plan.hints or n in plan.constants for n in _names(under, world)):
             return name, divisor
     return None
-
-
-def value_at(fact: Any, sizes: Mapping[Any, int]) -> Any:
-    """A relation at some sizes: sympy's true or false; None where it divides by zero there."""
-    try:
-        return fact.subs(sizes)
-    except ZeroDivisionError:
-        return None
 
 
 def _staircases(count: int) -> Iterator[tuple[int, ...]]:

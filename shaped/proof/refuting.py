@@ -1,84 +1,92 @@
-"""Before something is refuted: sizes at which plain torch really fails.
+"""A refutation, held against runs on real tensors: nothing is refuted unless a run fails at the sizes that are named.
 
-torch's shape functions refuse a few things that its kernels run. So a refutation names sizes at which the program was
-run on real numbers and failed, or gave another result than it declares.
+What plain torch does without a word (a broadcast that a mean hides) and what an annotation within the program claims
+are refuted all the same.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
-from shaped.errors import ProofError, Unprovable
-from shaped.proof.conditions import Condition
-from shaped.proof.rehearsal import draw_sizes, really_fails
-from shaped.proof.setting import Setting
-from shaped.proof.symbolic import Plan, World
-from shaped.proof.trace import run_forward
+from shaped.errors import Goal, ProofError, ShapedError, Source, Unprovable, first_line
+from shaped.proof.source import is_users, place_of_traceback
+from shaped.proof.symbolic import Plan
+from shaped.proof.trials import Trials
 
 PRIMES = (5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107, 109)
-_STARTS = 3  # sets of primes
-_DRAWS = 12  # and of drawn sizes
+_SIZED = (AssertionError, IndexError, ZeroDivisionError)  # of a program's own: what sizes may be the cause of
+
+Sizes = Mapping[str, int]
 
 
-@dataclass(frozen=True)
-class Refuting:
-    """What is tried: sizes that the initial plan and what is assumed admit."""
-
-    setting: Setting
-    names: Sequence[str]
-    static: Mapping[str, int]
-    assumed: Sequence[Condition]
-    plan: Plan
-
-    def with_sizes(self, error: ProofError) -> ProofError | Unprovable:
-        """Add sizes at which it fails; Unprovable where plain torch runs at all that are tried.
-
-        What torch lets pass in silence, and claims of annotations within the program, are looked at without data.
-        """
-        ran: Mapping[str, int] | None = None
-        if not (error.goal.silent or error.goal.operation == "claim"):
-            for sizes in self._candidates():
-                fails = really_fails(self.setting, sizes)
-                if fails:
-                    return self._at(error, sizes)
-                ran = sizes if fails is False else ran
-        if ran is not None:
-            name, at = self.setting.signature.name, ", ".join(f"{n} = {ran[n]}" for n in self.names)
-            title = f"`{name}` is neither proved nor refuted: torch's shape functions refuse it, and at {at} it runs."
-            hint = "static=(...) proves each size of a dimension as it comes"
-            return Unprovable(title, error.source, replace(error.goal, equation="", context=(), hint=hint))
-        for sizes in map(self._primes, range(_STARTS)):
-            try:
-                run_forward(self.setting, World(self.names, Plan({}, constants=sizes)))
-            except Exception:
-                return self._at(error, sizes)
+def refuted(error: Exception, trials: Trials, tried: Iterable[Sizes]) -> Exception:
+    """What to raise: a ProofError with sizes at which a run fails; Unprovable where all go through; else the error."""
+    if isinstance(error, ShapedError) and not isinstance(error, ProofError):
         return error
+    if isinstance(error, ProofError) and (error.goal.silent or error.goal.operation == "claim"):
+        return error
+    failing, passed = trials.first_failure(tried)
+    if isinstance(error, ProofError):
+        if failing is not None:
+            return ProofError(error.title, error.source, replace(error.goal, sizes=dict(failing)))
+        return _unknown(error.source, trials, error.goal, passed) if passed else error
+    if failing is not None and (passed or isinstance(error, _SIZED) or not is_own(error)):
+        return fails_at(failing, trials)
+    if passed or not is_own(error):
+        place = place_of_traceback(error.__traceback__)
+        return _unknown(place.source() if place else None, trials, Goal(said=first_line(error)), passed)
+    return error
 
-    def _at(self, error: ProofError, sizes: Mapping[str, int]) -> ProofError:
-        ordered = {name: sizes[name] for name in self.names}
-        return ProofError(error.title, error.source, replace(error.goal, sizes=ordered))
 
-    def _candidates(self) -> Iterator[Mapping[str, int]]:
-        """Primes, then small sizes."""
-        yield from map(self._primes, range(_STARTS))
-        drawn = (draw_sizes(self.names, self.static, self.assumed, seed) for seed in range(_DRAWS))
-        yield from (sizes for sizes in drawn if sizes is not None)
+def _unknown(source: Source | None, trials: Trials, goal: Goal, passed: int) -> Unprovable:
+    name = trials.setting.signature.name
+    ran = f", but ran at all of the {passed} sizes tried" if passed else ""
+    title = f"`{name}` is neither proved nor refuted: this fails on symbolic sizes{ran}."
+    hint = goal.hint or "write it with other operations, or declare static=(...), which proves each size as it comes"
+    return Unprovable(title, source, replace(goal, hint=hint))
 
-    def _primes(self, skipped: int) -> dict[str, int]:
-        """A prime for each name that is free, a multiple or the equal for the others."""
-        sizes: dict[str, int] = {}
-        primes = itertools.islice((2, *(3, *PRIMES)), skipped, None)
-        plan = self.plan
-        for name in [
-            *[n for n in self.names if n not in plan.equal and n not in plan.multiples],
-            *plan.multiples,
-            *plan.equal,
-        ]:
-            if name in plan.constants:
-                sizes[name] = plan.constants[name]
-            elif name in plan.equal:
-                sizes[name] = plan.equal[name].evaluate(sizes)
-            else:
-                factor = plan.multiples[name].evaluate(sizes) if name in plan.multiples else 1
-                sizes[name] = factor * next(primes, 101)
-        return sizes
+
+def fails_at(sizes: Sizes, trials: Trials) -> ProofError:
+    """What a real run says at these sizes, at the line where it stops."""
+    error = trials.failure(sizes)
+    name = trials.setting.signature.name
+    place = place_of_traceback(error.__traceback__)
+    source = place.source() if place else None
+    if isinstance(error, ShapedError):
+        goal = Goal("result", first_line(error), sizes=dict(sizes))
+        return ProofError(f"`{name}` does not return what it declares.", None, goal)
+    said = first_line(error)
+    if isinstance(error, AssertionError) and is_own(error):
+        said = f"AssertionError: {error}".removesuffix(": ")
+        return ProofError(f"`{name}` refuses some sizes itself.", source, Goal(raised=said, sizes=dict(sizes)))
+    return ProofError(f"`{name}` is not well-shaped.", source, Goal(said=said, sizes=dict(sizes)))
+
+
+def is_own(error: Exception) -> bool:
+    """Whether the program itself raised it, rather than something that it called."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return traceback is not None and is_users(traceback.tb_frame)
+
+
+def refuses(error: Exception) -> bool:
+    """Whether it is the program's own `assert` or `raise` about sizes, which other sizes may satisfy."""
+    kinds = (RuntimeError, TypeError, IndexError, LookupError, AttributeError, NameError)  # torch raises these
+    return is_own(error) and not isinstance(error, kinds)
+
+
+def small_sizes(names: Sequence[str], plan: Plan, skipped: int) -> dict[str, int]:
+    """A prime for each name that is free, a multiple or the equal for the others."""
+    sizes: dict[str, int] = {}
+    primes = itertools.islice((2, 3, *PRIMES), skipped, None)
+    free = [n for n in names if n not in plan.equal and n not in plan.multiples]
+    for name in [*free, *plan.multiples, *plan.equal]:
+        if name in plan.constants:
+            sizes[name] = plan.constants[name]
+        elif name in plan.equal:
+            sizes[name] = plan.equal[name].evaluate(sizes)
+        else:
+            factor = plan.multiples[name].evaluate(sizes) if name in plan.multiples else 1
+            sizes[name] = factor * next(primes, 101)
+    return {name: sizes[name] for name in names}

@@ -4,19 +4,32 @@ from collections.abc import Sequence
 from typing import Any
 
 import sympy
+from sympy.core.function import Application
 
 from shaped.errors import Source
 from shaped.proof.arithmetic import holds, tidy
 
 
 def without_maximum(fact: Any) -> Any:
-    """max(1, n) == n says that n is at least 1."""
+    """max(1, n) == n says that n is at least 1; also where both sides are multiples: 2*max(1, n) == 2*n."""
     if isinstance(fact, sympy.Eq):
-        for most, other in (fact.args, fact.args[::-1]):
+        sides = (
+            _divided(*fact.args)
+            if any(type(a).__name__ in ("Max", "Min") for a in fact.atoms(Application))
+            else fact.args
+        )
+        for most, other in (sides, sides[::-1]):
             if type(most).__name__ in ("Max", "Min") and other in most.args and len(most.args) == 2:
                 least = next(part for part in most.args if part != other)
                 return sympy.Ge(other, least) if type(most).__name__ == "Max" else sympy.Le(other, least)
     return fact
+
+
+def _divided(left: Any, right: Any) -> tuple[Any, Any]:
+    """Both sides of an equation without the sizes that they are both multiples of."""
+    shared = set(sympy.Mul.make_args(sympy.factor_terms(left))) & set(sympy.Mul.make_args(sympy.factor_terms(right)))
+    by = sympy.Mul(*(factor for factor in shared if factor.is_positive))
+    return sympy.expand(left / by), sympy.expand(right / by)
 
 
 def weakest(facts: Sequence[tuple[Any, Source | None]]) -> list[tuple[Any, Source | None]]:

@@ -13,6 +13,7 @@ from torch import SymInt, Tensor
 from torch.overrides import TorchFunctionMode
 
 from shaped.errors import Unprovable
+from shaped.proof import indexing
 from shaped.proof.margins import multi_margin_loss, multilabel_margin_loss
 from shaped.proof.ranges import arange
 
@@ -172,6 +173,7 @@ _REWRITES: dict[Any, Callable[..., Any]] = {
     torch.multinomial: multinomial,
     Tensor.multinomial: multinomial,
     **{f: _not_empty(f) for name in _REDUCTIONS for f in (getattr(torch, name), getattr(Tensor, name))},
+    **indexing.REWRITES,
     **{f: _not_beyond(f) for f in (F.conv1d, F.conv2d, F.conv3d)},
 }
 

@@ -3,30 +3,33 @@
 import itertools
 import operator
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any
 
 import sympy
 import torch
 from torch.utils._sympy.functions import PythonMod
 
 from shaped.arguments import whole
-from shaped.errors import Goal, ProofError, ShapedError, SignatureError, Source, Unprovable, nearest
+from shaped.errors import Goal, ProofError, SignatureError, Source, nearest
 from shaped.proof.arithmetic import divides, divisions, holds, holds_exactly
+from shaped.proof.attempts import Failure, attempts
 from shaped.proof.branches import Branches, Settled, together
 from shaped.proof.conditions import Assumption, Condition, follows
-from shaped.proof.explain import explain, is_unprovable
-from shaped.proof.plans import hints_where, needed_multiple, repairs, with_multiple
+from shaped.proof.explain import explain
+from shaped.proof.plans import hints_where
 from shaped.proof.proof import Proof, count_operations, forward_graph
-from shaped.proof.refuting import PRIMES, Refuting
+from shaped.proof.refuting import PRIMES, fails_at, refuses, refuted, small_sizes
 from shaped.proof.rehearsal import rehearse
 from shaped.proof.relations import effort, weakest, without_maximum
 from shaped.proof.setting import Setting
 from shaped.proof.small import EXCLUDED, needed_of_small, small_dimensions, small_expressions
-from shaped.proof.symbolic import Plan, Question, World
-from shaped.proof.trace import Recorder, Trace, expression, run_forward, trace
+from shaped.proof.statement import Alternative, Fails, held
+from shaped.proof.symbolic import Plan, Question, World, hint
+from shaped.proof.trace import Trace, expression, run_forward
+from shaped.proof.trials import Trials
 from shaped.proof.update import update_operations
 from shaped.shapes import Dim, Term
 
@@ -34,8 +37,11 @@ from shaped.shapes import Dim, Term
 # so that the first trace mostly goes through. What a hint decided is always read back as a question.
 _HINT = 48
 _ATTEMPTS = 8  # plans tried before a failure is believed
+_AGAIN = 6  # plans tried from sizes that a first proof does not admit
+_STARTS = 3  # sets of concrete sizes tried for a failure
 _PAIRED = 6  # questions that are also answered the other way two at a time
 _RUNS = 400  # of other branches; after these, what is not settled stays a condition
+_SMALL, _LARGE, _NEAR = 30, 4096, 6  # numbers that the program compares sizes with, around which sizes are tried
 _RESTS = 8  # divisors up to this one are tried at every rest
 
 
@@ -67,8 +73,8 @@ class Search:
 
     def proof(self) -> Proof:
         started = time.perf_counter()
-        found, plan = self._find(self._initial_plan())
-        conditions = self._conditions(found, plan)
+        stated = self._stated(self._initial_plan())
+        found, plan, conditions = stated.found, stated.plan, list(stated.conditions)
         self._check_follows(conditions)
         if self.assumptions:  # from which all that was found follows
             conditions = [assumption.condition for assumption in self.assumptions]
@@ -125,46 +131,62 @@ class Search:
             return replace(plan, hints=hints) if hints else plan
         return plan
 
-    def _find(self, plan: Plan) -> tuple[Trace, Plan]:
-        """Trace until it goes through; where the hints were unlucky, repair them and try again.
+    def _stated(self, plan: Plan) -> Alternative:
+        """A trace that goes through, with conditions that runs on real tensors bear out."""
+        found = attempts(self.setting, self.names, plan, _ATTEMPTS + len(self.names))
+        if isinstance(found, Failure):
+            trials = self._trials(len(found.recorder.steps))
+            error = explain(found.error, self.setting, found.world, found.recorder)
+            if refuses(found.error):  # the program's own `assert`: other sizes may satisfy it
+                try:
+                    return held(None, trials, self._sizes(trials, plan, found.world), self._again)
+                except Fails:
+                    pass
+            raise self._refuted(error, trials, plan, found.world) from None
+        trials = self._trials(len(found.trace.steps))
+        try:
+            first = Alternative(self._conditions(found.trace, found.plan), found.trace, found.plan)
+            return held(first, trials, self._sizes(trials, found.plan, found.trace.world), self._again)
+        except Fails as error:
+            raise fails_at(error.sizes, trials) from None
+        except ProofError as error:
+            raise self._refuted(error, trials, plan, found.trace.world) from None
 
-        Unlucky is: not divisible, or in the wrong order. What a repaired hint decided comes back as a question and so
-        as a condition. If nothing helps, the failure of the attempt that got furthest is the one to explain.
-        """
-        failures: list[tuple[int, Exception, World, Recorder]] = []
-        waiting = [plan]
-        seen: set[str] = set()
-        while waiting and len(seen) < _ATTEMPTS + len(self.names):
-            plan = waiting.pop(0)
-            if repr(plan) in seen:
+    def _again(self, sizes: Mapping[str, int]) -> Alternative | None:
+        """A proof from these sizes, at which a run goes through: the smallest as numbers, the others as hints."""
+        plan = self._initial_plan()
+        hints = {name: sizes[name] for name in plan.hints}
+        for name, divisor in plan.multiples.items():
+            hints[name] = sizes[name] // divisor.evaluate(sizes)
+        for largest in (1, 2) if 2 in sizes.values() else (1,):
+            fixed = {name: size for name, size in sizes.items() if size <= largest and plan.is_free(name)}
+            at = replace(plan, hints=hints, constants={**plan.constants, **fixed})
+            self._runs = 0
+            found = attempts(self.setting, self.names, at, _AGAIN)
+            if isinstance(found, Failure):
                 continue
-            seen.add(repr(plan))
-            world = World(self.names, plan)
-            recorder = Recorder(world)
-            if len(plan.multiples) <= len(self.names):
-                world.env.notice = partial(_substitute, world)
             try:
-                return trace(self.setting, world, recorder), plan
-            except _Substitution as needed:
-                waiting.insert(0, with_multiple(plan, needed.multiple))
-            except Exception as error:
-                failures.append((len(recorder.steps), error, world, recorder))
-                if is_unprovable(error):
-                    break
-                waiting.extend(repairs(world, plan))  # the user's own `assert seq <= 16` too may need other hints
-        _, furthest, world, recorder = max(failures, key=lambda failure: failure[0])
-        return self._raise(explain(furthest, self.setting, world, recorder))
+                conditions = self._conditions(found.trace, found.plan)
+            except ProofError:  # it needs two sizes to be equal
+                continue
+            stated = [*(_is(name, size) for name, size in fixed.items()), *conditions]
+            if all(condition.holds(sizes) for condition in stated):
+                return Alternative(stated, found.trace, found.plan)
+        return None
 
-    def _raise(self, error: Exception) -> NoReturn:
-        if isinstance(error, ProofError):
-            raise self._with_sizes(error) from None
-        if isinstance(error, ShapedError):
-            raise error from None
-        raise error
+    def _trials(self, operations: int) -> Trials:
+        return Trials(self.setting, self.names, self.static, operations)
 
-    def _with_sizes(self, error: ProofError) -> ProofError | Unprovable:
-        assumed = [assumption.condition for assumption in self.assumptions]
-        return Refuting(self.setting, self.names, self.static, assumed, self._initial_plan()).with_sizes(error)
+    def _sizes(self, trials: Trials, plan: Plan, world: World) -> Iterator[dict[str, int]]:
+        """Small sizes that satisfy what is assumed; many of them multiples of what the plan divides by."""
+        units = {name: (divisor, plan.rests.get(name, 0)) for name, divisor in plan.multiples.items()}
+        for sizes in trials.sizes(units, plan.equal, _compared(world)):
+            if all(assumption.condition.holds(sizes) for assumption in self.assumptions):
+                yield sizes
+
+    def _refuted(self, error: Exception, trials: Trials, plan: Plan, world: World) -> Exception:
+        primes = (small_sizes(self.names, plan, skipped) for skipped in range(_STARTS))
+        return refuted(error, trials, itertools.chain(primes, self._sizes(trials, plan, world)))
 
     # -- from questions to conditions ------------------------------------------------------------------------------
 
@@ -287,14 +309,13 @@ class Search:
                 kept.append((fact, source))
         return kept + [(fact, source) for fact, source, _ in dropped[_PAIRED:]]
 
-    def _needs_equality(self, fact: Any, found: Trace, question: Question) -> ProofError | Unprovable:
+    def _needs_equality(self, fact: Any, found: Trace, question: Question) -> ProofError:
         needed = found.world.show(fact)
-        error = ProofError(
+        return ProofError(
             f"`{self.setting.signature.name}` is not well-shaped.",
             question.source,
             Goal(equation=needed.replace("==", "="), hint=f'if it is meant, state it: assume=("{needed}",)'),
         )
-        return self._with_sizes(error)
 
     def _run(self, plan: Plan) -> World | None:
         self._runs += 1
@@ -314,7 +335,7 @@ class Search:
         """The plan, with other sizes at 1 where a condition forces it (seq <= context); None where one excludes it."""
         for _ in range(len(self.names) + 1):
             world = World(self.names, plan)
-            sizes = {name: _hint(value) for name, value in world.values.items()}
+            sizes = {name: hint(value) for name, value in world.values.items()}
             stated = [*conditions, *(a.condition for a in self.assumptions)]
             broken = [c for c in stated if set(c.names) <= set(sizes) and not c.holds(sizes)]
             if not broken:
@@ -344,22 +365,9 @@ class Search:
         """Where the traced graph itself is valid: symbols of at least 2, and each question answered as it was."""
         world, plan = found.world, found.world.plan
         least = [Condition(Term.of(">=", world.term(symbol), Term.number(2))) for symbol in world.symbols]
+        fixed = [_is(n, v) for n, v in plan.constants.items() if n in self.names and n not in self.static]
         divisible = [_divides(name, divisor, plan) for name, divisor in plan.multiples.items()]
-        return (*least, *divisible, *(Condition(world.term(question.fact)) for question in found.questions))
-
-
-class _Substitution(BaseException):
-    """Ends a trace that needs dim = heads*(dim//heads); no `except Exception` of the user's stops it."""
-
-    def __init__(self, multiple: tuple[str, Dim]) -> None:
-        self.multiple = multiple
-
-
-def _substitute(world: World, fact: Any, number: bool) -> None:
-    """Trace again where a divisibility was asked for: the layout questions that hang on the floor division vanish."""
-    multiple = needed_multiple(fact, number, world)
-    if multiple is not None:
-        raise _Substitution(multiple)
+        return (*least, *fixed, *divisible, *(Condition(world.term(question.fact)) for question in found.questions))
 
 
 def _nonzero_divisors(found: Trace) -> list[Condition]:
@@ -405,8 +413,14 @@ def _statement_order(setting: Setting) -> tuple[str, ...]:
     return tuple([name for name in outside if name not in inside] + list(inside))
 
 
-def _hint(value: Any) -> int:
-    return value if isinstance(value, int) else int(value.node.hint)
+def _compared(world: World) -> list[int]:
+    """The larger numbers that sizes were compared with; torch's own thresholds are beyond what is tried."""
+    numbers = {int(n) for question in world.env.asked for n in question.fact.atoms(sympy.Integer)}
+    return sorted(n for n in numbers if _SMALL < n < _LARGE)[:_NEAR]
+
+
+def _is(name: str, size: int) -> Condition:
+    return Condition(Term.of("==", Term.name(name), Term.number(size)))
 
 
 def _divides(name: str, divisor: Dim, plan: Plan) -> Condition:

@@ -18,7 +18,7 @@ from torch._dynamo.source import ConstantSource
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, _lru_cache
 
 from shaped.errors import Goal, Source, Unprovable
-from shaped.proof.arithmetic import constant, divided_exactly, divisions, holds, whole
+from shaped.proof.arithmetic import constant, divided_exactly, divisions, flat, holds, whole
 from shaped.proof.conditions import is_dim
 from shaped.proof.expressions import sympy_of, term_of, without_fractions
 from shaped.proof.fake import RememberingMode
@@ -124,7 +124,7 @@ class _Questions(ShapeEnv):
             return expression
         if expression not in self._settled:
             numbers = {atom: number for atom in divisions(expression) if (number := constant(atom)) is not None}
-            self._settled[expression] = expression.xreplace(numbers) if numbers else expression
+            self._settled[expression] = flat(whole(expression.xreplace(numbers) if numbers else expression))
         return self._settled[expression]
 
 
@@ -240,7 +240,7 @@ class World:
                 parts = sorted(expression.args, key=lambda part: min(map(order.index, part.free_symbols)))
                 self._terms[expression] = Term.of("or", *map(self.term, parts))
             else:
-                self._terms[expression] = term_of(without_fractions(expression).xreplace(self._names_of_symbols))
+                self._terms[expression] = term_of(without_fractions(whole(expression)).xreplace(self._names_of_symbols))
         return self._terms[expression]
 
     def show(self, value: Any) -> str:
@@ -264,7 +264,8 @@ class World:
         """A size below 0 is an error that torch's shape functions do not see: ask that each is at least 0."""
         asked = [question.fact for question in self.env.asked]
         for size, source in list(self.mode.sizes.items()):
-            fact = sympy.Ge(whole(size), 0)
+            size = whole(size)
+            fact = sympy.Ge(size, 0)
             if size.is_nonnegative or not size.free_symbols <= set(self.hints) or holds(fact) or holds(fact, asked):
                 continue
             negative = bool(size.subs(self.hints) < 0)
@@ -287,7 +288,9 @@ class World:
             value = other.values.get(self.symbols.get(symbol, ""))
             if value is None:
                 return None
-            written[symbol] = sympy.sympify(_bare(value))
+            written[symbol] = sympy.sympify(
+                value.node._expr if isinstance(value, SymInt) else value
+            )  # whatever it asked
         try:
             return fact.xreplace(written) if written else fact
         except ZeroDivisionError:
@@ -295,7 +298,7 @@ class World:
 
     def same(self, a: Any, b: Any) -> bool:
         """Whether two sizes are equal for all values, also by what was asked to divide; asks nothing itself."""
-        a, b = whole(sympy.sympify(_bare(a))), whole(sympy.sympify(_bare(b)))
+        a, b = flat(whole(sympy.sympify(_bare(a)))), flat(whole(sympy.sympify(_bare(b))))
         if bool(a == b) or bool(sympy.expand(a - b) == 0) or holds(sympy.Eq(a, b)) or sympy.simplify(a - b) == 0:
             return True
         divisible = [question.fact for question in self.env.asked if isinstance(question.fact, sympy.Eq)]
@@ -314,6 +317,11 @@ class World:
                 multiple = replaced[symbol] - self.plan.rests.get(base, 0)
                 replaced[symbol] = multiple / divisor.evaluate(names)
         return replaced
+
+
+def hint(size: Any) -> int:
+    """A size's number in this trace."""
+    return size if isinstance(size, int) else int(size.node.hint)
 
 
 def _bare(size: Any) -> Any:

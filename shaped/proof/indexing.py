@@ -1,0 +1,133 @@
+"""Indexing with sizes: `x[:, seq - 1]`, `x[[0, n // 2]]`; and what an index must not exceed.
+
+torch reads a size among indices as a number, which holds for one size only, and its shape functions do not look at how
+long an axis is that numbers index. These ask, so that the answer is part of the proof.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import SymInt, Tensor
+
+
+def getitem(x: Any, index: Any) -> Any:
+    """`x[index]`"""
+    return Tensor.__getitem__(*_indexed(x, index)) if isinstance(x, Tensor) else x[index]
+
+
+def setitem(x: Any, index: Any, value: Any) -> None:
+    """`x[index] = value`"""
+    view, rest = _indexed(x, index)
+    Tensor.__setitem__(view, rest, value)
+
+
+def select(x: Tensor, dim: int, index: Any) -> Tensor:
+    """`x.select(dim, index)`"""
+    return _one_of(x, dim, index) if isinstance(index, SymInt) else torch.select(x, dim, index)
+
+
+def _indexed(x: Tensor, index: Any) -> tuple[Tensor, Any]:
+    """The tensor with its symbolic positions taken, and what is left of the index."""
+    parts = list(index) if isinstance(index, tuple) else [index]
+    if not any(isinstance(part, SymInt | list | tuple | range) for part in parts):
+        return x, index
+    taken, left, axis = x, list[Any](), 0
+    for i, part in enumerate(parts):
+        if isinstance(part, SymInt):
+            taken = _one_of(taken, axis, part)
+            continue
+        if part is Ellipsis:
+            axis = taken.dim() - sum(map(_axes, parts[i + 1 :]))
+        elif isinstance(part, list | tuple | range) and axis < taken.dim():
+            part = _numbers(part, taken, axis)
+        if part is not Ellipsis:
+            axis += _axes(part)
+        left.append(part)
+    return taken, tuple(left)
+
+
+def _axes(part: Any) -> int:
+    """How many axes of a tensor a part of an index is about."""
+    if part is None or part is Ellipsis or isinstance(part, bool):
+        return 0
+    return part.dim() if isinstance(part, Tensor) and part.dtype in (torch.bool, torch.uint8) else 1
+
+
+def _one_of(x: Tensor, axis: int, position: Any) -> Tensor:
+    size = x.shape[axis]
+    if not (-size <= position and position < size):
+        raise IndexError(f"index {position} is out of range for axis {axis} of size {size}")
+    start = position if position >= 0 else position + size
+    return x.narrow(axis, start, 1).squeeze(axis)
+
+
+def _numbers(part: Any, x: Tensor, axis: int) -> Any:
+    """A list of positions, held against the axis; as a tensor where some of them are sizes."""
+    positions = list(part)
+    if not positions or not all(isinstance(p, int | SymInt) and not isinstance(p, bool) for p in positions):
+        return part
+    for position in positions:
+        if not (position < x.shape[axis] and -x.shape[axis] <= position):
+            raise IndexError(f"index {position} is out of range for axis {axis} of size {x.shape[axis]}")
+    if not any(isinstance(p, SymInt) for p in positions):
+        return part
+    return torch.stack([torch.full((), p, dtype=torch.int64, device=x.device) for p in positions])
+
+
+def take_along_dim(x: Tensor, indices: Tensor, dim: Any = None) -> Tensor:
+    """`torch.take_along_dim`, which C++ takes apart with sizes as plain numbers."""
+    if dim is None:
+        return x.reshape(-1).gather(0, indices.reshape(-1))
+    if x.dim() != indices.dim() or not -x.dim() <= dim < x.dim():
+        return torch.take_along_dim(x, indices, dim)  # which says what is wrong
+    along, sizes = dim % x.dim(), list(zip(x.shape, indices.shape, strict=True))
+    both = [-1 if i == along else b if a == 1 else a for i, (a, b) in enumerate(sizes)]
+    return x.expand(both).gather(dim, indices.expand(both))
+
+
+def tensor_split(x: Tensor, indices_or_sections: Any, dim: int = 0) -> Any:
+    """`torch.tensor_split` into a number of parts, of which torch asks whether the first are longer."""
+    count = indices_or_sections
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1 or not -x.dim() <= dim < x.dim():
+        return torch.tensor_split(x, count, dim)
+    lengths = [(x.shape[dim] + count - 1 - i) // count for i in range(count)]
+    return tuple(x.narrow(dim, sum(lengths[:i]), length) for i, length in enumerate(lengths))
+
+
+def within(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`scatter` and its like, whose index must fit into what is written to and into what is written."""
+
+    def scattered(x: Tensor, dim: Any, index: Any = None, *args: Any, **kwargs: Any) -> Tensor:
+        source = args[0] if args else kwargs.get("src")
+        if isinstance(index, Tensor) and isinstance(dim, int) and index.dim() == x.dim() and x.dim():
+            _hold(index, x, dim % x.dim())
+            if isinstance(source, Tensor) and source.dim() == index.dim():
+                _hold(index, source, None)
+        return operation(x, dim, index, *args, **kwargs)
+
+    return scattered
+
+
+def _hold(index: Tensor, other: Tensor, but: int | None) -> None:
+    sizes: Sequence[Any] = index.shape
+    for axis, (length, most) in enumerate(zip(sizes, other.shape, strict=True)):
+        if axis != but and not length <= most:
+            if index.numel() == 0:
+                return
+            raise RuntimeError(f"the index has {length} entries along axis {axis}, which is more than {most}")
+
+
+_SCATTERS = ("scatter", "scatter_add", "scatter_reduce", "gather")
+REWRITES: dict[Any, Callable[..., Any]] = {
+    Tensor.__getitem__: getitem,
+    Tensor.__setitem__: setitem,
+    Tensor.select: select,
+    torch.select: select,
+    torch.take_along_dim: take_along_dim,
+    Tensor.take_along_dim: take_along_dim,
+    torch.tensor_split: tensor_split,
+    Tensor.tensor_split: tensor_split,
+    **{getattr(owner, name): within(getattr(owner, name)) for name in _SCATTERS for owner in (torch, Tensor)},
+    **{getattr(Tensor, f"{n}_"): within(getattr(Tensor, f"{n}_")) for n in _SCATTERS[:3]},
+}

@@ -1,0 +1,144 @@
+"""The conditions of a statement, held against runs on real tensors at small sizes.
+
+A proof comes from one trace: under its conditions the program is right. Where runs fail at sizes that these admit, what
+excludes them is added. Where runs go through at sizes that they refuse, the program is proved once more from there, and
+the statement is one or the other: `m <= n or n == 1`.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from shaped.proof.conditions import Condition
+from shaped.proof.missing import excluding, relations
+from shaped.proof.symbolic import Plan, hint
+from shaped.proof.trace import Trace
+from shaped.proof.trials import Trials
+from shaped.shapes import Term
+
+_ALTERNATIVES = 4  # proofs that are tried from sizes that the first does not admit
+_COMPARED = 32  # numbers up to this one, and no period that does not show within eight times as many
+_DEEP = 40  # operations; programs of more are stated as they were traced first
+
+Sizes = Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """Conditions under which a program was proved, and the trace that they come from."""
+
+    conditions: Sequence[Condition]
+    found: Trace
+    plan: Plan
+
+    def admits(self, sizes: Sizes) -> bool:
+        """Whether its conditions hold at these sizes."""
+        return all(condition.holds(sizes) for condition in self.conditions)
+
+    @property
+    def admits_its_own(self) -> bool:
+        """Whether its conditions hold at the sizes that it was traced with."""
+        return self.admits({name: hint(value) for name, value in self.found.world.values.items()})
+
+
+class Fails(Exception):
+    """At these sizes a run fails, and no relation between sizes tells them from those that go through."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__(str(sizes))
+        self.sizes = sizes
+
+
+def held(
+    first: Alternative | None, trials: Trials, tried: Iterable[Sizes], again: Callable[[Sizes], Alternative | None]
+) -> Alternative:
+    """The proof with the conditions to state.
+
+    Args:
+        first: The proof that was found; None where the program itself refuses the sizes that were traced.
+        trials: The runs.
+        tried: Sizes that satisfy what is assumed.
+        again: A proof from the sizes of a run that went through, if there is one.
+
+    Raises:
+        Fails: No conditions were found.
+    """
+    sizes = list(tried)
+    outcomes = trials.outcomes(sizes)
+    passing = [some for some, passes in zip(sizes, outcomes, strict=True) if passes]
+    failing = [some for some, passes in zip(sizes, outcomes, strict=True) if passes is False]
+    proved: list[Alternative] = []
+    if first is not None:
+        sound = _sound(first, passing, failing)
+        if sound is None:
+            raise Fails(min(filter(first.admits, failing), key=_total))
+        proved.append(sound)
+    lost = [some for some in passing if not any(one.admits(some) for one in proved)]
+    for _ in range(_ALTERNATIVES if trials.operations <= _DEEP else 0):
+        if not lost:
+            break
+        start = max(lost, key=_generality)
+        other = again(start)
+        sound = None if other is None else _sound(other, passing, failing)
+        if sound is not None:
+            proved.append(sound)
+        lost = [some for some in lost if some is not start and not (sound and sound.admits(some))]
+    if not proved or (failing and not passing and not any(one.admits_its_own for one in proved)):
+        raise Fails(min(failing, key=_total, default={}))
+    return either(proved, passing)
+
+
+def _sound(proof: Alternative, passing: Sequence[Sizes], failing: Sequence[Sizes]) -> Alternative | None:
+    """A proof with what excludes the sizes at which a run failed; None where no relation does."""
+    wrong = [some for some in failing if proof.admits(some)]
+    if not wrong:
+        return proof
+    right = [some for some in passing if proof.admits(some)]
+    more = excluding(wrong, right, list(relations(proof.found.world))) if right else None
+    return None if more is None else replace(proof, conditions=[*proof.conditions, *more])
+
+
+def either(proved: Sequence[Alternative], passing: Sequence[Sizes]) -> Alternative:
+    """What all alternatives ask, and that one of them holds; with the first one's trace."""
+    useful = [one for one in proved if any(map(one.admits, passing))] or list(proved)
+    kept = [
+        one for i, one in enumerate(useful) if not any(_covers(other, one) for other in useful[:i] + useful[i + 1 :])
+    ]
+    kept = kept or useful[:1]
+    if len(kept) == 1:
+        return kept[0]
+    texts = [{c.text for c in one.conditions} for one in kept]
+    common = set.intersection(*texts)
+    shared = [c for c in kept[0].conditions if c.text in common]
+    rest = [[c for c in one.conditions if c.text not in common] for one in kept]
+    one_of = Condition(_joined("or", [_joined("and", [c.term for c in some]) for some in rest if some]))
+    if not all(rest) or _always(one_of):
+        return replace(kept[0], conditions=shared)
+    return replace(kept[0], conditions=[*shared, one_of])
+
+
+def _covers(other: Alternative, one: Alternative) -> bool:
+    """Whether another asks less than this one, word by word."""
+    return {c.text for c in other.conditions} < {c.text for c in one.conditions}
+
+
+def _always(condition: Condition) -> bool:
+    """Whether a relation over one size is true of each: n >= 3 or n == 1 or n == 2. What it compares with is small."""
+    numbers = [part.args[0] for part in condition.term.parts() if part.op == "number"]
+    known = len(condition.names) == 1 and max(numbers, default=0) < _COMPARED
+    return known and all(condition.holds({condition.names[0]: size}) for size in range(1, 8 * _COMPARED))
+
+
+def _joined(op: str, terms: Sequence[Term]) -> Term:
+    return terms[0] if len(terms) == 1 else Term.of(op, *terms)
+
+
+def _total(sizes: Sizes) -> tuple[int, int, int, str]:
+    """The plainest sizes first: distinct ones, of at least 2, and small."""
+    values = list(sizes.values())
+    return values.count(1), len(values) - len(set(values)), sum(values), str(values)
+
+
+def _generality(sizes: Sizes) -> tuple[int, int, int]:
+    """No sizes of 1, no two that are equal, and none that is small, as far as can be."""
+    values = list(sizes.values())
+    return -values.count(1), len(set(values)), min((n for n in values if n > 1), default=0)

@@ -1,0 +1,186 @@
+"""Runs on real tensors at small sizes: what torch does there, whatever its shape functions say.
+
+A statement is held against them before it is given, and so is a refutation. What depends on values (a matrix that is
+not positive definite, an index that is data) decides nothing.
+"""
+
+import itertools
+import math
+import random
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shaped.errors import ShapeError, Unprovable
+from shaped.proof.keeping import putting_back
+from shaped.proof.setting import Setting, checking
+from shaped.proof.shelter import Shelter
+from shaped.shapes import Dim, TensorSpec
+
+_RUNS = 400  # at most
+_OPERATIONS = 6000  # of all runs together, so that a deep model is tried at a few sizes
+_ELEMENTS = 400_000  # of all inputs of one run
+_EVERY = (7, 4, 3, 2)  # all sizes up to one of these, where they are not too many
+_POOL = (1, 1, 2, 2, 3, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15, 16, 24, 35)
+_VALUES = re.compile(
+    r"between 0 and 1|probabilit|singular|positive.definite|overflow|converge|non-?negative|monotonic"
+    r"|must be in the range|elements of source|ZeroDivisionError"
+)
+_INDEX = re.compile(r"out of (bounds|range)|out-of-bounds")
+
+Sizes = Mapping[str, int]
+
+
+class Trials:
+    """The runs of one function, each made once."""
+
+    def __init__(self, setting: Setting, names: Sequence[str], static: Sizes, operations: int = 16) -> None:
+        self.setting = setting
+        self.names = tuple(names)
+        self.static = static
+        self.operations = operations
+        self.left = max(8, min(_RUNS, _OPERATIONS // max(operations, 1)))
+        self._known: dict[tuple[int, ...], bool | None] = {}
+        self._errors: dict[tuple[int, ...], Exception] = {}
+
+    def outcomes(self, several: Iterable[Sizes]) -> list[bool | None]:
+        """Whether it runs at each of these sizes and returns what it declares; None where that cannot be told."""
+        several = list(several)
+        with self._aside():
+            found = [self._outcome(sizes) for sizes in several]
+        if any(found):
+            return found
+        # An index that is out of range whatever the sizes is a matter of its values.
+        return [None if passes is False and self._index(sizes) else passes
+                for sizes, passes in zip(several, found, strict=True)]  # fmt: skip
+
+    def _index(self, sizes: Sizes) -> bool:
+        return bool(_INDEX.search(str(self.failure(sizes))))
+
+    def _outcome(self, sizes: Sizes) -> bool | None:
+        key = tuple(sizes[name] for name in self.names)
+        if key not in self._known:
+            if self.left <= 0:
+                return None
+            self._known[key] = self._run(sizes, key)
+        return self._known[key]
+
+    def first_failure(self, several: Iterable[Sizes]) -> tuple[Sizes | None, int]:
+        """The first of these sizes at which a run fails, and how many went through before."""
+        passed = 0
+        with self._aside():
+            for sizes in several:
+                outcome = self._outcome(sizes)
+                if outcome is False:
+                    return sizes, passed
+                passed += bool(outcome)
+                if self.left <= 0:
+                    break
+        return None, passed
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Nothing that the runs change in a module or a generator stays; without warnings."""
+        with putting_back(), self.setting.keeping(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+
+    def failure(self, sizes: Sizes) -> Exception:
+        """What stopped a run that failed."""
+        return self._errors[tuple(sizes[name] for name in self.names)]
+
+    def sizes(
+        self, units: Mapping[str, tuple[Dim, int]], equal: Mapping[str, Dim], near: Sequence[int] = ()
+    ) -> Iterator[dict[str, int]]:
+        """Sizes to try: every small one where they are few, and draws.
+
+        `units` says what a name is a multiple of and with which rest, in half of them; `equal` what it always is;
+        `near` are larger numbers that the program compares with.
+        """
+        free = [name for name in self.names if name not in self.static]
+        generator = random.Random(0)
+        most = next((n for n in _EVERY if n ** len(free) <= _RUNS), 1)
+        every = [dict(zip(free, some, strict=True)) for some in itertools.product(range(1, most + 1), repeat=len(free))]
+        generator.shuffle(every)
+        pool = (*_POOL, *(n + more for n in near for more in (-1, 0, 1, 11)))
+        drawn = [{name: generator.choice(pool) for name in free} for _ in range(_RUNS if free else 0)]
+        seen = set[tuple[int, ...]]()
+        for n, some in enumerate([*drawn[: _RUNS // 4 if near else 0], *every, *drawn]):
+            sizes = {**self.static, **some}
+            for name, (by, rest) in units.items() if n % 2 else ():
+                if name in free:
+                    sizes[name] = by.evaluate(sizes) * generator.choice((1, 1, 2, 3)) + rest
+            sizes |= {name: dim.evaluate(sizes) for name, dim in equal.items()}
+            key = tuple(sizes[name] for name in self.names)
+            if key not in seen and min(key, default=1) >= 1:
+                seen.add(key)
+                yield {name: sizes[name] for name in self.names}
+
+    def _run(self, sizes: Sizes, key: tuple[int, ...]) -> bool | None:
+        shapes = [[int(dim.evaluate(sizes)) for dim in entry.spec.dims] for entry in self.setting.signature.entries]
+        if min((n for shape in shapes for n in shape), default=0) < 0 or sum(map(math.prod, shapes)) > _ELEMENTS:
+            return None  # nobody has such tensors, or they take too long
+        self.left -= 1
+        error = self._error(shapes, sizes, 0)
+        if error is not None and _INDEX.search(str(error)):  # an index may be data: with others it may go through
+            error = self._error(shapes, sizes, 1) or (self._error(shapes, sizes, 2) and error)
+        if error is None:
+            return True
+        self._errors[key] = error
+        return None if isinstance(error, Warning) or _depends_on_values(error) else False
+
+    def _error(self, shapes: Sequence[Sequence[int]], sizes: Sizes, fill: int) -> Exception | None:
+        """What stops a run on tensors of these shapes."""
+        setting, generator = self.setting, torch.Generator().manual_seed(0)
+        try:
+            tensors = [
+                _filled(shape, dtype, fill, generator).to(setting.device).requires_grad_(want)
+                for shape, dtype, want in zip(shapes, setting.dtypes, setting.mask, strict=True)
+            ]
+            check = checking(lambda value, spec: _check(value, spec, dict(sizes)))
+            with torch.enable_grad(), Shelter(tensors, 0), check, setting.around():
+                results = setting.run(tensors)
+                _compare(results, setting.signature.result, dict(sizes))
+        except Unprovable:  # it writes into a tensor from outside
+            raise
+        except Exception as error:
+            return error
+        return None
+
+
+def _compare(results: Sequence[Any], declared: Sequence[TensorSpec], sizes: dict[str, int]) -> None:
+    if len(results) != len(declared):
+        raise ShapeError(f"{len(results)} results for {len(declared)}")
+    for result, spec in zip(results, declared, strict=True):
+        _check(result, spec, sizes)
+
+
+def _check(value: Any, spec: TensorSpec, sizes: dict[str, int]) -> None:
+    """Hold a result against its spec; `sizes` gains the names that only results use."""
+    if not isinstance(value, Tensor) or value.dim() != len(spec.dims) or value.dtype not in spec.dtypes:
+        raise ShapeError(f"a result is not {spec}")
+    for dim, size in zip(spec.dims, value.shape, strict=True):
+        if dim.is_name:
+            sizes.setdefault(dim.text, size)
+        if not set(dim.names) <= set(sizes) or dim.evaluate(sizes) != size:
+            raise ShapeError(f"a result has {size} where {dim} is declared")
+
+
+def _depends_on_values(error: Exception) -> bool:
+    if type(error).__name__ == "LinAlgError":
+        return True
+    return not isinstance(error, ZeroDivisionError) and bool(_VALUES.search(str(error)))
+
+
+def _filled(shape: Sequence[int], dtype: torch.dtype, fill: int, generator: torch.Generator) -> Tensor:
+    """Floats in (0, 1), zeros for integers (an index into anything), true booleans; or all 0; or all 1."""
+    if fill:
+        return torch.full(shape, fill - 1, dtype=dtype)
+    if dtype.is_floating_point or dtype.is_complex:
+        return torch.rand(shape, generator=generator).clamp_min(1e-3).to(dtype)
+    return torch.ones(shape, dtype=dtype) if dtype is torch.bool else torch.zeros(shape, dtype=dtype)

@@ -1,0 +1,168 @@
+"""Statements held against runs on real tensors: what is admitted runs, what runs is admitted, what is refuted fails."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from shaped import ProofError, Unprovable, prove
+
+
+def parts(x: Float[Tensor, "n d"]) -> Float[Tensor, "n-3 d"]:
+    return x.split([3, x.shape[0] - 3])[1]
+
+
+def odd_and_not_too_small(x: Float[Tensor, "n d"]) -> Float[Tensor, "n//2-1 d"]:
+    return x[1:].reshape(-1, 2, x.shape[1])[1:, 0]
+
+
+def one_side_fails(x: Float[Tensor, "n d"]) -> Float[Tensor, "n-1 d"]:
+    return x[1:] if x.shape[0] > 4 else x
+
+
+def scattered(x: Float[Tensor, "n m"], y: Float[Tensor, "k m"], i: Int[Tensor, "n m"]) -> Float[Tensor, "k m"]:
+    return y.scatter_add(1, i, x)
+
+
+def over_one_entry(x: Float[Tensor, "n c"]) -> Float[Tensor, "n-1 c"]:
+    return F.batch_norm(x[1:], None, None, training=True)
+
+
+def chosen(x: Float[Tensor, "n m"]) -> Float[Tensor, "2 m-1"]:
+    return x.unfold(1, 2, 1)[[0, 2]].sum(2)
+
+
+def chosen_beyond(x: Float[Tensor, "n d"]) -> Float[Tensor, "2 d"]:
+    return x[:-1][torch.tensor([0, 2])]
+
+
+def indexed_by_another(x: Float[Tensor, "n d"], y: Float[Tensor, " m"]) -> Float[Tensor, "m d"]:
+    return x[torch.arange(y.shape[0])]
+
+
+def claims_few(x: Float[Tensor, "a b"]) -> Float[Tensor, ""]:
+    assert x.numel() <= x.shape[0]
+    return x.sum()
+
+
+def either_way(x: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
+    assert x.shape[0] < 3 or x.shape[1] > 2
+    return x
+
+
+def uneven_parts(x: Float[Tensor, "n d"]) -> Float[Tensor, "n//3 d"]:
+    return x.tensor_split(3)[1]
+
+
+def halved_twice(x: Float[Tensor, "n d"]) -> Float[Tensor, "(n//2)//2 d"]:
+    half = x[: x.shape[0] // 2]
+    return half.chunk(2)[0]
+
+
+def last(x: Float[Tensor, "b t d"]) -> Float[Tensor, "b d"]:
+    return x[:, x.shape[1] - 1]
+
+
+def last_of_each(x: Float[Tensor, "b t d"]) -> Float[Tensor, "b d"]:
+    return x[torch.arange(x.shape[0]), x.shape[1] - 1]
+
+
+def ends(x: Float[Tensor, "b t"]) -> Float[Tensor, "b 2"]:
+    return x[..., [0, x.shape[1] // 2]]
+
+
+def before_the_first(x: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:
+    return x[x.shape[1] - 4]
+
+
+def written_at_a_size(x: Float[Tensor, "b t"]) -> Float[Tensor, "b t"]:
+    y = torch.zeros_like(x)
+    y[:, x.shape[1] // 2] = x[:, 0]
+    return y
+
+
+def enlarged(x: Float[Tensor, "b c h"]) -> Float[Tensor, "b c h//2"]:
+    return F.interpolate(x, scale_factor=0.5)
+
+
+def taken_along(x: Float[Tensor, "a b"]) -> Float[Tensor, "a b"]:
+    return torch.take_along_dim(x, x.argsort(1), 1)
+
+
+def divided_by_what_may_be_nothing(x: Float[Tensor, "a a+1 a"]) -> Float[Tensor, ""]:
+    return x.reshape(x.shape[0], x.shape[1], -1, 4).sum()
+
+
+PROGRAMS: list[Callable[..., Any]] = [
+    parts, odd_and_not_too_small, one_side_fails, scattered, over_one_entry, chosen, chosen_beyond,
+    indexed_by_another, claims_few, either_way, uneven_parts, halved_twice, last, last_of_each, ends,
+    before_the_first, written_at_a_size, enlarged, taken_along, divided_by_what_may_be_nothing,
+]  # fmt: skip
+
+
+def run(function: Callable[..., Any], proof: Any, sizes: dict[str, int]) -> bool:
+    """Whether it runs at these sizes and returns what it declares."""
+    signature = proof.setting.signature
+    try:
+        tensors = [
+            torch.zeros([int(dim.evaluate(sizes)) for dim in entry.spec.dims], dtype=entry.spec.default_dtype())
+            for entry in signature.entries
+        ]
+        result = function(*tensors)
+    except Exception:
+        return False
+    return list(result.shape) == [int(dim.evaluate(sizes)) for dim in signature.result[0].dims]
+
+
+@pytest.mark.parametrize("function", PROGRAMS, ids=lambda function: function.__name__)
+def test_a_program_runs_at_just_the_sizes_that_its_conditions_admit(function: Callable[..., Any]):
+    proof = prove(function)
+    for some in itertools.product(range(1, 8), repeat=len(proof.dims)):
+        sizes = dict(zip(proof.dims, some, strict=True))
+        admitted = all(condition.holds(sizes) for condition in proof.side_conditions)
+
+        assert run(function, proof, sizes) == admitted, (sizes, proof.conditions)
+
+
+def test_a_part_that_is_not_there_is_refuted_at_sizes_that_fail():
+    def second(x: Float[Tensor, "a 1"]) -> Float[Tensor, "a 1"]:
+        return x.chunk(2, 1)[1]
+
+    with pytest.raises(ProofError, match="tuple index out of range") as caught:
+        prove(second)
+    assert caught.value.goal.sizes == {"a": 2}
+
+
+def test_a_claim_that_no_size_satisfies_is_the_goal():
+    def impossible(x: Float[Tensor, "a b"]) -> Float[Tensor, ""]:
+        assert x.numel() < x.shape[0]
+        return x.sum()
+
+    with pytest.raises(ProofError, match="refuses some sizes itself"):
+        prove(impossible)
+
+
+def test_what_only_a_symbolic_run_refuses_is_unprovable_and_not_refuted():
+    def compiled(x: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
+        if type(x.shape[0]) is not int:
+            raise RuntimeError("symbolic")
+        return x
+
+    with pytest.raises(Unprovable, match="neither proved nor refuted"):
+        prove(compiled)
+
+
+def test_an_index_that_is_data_stays_a_matter_of_values():
+    def looked_up(w: Float[Tensor, "v d"], i: Int[Tensor, " n"]) -> Float[Tensor, "n d"]:
+        return w[i + 10**6]
+
+    def none_to_look_up(w: Float[Tensor, "v d"], i: Int[Tensor, " n"]) -> Float[Tensor, "n d"]:
+        return F.embedding(i, w[1:])
+
+    assert prove(none_to_look_up).conditions == ("v >= 2",)  # no index is in range of an axis that is empty
+    assert prove(looked_up).conditions == ()
