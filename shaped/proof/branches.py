@@ -111,7 +111,8 @@ def equal_at(size: Any, value: int, world: World, plan: Plan) -> list[Plan] | No
     if not symbols <= set(world.symbols):
         return None
     if value == 0 and type(size).__name__ in ("Mod", "PythonMod"):
-        multiples = _multiples(*size.args, world, plan)
+        over, under = size.args
+        multiples = _multiples(over, under, world, plan)
         if multiples is not None:
             return multiples
     if len(symbols) == 1:

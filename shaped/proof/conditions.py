@@ -154,7 +154,9 @@ def _shown(goal: Term, known: Sequence[Term]) -> bool:
 
 def _as_nonpositive(relation: Any) -> Any:
     """The expression that an inequality says is at most 0."""
-    left, right = relation.args if len(relation.args) == 2 else (None, None)
+    if len(relation.args) != 2:
+        return None
+    left, right = relation.args
     written = {"<=": lambda: left - right, "<": lambda: left - right + 1, ">=": lambda: right - left,
                ">": lambda: right - left + 1}.get(getattr(relation, "rel_op", ""))  # fmt: skip
     return written() if written is not None else None

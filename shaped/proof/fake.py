@@ -63,7 +63,7 @@ class RememberingMode(FakeTensorMode):
         if known is not None:
             kind, made = known[0], [self._make(template) for template in known[1]]
             return made[0] if kind is None else kind(made)
-        result = viewed(*args) if func in _VIEWS and not kwargs else None
+        result: object = viewed(*args) if func in _VIEWS and not kwargs else None
         if result is None:
             result = super().dispatch(func, types, args, kwargs)
         self._remember(key, result)

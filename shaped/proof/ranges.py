@@ -32,7 +32,8 @@ def arange(*args: Any, **kwargs: Any) -> Tensor:
     if not length >= 0:
         raise RuntimeError("upper bound and lower bound inconsistent with step sign")
     counted: Tensor = torch.arange(length, dtype=torch.float64, device=others.pop("device", None))
-    return (counted * float(step) + (start if isinstance(start, SymInt) else float(start))).to(dtype)
+    moved: Tensor = counted * float(step) + (start if isinstance(start, SymInt) else float(start))
+    return moved.to(dtype)
 
 
 def _ends(args: Any, kwargs: Any) -> tuple[Any, Any, Any] | None:

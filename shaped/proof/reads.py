@@ -315,7 +315,7 @@ class Log:
                     waiting.append((id(read.value), len(found) - 1, read.text, False))
         beyond = next((r.text for r in found if r.value is self.beyond), "") if self.beyond is not None else ""
         changed = [r for r in found if (id(r.owner), r.kind, r.key) in self._counted or _is_changed(r)]
-        return Reads(found, changed, beyond)
+        return Reads(found, changed, beyond=beyond)
 
 
 def _is_changed(read: Read) -> bool:

@@ -38,7 +38,9 @@ class _Regrouping:
     def view(self, shape: Sequence[Any]) -> Tensor | None:
         after = self._complete(shape)
         strides = None if after is None else self._split([_expression(n) for n in after])
-        return None if strides is None else self.tensor.as_strided(after, list(map(self._size, strides)))
+        return (
+            None if after is None or strides is None else self.tensor.as_strided(after, list(map(self._size, strides)))
+        )
 
     def _complete(self, shape: Sequence[Any]) -> list[Any] | None:
         """The shape with the size that -1 stands for, asking whether there is one; None where it cannot fit."""

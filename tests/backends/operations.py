@@ -257,7 +257,7 @@ _IMAGES: dict[str, Made] = {
         "conv_transpose2d": lambda x: F.conv_transpose2d(x, x.movedim(0, 1)[:, :, :3, :3], stride=2, output_padding=1),
         "batch_norm": lambda x: F.batch_norm(x, None, None, training=True),
         "channel_shuffle": lambda x: F.channel_shuffle(x.repeat(1, 2, 1, 1), 2),
-        "max_unpool2d": lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2),
+        "max_unpool2d": lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), [2, 2]),
         "replication_pad": lambda x: F.pad(x, (1, 2, 1, 0), "replicate"),
     }.items()
 }

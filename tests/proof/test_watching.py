@@ -159,7 +159,7 @@ READ: list[tuple[str, Callable[[Any], Any], set[str]]] = [
     ("a generator", lambda x: [r.a * x for r in generated()], BOTH),
     ("indices", by_number, BOTH),
     ("sorting", lambda x: sorted(LIST, key=lambda r: r.a)[0].b * x, BOTH),
-    ("stars", lambda x: helper(*(RATES,), **{"k": 2.0}) * x, {"helper.__defaults__[0]", "RATES.a", "RATES.b"}),
+    ("stars", lambda x: helper(*(RATES,), **{"k": 2.0}) * x, {"helper.__defaults__[0]", "RATES.a", "RATES.b"}),  # type: ignore[arg-type]
     ("a name that is built", by_built_name, {"CONFIG['beta']", "RATES.a"}),
     ("a library", lambda x: asdict(RATES)["b"] * x, {"RATES.a", "RATES.b"}),
     ("a context", within_with, {"CONFIG['step']"}),
