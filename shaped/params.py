@@ -392,7 +392,7 @@ def _refuse_empty(layout: Layout) -> None:
 def _refuse_shared_memory(entries: Sequence[Entry], tensors: Sequence[Tensor]) -> None:
     """Two entries over the same memory would be updated twice."""
     spans = [
-        (str(t.device), t.data_ptr(), t.data_ptr() + _extent(t), entry.path)
+        (str(t.device), t.data_ptr(), t.data_ptr() + extent(t), entry.path)
         for entry, t in zip(entries, tensors, strict=True)
         if t.numel() and not t.is_meta
     ]
@@ -406,7 +406,7 @@ def _refuse_shared_memory(entries: Sequence[Entry], tensors: Sequence[Tensor]) -
             raise ShapeError(f"`{entry.path}` is expanded, so its elements share memory: clone it")
 
 
-def _extent(tensor: Tensor) -> int:
+def extent(tensor: Tensor) -> int:
     """Bytes from the first element to the end of the last."""
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return (last + 1) * tensor.element_size()

@@ -21,7 +21,7 @@ from shaped.backends.holding import Places, kept_as_they_are
 from shaped.backends.modules import first_argument, lasting, module_program
 from shaped.backends.outside import Outside, lift, tensors_of
 from shaped.backends.samples import FACTOR, Factor, Given, Samples
-from shaped.backends.trainable import refuse_untrainable
+from shaped.backends.trainable import refuse_shared_writes, refuse_untrainable
 from shaped.errors import GradientError, ProofError, ShapeError, SignatureError, listing
 from shaped.params import ParamList
 from shaped.proof import Proof, Setting, prove_setting
@@ -133,7 +133,8 @@ class Program:
         if not self.used:
             raise GradientError(f"`{self.signature.name}` depends on no parameter that is trained: nothing to train")
         self.used_tensors = tuple(self.tensors[i] for i in self.used)  # known again by identity, as a list is not
-        self.writes = [i for i, entry in enumerate(self.params.entries) if entry.path in self.proof.writes]
+        self.writes: list[int] = []
+        self._write_too(self.proof)
 
     def _prove_first(self) -> Proof:
         """The proof before there is a batch, at the dtypes that it will likely have; of a function `samples` too."""
@@ -363,7 +364,9 @@ class Program:
     def _write_too(self, proof: Proof) -> None:
         """Take over what a later proof writes: the statistics of a module that was in eval() at first."""
         names = {*proof.writes} | {self.params.entries[i].path for i in self.writes}
-        self.writes = [i for i, entry in enumerate(self.params.entries) if entry.path in names]
+        writes = [i for i, entry in enumerate(self.params.entries) if entry.path in names]
+        refuse_shared_writes(self.params, writes)
+        self.writes = writes
 
     def call(self, inputs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Run the user's function on the parameters and a batch: the loss, and what it would write, unwritten."""

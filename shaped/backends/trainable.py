@@ -1,13 +1,14 @@
 """What a trainer cannot train, refused by name before anything is proved."""
 
 import sys
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 from shaped.errors import GradientError, ShapeError, listing
 from shaped.optim.shards import sharded
-from shaped.params import ParamList
+from shaped.params import ParamList, extent
 from shaped.shapes import dtype_name
 from shaped_kernels.lists import WIDE
 
@@ -38,6 +39,19 @@ def refuse_untrainable(params: ParamList) -> None:
             f"{listing(hooked)} has a hook that waits for .grad, and a trainer returns gradients instead: remove "
             "it; a gradient strategy can do the same"
         )
+
+
+def refuse_shared_writes(params: ParamList, writes: Sequence[int]) -> None:
+    """Raise ShapeError where the program writes into memory that another entry has too: a step writes into copies."""
+    spans = [(t.device, t.data_ptr(), t.data_ptr() + extent(t) if t.numel() else t.data_ptr()) for t in params]
+    for i in writes:
+        device, start, end = spans[i]
+        others = [j for j, (d, s, e) in enumerate(spans) if j != i and d == device and s < end and start < e]
+        if others:
+            raise ShapeError(
+                f"the program writes into {params.names[i]}, which shares memory with "
+                f"{listing([params.names[j] for j in others])}: keep one of them, or clone it"
+            )
 
 
 def refuse_foreign(module: nn.Module) -> None:

@@ -155,6 +155,25 @@ def test_the_same_layer_under_another_name_replaced_is_refused_by_that_name():
         trainer.step(X, lr=0.1)
 
 
+class SharedBuffers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 3)
+        self.register_buffer("sums", torch.zeros(4, 3))
+        self.register_buffer("last", self.get_buffer("sums")[3:])
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.linear(x)
+        self.get_buffer("sums").add_(z.detach().mean(0))
+        result: Tensor = z + self.get_buffer("last")
+        return result
+
+
+def test_a_buffer_that_is_written_and_shares_memory_with_another_is_refused():
+    with pytest.raises(ShapeError, match="the program writes into sums, which shares memory with `last`"):
+        ScalarTrainer(loss, SharedBuffers())
+
+
 def test_a_parameter_where_there_was_none_is_refused_by_name():
     net = nn.Linear(6, 3, bias=False)
     trainer = ScalarTrainer(loss, net)
