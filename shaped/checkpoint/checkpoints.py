@@ -206,8 +206,19 @@ class Checkpoints:
             "figures": {name: value for name, value in loop.latest.items() if math.isfinite(value)},
             **({"best": self._best_note()} if self._best_step is not None else {}),
         }
-        self._leave_behind(loop.step)
-        path = write_checkpoint(self.folder, self.path(loop.step).name, state, about)
+        try:
+            aside = self._behind(loop.step)
+            path = write_checkpoint(self.folder, self.path(loop.step).name, state, about, aside=aside.get(loop.step))
+            for at, to in aside.items():
+                if at != loop.step:
+                    os.rename(self.path(at), to)
+        except OSError as error:
+            raise CheckpointError(f"{self.path(loop.step)} cannot be written: {error.strerror or error}") from error
+        self._own -= set(aside)
+        if aside:
+            why = "goes on from an earlier step" if self._began else "was begun anew, without `resume`"
+            moved = ", ".join(to.name for to in aside.values())
+            warnings.warn(f"the run {why}; put aside under new names: {moved}", stacklevel=5)
         self._saved, self._updates = _place(loop)
         self._due, self._began = False, True
         self._own.add(loop.step)
@@ -215,18 +226,15 @@ class Checkpoints:
         self._retain()
         return path
 
-    def _leave_behind(self, step: int) -> None:
-        """Put aside what is not of the past of the state at a step."""
-        aside = {}
+    def _behind(self, step: int) -> dict[int, Path]:
+        """What is not of the past of the state at a step, and where each is to be put aside."""
+        why = {}
         for at in self.steps():
             if at > step or (at < step and not self._began and self._place.is_ours(at)):
-                aside[at] = "superseded"
+                why[at] = "superseded"
             elif at == step and not (at in self._own and is_checkpoint(self.path(at))):
-                aside[at] = "superseded" if self._place.is_ours(at) else "foreign"
-        if aside:
-            moved = ", ".join(self._aside(at, why).name for at, why in aside.items())
-            why = "goes on from an earlier step" if self._began else "was begun anew, without `resume`"
-            warnings.warn(f"the run {why}; put aside under new names: {moved}", stacklevel=6)
+                why[at] = "superseded" if self._place.is_ours(at) else "foreign"
+        return {at: self._place.aside(self.path(at), kind) for at, kind in why.items()}
 
     def _best_note(self) -> dict[str, Any]:
         return {"step": self._best_step, "value": self._best_value, "figure": self._best}

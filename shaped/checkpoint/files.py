@@ -45,7 +45,9 @@ class Checkpoint:
     state: Any
 
 
-def write_checkpoint(folder: Path, name: str, state: Any, about: Mapping[str, Any]) -> Path:
+def write_checkpoint(
+    folder: Path, name: str, state: Any, about: Mapping[str, Any], *, aside: Path | None = None
+) -> Path:
     """Write a state as `folder/name`, whole or not at all; one of that name is replaced.
 
     Args:
@@ -53,6 +55,8 @@ def write_checkpoint(folder: Path, name: str, state: Any, about: Mapping[str, An
         name: The directory's name.
         state: Plain data and tensors.
         about: Goes into the manifest as it is; `run` is part of temporary names.
+        aside: Where what stands there under this name is moved to; a checkpoint is removed otherwise, and other things
+            are an error.
 
     Raises:
         CheckpointError: It cannot be written (the system's reason is given), or the state is no plain data. What was
@@ -63,7 +67,7 @@ def write_checkpoint(folder: Path, name: str, state: Any, about: Mapping[str, An
     try:
         os.mkdir(temporary)
         _write_files(temporary, data, tensors, about)
-        _rename(temporary, folder / name)
+        _rename(temporary, folder / name, aside)
     except BaseException as error:
         with suppress(OSError):
             shutil.rmtree(temporary)
@@ -103,22 +107,22 @@ def _unshared(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return alone
 
 
-def _rename(temporary: Path, final: Path) -> None:
-    aside = final.with_name(f".old-{final.name}")
+def _rename(temporary: Path, final: Path, aside: Path | None) -> None:
+    old = aside or final.with_name(f".old-{final.name}")
     replaces = os.path.lexists(final)
     if replaces:
-        if not is_checkpoint(final):
+        if aside is None and not is_checkpoint(final):
             raise OSError(errno.EEXIST, "something that is no checkpoint stands there under this name", str(final))
-        os.rename(final, aside)
+        os.rename(final, old)
     try:
         os.rename(temporary, final)
     except OSError:
         if replaces:
-            os.rename(aside, final)
+            os.rename(old, final)
         raise
     files.flush(final.parent)
-    if replaces:
-        remove_checkpoint(aside)
+    if replaces and aside is None:
+        remove_checkpoint(old)
 
 
 def is_checkpoint(path: Path) -> bool:

@@ -80,11 +80,16 @@ class RunFolder:
         except CheckpointError:
             return False
 
-    def put_aside(self, path: Path, why: str) -> Path:
-        """Rename to `why-...`; nothing is lost."""
+    def aside(self, path: Path, why: str) -> Path:
+        """A name `why-...` that nothing has."""
         to = self.path / f"{why}-{path.name}"
         while os.path.lexists(to):
             to = self.path / f"{why}-{path.name}-{secrets.token_hex(2)}"
+        return to
+
+    def put_aside(self, path: Path, why: str) -> Path:
+        """Rename to `why-...`; nothing is lost."""
+        to = self.aside(path, why)
         os.rename(path, to)
         return to
 

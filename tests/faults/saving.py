@@ -38,7 +38,7 @@ def kills_at_random_moments(count: int, seed: int = 0) -> Tally:
 
         def save_for_ever() -> None:
             checkpoints = Checkpoints(place, keep=2)
-            loop.step = (checkpoints.steps() or [0])[-1]
+            loop.step = checkpoints.resume(loop).step
             while True:
                 loop.step += 1
                 checkpoints.save(loop)
@@ -134,6 +134,14 @@ def run_in(place: Path, loop: Any) -> None:
     checkpoints.close()
 
 
+def going_on(place: Path, loop: Any) -> Checkpoints:
+    """The checkpoints of a run that was resumed, and has come to step 2."""
+    checkpoints = Checkpoints(place)
+    checkpoints.resume(loop)
+    loop.step = 2
+    return checkpoints
+
+
 def flushed_in_order() -> Tally:
     """Each file is flushed, then its directory, then it is renamed, then the parent is flushed."""
     loop = make()
@@ -167,9 +175,8 @@ def disk_full(count: int, seed: int = 0) -> Tally:
             limit = draw.randrange(0, 9000)
 
             def full(place: Path = place, limit: int = limit) -> None:
-                checkpoints = Checkpoints(place)
+                checkpoints = going_on(place, loop)
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-                loop.step = 2
                 try:
                     checkpoints.save(loop)
                 except CheckpointError as error:
