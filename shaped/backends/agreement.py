@@ -21,15 +21,15 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from shaped.backends.draws import OtherDraws, replayed
+from shaped.backends.draws import Unheld, replayed
 from shaped.backends.eager import Eager
 from shaped.backends.executors import CompileError, Executor
 from shaped.backends.inductor import Flat, whole_graph
 from shaped.backends.parting import first_to_part
-from shaped.backends.rounding import rounding_moves
+from shaped.backends.rounding import draws_at_random, rounding_moves
 from shaped.backends.step import WHY, WRONG_VALUE
 from shaped.backends.values import Checked, Runs
-from shaped.errors import first_line
+from shaped.errors import ShapedError, first_line
 
 _OTHER = "the optimizer's tensor"
 _ULPS = {torch.float32: 128.0, torch.float64: 1024.0}  # of the coarsest dtype in the graph; 4 of half precision
@@ -140,37 +140,50 @@ def hold(trial: Trial, eager: Eager, only_loss: bool) -> bool:
     Raises:
         DisagreementError: They differ. Parameters, state, counts and generators are as before.
     """
-    executor, program = trial.executor, eager.program
-    generators = Generators(program.params.device)
+    generators, calls = Generators(eager.program.params.device), trial.executor.calls
     try:
-        theirs = trial.after(lambda *flat: executor.run([*trial.sizes, *flat]))
-        refused = _refused(trial, theirs)
-        generators.put_back()
-        replay = (
-            nullcontext()
-            if executor.draws is None
-            else replayed(executor.draws, [*trial.sizes, *trial.copies(), *trial.inputs])
-        )
-        found = EagerPass(eager, trial.inputs[: len(program.inputs)], only_loss)
-        try:
-            with replay:
-                mine = trial.after(trial.build(trial.graph, found))
-        except (RuntimeError, IndexError, ValueError) as error:
-            if refused:
-                return False
-            raise DisagreementError(_said(trial, f"eager refuses the batch ({first_line(error)})", "")) from error
-        if refused or not _finite(trial, mine):
-            return False
-        generators.put_back()
-        beyond = _beyond(trial, found, mine.named(trial), theirs.named(trial))
-        if beyond and executor.draws is not None and executor.draws.own:
-            raise OtherDraws("torch's own kernels draw too, in an order that is not known")
-        if beyond:
-            generators.put_back()
-            raise DisagreementError(_report(trial, mine.named(trial), beyond))
-        return True
+        with torch.inference_mode(False):
+            return _hold(trial, eager, only_loss, generators)
+    except torch.OutOfMemoryError:
+        raise Unheld("there is no memory for an eager pass beside it") from None
     finally:
+        trial.executor.calls = calls
         generators.put_back()
+
+
+def _hold(trial: Trial, eager: Eager, only_loss: bool, generators: "Generators") -> bool:
+    executor, program = trial.executor, eager.program
+    if executor.draws is None and draws_at_random(trial.graph):
+        raise Unheld("it draws otherwise than eager")
+    theirs = trial.after(lambda *flat: executor([*trial.sizes, *flat]))
+    refused = _refused(trial, theirs)
+    generators.put_back()
+    replay = (
+        nullcontext()
+        if executor.draws is None
+        else replayed(executor.draws, [*trial.sizes, *trial.copies(), *trial.inputs])
+    )
+    batch = [x.clone() if x.is_inference() else x for x in trial.inputs[: len(program.inputs)]]
+    found = EagerPass(eager, batch, only_loss)
+    try:
+        with replay:
+            mine = trial.after(trial.build(trial.graph, found))
+    except (ShapedError, Unheld, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever a kernel or the user's code says of the values
+        if refused:
+            return False
+        raise DisagreementError(_said(trial, f"eager refuses the batch ({first_line(error)})", "")) from error
+    if refused or not _finite(trial, mine):
+        return False
+    generators.put_back()
+    beyond = _beyond(trial, found, mine.named(trial), theirs.named(trial))
+    if beyond and executor.draws is not None and executor.draws.own:
+        raise Unheld("torch's own kernels draw too, in an order that is not known")
+    if beyond:
+        generators.put_back()
+        raise DisagreementError(_report(trial, mine.named(trial), beyond))
+    return True
 
 
 def _refused(trial: Trial, theirs: Outcome) -> bool:

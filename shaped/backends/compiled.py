@@ -20,7 +20,7 @@ from torch.fx import GraphModule, Node
 
 from shaped.backends.agreement import Build, DisagreementError, Trial, hold
 from shaped.backends.capture import Capture, CudaGraphs, Graphs
-from shaped.backends.draws import OtherDraws
+from shaped.backends.draws import Unheld
 from shaped.backends.eager import Eager
 from shaped.backends.executors import CompileError, Executor, Executors, Key, Run
 from shaped.backends.inductor import Flat, Free, lower, whole_graph
@@ -227,20 +227,20 @@ class Compiled:
             known = self.program.params.names
             kept = [f"`{name}`" for name in known]
             args = (case.graph, found.sizes, self.program.plain, inputs, (), returned, kept, ())
-            if not first or self._holds(Trial(executor, build, *args), mode == "forward"):
+            if self._holds(Trial(executor, build, *args), first, mode == "forward"):
                 self._runs[mode, case, layout] = found
         return found
 
-    def _holds(self, trial: Trial, only_loss: bool = False) -> bool:
-        """Hold an executor against eager at its first batch; False where the batch tells nothing."""
+    def _holds(self, trial: Trial, first: bool, only_loss: bool = False) -> bool:
+        """Hold an executor against eager at its first batch; False where there is none, or it tells nothing."""
         executor = trial.executor
         if executor.wrong:
             raise DisagreementError(executor.wrong)
-        if executor.held or not self._settings.verify:
-            return True
+        if executor.held or not (first and self._settings.verify):
+            return executor.held or not self._settings.verify
         try:
             executor.held = hold(trial, Eager(self.program, self._settings, self._progress), only_loss)
-        except OtherDraws as error:
+        except Unheld as error:
             executor.held, executor.note = True, f"not held against eager: {error}"
         except DisagreementError as error:
             executor.wrong, executor.note = str(error), "compiled code is not the program"
@@ -270,7 +270,7 @@ class Compiled:
         names = [f"`{name}`" for name in self.program.params.names]
         moved = [*self.program.used, *range(len(names), len(step.state))]
         args = (case.graph, sizes, step.state, inputs, step.rows, ["the loss", WHY], names, moved)
-        if not first or self._holds(Trial(executor, step.function, *args)):
+        if self._holds(Trial(executor, step.function, *args), first):
             step.runs[case] = made
         return made
 

@@ -50,8 +50,8 @@ class Draws:
         return self.make()
 
 
-class OtherDraws(Exception):
-    """The program draws otherwise than the graph, so the two cannot be compared."""
+class Unheld(Exception):
+    """The program and the graph cannot be compared; the message says why."""
 
 
 @contextmanager
@@ -63,7 +63,7 @@ def replayed(draws: Draws, arguments: list[Any]) -> Iterator[None]:
     with Rewrites(), enable_python_dispatcher(), mode:  # as the program was traced
         yield
     if mode.left:
-        raise OtherDraws(f"{len(mode.left)} numbers are left")
+        raise Unheld("the program draws less than the graph")
 
 
 class _Replay(TorchDispatchMode):
@@ -90,6 +90,6 @@ class _Replay(TorchDispatchMode):
 
     def _next(self, shape: Sequence[int], dtype: torch.dtype | None) -> Tensor:
         if not self.left or list(self.left[0].shape) != list(shape):
-            raise OtherDraws(f"no numbers for {list(shape)}")
+            raise Unheld("the program draws otherwise than the graph")
         drawn = self.left.pop(0)
         return drawn if dtype is None else drawn.to(dtype)
