@@ -167,11 +167,11 @@ def _arrays(value: Any) -> Any:
 
 
 def facts(data: Any) -> dict[str, Any]:
-    """What can be said of data without going over it: kind, sizes, seeds, and a checksum of tensors in memory."""
+    """What can be said of data without going over it: sizes, seeds, and a checksum of tensors in memory."""
     inner = getattr(data, "data", None)
     if type(data).__name__ == "prefetch" and inner is not None:
         return facts(inner)
-    about: dict[str, Any] = {"kind": type(data).__name__, "batches": _length(data)}
+    about: dict[str, Any] = {"batches": _length(data)}
     for name in ("batch_size", "seed", "shuffle", "drop_last"):
         value = getattr(data, name, None)
         if isinstance(value, int | str):
@@ -215,8 +215,8 @@ def checksum(tensors: Any) -> int:
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """Facts that are not the same."""
-    keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
+    """Facts that are not the same; one that only one of them has says nothing: a list may hold what a stream gave."""
+    keys = [key for key in there if key in here and None not in (there[key], here[key]) and there[key] != here[key]]
     return [
         "other values" if key == "values" else f"{key} was {there.get(key)!r}, and is {here.get(key)!r}" for key in keys
     ]

@@ -65,14 +65,14 @@ def mutate(name: str) -> None:
 
     if name == "rename":
 
-        def in_place(folder: Path, name: str, state: Any, about: Any) -> Path:
+        def in_place(folder: Path, name: str, state: Any, about: Any, **others: Any) -> Path:
             (folder / name).mkdir(exist_ok=True)
             for old in (folder / name).iterdir():
                 old.unlink()
             files._write_files(folder / name, *split(state), about)
             return folder / name
 
-        checkpoints.write_checkpoint = in_place  # type: ignore[attr-defined]
+        checkpoints.write_checkpoint = in_place  # type: ignore
     elif name == "checksum":
         files._crc = lambda path: 0
         files.zlib = SimpleNamespace(crc32=lambda content: 0)  # type: ignore
