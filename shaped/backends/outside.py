@@ -227,7 +227,8 @@ def _refusal(graph: GraphModule, reads: Reads) -> str:
     if reads.beyond:
         return f"reads `{reads.beyond}` from outside, which holds too much to be watched: pass it as an input"
     for node in graph.graph.nodes:
-        if any(isinstance(leaf, torch.Generator) for leaf in pytree.tree_leaves((node.args, node.kwargs))):
+        held = [attrgetter(str(node.target))(graph)] if node.op == "get_attr" else []
+        if any(isinstance(leaf, torch.Generator) for leaf in pytree.tree_leaves((node.args, node.kwargs, held))):
             return "draws from a generator of its own: draw outside and pass it as an input, or use torch's default one"
     return ""
 

@@ -35,7 +35,8 @@ def looked_up(owner: Any, name: str) -> Found | None:
     if above is None:
         return None
     found = _of_class(above, name, owner)
-    if found is not None and found[0] and own is not None:
+    hides = found is not None and own is not None and (found[0] or name == "forward")
+    if found is not None and hides:
         found[0].append((PLAIN, own, name, MISSING))  # one of its own would hide the class's
     return found
 

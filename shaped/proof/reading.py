@@ -5,7 +5,9 @@ Where an object goes somewhere that is not followed (into C, into a library), ev
 
 import sys
 import types
+import weakref
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from functools import partial
 from importlib.util import resolve_name
 from types import CodeType, FrameType
@@ -21,6 +23,7 @@ from shaped.proof.reads import (
     ATTRIBUTE,
     CELL,
     CLOCK,
+    CONTEXT,
     ITEM,
     MISSING,
     NOT_READ,
@@ -253,6 +256,12 @@ class Reading:
             self._note(frame, drawn)  # a generator that is made within has a seed; others are told where they are read
         if shadow.called and self._follows(function):
             return UNKNOWN if isinstance(function, type) else shadow.result
+        if isinstance(owner, ContextVar) and name == "get":
+            self._read(frame, CONTEXT, owner, name, owner.get(MISSING))
+            return owner.get(*given[:1]) if owner.get(MISSING) is not MISSING else UNKNOWN
+        if isinstance(function, weakref.ref):
+            self.log.root(function())
+            return function()
         if id(function) in _SOLE or (isinstance(function, type) and issubclass(function, BaseException)):
             return UNKNOWN
         if function in (getattr, hasattr) and len(given) >= 2 and isinstance(given[1], str):

@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from shaped.errors import Source
 from shaped.params import ParamList
 
-PLAIN, ITEM, ATTRIBUTE, CELL, WHOLE = "plain", "item", "attribute", "cell", "whole"
+PLAIN, ITEM, ATTRIBUTE, CELL, WHOLE, CONTEXT = "plain", "item", "attribute", "cell", "whole", "context"
 READS = "reads"  # in a graph's meta: what its trace read from outside
 NOT_READ = (dict, list, set, deque)  # containers that methods may write into without reading
 _LIMIT = 20_000  # entries of containers that are looked at in one trace
@@ -88,6 +88,8 @@ class Read:
                 return self.owner[self.key]
             if self.kind == CELL:
                 return self.owner.cell_contents
+            if self.kind == CONTEXT:
+                return self.owner.get(MISSING)
             if self.kind == ATTRIBUTE:
                 return getattr(self.owner, self.key, MISSING)
             return parts(self.owner)
@@ -372,7 +374,7 @@ def _name_of(root: Any) -> str:
 
 
 def _text(read: Read, owner: str, own: bool) -> str:
-    if read.kind == WHOLE:
+    if read.kind in (WHOLE, CONTEXT):
         return owner
     if read.kind == CELL:
         return str(read.key)

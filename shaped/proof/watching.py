@@ -55,7 +55,7 @@ class Watching:
         for hook in gc.callbacks:  # which run at any time, and are none of the program's
             self._reading.followed[getattr(hook, "__code__", None)] = False
         for root in roots:
-            self._reading.log.root(root)
+            self._reading.log.root(getattr(root, "__self__", root))
             self._reading.meet(root, root=True)
 
     def __enter__(self) -> "Watching":

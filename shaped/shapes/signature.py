@@ -68,6 +68,12 @@ class Signature:
         found = (spec.axes for spec in (*(entry.spec for entry in self.entries), *self.result))
         return tuple(dict.fromkeys(name for name in found if name is not None))
 
+    @cached_property
+    def _given(self) -> tuple[Argument, ...]:
+        """The arguments that a call passes on: defaults may change, so the function looks its own up."""
+        last = max((i for i, a in enumerate(self.arguments) if a.kind != "static" and not a.keyword), default=-1)
+        return tuple(a for i, a in enumerate(self.arguments) if a.kind != "static" or (i < last and not a.keyword))
+
     def at_ranks(self, ranks: Mapping[str, int]) -> "Signature":
         """The signature with `*batch` written out as `batch1 batch2`."""
         taken = {name for entry in self.entries for dim in entry.spec.dims for name in dim.names}
@@ -85,11 +91,11 @@ class Signature:
         return replace(self, arguments=tuple(arguments), returns=self.returns.map(lambda spec: spec.with_axes(axes)))
 
     def call(self, tensors: Sequence[Any]) -> Any:
-        """Run the function on flat tensors, rebuilt into its arguments."""
+        """Run the function on flat tensors, rebuilt into its arguments; plain values are its own defaults."""
         positional: list[Any] = []
         keywords: dict[str, Any] = {}
         at = 0
-        for argument in self.arguments:
+        for argument in self._given:
             part = tensors[at : at + len(argument.entries)]
             at += len(argument.entries)
             value = argument.structure.build(part) if argument.structure is not None else argument.default

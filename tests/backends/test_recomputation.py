@@ -71,7 +71,10 @@ class BackwardHooked(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(4))
         self.inner, self.out = nn.Linear(4, 4), nn.Linear(4, 1)
-        self.inner.register_full_backward_hook(lambda _, given, __: (given[0] * self.scale.mean().detach(),))  # type: ignore[index]
+        self.inner.register_full_backward_hook(self.scaled)
+
+    def scaled(self, module: nn.Module, given: Any, _: Any) -> tuple[Tensor]:
+        return (given[0] * self.scale.mean().detach(),)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(self.inner(x * self.scale))  # type: ignore[no-any-return]
@@ -118,7 +121,7 @@ def plainly(net: nn.Module, x: Tensor, y: Tensor) -> None:
     with torch.no_grad():
         for p in net.parameters():
             assert p.grad is not None
-            p.sub_(0.2 * p.grad)
+            p.sub_(p.grad, alpha=0.2)
             p.grad = None
 
 
@@ -135,7 +138,7 @@ def test_steps_are_those_of_plain_torch(make: Callable[[], nn.Module], backend: 
 
     # Four steps of sums over 8 samples in float32.
     for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-6, msg=f"{name}: ".__add__)
+        torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-6)
 
 
 def test_checkpointing_changes_no_number() -> None:

@@ -5,10 +5,12 @@ import datetime
 import functools
 import random
 import time
+import weakref
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -57,6 +59,8 @@ LIST = [Rates(1.0, 2.0), Rates(3.0, 4.0)]
 OWN = random.Random(3)
 NUMPY = np.random.default_rng(0)
 GENERATOR = torch.Generator()
+CONTEXT, WEAK = ContextVar("CONTEXT", default=0.5), cast(Callable[[], Rates], weakref.ref(RATES))
+CONTEXT.set(0.5)
 
 
 class Scaled(nn.Module):
@@ -159,7 +163,8 @@ READ: list[tuple[str, Callable[[Any], Any], set[str]]] = [
     ("a generator", lambda x: [r.a * x for r in generated()], BOTH),
     ("indices", by_number, BOTH),
     ("sorting", lambda x: sorted(LIST, key=lambda r: r.a)[0].b * x, BOTH),
-    ("stars", lambda x: helper(*(RATES,), **{"k": 2.0}) * x, {"helper.__defaults__[0]", "RATES.a", "RATES.b"}),  # type: ignore[arg-type]
+    ("stars", lambda x: helper(*(RATES,), **cast(Any, {"k": 2.0})) * x,
+     {"helper.__defaults__[0]", "RATES.a", "RATES.b"}),
     ("a name that is built", by_built_name, {"CONFIG['beta']", "RATES.a"}),
     ("a library", lambda x: asdict(RATES)["b"] * x, {"RATES.a", "RATES.b"}),
     ("a context", within_with, {"CONFIG['step']"}),
@@ -168,8 +173,11 @@ READ: list[tuple[str, Callable[[Any], Any], set[str]]] = [
     ("unpacking", unpacked, BOTH),
     ("defaults", with_defaults, {"with_defaults.__defaults__[0].b", "with_defaults.__kwdefaults__['more']['u']"}),
     ("a closure", enclosed(), {"z"}),
+    ("a context variable", lambda x: CONTEXT.get() * x, {"CONTEXT"}),
+    ("a weak reference", lambda x: WEAK().a * x, {"Rates.a"}),
     ("partial", functools.partial(helper, RATES), {"partial.args[0].a", "partial.args[0].b", "helper.__defaults__[0]"}),
-    ("a module", lambda x: SCALED(x), {"SCALED.beta", "SCALED.drop", "SCALED.drop.p"}),
+    ("a module", lambda x: SCALED(x), 
+     {"SCALED.beta", "SCALED.forward", "SCALED.drop", "SCALED.drop.p"}),
 ]  # fmt: skip
 
 
