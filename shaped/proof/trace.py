@@ -364,7 +364,8 @@ def _run_forward(setting: Setting, world: World, recorder: Recorder | None) -> N
     if recorder is not None:
         recorder.tensors = tensors
     with putting_back(), setting.keeping(), tracing(), world.mode:
-        with Rewrites(), recorder or nullcontext(), checking(partial(_check_within, world)):
+        standing = Standing(setting.held, tensors)
+        with Rewrites(), recorder or nullcontext(), checking(partial(_check_within, world)), standing:
             results, _ = _results(setting, tensors, world)
         world.hold_sizes()
         world.hold_data()

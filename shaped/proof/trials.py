@@ -18,6 +18,7 @@ from torch import Tensor
 
 from shaped.errors import ShapeError, Unprovable
 from shaped.proof.keeping import putting_back
+from shaped.proof.rewrites import Standing
 from shaped.proof.setting import Setting, checking
 from shaped.proof.shelter import Shelter
 from shaped.shapes import Dim, TensorSpec
@@ -143,7 +144,8 @@ class Trials:
                 for shape, dtype, want in zip(shapes, setting.dtypes, setting.mask, strict=True)
             ]
             check = checking(lambda value, spec: _check(value, spec, dict(sizes)))
-            with torch.enable_grad(), Shelter(tensors, 0), check, setting.around():
+            standing = Standing(setting.held, tensors)
+            with torch.enable_grad(), Shelter(tensors, 0), check, setting.around(), standing:
                 results = setting.run(tensors)
                 _compare(results, setting.signature.result, dict(sizes))
         except Unprovable:  # it writes into a tensor from outside
