@@ -146,7 +146,7 @@ class Program:
                 raise ShapeError(f"static: {name} = {self._static[name]}, and it is {size} in the parameters")
         proof = self._prove(guess, {**known, **{n: s for n, s in self._static.items() if s is not None}})
         if not self.signature.axes:
-            self.samples.prove_function(guess, proof.static, {}, self.params.device)
+            self.samples.prove_function(guess, proof.static, {}, self.params.device, self.outside.now)
         return proof
 
     def _check_result(self) -> None:
@@ -330,7 +330,7 @@ class Program:
     ) -> GraphModule:
         """The graph with what says how many samples a batch has."""
         static = {name: sizes[name] for name in self._static}
-        told = self.samples.by_function(sizes, dtypes, static, ranks, self.params.device)
+        told = self.samples.by_function(sizes, dtypes, static, ranks, self.params.device, self.outside.now)
         if told is not None and told[1]:  # at these sizes alone
             graph = GraphModule(graph, graph.graph)
         if FACTOR not in graph.meta:

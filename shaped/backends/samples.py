@@ -23,8 +23,10 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from shaped.backends.counts import counting_graph, divisors
+from shaped.backends.outside import World, lift
 from shaped.errors import ShapeError, SignatureError, listing
 from shaped.proof import Proof, Setting, prove_setting
+from shaped.proof.reads import Reads
 from shaped.shapes import Dim, Entry, Signature, read_container
 
 FACTOR = "factor"  # in a graph's meta: a Factor, where values tell how many samples a batch has
@@ -158,18 +160,21 @@ class Samples:
         static: Mapping[str, int],
         ranks: Mapping[str, int] | None,
         device: torch.device,
+        world: World,
     ) -> tuple[Factor, bool] | None:
         """What a function says of batches of these dtypes; and whether its graph is for these sizes alone.
 
         Raises:
             ProofError, Unprovable: The function is not well-shaped. ShapeError: It is not, at these sizes.
+            SignatureError: It reads a tensor from outside.
         """
-        proof = self.prove_function(dtypes, static, ranks, device)
+        proof = self.prove_function(dtypes, static, ranks, device, world)
         if proof is None:
             return None
         own = {name: size for name, size in sizes.items() if name in proof.dims}
         proof.check(own)
         graph = proof.graph_at(own)
+        _refuse_tensors(graph, world.add(graph))
         function = proof.setting.signature.call
         return Factor(graph, function, False), graph is not proof.graph
 
@@ -179,20 +184,31 @@ class Samples:
         static: Mapping[str, int],
         ranks: Mapping[str, int] | None,
         device: torch.device,
+        world: World,
     ) -> Proof | None:
         """Prove that a function gives one number for batches of these dtypes; None where there is no function."""
         if self._counting is None:
             return None
-        key = (dtypes, tuple(sorted(static.items())), str(ranks))
+        key = (world.number, dtypes, tuple(sorted(static.items())), str(ranks))
         if key not in self._proofs:
             counting = self._counting.at_ranks(ranks) if ranks else self._counting
-            setting = Setting(counting, dtypes, (False,) * len(dtypes), device)
+            setting = Setting(counting, dtypes, (False,) * len(dtypes), device, roots=(self._given,))
             names = {name for entry in counting.entries for dim in entry.spec.dims for name in dim.names}
-            self._proofs[key] = prove_setting(setting, (), {n: s for n, s in static.items() if n in names})
+            proof = prove_setting(setting, (), {n: s for n, s in static.items() if n in names})
+            _refuse_tensors(proof.graph, world.add(proof.graph))
+            self._proofs[key] = proof
         return self._proofs[key]
 
 
 _REMEDY = "Pass samples= a function of the batch, such as `lambda x, y, keep: keep.sum()`"
+
+
+def _refuse_tensors(graph: GraphModule, reads: Reads) -> None:
+    """Raise SignatureError where a function counts by a tensor that is no part of the batch."""
+    lifted = lift(graph, reads, set())
+    if lifted.reads or lifted.refusal:
+        said = lifted.refusal or f"reads `{lifted.reads[0].text}` from outside"
+        raise SignatureError(f"samples {said}: make the tensor an input of the loss, or count by numbers")
 
 
 def _expression(given: Any, inputs: Sequence[Entry], known: Mapping[str, int]) -> Dim:

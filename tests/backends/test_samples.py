@@ -268,6 +268,59 @@ def test_a_count_below_0_or_not_finite_is_an_error_and_changes_nothing(backend, 
     assert torch.equal(trainer.params.w, before.w)
 
 
+PAD = 0
+
+
+def not_padded(x: Tensor, y: Tensor, keep: Tensor) -> Tensor:
+    return (y != PAD).sum()
+
+
+@both
+def test_a_number_that_the_function_reads_from_outside_is_followed(backend, monkeypatch):
+    trainer = ScalarTrainer(masked, head(), backend=backend, samples=not_padded, accumulate=3)
+    full = tokens([4, 4], 4, 0)
+    zeros, ones = ((full[1] != n).sum().item() for n in (0, 1))
+    trainer.step(*full, lr=1.0)
+    assert trainer._shared.progress.weight.item() == zeros
+    monkeypatch.setitem(globals(), "PAD", 1)
+    trainer.step(*full, lr=1.0)
+
+    assert trainer._shared.progress.weight.item() == zeros + ones
+    assert trainer.count(*full) == ones
+
+
+def test_a_tensor_that_the_function_reads_from_outside_is_refused():
+    weight = torch.tensor([1.0, 2.0, 0.0, 1.0])
+    with pytest.raises(SignatureError, match=r"samples reads .*from outside: make the tensor an input of the loss"):
+        ScalarTrainer(masked, head(), samples=lambda x, y, keep: weight[y].sum())
+
+
+class FourClasses(ParamList):
+    w: Float[Tensor, "dim 4"]
+
+
+WEIGHT = torch.tensor([1.0, 2.0, 0.5, 3.0], dtype=torch.float64)
+
+
+def weighted_from_outside(
+    p: FourClasses, x: Float[Tensor, "batch seq dim"], y: Int[Tensor, "batch seq"], keep: Bool[Tensor, "batch seq"]
+) -> Float[Tensor, ""]:
+    return F.cross_entropy((x @ p.w).flatten(0, 1), torch.where(keep, y, -100).flatten(), weight=WEIGHT)
+
+
+@both
+def test_class_weights_from_outside_are_part_of_the_count(backend):
+    first, second = FourClasses(head().w.detach()), FourClasses(head().w.detach())
+    trainer = ScalarTrainer(weighted_from_outside, first, backend=backend, accumulate=len(PARTS))
+    for part in PARTS:
+        trainer.step(*part, lr=1.0)
+    ScalarTrainer(weighted_from_outside, second).step(*UNION, lr=1.0)
+
+    torch.testing.assert_close(first.w, second.w, rtol=1e-13, atol=1e-13)
+    _, y, keep = UNION
+    assert trainer.count(*UNION) == pytest.approx(WEIGHT[y[keep]].sum().item())
+
+
 @both
 def test_gradients_that_wait_are_stepped_when_asked_for(backend):
     trainer = ScalarTrainer(masked, head(), backend=backend, accumulate=8)
