@@ -133,6 +133,14 @@ def is_checkpoint(path: Path) -> bool:
         return False
 
 
+def made_by(path: Path, run: str) -> bool:
+    """Whether the manifest of a checkpoint says that a run made it."""
+    try:
+        return not path.is_symlink() and bool(read_manifest(path).get("run") == run)
+    except CheckpointError:
+        return False
+
+
 def remove_checkpoint(path: Path) -> None:
     """Remove a checkpoint; a directory with other files in it stays, and so does one that cannot be removed."""
     if is_checkpoint(path):

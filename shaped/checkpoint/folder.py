@@ -9,7 +9,7 @@ from typing import Any
 
 from shaped import files
 from shaped.checkpoint.codec import from_json
-from shaped.checkpoint.files import read_manifest, remove_checkpoint, write_small
+from shaped.checkpoint.files import made_by, remove_checkpoint, write_small
 from shaped.checkpoint.lock import Lock
 from shaped.errors import CheckpointError
 
@@ -75,10 +75,7 @@ class RunFolder:
 
     def made(self, path: Path) -> bool:
         """Whether this run made a checkpoint, as its manifest says."""
-        try:
-            return not path.is_symlink() and bool(read_manifest(path).get("run") == self.run)
-        except CheckpointError:
-            return False
+        return made_by(path, self.run)
 
     def aside(self, path: Path, why: str) -> Path:
         """A name `why-...` that nothing has."""

@@ -16,11 +16,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
+from shaped.errors import listing
+from shaped.params import ParamList
+
 
 class _Average:
     """Averages beside parameters; a subclass says how they take one more in."""
 
     def __init__(self, params: Iterable[Tensor]) -> None:
+        self._names = list(params.names) if isinstance(params, ParamList) else None
         self._params = list(params)
         self.averages = [p.detach().to(_wide(p.dtype), copy=True) for p in self._params]
         self._moving = [i for i, p in enumerate(self._params) if p.is_floating_point() or p.is_complex()]
@@ -48,16 +52,22 @@ class _Average:
             yield
 
     def state_dict(self) -> dict[str, Any]:
-        """The averages, live, and how many times parameters were taken in."""
-        return {"averages": list(self.averages), "count": self.count}
+        """The averages, live, with their names where a ParamList is averaged, and how many times they were moved."""
+        names = {"names": list(self._names)} if self._names is not None else {}
+        return {"averages": list(self.averages), "count": self.count, **names}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load what `state_dict` returned, all or nothing.
+        """Load what `state_dict` returned, all or nothing: by name where both have names, else by position.
 
         Raises:
             ValueError: The averages do not fit the parameters; nothing has changed.
         """
         theirs = list(state["averages"])
+        if self._names is not None and state.get("names") is not None:
+            named = dict(zip(state["names"], theirs, strict=True))
+            if set(named) != set(self._names):
+                raise ValueError(f"expected averages of {listing(self._names)}, got those of {listing(list(named))}")
+            theirs = [named[name] for name in self._names]
         mine = [tuple(e.shape) for e in self.averages]
         if [tuple(t.shape) for t in theirs] != mine:
             raise ValueError(f"expected averages of shapes {mine}, got {[tuple(t.shape) for t in theirs]}")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from shaped.arguments import number, whole
-from shaped.checkpoint.files import read_checkpoint, write_checkpoint
+from shaped.checkpoint.files import made_by, read_checkpoint, remove_checkpoint, write_checkpoint
 from shaped.checkpoint.lock import Lock
 from shaped.data.batches import mixed
 from shaped.errors import NonFiniteError, StateError
@@ -172,7 +172,8 @@ class Population:
                 name = f"generation-{len(self.history):04d}"
                 write_checkpoint(self._folder, name, self.state_dict(), {"run": "population"})
                 for old in self._saved()[:-_KEPT]:
-                    shutil.rmtree(self._folder / old, ignore_errors=True)
+                    if made_by(self._folder / old, "population"):
+                        remove_checkpoint(self._folder / old)
         best = min(self.history[-1], key=self._rank)
         return PopulationResult(best, self.loops[best.number], tuple(self.history))
 

@@ -4,7 +4,10 @@ import copy
 
 import pytest
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
+from shaped import ParamList
 from shaped.optim import EMA, SGD, SWA, AdamW, averaged
 
 
@@ -75,3 +78,22 @@ def test_averages_resume_from_their_state() -> None:
         first.load_state_dict({"averages": [torch.ones(3)], "count": 1})
     with pytest.raises(ValueError, match=r"decay must be in \[0, 1\), got 1.0"):
         EMA([p], 1.0)
+
+
+class First(ParamList):
+    w: Float[Tensor, " n"]
+    a: Float[Tensor, " n"]
+
+
+class Sorted(ParamList):
+    a: Float[Tensor, " n"]
+    w: Float[Tensor, " n"]
+
+
+def test_averages_of_fields_that_were_sorted_go_by_name() -> None:
+    values = {"w": torch.ones(3), "a": torch.zeros(3)}
+    first, second = EMA(First(**values)), EMA(Sorted(**values))  # type: ignore[arg-type]
+    first.update()
+    second.load_state_dict(first.state_dict())
+
+    assert [t.tolist() for t in second.averages] == [[0.0] * 3, [1.0] * 3]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from shaped.arguments import whole
-from shaped.checkpoint.files import Checkpoint, read_checkpoint, write_checkpoint
+from shaped.checkpoint.files import Checkpoint, made_by, read_checkpoint, remove_checkpoint, write_checkpoint
 from shaped.checkpoint.lock import Lock
 from shaped.errors import CheckpointCorrupt, CheckpointError
 
@@ -67,10 +67,11 @@ class Versions:
         try:
             made = self.read(number)
         except CheckpointError:
-            shutil.rmtree(path, ignore_errors=True)
+            remove_checkpoint(path)
             raise
         for old in self.numbers()[: -self.keep]:
-            shutil.rmtree(self.folder / f"version-{old:06d}", ignore_errors=True)
+            if made_by(self.folder / f"version-{old:06d}", "versions"):
+                remove_checkpoint(self.folder / f"version-{old:06d}")
         return made
 
     def _highest(self) -> int:

@@ -118,6 +118,17 @@ def state(value: float) -> dict[str, Any]:
     return {"w": torch.full((3,), value), "step": int(value)}
 
 
+def test_a_version_that_was_not_made_here_is_not_removed(tmp_path: Path) -> None:
+    (tmp_path / "version-000001").mkdir()
+    (tmp_path / "version-000001" / "mine.txt").touch()
+    made = Versions(tmp_path, keep=1)
+    for i in range(3):
+        made.save(state(i), f"update {i}")
+
+    assert made.numbers() == [1, 4]
+    assert (tmp_path / "version-000001" / "mine.txt").exists()
+
+
 def test_versions_are_numbered_kept_and_read_back(tmp_path: Path) -> None:
     made = Versions(tmp_path, keep=2)
     numbers = [made.save(state(i), f"update {i}").number for i in range(4)]
