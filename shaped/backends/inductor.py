@@ -22,7 +22,7 @@ from torch.fx import GraphModule, Node
 
 from shaped.backends.draws import Draws
 from shaped.backends.executors import CompileError, Lowered, Run
-from shaped.backends.lowerings import MENDED, mended
+from shaped.backends.lowerings import MENDED, decompositions, mended
 from shaped.backends.products import choose_products
 from shaped.errors import ShapedError, first_line
 
@@ -116,7 +116,10 @@ def traced(function: Flat, fakes: Sequence[Any], mode: Any, sizes: Sequence[Any]
     dispatcher = enable_python_dispatcher() if count else contextlib.nullcontext()  # keeps symbolic sizes symbolic
     with mode, dispatcher, torch.no_grad():
         graph = make_fx(
-            functional, decomposition_table=select_decomp_table(), tracing_mode="real", _allow_non_fake_inputs=True
+            functional,
+            decomposition_table={**select_decomp_table(), **decompositions()},
+            tracing_mode="real",
+            _allow_non_fake_inputs=True,
         )(*sizes, *fakes)
     # A forward derivative leaves questions whose answers nobody reads (`is_same_size`); where the variable CI is set,
     # Inductor refuses those that it has no code for.

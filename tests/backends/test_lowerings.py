@@ -76,6 +76,7 @@ def same(mine: Tensor, other: Tensor) -> bool:
     return torch.allclose(mine, other, rtol=2e-5, atol=min(1e-6 * max(scale, 1.0), 1e30), equal_nan=True)
 
 
+LEFT = ("gelu of edges", "prod of rows")  # in the table as left
 CASES = [
     (f"{name} of {kind}", function, INPUTS[kind]) for name, (function, kinds) in OPERATIONS.items() for kind in kinds
 ]
