@@ -94,7 +94,7 @@ class Feed:
         self.epoch = int(state["epoch"]) if state else 0
         self.index = int(state["index"]) if state else 0
         self._began: Any = state["generators"] if state else None  # generator states where the epoch began
-        self._iterator: Iterator[Any] | None = None
+        self.iterator: Iterator[Any] | None = None  # over the epoch, once it is open
         self._last: Batch | None = None
         self._again = False  # the last batch is to come once more
         self._opened = used
@@ -143,16 +143,16 @@ class Feed:
         return self._last
 
     def _fetch(self) -> Batch | None:
-        if self._iterator is None:
-            self._iterator = self._open()
+        if self.iterator is None:
+            self.iterator = self._open()
         try:
             self.waiting = True
-            item = next(self._iterator, self)
+            item = next(self.iterator, self)
         except Exception:
             if self._stateful:
                 with suppress(Exception):
                     self._inner = copy.deepcopy(self.data.state_dict())
-            self._iterator = None  # it is not to be trusted any more: the next call opens the data at this batch
+            self.iterator = None  # it is not to be trusted any more: the next call opens the data at this batch
             raise
         finally:
             self.waiting = False
@@ -170,10 +170,10 @@ class Feed:
 
     def close(self) -> None:
         """Let the iterator go; a prefetching one ends its thread."""
-        close = getattr(self._iterator, "close", None)
+        close = getattr(self.iterator, "close", None)
         if close is not None:
             close()
-        self._iterator, self._began, self._again = None, None, False
+        self.iterator, self._began, self._again = None, None, False
         self._own = self._own_now = self._inner = None
 
     def check_savable(self) -> None:
@@ -192,7 +192,7 @@ class Feed:
             "index": self.index,
             "generators": self._began,
             "about": self._facts,
-            "sum": checksum(before.inputs) if before is not None else self._sum if self._iterator is None else None,
+            "sum": checksum(before.inputs) if before is not None else self._sum if self.iterator is None else None,
         }
         if self._stateful:
             state["inner"] = copy.deepcopy(self.data.state_dict() if self._inner is None else self._inner)

@@ -251,9 +251,9 @@ class Loop(Hooks, Listeners):
 
     def _fetch(self, feed: Feed) -> Batch | None:
         try:
-            self._workers.look(feed)
+            self._workers.look()
             batch = feed.next()
-            self._workers.look(feed)
+            self._workers.take_over(feed)
             return batch
         except Exception as error:
             if self._watch.received:  # Ctrl-C reaches a loader's workers too, and they end

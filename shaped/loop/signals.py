@@ -34,6 +34,7 @@ class Workers:
         self.feed: Feed | None = None
         self._theirs: Any = None  # torch's handler
         self._died = False
+        self._seen: Any = None  # the iterator after whose making it was looked
 
     def __enter__(self) -> "Workers":
         return self
@@ -41,21 +42,25 @@ class Workers:
     def __exit__(self, *exception: object) -> None:
         if self._theirs is not None and signal.getsignal(signal.SIGCHLD) == self._receive:
             signal.signal(signal.SIGCHLD, self._theirs)
-        self.feed = self._theirs = None
+        self.feed = self._theirs = self._seen = None
+        self._died = False
 
-    def look(self, feed: "Feed") -> None:
-        """Before a batch is asked for: take torch's handler over, which its first workers bring, and raise if one died.
+    def look(self) -> None:
+        """Before a batch is asked for.
 
         Raises:
             RuntimeError: torch's: a worker was killed since the last batch.
         """
-        if not hasattr(signal, "SIGCHLD"):
-            return
-        self.feed = feed
         if self._died:
             self._died = False
             self._theirs(signal.SIGCHLD, None)
-        handler = signal.getsignal(signal.SIGCHLD)
+
+    def take_over(self, feed: "Feed") -> None:
+        """Take torch's handler over, which its first workers bring; after data was opened."""
+        self.feed = feed
+        if feed.iterator is self._seen or not hasattr(signal, "SIGCHLD"):
+            return
+        self._seen, handler = feed.iterator, signal.getsignal(signal.SIGCHLD)
         if getattr(handler, "__module__", None) != "torch.utils.data._utils.signal_handling":
             return
         if threading.current_thread() is threading.main_thread():
