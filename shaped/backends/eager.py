@@ -120,6 +120,8 @@ class Eager:
             params: Copies of the program's tensors; they are written.
         """
         loss, gradients, written = self.loss_and_backward(inputs)
+        if self._settings.accumulate > 1 and not checked_count(self.program.count(self.program.admit(inputs), inputs)):
+            return torch.zeros_like(loss), list(params)  # as a step of a batch without samples
         finite = all_finite([loss, *gradients])
         if finite:
             for i, new in zip(self.program.writes, written, strict=True):

@@ -321,6 +321,13 @@ def test_class_weights_from_outside_are_part_of_the_count(backend):
     assert trainer.count(*UNION) == pytest.approx(WEIGHT[y[keep]].sum().item())
 
 
+def test_backends_are_compared_on_a_batch_without_samples_too():
+    trainer = ScalarTrainer(masked, head(), backend="compiled", accumulate=2)
+
+    for part in (PARTS[0], PARTS[2]):
+        assert trainer.compare_backends(*part).agree
+
+
 @both
 def test_gradients_that_wait_are_stepped_when_asked_for(backend):
     trainer = ScalarTrainer(masked, head(), backend=backend, accumulate=8)
