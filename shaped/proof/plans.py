@@ -50,7 +50,8 @@ def repairs(world: World, plan: Plan) -> list[Plan]:
                 own = plan.hints[str(base)] % number  # as where a run went through
                 rests = sorted(range(1, number if number <= _RESTS else 1), key=lambda rest, own=own: rest != own)
                 others = [replace(by, rests={**by.rests, str(base): rest}) for rest in rests]
-                plans += [*others, by] if own else [by, *others]
+                whole = [by] * (name is not None or under.is_Integer)
+                plans += [*others, *whole] if own else [*whole, *others]
             elif under.is_Integer and (finer := _finer(over, int(under), world, plan)):
                 plans += finer
             elif under.is_Integer and 1 < int(under) < 10**6:
