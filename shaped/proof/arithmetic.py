@@ -271,6 +271,15 @@ def whole(size: Any) -> Any:
     return size
 
 
+def in_halves(size: Any) -> Any:
+    """A size with (n + 1)//2 as n - n//2, so that what a `chunk` leaves is n//2."""
+    for atom in divisions(size):
+        over, under = atom.args
+        if type(atom) is FloorDiv and under == 2 and over.as_coeff_Add()[0] % 2 == 1:
+            size = size.xreplace({atom: over - 1 - FloorDiv(over - 1, 2)})
+    return size
+
+
 def _fraction(quotient: Any) -> Any:
     """A quotient in floating point as a fraction; numbers that are no small binary fractions stay as they are."""
     if isinstance(quotient, IntTrueDiv | FloatTrueDiv):

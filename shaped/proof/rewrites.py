@@ -16,6 +16,7 @@ from shaped.errors import Unprovable
 from shaped.proof import indexing
 from shaped.proof.margins import multi_margin_loss, multilabel_margin_loss
 from shaped.proof.ranges import arange
+from shaped.proof.views import reshape
 
 
 def one_hot(labels: Tensor, num_classes: Any = -1) -> Tensor:
@@ -168,6 +169,8 @@ _REWRITES: dict[Any, Callable[..., Any]] = {
     F.multilabel_margin_loss: multilabel_margin_loss,
     torch.arange: arange,
     torch.linspace: linspace,
+    Tensor.reshape: reshape,
+    torch.reshape: reshape,
     F.affine_grid: affine_grid,
     F.interpolate: interpolate,
     torch.multinomial: multinomial,

@@ -11,9 +11,31 @@ from collections.abc import Sequence
 from typing import Any
 
 import sympy
+import torch
 from torch import SymInt, Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
+from torch.utils._sympy.functions import Max
 
-from shaped.proof.arithmetic import divided_exactly, divisions, whole
+from shaped.proof.arithmetic import divided_exactly, divisions, in_halves, whole
+
+
+def reshape(x: Tensor, *shape: Any, **named: Any) -> Tensor:
+    """`Tensor.reshape` as what it is: a view where there is one, else a view of a copy.
+
+    torch looks for the view in C++, which asks on its way what the kernels do not need.
+    """
+    sizes = named.get("shape", shape[0] if len(shape) == 1 and isinstance(shape[0], list | tuple) else shape)
+    symbolic = next((n for n in (*x.shape, *sizes) if isinstance(n, SymInt)), None) if type(x) is FakeTensor else None
+    if symbolic is None or x.dim() == 0 or 0 in map(_expression, x.shape):
+        return x.reshape(*shape, **named)
+    regrouping = _Regrouping(x, symbolic.node.shape_env)
+    with disable_proxy_modes_tracing():  # arithmetic on sizes is no part of the program
+        after = regrouping.complete(sizes)
+        strides = None if after is None else regrouping.split([_expression(n) for n in after])
+    if after is None:
+        return x.reshape(*shape, **named)
+    return (x if strides is not None else x.clone(memory_format=torch.contiguous_format)).view(sizes)
 
 
 def viewed(tensor: Tensor, shape: Sequence[Any]) -> Tensor | None:
@@ -33,16 +55,17 @@ class _Regrouping:
 
     def __init__(self, tensor: Tensor, env: Any) -> None:
         self.tensor, self.env = tensor, env
-        self.before, self.strides = ([_expression(n) for n in ns] for ns in (tensor.shape, tensor.stride()))
+        self.before = [_expression(n) for n in tensor.shape]
+        self.strides = [_of_elements(_expression(n)) for n in tensor.stride()]
 
     def view(self, shape: Sequence[Any]) -> Tensor | None:
-        after = self._complete(shape)
-        strides = None if after is None else self._split([_expression(n) for n in after])
-        return (
-            None if after is None or strides is None else self.tensor.as_strided(after, list(map(self._size, strides)))
-        )
+        after = self.complete(shape)
+        strides = None if after is None else self.split([_expression(n) for n in after])
+        if after is None or strides is None:
+            return None
+        return self.tensor.as_strided(after, list(map(self._size, strides)))
 
-    def _complete(self, shape: Sequence[Any]) -> list[Any] | None:
+    def complete(self, shape: Sequence[Any]) -> list[Any] | None:
         """The shape with the size that -1 stands for, asking whether there is one; None where it cannot fit."""
         unknown = [i for i, size in enumerate(shape) if isinstance(size, int) and size == -1]
         rest = sympy.Mul(*(_expression(n) for i, n in enumerate(shape) if i not in unknown))
@@ -61,7 +84,7 @@ class _Regrouping:
         missing = self._size(over) if under == 1 else self._size(over) // self._size(under)
         return [missing if i in unknown else size for i, size in enumerate(shape)]
 
-    def _split(self, after: Sequence[Any]) -> list[Any] | None:
+    def split(self, after: Sequence[Any]) -> list[Any] | None:
         """The strides of the view, as `at::detail::computeStride` finds them, from the last axis to the first.
 
         None where sizes do not pair up as they are written.
@@ -89,7 +112,7 @@ class _Regrouping:
         """A size with x//n as x/n where it was asked whether n divides x."""
         if not divisions(size):
             return size
-        return divided_exactly(size, [question.fact for question in self.env.asked])
+        return divided_exactly(in_halves(size), [question.fact for question in self.env.asked])
 
     def _size(self, expression: Any) -> Any:
         """A size that torch can work with, without a division where one can be spared."""
@@ -98,6 +121,12 @@ class _Regrouping:
         if expression.is_Integer:
             return int(expression)
         return self.env.create_symintnode(expression, hint=int(expression.xreplace(self.env.backed_var_to_val)))
+
+
+def _of_elements(stride: Any) -> Any:
+    """A stride with n for max(1, n): they differ where there are no elements, and then every stride is right."""
+    ones = {atom: sympy.Mul(*(arg for arg in atom.args if arg != 1)) for atom in stride.atoms(Max)}
+    return stride.xreplace({atom: n for atom, n in ones.items() if len(atom.args) == 2 and 1 in atom.args})
 
 
 def _expression(size: Any) -> Any:
