@@ -61,7 +61,7 @@ def holds(fact: Any, given: Sequence[Any] = (), least: Least | None = None) -> b
     if either is not None:
         rest = [g for g in given if g is not either]
         return holds(fact, rest, least) or all(holds(fact, [*rest, part], least) for part in either.args)
-    relevant = tuple(g for g in given if isinstance(g, _ORDER) and g.free_symbols & fact.free_symbols)
+    relevant = [g for g in given if isinstance(g, _ORDER) and g.free_symbols & fact.free_symbols]
     (fact, *relevant), start = _with_products([fact, *relevant], start)
     known, bounds = tuple(relevant), tuple(start.items())
     try:

@@ -32,7 +32,8 @@ def arange(*args: Any, **kwargs: Any) -> Tensor:
     if not length >= 0:
         raise RuntimeError("upper bound and lower bound inconsistent with step sign")
     counted: Tensor = torch.arange(length, dtype=torch.float64, device=others.pop("device", None))
-    moved: Tensor = counted * float(step) + (start if isinstance(start, SymInt) else float(start))
+    offset: Any = start if isinstance(start, SymInt) else float(start)
+    moved: Tensor = counted * float(step) + offset
     return moved.to(dtype)
 
 
