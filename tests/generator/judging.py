@@ -25,6 +25,8 @@ PROVED, REFUTED, UNPROVABLE = "proved", "refuted", "unprovable"
 FAULTS = (UNSOUND, RAW, EMPTY, REFUTED_WRONGLY, TOO_STRONG)
 _ALL = {1: 7, 2: 7, 3: 7, 4: 4}  # up to which every size is tried, for so many names
 _LARGER = 24
+_WIDE = (*range(1, 17), 24, 32, 48, 64, 100, 150, 256, 720, 1000, 4096)
+_DRAWS = 20_000
 
 Sizes = Mapping[str, int]
 
@@ -69,12 +71,19 @@ def _of_proof(proof: Proof, right: Mapping[Any, bool]) -> tuple[str, str, Sizes]
     wrong = next((sizes for sizes, good in right.items() if admitted[sizes] and not good), None)
     if wrong is not None:
         return UNSOUND, "", dict(wrong)
-    if not any(admitted.values()):
+    if not any(admitted.values()) and not _satisfiable(proof):
         return EMPTY, "", {}
     lost = next((sizes for sizes, good in right.items() if good and not admitted[sizes]), None)
     if lost is not None:
         return TOO_STRONG, "", dict(lost)
     return PROVED, "", {}
+
+
+def _satisfiable(proof: Proof) -> bool:
+    """Whether some sizes satisfy the conditions, beyond those at which the program is run."""
+    rng = random.Random(0)
+    drawn = ({name: rng.choice(_WIDE) for name in proof.dims} for _ in range(_DRAWS))
+    return any(all(c.holds(sizes) for c in proof.side_conditions) for sizes in drawn)
 
 
 def _of_error(
