@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from shaped.errors import Goal, ShapeError, Unprovable, listing
 from shaped.params import ParamList
+from shaped.proof.keeping import contents
 
 _MANY = 20_000  # things in a module that are looked at, the nearest first; a data set may hang on it
 _PLAIN = (str, bytes, int, float, complex, Tensor)
@@ -106,7 +107,7 @@ class _Kept:
     def new_tensors(self) -> list[str]:
         """Where there is a tensor now that was not there before."""
         if isinstance(self.thing, dict):
-            new = [key for key, value in self.thing.items() if isinstance(value, Tensor)
+            new = [key for key, value in contents(self.thing).items() if isinstance(value, Tensor)
                    and self.content.get(key) is not value]  # fmt: skip
             return [f"{self.name}{key}" if self.name.endswith(".") else self.name for key in new]
         known = set(map(id, self.content))
@@ -117,7 +118,7 @@ class _Kept:
         if len(self.thing) != len(self.content):
             return True
         if isinstance(self.thing, dict):
-            now = zip(self.thing.items(), self.content.items(), strict=True)
+            now = zip(contents(self.thing).items(), self.content.items(), strict=True)
             return not all(a is c and b is d for (a, b), (c, d) in now)
         if isinstance(self.thing, set):
             return bool(self.thing != self.content)
@@ -148,10 +149,10 @@ def _containers(module: nn.Module) -> Iterator[_Kept]:
         seen[id(thing)] = thing  # kept, so that its id is not used again
         if isinstance(thing, dict | list | set | deque | tuple | frozenset):
             if isinstance(thing, dict):
-                yield _Kept(thing, dict(thing), name)
+                yield _Kept(thing, contents(thing), name)
             elif isinstance(thing, list | set | deque):
                 yield _Kept(thing, type(thing)(thing) if type(thing) in (set, deque) else list(thing), name)
-            waiting.extend((v, name) for v in (thing.values() if isinstance(thing, dict) else thing))
+            waiting.extend((v, name) for v in (contents(thing).values() if isinstance(thing, dict) else thing))
         attributes = getattr(thing, "__dict__", None)
         if type(attributes) is dict:
             owner = f"{type(thing).__name__}."

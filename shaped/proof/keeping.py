@@ -9,7 +9,7 @@ import dis
 import random
 import sys
 import types
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -131,11 +131,11 @@ class Kept:
         if len(value) > _LONGEST:
             return
         if isinstance(value, dict):
-            held = dict(value)
+            held = contents(value)
             self._puts.append(partial(_put_dict, value, held))
             self._push(held.values())
         else:
-            items = list(value)
+            items = list.copy(value) if isinstance(value, list) else list(value)
             self._puts.append(partial(_put_items, value, items))
             self._push(items)
 
@@ -217,11 +217,20 @@ def _slots(kind: type) -> Sequence[str]:
 # -- putting back ------------------------------------------------------------------------------------------------------
 
 
+def contents(owner: dict[Any, Any]) -> dict[Any, Any]:
+    """What a mapping holds, past what a subclass does in its own methods: some make a new object at each look."""
+    kind: Any = OrderedDict if isinstance(owner, OrderedDict) else dict
+    return dict(kind.items(owner))
+
+
 def _put_dict(owner: dict[Any, Any], held: dict[Any, Any]) -> None:
-    if len(owner) == len(held) and all(map(is_, owner, held)) and all(map(is_, owner.values(), held.values())):
+    now = contents(owner)
+    if len(now) == len(held) and all(map(is_, now, held)) and all(map(is_, now.values(), held.values())):
         return
-    owner.clear()
-    owner.update(held)
+    kind: Any = OrderedDict if isinstance(owner, OrderedDict) else dict
+    kind.clear(owner)
+    for key, value in held.items():
+        kind.__setitem__(owner, key, value)
 
 
 def _put_items(owner: Any, held: list[Any]) -> None:

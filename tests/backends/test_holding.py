@@ -183,6 +183,22 @@ def test_a_parameter_where_there_was_none_is_refused_by_name():
         trainer.step(X.float(), lr=0.1)
 
 
+class MakesAnew(OrderedDict[str, Any]):
+    """A mapping whose look-up makes a new layer, as transformers' table of activations does."""
+
+    def __getitem__(self, key: str) -> Any:
+        return super().__getitem__(key)()
+
+
+def test_a_mapping_is_looked_into_past_its_own_methods():
+    net = nn.Linear(6, 3)
+    made: list[int] = []
+    net.table = MakesAnew(a=lambda: made.append(1))  # type: ignore[assignment]
+    ScalarTrainer(loss, net)
+
+    assert made == []
+
+
 class Keeps(nn.Module):
     """Changes whatever it can hold."""
 
