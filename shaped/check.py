@@ -122,6 +122,9 @@ def _verdict(
         at = f"at {error.source}: " if error.source else ""
         summary = f"{at}{goal}" if isinstance(error, ProofError) and goal else f"{at}{error.title}"
         return Verdict(*where, status, summary, _text(error), error.source)
+    except SystemExit as error:  # of the function's own: the others are still to be looked at
+        said = f"it ends the process: sys.exit({error.code!r})"
+        return Verdict(*where, "error", said, f"SystemExit: {said}")
     except Exception as error:  # a signature that cannot be read, or the function's own while it was traced
         return Verdict(*where, "error", first_line(error), _text(error))
     at = ", ".join(f"{n} = {size}" for n, size in proof.static.items())

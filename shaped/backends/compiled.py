@@ -47,7 +47,7 @@ class Compiled:
 
     def __init__(self, program: Program, settings: Settings, progress: Progress) -> None:
         self.program = program
-        self.executors = Executors(settings.max_executors)
+        self.executors = Executors(settings.max_executors, dynamic=settings.sizes == "dynamic")
         self._settings, self._progress = settings, progress
         self._steps: dict[int | None, Step] = {}
         self._runs: dict[tuple[str, Case, int], Runner] = {}

@@ -131,6 +131,7 @@ class Executors:
     Attributes:
         limit: `max_executors`.
         note: Why there are none, where `backend="auto"` went on with the eager backend.
+        dynamic: Whether one executor is made for all sizes.
 
     Raises:
         ExecutorError: One more is needed than fits; the message names `max_executors` and what is there.
@@ -138,6 +139,7 @@ class Executors:
 
     limit: int
     note: str = ""
+    dynamic: bool = False
     _made: dict[Key, Executor] = field(default_factory=dict)
     _hooks: list[Callable[[Executor], Any]] = field(default_factory=list)
 
@@ -164,9 +166,10 @@ class Executors:
     def add(self, key: Key, sizes: str, lower: Callable[[], Lowered]) -> Executor:
         """Make an executor, measure it, and tell the hooks."""
         if len(self._made) >= self.limit:
+            one = "" if self.dynamic else "use sizes='dynamic', "
             raise ExecutorError(
                 f"`{key.mode}` at {sizes} would be executor {self.limit + 1}, and max_executors is {self.limit}. Pad "
-                f"batches to few sizes, use sizes='dynamic', or raise max_executors.\n{self}"
+                f"batches to few sizes, {one}or raise max_executors.\n{self}"
             )
         reason = self._reason(key)
         told = sys.stderr is not None and sys.stderr.isatty()

@@ -18,21 +18,21 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from shaped.backends.holding import Places, kept_as_they_are
-from shaped.backends.modules import first_argument, lasting, module_program
+from shaped.backends.losses import loss_signature
+from shaped.backends.modules import lasting, module_program
 from shaped.backends.outside import Outside, lift, tensors_of
 from shaped.backends.samples import FACTOR, Factor, Given, Samples
 from shaped.backends.trainable import refuse_shared_writes, refuse_untrainable
 from shaped.errors import GradientError, ProofError, ShapeError, SignatureError, listing
 from shaped.params import ParamList
 from shaped.proof import Proof, Setting, prove_setting
+from shaped.proof.proof import INNER
 from shaped.proof.reads import Read
 from shaped.shapes import (
     Entry,
-    Signature,
     bind,
     describe,
     ranks_of,
-    read_signature,
 )
 from shaped.strategies import (
     FullBackpropagation,
@@ -102,7 +102,7 @@ class Program:
             self.modules = list(params.modules())
             self.params, self.signature, self.places = module_program(loss, params)
         elif isinstance(params, ParamList):
-            self.params, self.signature = params, _loss_signature(loss, params)
+            self.params, self.signature = params, loss_signature(loss, params)
         else:
             raise SignatureError(f"params is {describe(params)}: pass a ParamList or an nn.Module")
         refuse_untrainable(self.params)
@@ -120,6 +120,8 @@ class Program:
         self._static = dict(static) if isinstance(static, Mapping) else dict.fromkeys(_names(static))
         self._allow_unused, self.check = allow_unused, check
         self.samples = Samples(samples, self.signature, self.inputs, self.params.dims)
+        if strategy is not None and not callable(strategy):
+            raise ValueError(f"strategy is {strategy!r}; it is OneStep(), a function of your own, or None")
         refuse_modules(strategy, self.modules)
         self.strategy = None if isinstance(strategy, FullBackpropagation) else strategy
         self.around = lasting if self.modules else nullcontext  # a forward pass and the backward pass after it
@@ -370,6 +372,10 @@ class Program:
 
     def call(self, inputs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Run the user's function on the parameters and a batch: the loss, and what it would write, unwritten."""
+        if self.proof.graph.meta.get(INNER) and not torch.is_grad_enabled():
+            with torch.enable_grad():
+                value, written = self.call(inputs)
+            return value.detach(), written
         if self._direct is not None and not self.writes:  # the defaults of static arguments apply by themselves
             result: Tensor = self._direct(self.params, *inputs)
             return result, []
@@ -425,17 +431,3 @@ def _names(static: Any) -> Sequence[str]:
     if not isinstance(static, (list, tuple, set, frozenset)):
         raise SignatureError(f'static is a list of names such as ("seq",), or a mapping to sizes, not {static!r}')
     return tuple(static)
-
-
-def _loss_signature(loss: Callable[..., Any], params: ParamList) -> Signature:
-    first, declared = first_argument(loss)
-    if isinstance(declared, type) and issubclass(declared, ParamList) and not isinstance(params, declared):
-        raise SignatureError(
-            f"`{getattr(loss, '__name__', loss)}` takes a {declared.__name__} as `{first}`, "
-            f"and params is a {type(params).__name__}"
-        )
-    signature = read_signature(loss, {first: params._layout})
-    others = [a.name for a in signature.arguments[1:] if a.kind == "parameters"]
-    if others:
-        raise SignatureError(f"`{signature.name}`: {listing(others)} is a second parameter list; nest it in the first")
-    return signature

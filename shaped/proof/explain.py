@@ -100,6 +100,10 @@ def _users_own(error: Exception, name: str, place: Place | None, world: World) -
     if isinstance(error, ValueError) and "to unpack" in str(error):
         return ProofError(f"`{name}` is not well-shaped.", source, Goal(said=str(error)))
     asked = world.env.asked[-1] if world.env.asked else None
+    if isinstance(error, AssertionError | IndexError | ZeroDivisionError) and source is not None:
+        near = asked is not None and asked.source is not None and asked.source.file == source.file
+        if not near or asked is None or asked.source is None or not 0 <= source.line - asked.source.line <= _NEAR:
+            return ProofError(f"`{name}` refuses some sizes itself.", source, Goal(raised=said))
     if asked is None or asked.source is None or source is None or not isinstance(error, AssertionError | ValueError):
         return error.with_traceback(_user_part(error))
     if asked.source.file != source.file or not 0 <= source.line - asked.source.line <= _NEAR:

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from shaped.errors import Unprovable
 from shaped.proof import indexing
 from shaped.proof.margins import multi_margin_loss, multilabel_margin_loss
+from shaped.proof.operations import OPERATIONS
 from shaped.proof.ranges import arange
 from shaped.proof.views import reshape
 
@@ -161,6 +162,7 @@ _REDUCTIONS = ("max", "min", "median", "nanmedian", "mode")
 _REWRITES: dict[Any, Callable[..., Any]] = {
     getattr(Tensor.data, "__get__"): Tensor.detach,  # noqa: B009  # `.data` hides what is written through it
     getattr(Tensor.data, "__set__"): data_set,  # noqa: B009
+    **OPERATIONS,
     F.one_hot: one_hot,
     torch.kron: kron,
     F.batch_norm: batch_norm,

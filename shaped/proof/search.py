@@ -68,7 +68,8 @@ class Search:
                     f"`{name}` is no dimension of `{setting.signature.name}`{nearest(name, self.names)}"
                 )
         for name, size in self.static.items():
-            whole(f"static: {name}", size, 1, SignatureError)
+            if whole(f"static: {name}", size, 1, SignatureError) >= 2**48:  # products of sizes must be numbers to C++
+                raise SignatureError(f"static: {name} = {size} is larger than any tensor can be")
         _refuse_circles(self.assumptions)
 
     def proof(self) -> Proof:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from shaped.errors import ShapeError
+from shaped.errors import ShapeError, Unprovable
 from shaped.params import ParamList
 from shaped.shapes import Signature, TensorSpec
 from shaped.strategies import GradientStrategy, Pass, differentiate
@@ -72,8 +72,13 @@ class Setting:
 
     def run(self, tensors: Sequence[Any]) -> list[Any]:
         """The function's results on flat tensors, under autocast if asked for."""
-        with self.context():
-            result = (self.call or self.signature.call)(tensors)
+        try:
+            with self.context():
+                result = (self.call or self.signature.call)(tensors)
+        except SystemExit as error:
+            if _checker.get() is None:  # no proof: it is the user's to end a run
+                raise
+            raise Unprovable(f"`{self.signature.name}` ends the process: sys.exit({error.code!r}).") from None
         try:
             return self.signature.returns.flatten(result)
         except ShapeError:  # no such container: refused where results are compared with what is declared

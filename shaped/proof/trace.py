@@ -21,7 +21,7 @@ from shaped.proof.broadcast import Broadcasts, Pairs
 from shaped.proof.claims import Broken, Claims
 from shaped.proof.isolation import follow, tracing
 from shaped.proof.keeping import putting_back
-from shaped.proof.proof import PLAIN
+from shaped.proof.proof import INNER, PLAIN
 from shaped.proof.reads import READS, Reads, is_traced
 from shaped.proof.rewrites import Rewrites, Standing
 from shaped.proof.setting import Setting, Step, checking
@@ -111,6 +111,7 @@ class Recorder(TorchFunctionMode):
     def begin(self) -> None:
         """Forget a run that was broken off."""
         self.calls = 0
+        self.differentiates = False  # whether the program differentiates within itself
         self.replaced = ""  # the shape of what a replacement put in
         self.steps: list[Step] = []
         self.call: Call | None = None  # the one under way, or the last
@@ -124,6 +125,7 @@ class Recorder(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         name = operation_name(func)
+        self.differentiates = self.differentiates or func is torch.autograd.grad
         if name in _ATTRIBUTES:
             return func(*args, **(kwargs or {}))
         self.calls += 1
@@ -252,6 +254,7 @@ def _trace(setting: Setting, world: World, recorder: Recorder) -> Trace:
         reads: Reads = graph.meta[READS]
         if reads.changed:
             reads.settled = _settles(setting, world, graph)
+    graph.meta[INNER] = recorder.differentiates
     _mark_plain_loss(graph, setting)
     changed = [i for i, version in enumerate(versions) if tensors[i]._version != version]
     refused = [setting.signature.entries[i].path for i in changed if not setting.may_write(i)]

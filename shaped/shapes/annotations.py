@@ -132,9 +132,12 @@ def _read_dim(token: str, where: str) -> Dim:
     if token.startswith("_"):
         raise SignatureError(f"{where}: `{token}` is an axis without a name; name it, so that an error can speak of it")
     try:
-        return Dim.parse(token.split("=", 1)[-1])  # "rows=3" documents a fixed size
+        dim = Dim.parse(token.split("=", 1)[-1])  # "rows=3" documents a fixed size
     except SignatureError as error:
         raise SignatureError(f"{where}: {error}") from None
+    if dim.constant is not None and dim.constant < 0:
+        raise SignatureError(f"{where}: `{token}` is no size; an axis has 0 or more entries")
+    return dim
 
 
 def _torch_dtypes(names: Any) -> tuple[torch.dtype, ...]:

@@ -1,0 +1,152 @@
+"""Operations whose result has a plain shape, in terms of others: as torch writes them they read sizes, or data, as
+numbers. They apply at symbolic sizes within a trace, and give the same up to rounding.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import SymInt, Tensor
+
+
+def max_pool1d(x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
+               ceil_mode: bool = False, return_indices: bool = False) -> Any:  # fmt: skip
+    """`F.max_pool1d`, as pooling over a plane of height 1."""
+    if return_indices or x.dim() not in (2, 3):
+        return F.max_pool1d(x, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+    kernel, over, around = _one(kernel_size), _one(stride), _one(padding)
+    step = kernel if over is None else over
+    pooled = F.max_pool2d(x.unsqueeze(-2), (1, kernel), (1, step), (0, around), (1, _one(dilation)), ceil_mode)
+    return pooled.squeeze(-2)
+
+
+def _one(value: Any) -> Any:
+    return (value[0] if value else None) if isinstance(value, list | tuple) else value
+
+
+def take_along_dim(x: Tensor, indices: Tensor, dim: int | None = None) -> Tensor:
+    """`torch.take_along_dim`, as a gather of what is broadcast along all other axes."""
+    if dim is None:
+        return x.reshape(-1).gather(0, indices.reshape(-1))
+    if x.dim() != indices.dim() or not -x.dim() <= dim < x.dim():
+        return torch.take_along_dim(x, indices, dim)
+    dim %= x.dim()
+    along = [list(tensor.shape) for tensor in (x, indices)]
+    lengths = [shape.pop(dim) for shape in along]
+    common = torch.broadcast_shapes(*along)
+    wide = [tensor.expand(*common[:dim], n, *common[dim:]) for tensor, n in zip((x, indices), lengths, strict=True)]
+    return wide[0].gather(dim, wide[1])
+
+
+def _window(original: Callable[..., Tensor], weights: Callable[..., Sequence[float]]) -> Callable[..., Tensor]:
+    """A window that is a sum of cosines."""
+
+    def window(window_length: Any, periodic: bool = True, *args: Any, **kwargs: Any) -> Tensor:
+        plain = not isinstance(window_length, SymInt) or set(kwargs) - {"dtype", "device", "alpha", "beta"}
+        if plain or not isinstance(periodic, bool):
+            return original(window_length, periodic, *args, **kwargs)
+        numbers = {name: kwargs.pop(name) for name in ("alpha", "beta") if name in kwargs}
+        kwargs["dtype"] = kwargs.get("dtype") or torch.get_default_dtype()
+        counted: Tensor = torch.arange(window_length, **kwargs)
+        angle = counted * (2 * math.pi / (window_length if periodic else window_length - 1))
+        first, *others = weights(*args, **numbers)
+        result = torch.full_like(angle, first)
+        for i, weight in enumerate(others, 1):
+            result = result + weight * (angle * i).cos()
+        return result
+
+    return window
+
+
+def _hamming(alpha: float = 0.54, beta: float = 0.46) -> Sequence[float]:
+    return alpha, -beta
+
+
+def logspace(start: Any, end: Any, steps: Any, base: float = 10.0, **kwargs: Any) -> Tensor:
+    """`torch.logspace`, as powers of what `torch.linspace` gives."""
+    if not isinstance(steps, SymInt) or not all(isinstance(x, int | float) for x in (start, end, base)):
+        return torch.logspace(start, end, steps, base, **kwargs)
+    from shaped.proof.rewrites import linspace
+
+    return torch.pow(base, linspace(start, end, steps, **kwargs))
+
+
+def cov(x: Tensor, *, correction: int = 1, fweights: Tensor | None = None, aweights: Tensor | None = None) -> Tensor:
+    """`torch.cov` without weights: rows are variables."""
+    if fweights is not None or aweights is not None or x.dim() != 2:
+        return torch.cov(x, correction=correction, fweights=fweights, aweights=aweights)
+    centred = x - x.mean(1, keepdim=True)
+    return centred @ centred.mT.conj() / torch.sym_max(x.shape[1] - correction, 0)
+
+
+def gaussian_nll_loss(
+    input: Tensor, target: Tensor, var: Tensor | float, full: bool = False, eps: float = 1e-6, reduction: str = "mean"
+) -> Tensor:
+    """`F.gaussian_nll_loss`, whose look at the variances is asserted where the program runs."""
+    if not isinstance(var, Tensor) or reduction not in ("none", "mean", "sum"):
+        return F.gaussian_nll_loss(input, target, var, full=full, eps=eps, reduction=reduction)
+    said = "var has negative entry/entries"
+    torch._assert_async((var >= 0).all(), said)  # type: ignore[call-overload]
+    if var.dim() == input.dim() - 1 and all(a == b for a, b in zip(var.shape, input.shape, strict=False)):
+        var = var.unsqueeze(-1)
+    odd = [n for m, n in zip(input.shape, var.shape, strict=False) if m != n]
+    if var.dim() != input.dim() or len(odd) > 1 or any(n != 1 for n in odd):
+        raise ValueError("var is of incorrect size")
+    var = var + (var.clamp(min=eps) - var).detach()  # torch clamps it without a gradient of its own
+    loss = 0.5 * (var.log() + (input - target) ** 2 / var)
+    loss = loss + 0.5 * math.log(2 * math.pi) if full else loss
+    return loss.mean() if reduction == "mean" else loss.sum() if reduction == "sum" else loss
+
+
+def _drawn(original: Callable[..., Tensor], fill: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A factory that draws from a generator, which takes no symbolic size: made empty, then filled."""
+
+    def draw(*size: Any, generator: torch.Generator | None = None, **kwargs: Any) -> Tensor:
+        lengths = size[0] if len(size) == 1 and isinstance(size[0], list | tuple) else size
+        if generator is None or not any(isinstance(n, SymInt) for n in lengths) or "out" in kwargs:
+            return original(*size, generator=generator, **kwargs)
+        wanted = kwargs.pop("requires_grad", False)
+        with torch.no_grad():
+            made = fill(torch.empty(*lengths, **kwargs), generator)
+        return made.requires_grad_(wanted)
+
+    return draw
+
+
+def grouped_mm(mat_a: Tensor, mat_b: Tensor, *, offs: Tensor | None = None, bias: Tensor | None = None,
+               out_dtype: torch.dtype | None = None) -> Tensor:  # fmt: skip
+    """`F.grouped_mm` of rows by groups, whose shape function knows bfloat16 alone: each group's product, masked."""
+    plain = mat_a.dtype is torch.bfloat16 or bias is not None or out_dtype not in (None, mat_a.dtype) or offs is None
+    if plain or mat_a.dim() != 2 or mat_b.dim() != 3 or not isinstance(mat_b.shape[0], int) or offs is None:
+        return F.grouped_mm(mat_a, mat_b, offs=offs, bias=bias, out_dtype=out_dtype)
+    if mat_a.dtype is not mat_b.dtype or offs.dtype is not torch.int32 or offs.dim() != 1:
+        return F.grouped_mm(mat_a, mat_b, offs=offs, bias=bias, out_dtype=out_dtype)
+    strides = [n for t in (mat_a, mat_b) for n in t.stride()[-2:] if not (isinstance(n, int) and n == 1)]
+    if any(n % (16 // mat_a.element_size()) != 0 for n in strides):
+        raise RuntimeError("strides should be multiple of 16 bytes")
+    row = torch.arange(mat_a.shape[0], device=mat_a.device)
+    result = mat_a.new_zeros(mat_a.shape[0], mat_b.shape[2])
+    for group in range(mat_b.shape[0]):
+        within = row < offs[group] if group == 0 else (row >= offs[group - 1]) & (row < offs[group])
+        result = torch.where(within.unsqueeze(1), mat_a @ mat_b[group], result)
+    return result
+
+
+OPERATIONS: dict[Any, Callable[..., Any]] = {
+    F.max_pool1d: max_pool1d,
+    torch.max_pool1d: max_pool1d,
+    torch.take_along_dim: take_along_dim,
+    Tensor.take_along_dim: take_along_dim,
+    torch.hann_window: _window(torch.hann_window, lambda: (0.5, -0.5)),
+    torch.hamming_window: _window(torch.hamming_window, _hamming),
+    torch.blackman_window: _window(torch.blackman_window, lambda: (0.42, -0.5, 0.08)),
+    torch.logspace: logspace,
+    torch.cov: cov,
+    Tensor.cov: cov,
+    F.gaussian_nll_loss: gaussian_nll_loss,
+    torch.rand: _drawn(torch.rand, lambda x, g: x.uniform_(generator=g)),
+    torch.randn: _drawn(torch.randn, lambda x, g: x.normal_(generator=g)),
+    **{f: grouped_mm for f in (getattr(F, "grouped_mm", None), getattr(torch, "_grouped_mm", None)) if f is not None},
+}

@@ -1,0 +1,146 @@
+"""Operations that torch writes over plain numbers are proved for all sizes, and give what torch gives."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from shaped import ProofError, SignatureError, Unprovable, prove
+from shaped.proof import operations
+
+noise = torch.Generator()
+
+
+def pooled(x: Float[Tensor, "n c l"]) -> Float[Tensor, "n c l//2"]:
+    return F.max_pool1d(x, 2)
+
+
+def in_order(x: Float[Tensor, "n l d"]) -> Float[Tensor, "n l d"]:
+    return torch.take_along_dim(x, x.argsort(1), 1)
+
+
+def windowed(x: Float[Tensor, "n l"]) -> Float[Tensor, "n l"]:
+    return x * torch.hann_window(x.shape[1]) * torch.hamming_window(x.shape[1], False)
+
+
+def likelihood(m: Float[Tensor, "n d"], y: Float[Tensor, "n d"], v: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
+    return F.gaussian_nll_loss(m, y, v)
+
+
+def spaced(x: Float[Tensor, "n l"]) -> Float[Tensor, "n l"]:
+    return x * torch.logspace(0, 1, x.shape[1])
+
+
+def covariance(x: Float[Tensor, "n l"]) -> Float[Tensor, "n n"]:
+    return x.cov()
+
+
+def noisy(x: Float[Tensor, "n l"]) -> Float[Tensor, "n l"]:
+    return x + torch.randn(x.shape, generator=noise) + torch.rand(x.shape[0], 1, generator=noise)
+
+
+def grouped(x: Float[Tensor, "n 8"], w: Float[Tensor, "3 8 k"], ends: Int[Tensor, "3"]) -> Float[Tensor, "n k"]:
+    return F.grouped_mm(x, w, offs=ends.int())
+
+
+PROVED: dict[Callable[..., Any], tuple[str, ...]] = {
+    pooled: ("l >= 2",),
+    in_order: (),
+    windowed: (),
+    likelihood: (),
+    spaced: (),
+    covariance: (),
+    noisy: (),
+    grouped: ("k % 4 == 0",),
+}
+
+
+@pytest.mark.parametrize("function", PROVED, ids=lambda function: function.__name__)
+def test_an_operation_with_a_plain_shape_is_proved_for_all_sizes(function: Callable[..., Any]) -> None:
+    assert prove(function).conditions == PROVED[function]
+
+
+def test_the_other_forms_give_what_torch_gives() -> None:
+    x = torch.randn(4, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    order = x.argsort(1)
+    pairs = [
+        (operations.max_pool1d(x, 2), F.max_pool1d(x, 2)),
+        (operations.max_pool1d(x[None], 3, 2, 1, 1, True), F.max_pool1d(x[None], 3, 2, 1, 1, True)),
+        (operations.take_along_dim(x, order, 1), torch.take_along_dim(x, order, 1)),
+        (operations.take_along_dim(x, order[:1], -1), torch.take_along_dim(x, order[:1], -1)),
+        (operations.take_along_dim(x, order.flatten()), torch.take_along_dim(x, order.flatten())),
+        (operations.cov(x, correction=0), torch.cov(x, correction=0)),
+    ]
+
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("shape", [(4, 9), (4, 1), (4,)])
+def test_a_likelihood_of_variances_and_its_gradient_are_torchs(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(4, 9, dtype=torch.float64, generator=generator) for _ in range(2))
+    var = torch.rand(shape, dtype=torch.float64, generator=generator).requires_grad_()
+    losses = [f(x, y, var, full=True) for f in (operations.gaussian_nll_loss, F.gaussian_nll_loss)]
+    gradients = [torch.autograd.grad(loss, var)[0] for loss in losses]
+
+    torch.testing.assert_close(losses[0], losses[1])
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_products_of_groups_are_torchs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, w = torch.randn(12, 8, generator=generator), torch.randn(3, 8, 16, generator=generator)
+    ends = torch.tensor([4, 4, 12], dtype=torch.int32)
+
+    torch.testing.assert_close(operations.grouped_mm(x, w, offs=ends), F.grouped_mm(x, w, offs=ends))
+
+
+def packed(x: Float[Tensor, "b t d"], lengths: Int[Tensor, " b"]) -> Float[Tensor, ""]:
+    rows = torch.nn.utils.rnn.pack_padded_sequence(x, lengths + 1, batch_first=True, enforce_sorted=False)
+    return rows.data.sum()
+
+
+def test_what_only_a_shape_function_refuses_is_not_refuted() -> None:
+    with pytest.raises(Unprovable, match="neither proved nor refuted: torch's shape functions refuse it, and at b = "):
+        prove(packed)
+
+
+def exits(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    raise SystemExit(0)
+
+
+def test_a_function_that_ends_the_process_is_unprovable() -> None:
+    with pytest.raises(Unprovable, match=r"`exits` ends the process: sys\.exit\(0\)\."):
+        prove(exits)
+
+
+def claims(x: Float[Tensor, "a b"]) -> Float[Tensor, ""]:
+    assert x.numel() <= x.shape[0]
+    return x.sum()
+
+
+def second_of_one(x: Float[Tensor, "a 1"]) -> Float[Tensor, "a 1"]:
+    return x.chunk(2, 1)[1]
+
+
+@pytest.mark.parametrize("function", [claims, second_of_one])
+def test_an_assertion_or_index_of_the_users_is_refuted_with_sizes(function: Callable[..., Any]) -> None:
+    with pytest.raises(ProofError, match="refuses some sizes itself") as caught:
+        prove(function)
+
+    assert caught.value.goal.sizes
+
+
+def test_sizes_that_no_tensor_has_are_refused() -> None:
+    def minus(x: Float[Tensor, "-1 m"]) -> Float[Tensor, "-1 m"]:
+        return x
+
+    with pytest.raises(SignatureError, match="`-1` is no size"):
+        prove(minus)
+    with pytest.raises(SignatureError, match="larger than any tensor can be"):
+        prove(in_order, static={"n": 2**70})

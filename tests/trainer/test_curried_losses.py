@@ -1,0 +1,65 @@
+"""A loss that takes the entries of its parameter list one by one; and one that differentiates within itself."""
+
+from typing import Any
+
+import pytest
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from shaped import ParamList, ScalarTrainer, SignatureError, init
+
+Pair: Any = ParamList[Float[Tensor, "a b"], Float[Tensor, " b"]]  # type: ignore[type-arg]
+
+
+class Weights(ParamList):
+    w: Float[Tensor, " d"] = init.ones()
+
+
+def curried(w: Float[Tensor, "a b"], b: Float[Tensor, " b"], x: Float[Tensor, "n a"]) -> Float[Tensor, ""]:
+    return (x @ w + b).square().mean()
+
+
+def short(w: Float[Tensor, "a b"], x: Float[Tensor, "n a"]) -> Float[Tensor, ""]:
+    return (x @ w).square().mean()
+
+
+@pytest.mark.parametrize("backend", ["eager", "compiled"])
+def test_a_list_without_a_class_is_taken_apart(backend: Any) -> None:
+    params, x = Pair.init(a=3, b=4, seed=0), torch.ones(5, 3)
+    w, b = (p.detach().clone().requires_grad_() for p in params)
+    wanted = curried(w, b, x)
+    gradients = torch.autograd.grad(wanted, (w, b))
+    loss = ScalarTrainer(curried, params, backend=backend).step(x, lr=0.1)
+
+    torch.testing.assert_close(loss, wanted.detach())
+    torch.testing.assert_close(list(params), [w - 0.1 * gradients[0], b - 0.1 * gradients[1]], check_stride=False)
+
+
+def test_a_loss_that_takes_other_entries_is_refused_in_words() -> None:
+    with pytest.raises(SignatureError, match="its first arguments are the entries of it, one by one") as caught:
+        ScalarTrainer(short, Pair.init(a=3, b=4, seed=0))
+
+    assert '`x` is Float "n a", and `1` is Float "b"' in str(caught.value)
+
+
+def penalty(p: Weights, x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
+    x = x.detach().requires_grad_()
+    y = (x * p.w).tanh().sum()
+    (slope,) = torch.autograd.grad(y, x, create_graph=True)
+    return slope.square().sum() + y
+
+
+@pytest.mark.parametrize("backend", ["eager", "compiled"])
+def test_a_loss_with_a_gradient_inside_has_a_forward_pass(backend: Any) -> None:
+    params, x = Weights.init(d=3), torch.ones(2, 3)
+    wanted = penalty(params, x).detach()
+    loss = ScalarTrainer(penalty, params, backend=backend).forward(x)
+
+    torch.testing.assert_close(loss, wanted)
+    assert not loss.requires_grad
+
+
+def test_a_strategy_that_cannot_be_called_is_refused() -> None:
+    with pytest.raises(ValueError, match="strategy is 5"):
+        ScalarTrainer(penalty, Weights.init(d=3), strategy=5)  # type: ignore[arg-type]
