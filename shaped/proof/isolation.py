@@ -24,6 +24,7 @@ from torch._dispatch.python import enable_python_dispatcher
 
 _ONE_AT_A_TIME = threading.RLock()  # torch's tracer keeps state that threads share
 _active: ContextVar[bool] = ContextVar("active", default=False)
+_unwarned: ContextVar[bool] = ContextVar("unwarned", default=False)
 # The globals of modules that get names of their own, as far as they are known in the proof under way.
 _asking: ContextVar[list[dict[str, Any]] | None] = ContextVar("asking", default=None)
 
@@ -195,7 +196,7 @@ class _Here:
     """In a warning's filter, what stands for the pattern: any text, in the thread that traces."""
 
     def match(self, _: str) -> bool:
-        return _active.get()
+        return _active.get() or _unwarned.get()
 
 
 def _not_here(_: logging.LogRecord) -> bool:
@@ -203,6 +204,19 @@ def _not_here(_: logging.LogRecord) -> bool:
 
 
 _IGNORED: Any = ("ignore", _Here(), Warning, None, 0)
+
+
+@contextmanager
+def unwarned() -> Iterator[None]:
+    """Without warnings in this thread: `warnings.catch_warnings` would silence all of them."""
+    token = _unwarned.set(True)
+    warnings.filters.insert(0, _IGNORED)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        _unwarned.reset(token)
+        if _IGNORED in warnings.filters:
+            warnings.filters.remove(_IGNORED)  # type: ignore[attr-defined]
 
 
 @contextmanager

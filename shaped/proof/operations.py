@@ -15,7 +15,8 @@ def max_pool1d(x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0
                ceil_mode: bool = False, return_indices: bool = False) -> Any:  # fmt: skip
     """`F.max_pool1d`, as pooling over a plane of height 1."""
     if return_indices or x.dim() not in (2, 3):
-        return F.max_pool1d(x, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+        given: tuple[Any, ...] = (kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+        return F.max_pool1d(x, *given)
     kernel, over, around = _one(kernel_size), _one(stride), _one(padding)
     step = kernel if over is None else over
     pooled = F.max_pool2d(x.unsqueeze(-2), (1, kernel), (1, step), (0, around), (1, _one(dilation)), ceil_mode)
@@ -24,20 +25,6 @@ def max_pool1d(x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0
 
 def _one(value: Any) -> Any:
     return (value[0] if value else None) if isinstance(value, list | tuple) else value
-
-
-def take_along_dim(x: Tensor, indices: Tensor, dim: int | None = None) -> Tensor:
-    """`torch.take_along_dim`, as a gather of what is broadcast along all other axes."""
-    if dim is None:
-        return x.reshape(-1).gather(0, indices.reshape(-1))
-    if x.dim() != indices.dim() or not -x.dim() <= dim < x.dim():
-        return torch.take_along_dim(x, indices, dim)
-    dim %= x.dim()
-    along = [list(tensor.shape) for tensor in (x, indices)]
-    lengths = [shape.pop(dim) for shape in along]
-    common = torch.broadcast_shapes(*along)
-    wide = [tensor.expand(*common[:dim], n, *common[dim:]) for tensor, n in zip((x, indices), lengths, strict=True)]
-    return wide[0].gather(dim, wide[1])
 
 
 def _window(original: Callable[..., Tensor], weights: Callable[..., Sequence[float]]) -> Callable[..., Tensor]:
@@ -78,7 +65,8 @@ def cov(x: Tensor, *, correction: int = 1, fweights: Tensor | None = None, aweig
     if fweights is not None or aweights is not None or x.dim() != 2:
         return torch.cov(x, correction=correction, fweights=fweights, aweights=aweights)
     centred = x - x.mean(1, keepdim=True)
-    return centred @ centred.mT.conj() / torch.sym_max(x.shape[1] - correction, 0)
+    result = centred @ centred.mT.conj() / torch.sym_max(x.shape[1] - correction, 0)
+    return result.squeeze() if isinstance(x.shape[0], int) else result  # of one variable: a number
 
 
 def gaussian_nll_loss(
@@ -137,8 +125,6 @@ def grouped_mm(mat_a: Tensor, mat_b: Tensor, *, offs: Tensor | None = None, bias
 OPERATIONS: dict[Any, Callable[..., Any]] = {
     F.max_pool1d: max_pool1d,
     torch.max_pool1d: max_pool1d,
-    torch.take_along_dim: take_along_dim,
-    Tensor.take_along_dim: take_along_dim,
     torch.hann_window: _window(torch.hann_window, lambda: (0.5, -0.5)),
     torch.hamming_window: _window(torch.hamming_window, _hamming),
     torch.blackman_window: _window(torch.blackman_window, lambda: (0.42, -0.5, 0.08)),

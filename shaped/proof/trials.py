@@ -8,7 +8,6 @@ import itertools
 import math
 import random
 import re
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from shaped.errors import ShapeError, Unprovable
+from shaped.proof.isolation import unwarned
 from shaped.proof.keeping import putting_back
 from shaped.proof.rewrites import Standing
 from shaped.proof.setting import Setting, checking
@@ -87,8 +87,7 @@ class Trials:
     @contextmanager
     def _aside(self) -> Iterator[None]:
         """Nothing that the runs change in a module or a generator stays; without warnings."""
-        with putting_back(), self.setting.keeping(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with putting_back(), self.setting.keeping(), unwarned():
             yield
 
     def failure(self, sizes: Sizes) -> Exception:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from shaped import ParamList, ScalarTrainer, SignatureError, init
 
-Pair: Any = ParamList[Float[Tensor, "a b"], Float[Tensor, " b"]]  # type: ignore[type-arg]
+Pair: Any = ParamList[Float[Tensor, "a b"], Float[Tensor, " b"]]  # type: ignore[misc, type-arg]
 
 
 class Weights(ParamList):
