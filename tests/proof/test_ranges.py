@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from shaped import ProofError, prove
+from shaped import Unprovable, prove
 
 
 def counted(x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
@@ -59,5 +59,5 @@ def by_tenths(x: Float[Tensor, "n d"]) -> Float[Tensor, " 10*n"]:
 
 
 def test_a_step_that_is_no_binary_fraction_shows_nothing_about_the_length():
-    with pytest.raises(ProofError):
+    with pytest.raises(Unprovable):
         prove(by_tenths)
