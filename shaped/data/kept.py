@@ -80,9 +80,16 @@ def _walk(data: Any) -> Iterator[tuple[str, Any]]:
         if _is_generator(thing) or depth == _DEPTH:
             continue
         for name, inner in _inside(thing):
-            if not isinstance(inner, _PLAIN) and id(inner) not in seen and len(seen) < _MOST:
+            if not _is_plain(inner) and id(inner) not in seen and len(seen) < _MOST:
                 seen.add(id(inner))
                 queue.append((f"{path}{name}", inner, depth + 1))
+
+
+def _is_plain(thing: Any) -> bool:
+    """A tensor, a number, a text, or a batch of them: the most of what lists hold."""
+    if isinstance(thing, tuple) and len(thing) < 8:
+        return all(isinstance(part, _PLAIN) for part in thing)
+    return isinstance(thing, _PLAIN)
 
 
 def _inside(thing: Any) -> Iterator[tuple[str, Any]]:
