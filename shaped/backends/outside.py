@@ -111,9 +111,12 @@ class World:
 
 
 def _watched(reads: Reads) -> Iterator[Read]:
-    """Those that are compared: not the trace's own tensors, no modules, nothing that the program itself changes."""
-    for read in reads.found:
-        if not (is_traced(read.value) or isinstance(read.value, types.ModuleType) or read in reads.changed):
+    """Those that are compared: no modules, nothing that the program itself changes, nor what is in that."""
+    left = [False] * len(reads.found)
+    changed = set(map(id, reads.changed))
+    for i, read in enumerate(reads.found):
+        left[i] = id(read) in changed or (read.parent >= 0 and left[read.parent])
+        if not left[i] and not isinstance(read.value, types.ModuleType):
             yield read
 
 
@@ -128,7 +131,7 @@ def _looked_up(reads: Reads, difference: Difference) -> list[tuple[Any, Any]]:
             above = now[read.parent][1]
             owner = getattr(above, "__dict__", {}) if read.own else above
         value = Read(read.kind, owner, read.key, None).now() if owner is not MISSING else MISSING
-        now.append((owner, value) if id(read) in watched else (owner, read.value))
+        now.append((owner, value))
         if id(read) not in watched or same(read.value, value):
             fits = not isinstance(value, Tensor) or _fits(read, value, difference)
         elif isinstance(read.value, Tensor) and isinstance(value, Tensor):

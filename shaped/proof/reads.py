@@ -309,14 +309,19 @@ class Log:
             reached.add(at)
             waiting.extend((holder, parent, text, True) for holder in owned.get(at, ()))
             for read in by_owner.get(at, ()):
+                if is_traced(read.value):  # an input of the graph; and a proof that is over keeps none of its tensors
+                    continue
                 read.parent, read.own, read.text = parent, own, _text(read, text, own)
-                if isinstance(read.value, Tensor) and not is_traced(read.value):
+                if isinstance(read.value, Tensor):
                     read.first, read.proved = read.value, (read.value.shape, read.value.dtype, read.value.device)
                 found.append(read)
                 if id(read.value) in by_owner or id(read.value) in owned:
                     waiting.append((id(read.value), len(found) - 1, read.text, False))
         beyond = next((r.text for r in found if r.value is self.beyond), "") if self.beyond is not None else ""
         changed = [r for r in found if (id(r.owner), r.kind, r.key) in self._counted or _is_changed(r)]
+        for read in changed:
+            if not is_leaf(read.value):
+                read.value = MISSING  # it may hold tensors of the trace
         return Reads(found, changed, beyond=beyond)
 
 
