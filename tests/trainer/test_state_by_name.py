@@ -195,7 +195,7 @@ def test_a_checkpoint_from_before_there_were_names_loads_and_goes_on_alike(tmp_p
         p = Two(torch.tensor([0.5, -1.0, 2.0]), torch.tensor([0.1, 0.2, -0.3]))
         o = AdamW([{"params": [p.w], "weight_decay": 0.0}, {"params": [p.a], "lr": 0.05}], lr=0.02)
         torch.manual_seed(3)
-        loop = Loop(ScalarTrainer(two_loss, p, optimizer=o, accumulate=2), schedule=StepLR(o, 2, 0.5))
+        loop = Loop(ScalarTrainer(two_loss, p, optimizer=o, accumulate=2), schedule=StepLR(o, 2, 0.5), leftover="keep")
         return loop, DataLoader(TensorDataset(X, X.sum(1)), batch_size=3, shuffle=True)
 
     straight, data = job()
