@@ -161,6 +161,8 @@ class Search:
             hints[name] = sizes[name] // divisor.evaluate(sizes)
         for largest in (1, 2) if 2 in sizes.values() else (1,):
             fixed = {name: size for name, size in sizes.items() if size <= largest and plan.is_free(name)}
+            if not _of_parameters(self.setting).isdisjoint(fixed):
+                continue  # a model of one position broadcasts over any sequence; nobody means it
             at = replace(plan, hints=hints, constants={**plan.constants, **fixed})
             self._runs = 0
             found = attempts(self.setting, self.names, at, _AGAIN)
@@ -401,6 +403,12 @@ def _refuse_circles(assumptions: Sequence[Assumption]) -> None:
                 reached.add(inner)
                 waiting.extend(defined.get(inner, ()))
         defined[name] = dim.names
+
+
+def _of_parameters(setting: Setting) -> set[str]:
+    """The names in the shapes of parameters."""
+    arguments = [argument for argument in setting.signature.arguments if argument.kind == "parameters"]
+    return {name for a in arguments for entry in a.entries for dim in entry.spec.dims for name in dim.names}
 
 
 def _statement_order(setting: Setting) -> tuple[str, ...]:
