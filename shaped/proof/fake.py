@@ -15,6 +15,8 @@ from torch import SymBool, SymFloat, SymInt, Tensor
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils import _pytree as pytree
+from torch.utils._mode_utils import no_dispatch
 
 from shaped.errors import Source
 from shaped.proof.shelter import refuse_write, written
@@ -24,6 +26,10 @@ from shaped.proof.views import viewed
 _KEY = "_shaped_key"  # where a fake tensor carries the number of its metadata
 _TAGS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.inplace_view}
 _VIEWS = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default}
+_ATEN = torch.ops.aten
+_FACTORIES = {_ATEN.arange, _ATEN.eye, _ATEN.full, _ATEN.linspace, _ATEN.logspace, _ATEN.ones, _ATEN.scalar_tensor}
+_FACTORIES |= {_ATEN.tril_indices, _ATEN.triu_indices, _ATEN.zeros}
+_MOST = 64  # entries of a tensor whose values are kept
 
 
 class _Unknown(Exception):
@@ -50,10 +56,12 @@ class RememberingMode(FakeTensorMode):
     ) -> Any:
         """As torch's; a result that is known is made from its metadata."""
         kwargs = kwargs or {}
+        if getattr(func, "overloadpacket", None) in _FACTORIES and _is_known((*args, *kwargs.values())):
+            return self._constant(super().dispatch(func, types, args, kwargs), func, args, kwargs)
         if not self._is_pure(func):
             _forget((*args, *kwargs.values()))
-            if isinstance(func, OpOverload) and any(not isinstance(t, FakeTensor) for t in written(func, args, kwargs)):
-                raise refuse_write()
+            if isinstance(func, OpOverload):
+                self._note_writes(func, args, kwargs)
             return super().dispatch(func, types, args, kwargs)
         try:
             key = (func, torch.is_grad_enabled(), *self._keys(args), *kwargs, *self._keys(kwargs.values()))
@@ -68,6 +76,29 @@ class RememberingMode(FakeTensorMode):
             result = super().dispatch(func, types, args, kwargs)
         self._remember(key, result)
         return result
+
+    def _note_writes(self, func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Refuse a write into a real tensor, and let go of the values of one that something unknown is written into."""
+        changed = list(written(func, args, kwargs))
+        if any(not isinstance(t, FakeTensor) for t in changed):
+            raise refuse_write()
+        known = all(t.constant is not None for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, FakeTensor))
+        for tensor in changed:
+            if not known and isinstance(tensor, FakeTensor) and tensor.constant is not None:  # torch leaves out lists
+                self.fake_tensor_converter.invalidate_constant_aliases(tensor.constant)
+
+    def _constant(self, made: Any, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """What plain numbers make: a small tensor has its values with it, so that the program may read them."""
+        if made.constant is not None or not self.may_turn_const(made):
+            return made
+        with no_dispatch():
+            value = func(*args, **kwargs)
+        return self.fake_tensor_converter.from_real_tensor(self, value, make_constant=True)
+
+    def may_turn_const(self, t: Tensor) -> bool:
+        """Whether a tensor's values are kept beside its shape, until something unknown is written into it."""
+        plain = t.layout is torch.strided and t.device.type == "cpu" and not t._has_symbolic_sizes_strides
+        return plain and t.numel() <= _MOST
 
     def _is_pure(self, func: Any) -> bool:
         """Whether the result is new tensors that depend on the operands' metadata only."""
@@ -146,6 +177,12 @@ class RememberingMode(FakeTensorMode):
         number = self._numbers.setdefault(key, len(self._numbers))
         setattr(tensor, _KEY, number)
         return number
+
+
+def _is_known(values: Any) -> bool:
+    """Whether no value is symbolic, or a tensor."""
+    unknown = Tensor | SymInt | SymFloat | SymBool
+    return all(_is_known(v) if isinstance(v, list | tuple) else not isinstance(v, unknown) for v in values)
 
 
 def _expression(size: Any) -> Any:

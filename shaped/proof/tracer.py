@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
-from torch.fx.experimental.proxy_tensor import PythonKeyTracer, _MakefxTracer
+from torch.fx.experimental.proxy_tensor import PythonKeyTracer, _MakefxTracer, _ProxyTensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 
 class _Quiet(_MakefxTracer):
@@ -25,11 +26,20 @@ class _Quiet(_MakefxTracer):
             yield
 
 
+class _WithoutValues(WeakTensorKeyDictionary):
+    """What stands for each tensor. torch keeps a constant's value here too, past a write through a view (2.13)."""
+
+    def __setitem__(self, tensor: Tensor, proxy: _ProxyTensor) -> None:
+        proxy.constant = None  # the fake tensor has it, and loses it with any such write
+        super().__setitem__(tensor, proxy)
+
+
 def _trace(tracer: PythonKeyTracer, root: Callable[..., Any], placeholders: tuple[Any, ...]) -> Graph:
     """As `Tracer.trace` does for a function."""
     tracer.root = nn.Module()
     tracer.graph = Graph(tracer_cls=PythonKeyTracer)
     tracer.tensor_attrs = {}
+    tracer.tensor_tracker = _WithoutValues()
     function, arguments = tracer.create_args_for_root(root, False, placeholders)  # type: ignore[arg-type]
     result = tracer.create_arg(function(*arguments))
     tracer.create_node("output", "output", (result,), {})
