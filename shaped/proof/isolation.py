@@ -25,6 +25,7 @@ from torch._dispatch.python import enable_python_dispatcher
 _ONE_AT_A_TIME = threading.RLock()  # torch's tracer keeps state that threads share
 _active: ContextVar[bool] = ContextVar("active", default=False)
 _unwarned: ContextVar[bool] = ContextVar("unwarned", default=False)
+_uncompiled: ContextVar[bool] = ContextVar("uncompiled", default=False)
 # The globals of modules that get names of their own, as far as they are known in the proof under way.
 _asking: ContextVar[list[dict[str, Any]] | None] = ContextVar("asking", default=None)
 
@@ -146,7 +147,7 @@ def tracing() -> Iterator[None]:
 
     The Python dispatcher keeps composite operations (matmul) from reading symbolic sizes as numbers in C++.
     """
-    with _ONE_AT_A_TIME, _renamed(_asking.get() or ()), _hushed():
+    with _ONE_AT_A_TIME, _renamed(_asking.get() or ()), _hushed(), uncompiled():
         token = _active.set(True)
         try:
             with enable_python_dispatcher(), torch.inference_mode(False), torch.enable_grad():
@@ -217,6 +218,33 @@ def unwarned() -> Iterator[None]:
         _unwarned.reset(token)
         if _IGNORED in warnings.filters:
             warnings.filters.remove(_IGNORED)  # type: ignore[attr-defined]
+
+
+class _Inlines:
+    """In the place of torch's flag that FX is tracing: true in the threads where a proof runs the program."""
+
+    def __bool__(self) -> bool:
+        return _uncompiled.get()
+
+
+_INLINES: Any = _Inlines()
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Where this thread calls what `torch.compile` made, the function that was compiled runs itself."""
+    from torch._dynamo import config  # a first proof needs all of it anyway
+
+    flags: Any = torch.fx._symbolic_trace
+    token = _uncompiled.set(True)
+    flags._is_fx_tracing_flag = flags._is_fx_tracing_flag or _INLINES
+    try:
+        with config.patch(error_on_nested_fx_trace=False):
+            yield
+    finally:
+        _uncompiled.reset(token)
+        if flags._is_fx_tracing_flag is _INLINES and not _uncompiled.get():
+            flags._is_fx_tracing_flag = False
 
 
 @contextmanager

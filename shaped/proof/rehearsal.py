@@ -20,6 +20,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from shaped.errors import Goal, ProofError, Unprovable, first_line
 from shaped.proof.conditions import Condition
+from shaped.proof.isolation import uncompiled
 from shaped.proof.keeping import putting_back
 from shaped.proof.rewrites import Standing
 from shaped.proof.setting import Setting, checking
@@ -91,7 +92,8 @@ def run_for_real(setting: Setting, sizes: Mapping[str, int], most: int, seed: in
     shelter, check = Shelter(tensors, seed), checking(partial(_hold, sizes))
     try:
         standing = Standing(setting.held, tensors)
-        with putting_back(), setting.keeping(), torch.enable_grad(), shelter, check, setting.around(), standing:
+        with (uncompiled(), putting_back(), setting.keeping(), torch.enable_grad(), shelter, check,
+              setting.around(), standing):  # fmt: skip
             if setting.strategy is not None:
                 setting.differentiate(tensors)
             results = setting.run(tensors)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from shaped.errors import ShapeError, Unprovable
-from shaped.proof.isolation import unwarned
+from shaped.proof.isolation import uncompiled, unwarned
 from shaped.proof.keeping import putting_back
 from shaped.proof.rewrites import Standing
 from shaped.proof.setting import Setting, checking
@@ -87,7 +87,7 @@ class Trials:
     @contextmanager
     def _aside(self) -> Iterator[None]:
         """Nothing that the runs change in a module or a generator stays; without warnings."""
-        with putting_back(), self.setting.keeping(), unwarned():
+        with putting_back(), self.setting.keeping(), unwarned(), uncompiled():
             yield
 
     def failure(self, sizes: Sizes) -> Exception:
