@@ -189,8 +189,7 @@ class ScalarTrainer:
         Raises:
             ShapeError: The batch breaks the signature. ValueError: `samples` gives no count for it.
         """
-        batch = self._program.arrange(inputs, named)
-        return checked_count(self._program.count(self._program.admit(batch), batch))
+        return checked_count(self._program.count_now(self._program.arrange(inputs, named)))
 
     def backward(self, *inputs: Any, **named: Any) -> ParamList:
         """The gradients of a batch: a list of the parameters' class and signature.

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from shaped.backends.draws import Unheld, replayed
+from shaped.backends.draws import Generators, Unheld, replayed
 from shaped.backends.eager import Eager
 from shaped.backends.executors import CompileError, Executor
 from shaped.backends.inductor import Flat, whole_graph
@@ -151,7 +151,7 @@ def hold(trial: Trial, eager: Eager, only_loss: bool) -> bool:
         generators.put_back()
 
 
-def _hold(trial: Trial, eager: Eager, only_loss: bool, generators: "Generators") -> bool:
+def _hold(trial: Trial, eager: Eager, only_loss: bool, generators: Generators) -> bool:
     executor, program = trial.executor, eager.program
     if executor.draws is None and draws_at_random(trial.graph):
         raise Unheld("it draws otherwise than eager")
@@ -275,18 +275,3 @@ def _said(trial: Trial, what: str, where: str) -> str:
         "has changed. backend='eager' runs it, and backend='auto' goes on with it by itself; verify=False takes "
         "compiled code as it is"
     )
-
-
-class Generators:
-    """torch's default generators as they are now: the CPU's and a device's."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device if device.type == "cuda" else None
-        self._cpu = torch.get_rng_state()
-        self._other = torch.cuda.get_rng_state(device) if self._device is not None else None
-
-    def put_back(self) -> None:
-        """Draw from here again."""
-        torch.set_rng_state(self._cpu)
-        if self._other is not None and self._device is not None:
-            torch.cuda.set_rng_state(self._other, self._device)

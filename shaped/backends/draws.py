@@ -93,3 +93,18 @@ class _Replay(TorchDispatchMode):
             raise Unheld("the program draws otherwise than the graph")
         drawn = self.left.pop(0)
         return drawn if dtype is None else drawn.to(dtype)
+
+
+class Generators:
+    """torch's default generators as they are now: the CPU's and a device's."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device if device.type == "cuda" else None
+        self._cpu = torch.get_rng_state()
+        self._other = torch.cuda.get_rng_state(device) if self._device is not None else None
+
+    def put_back(self) -> None:
+        """Draw from here again."""
+        torch.set_rng_state(self._cpu)
+        if self._other is not None and self._device is not None:
+            torch.cuda.set_rng_state(self._other, self._device)

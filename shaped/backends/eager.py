@@ -54,12 +54,14 @@ class Eager:
             update.scalars()  # out of range: an error before any work
         counted: Tensor | float = 1.0
         if self._settings.accumulate > 1:
-            counted = self.program.count(self.program.admit(inputs), inputs)
+            counted = self.program.count_now(inputs)
         samples = 1.0 if self._quiet else checked_count(counted)
         loss, gradients, written = self.loss_and_backward(inputs)
         if self._quiet:
             with Whole():
-                loss, finite = of_counted(loss, finite_flag(loss, gradients), counted)
+                finite = finite_flag(loss, gradients)
+                if self._settings.accumulate > 1:
+                    loss, finite = of_counted(loss, finite, counted)
                 self._update_quietly(finite, gradients, written, counted, optimizer, last)
                 self._progress.count(optimizer, last=last)
             return loss, True
@@ -120,7 +122,7 @@ class Eager:
             params: Copies of the program's tensors; they are written.
         """
         loss, gradients, written = self.loss_and_backward(inputs)
-        if self._settings.accumulate > 1 and not checked_count(self.program.count(self.program.admit(inputs), inputs)):
+        if self._settings.accumulate > 1 and not checked_count(self.program.count_now(inputs)):
             return torch.zeros_like(loss), list(params)  # as a step of a batch without samples
         finite = all_finite([loss, *gradients])
         if finite:

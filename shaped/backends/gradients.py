@@ -49,7 +49,9 @@ def of_counted(loss: Tensor, finite: Tensor, samples: Tensor | float) -> tuple[T
 
     A count that is negative or not finite is not finite either.
     """
-    count = torch.as_tensor(samples, dtype=torch.float64, device=loss.device)
+    if not isinstance(samples, Tensor):  # filled on the device, which does not wait for it as for a copy
+        samples = torch.full((), samples, dtype=torch.float64, device=loss.device)
+    count = samples.to(loss.device, torch.float64)
     empty = count == 0
     return torch.where(empty, torch.zeros_like(loss), loss), (finite | empty) & (count >= 0) & torch.isfinite(count)
 

@@ -65,6 +65,7 @@ class World:
         self.proofs: dict[Any, Any] = {}
         self.cases: dict[Any, Any] = {}
         self._reads: list[Reads] = []
+        self._lifted: dict[GraphModule, tuple[set[int], Lifted]] = {}
         self._gather()
 
     def add(self, graph: GraphModule) -> Reads:
@@ -74,6 +75,13 @@ class World:
             self._reads.append(reads)
             self._gather()
         return reads
+
+    def lifted(self, graph: GraphModule, storages: set[int]) -> "Lifted":
+        """A proof's graph with inputs for what it reads from outside: one for all batches, while storages stay."""
+        known = self._lifted.get(graph)
+        if known is None or known[0] is not storages:
+            known = self._lifted[graph] = storages, lift(graph, self.add(graph), storages)
+        return known[1]
 
     def holds(self) -> bool:
         """Whether everything is what it was, as far as a comparison of identities tells."""

@@ -314,16 +314,18 @@ class Program:
             )
         proof.check(sizes)
         traced = proof.graph_at(sizes)
-        lifted = lift(traced, self.outside.now.add(traced), self.storages)
+        world = self.outside.now
+        apart = traced is not proof.graph
+        lifted = lift(traced, world.add(traced), self.storages) if apart else world.lifted(traced, self.storages)
         graph = self._counted(lifted.graph, sizes, dtypes, ranks)
         factor: Factor | None = graph.meta[FACTOR]
         samples = self.samples.by_sizes(entries, sizes) if factor is None or factor.share else 1.0
         self._write_too(proof)
         return Case(
             *(sizes, proof, key, graph, samples, tuple(entries)),
-            apart=traced is not proof.graph,
+            apart=apart,
             outside=lifted.reads,
-            world=self.outside.now.number,
+            world=world.number,
             refusal=lifted.refusal,
         )
 
@@ -334,7 +336,9 @@ class Program:
         static = {name: sizes[name] for name in self._static}
         told = self.samples.by_function(sizes, dtypes, static, ranks, self.params.device, self.outside.now)
         if told is not None and told[1]:  # at these sizes alone
-            graph = GraphModule(graph, graph.graph)
+            alone = GraphModule(graph, graph.graph)
+            alone.meta.update({**graph.meta, FACTOR: told[0]})
+            return alone
         if FACTOR not in graph.meta:
             graph.meta[FACTOR] = told[0] if told is not None else self._divisor(graph)
         return graph
@@ -362,6 +366,11 @@ class Program:
             return case.samples
         given = [*inputs[: len(self.inputs)], *tensors_of(case.outside)]
         return case.samples * factor.of(self.plain, given)
+
+    def count_now(self, inputs: Sequence[Tensor]) -> Tensor | float:
+        """The same of a batch that is yet to be admitted, by what the loss reads from outside now."""
+        self.outside.look(eager=True)
+        return self.count(self.admit(inputs), inputs)
 
     def _write_too(self, proof: Proof) -> None:
         """Take over what a later proof writes: the statistics of a module that was in eval() at first."""

@@ -23,6 +23,8 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils._pytree import tree_map
 
+from shaped.backends.draws import Generators
+
 RUNS = 8
 
 # What moves numbers without changing them.
@@ -60,12 +62,12 @@ def rounding_bounds(graph: GraphModule, arguments: Sequence[Tensor], written: in
 
 def rounding_moves(graph: GraphModule, arguments: Sequence[Tensor], written: int) -> tuple[list[float], list[float]]:
     """The same for everything that the graph returns, in place of the loss alone; what is no number has 0."""
-    seed = torch.get_rng_state()  # a graph that draws draws the same in each run
+    generators = Generators(arguments[0].device)  # a graph that draws draws the same in each run
     exact, kept = _Rounded(graph, None).after(arguments, written)
     generator = torch.Generator(device=arguments[0].device).manual_seed(0)
     returned, moves = [0.0] * len(exact), [0.0] * written
     for _ in range(RUNS):
-        torch.set_rng_state(seed)
+        generators.put_back()
         rounded, after = _Rounded(graph, generator).after(arguments, written)
         returned = [max(m, _largest(a, b)) for m, a, b in zip(returned, rounded, exact, strict=True)]
         moves = [max(m, _largest(a, b)) for m, a, b in zip(moves, after, kept, strict=True)]

@@ -362,13 +362,10 @@ class Checkpoints:
         return (min(found)[1], self._sign * min(found)[0]) if found else (None, self._sign * math.inf)
 
     def _set_aside(self, step: int, error: CheckpointCorrupt) -> Path:
-        to = self._aside(step, "corrupt")
+        self._own.discard(step)
+        to = self._place.put_aside(self.path(step), "corrupt")
         warnings.warn(f"a corrupt checkpoint is set aside as {to.name}: {error}", stacklevel=3)
         return to
-
-    def _aside(self, step: int, why: str) -> Path:
-        self._own.discard(step)
-        return self._place.put_aside(self.path(step), why)
 
     def mean(self, like: P, n: int = 3) -> P:
         """The mean of the parameters over the newest n checkpoints that are whole, as a list of `like`'s class.

@@ -24,11 +24,11 @@ class Listeners:
         """Let an object hear of the run; it is returned.
 
         Called, where it has them: `attached(loop)` now, `on_record(loop, values)` for each `record`, `on_settled(loop)`
-        where all hooks of a step, of an epoch's end or of the run's end have run, `on_finish(loop)` after
-        that at a run's end, `on_stop(loop)` where a signal ends
-        the run at a step boundary, `on_error(loop, error)` where the data, a hook or a NaN ends it there, and
-        `on_close(loop)` when the run is over, however it ended. One with an attribute `watches` waits for the figure of
-        that name: a run that records others and never this one ends in a ValueError, after all is saved.
+        where all hooks of a step, of an epoch's end or of the run's end have run, `on_finish(loop)` after that at a
+        run's end, `on_stop(loop)` where a signal ends the run at a step boundary, `on_error(loop, error)` where the
+        data, a hook or a NaN ends it there, and `on_close(loop)` when the run is over, however it ended. One with an
+        attribute `watches` waits for the figure of that name: a run that records others and never this one ends in a
+        ValueError, after all is saved.
 
         Raises:
             ValueError: It has none of these methods, or is attached already.

@@ -30,7 +30,6 @@ from shaped.shapes import TensorSpec, Term
 
 _TRIES = 600  # draws of sizes
 _ELEMENTS = 2_000_000  # of all tensors together; more would take its time
-_MOST = 2**26  # before a refutation, which is rare and has to be right
 _VALUES = re.compile(
     r"out of (bounds|range) (for|in|with)|is out of (bounds|range)|between 0 and 1|probabilit|singular"
     r"|positive.definite|overflow|converge|non-?negative|monotonic|must be in the range"
@@ -69,14 +68,6 @@ def rehearse(
     elif error is None and found.differs:
         goal = Goal("result", found.differs, sizes=dict(sizes))
         raise ProofError(f"`{name}` does not return what it declares.", None, goal)
-
-
-def really_fails(setting: Setting, sizes: Mapping[str, int]) -> bool | None:
-    """Whether plain torch fails at these sizes, or gives another result than is declared; None where it cannot tell."""
-    found = run_for_real(setting, sizes, _MOST)
-    if found is None or (isinstance(found.error, LinAlgError)):
-        return None
-    return found.error is not None or bool(found.differs) or not found.dtypes
 
 
 def run_for_real(setting: Setting, sizes: Mapping[str, int], most: int, seed: int = 0) -> Outcome | None:

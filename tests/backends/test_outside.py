@@ -133,6 +133,14 @@ def test_tensors_that_are_updated_compile_nothing_again() -> None:
     assert len(trainer.executors) == 1
 
 
+def test_batches_of_all_sizes_share_one_graph_that_takes_what_lies_outside() -> None:
+    program = ScalarTrainer(READ["a tensor replaced"][0], P(torch.ones(3)))._program
+    cases = [program.admit([torch.ones(rows, 3)]) for rows in (2, 3, 4)]
+
+    assert len({id(case.graph) for case in cases}) == 1
+    assert all(case.outside for case in cases)
+
+
 def test_a_value_that_the_loss_does_not_read_proves_nothing_again() -> None:
     trainer = ScalarTrainer(READ["a key"][0], P(w=torch.ones(3)), backend="compiled")
     trainer.step(X, lr=0.1)

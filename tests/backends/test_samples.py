@@ -321,6 +321,22 @@ def test_class_weights_from_outside_are_part_of_the_count(backend):
     assert trainer.count(*UNION) == pytest.approx(WEIGHT[y[keep]].sum().item())
 
 
+@both
+def test_a_count_goes_by_what_lies_outside_when_the_batch_comes(backend, monkeypatch):
+    trainer = ScalarTrainer(weighted_from_outside, FourClasses(head().w.detach()), backend=backend, accumulate=3)
+    _, y, keep = UNION
+    assert trainer.count(*UNION) == pytest.approx(WEIGHT[y[keep]].sum().item())
+    heavier = torch.tensor([5.0, 1.0, 1.0, 2.0], dtype=torch.float64)
+    monkeypatch.setitem(globals(), "WEIGHT", heavier)
+    count = heavier[y[keep]].sum().item()
+    assert trainer.count(*UNION) == pytest.approx(count)
+    trainer.step(*UNION, lr=1.0)
+    monkeypatch.setitem(globals(), "WEIGHT", 2 * heavier)
+    trainer.step(*UNION, lr=1.0)
+
+    assert trainer._shared.progress.weight.item() == pytest.approx(3 * count)
+
+
 def test_backends_are_compared_on_a_batch_without_samples_too():
     trainer = ScalarTrainer(masked, head(), backend="compiled", accumulate=2)
 
