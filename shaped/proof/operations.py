@@ -93,7 +93,9 @@ def _drawn(original: Callable[..., Tensor], fill: Callable[..., Tensor]) -> Call
 
     def draw(*size: Any, generator: torch.Generator | None = None, **kwargs: Any) -> Tensor:
         lengths = size[0] if len(size) == 1 and isinstance(size[0], list | tuple) else size
-        if generator is None or not any(isinstance(n, SymInt) for n in lengths) or "out" in kwargs:
+        if generator is None:  # left out, since torch's form with a generator takes no symbolic size even for None
+            return original(*size, **kwargs)
+        if not any(isinstance(n, SymInt) for n in lengths) or "out" in kwargs:
             return original(*size, generator=generator, **kwargs)
         wanted = kwargs.pop("requires_grad", False)
         with torch.no_grad():

@@ -43,6 +43,10 @@ def noisy(x: Float[Tensor, "n l"]) -> Float[Tensor, "n l"]:
     return x + torch.randn(x.shape, generator=noise) + torch.rand(x.shape[0], 1, generator=noise)
 
 
+def noisy_by_default(x: Float[Tensor, "n l"]) -> Float[Tensor, "n l"]:
+    return x + torch.randn(*x.shape) + torch.rand(x.shape[0], 1) + torch.randn(x.shape, generator=None)
+
+
 def grouped(x: Float[Tensor, "n 8"], w: Float[Tensor, "3 8 k"], ends: Int[Tensor, "3"]) -> Float[Tensor, "n k"]:
     return F.grouped_mm(x, w, offs=ends.int())
 
@@ -55,6 +59,7 @@ PROVED: dict[Callable[..., Any], tuple[str, ...]] = {
     spaced: (),
     covariance: ("n >= 2",),
     noisy: (),
+    noisy_by_default: (),
     grouped: ("k % 4 == 0",),
 }
 
