@@ -51,6 +51,59 @@ def _hamming(alpha: float = 0.54, beta: float = 0.46) -> Sequence[float]:
     return alpha, -beta
 
 
+def _frequencies(original: Callable[..., Tensor], half: bool) -> Callable[..., Tensor]:
+    """`fftfreq` or `rfftfreq`: the numbers from 0, the upper half of them below it unless left out, over n*d."""
+
+    def frequencies(n: Any, d: float = 1.0, **kwargs: Any) -> Tensor:
+        if not isinstance(n, SymInt) or set(kwargs) - {"dtype", "device"}:
+            return original(n, d, **kwargs)
+        kwargs["dtype"] = kwargs.get("dtype") or torch.get_default_dtype()
+        counted: Tensor = torch.arange(n // 2 + 1 if half else n, **kwargs)
+        return (counted if half else torch.where(counted >= (n + 1) // 2, counted - n, counted)) / (n * d)
+
+    return frequencies
+
+
+def _places(window_length: Any, periodic: bool, kwargs: dict[str, Any]) -> Tensor:
+    """Where a window's entries lie, from -1 to 1."""
+    kwargs["dtype"] = kwargs.get("dtype") or torch.get_default_dtype()
+    counted: Tensor = torch.arange(window_length, **kwargs)
+    return counted * (2 / (window_length if periodic else torch.sym_max(window_length - 1, 1))) - 1
+
+
+def bartlett_window(window_length: Any, periodic: bool = True, **kwargs: Any) -> Tensor:
+    """`torch.bartlett_window`: a triangle."""
+    if not isinstance(window_length, SymInt) or set(kwargs) - {"dtype", "device"}:
+        return torch.bartlett_window(window_length, periodic, **kwargs)
+    return 1 - _places(window_length, periodic, kwargs).abs()
+
+
+def kaiser_window(window_length: Any, periodic: bool = True, beta: float = 12.0, **kwargs: Any) -> Tensor:
+    """`torch.kaiser_window`."""
+    if not isinstance(window_length, SymInt) or set(kwargs) - {"dtype", "device"}:
+        return torch.kaiser_window(window_length, periodic, beta, **kwargs)
+    inner = (1 - _places(window_length, periodic, kwargs).square()).clamp_min(0)
+    return torch.i0(beta * inner.sqrt()) / torch.i0(torch.full_like(inner, beta))
+
+
+def vander(x: Tensor, N: Any = None, increasing: bool = False) -> Tensor:  # noqa: N803
+    """`torch.vander`: the powers of each entry."""
+    if x.dim() != 1 or (isinstance(x.shape[0], int) and not isinstance(N, SymInt)):
+        return torch.vander(x, N, increasing)
+    powers = torch.arange(x.shape[0] if N is None else N, device=x.device)
+    return x.unsqueeze(-1) ** (powers if increasing else powers.flip(0))
+
+
+def corrcoef(x: Tensor) -> Tensor:
+    """`torch.corrcoef` of several variables, each a row."""
+    if x.dim() != 2 or isinstance(x.shape[0], int):
+        return torch.corrcoef(x)
+    c = cov(x)
+    deviation = c.diagonal().sqrt()
+    c = c / deviation.unsqueeze(-1) / deviation.unsqueeze(0)
+    return c if c.is_complex() else c.clip(-1, 1)
+
+
 def logspace(start: Any, end: Any, steps: Any, base: float = 10.0, **kwargs: Any) -> Tensor:
     """`torch.logspace`, as powers of what `torch.linspace` gives."""
     if not isinstance(steps, SymInt) or not all(isinstance(x, int | float) for x in (start, end, base)):
@@ -130,6 +183,13 @@ OPERATIONS: dict[Any, Callable[..., Any]] = {
     torch.hann_window: _window(torch.hann_window, lambda: (0.5, -0.5)),
     torch.hamming_window: _window(torch.hamming_window, _hamming),
     torch.blackman_window: _window(torch.blackman_window, lambda: (0.42, -0.5, 0.08)),
+    torch.bartlett_window: bartlett_window,
+    torch.kaiser_window: kaiser_window,
+    torch.fft.fftfreq: _frequencies(torch.fft.fftfreq, half=False),
+    torch.fft.rfftfreq: _frequencies(torch.fft.rfftfreq, half=True),
+    torch.vander: vander,
+    torch.corrcoef: corrcoef,
+    Tensor.corrcoef: corrcoef,
     torch.logspace: logspace,
     torch.cov: cov,
     Tensor.cov: cov,

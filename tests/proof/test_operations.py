@@ -9,8 +9,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from shaped import ProofError, SignatureError, Unprovable, prove
+from shaped import ParamList, ProofError, SignatureError, Unprovable, prove
 from shaped.proof import operations
+from shaped.proof.setting import Setting
+from shaped.proof.symbolic import Plan, World
+from shaped.proof.trace import Recorder, trace
+from shaped.shapes import read_signature
 
 noise = torch.Generator()
 
@@ -39,6 +43,27 @@ def covariance(x: Float[Tensor, "n l"]) -> Float[Tensor, "n n"]:
     return x.cov()
 
 
+def frequent(x: Float[Tensor, "n l"]) -> Float[Tensor, "n l//2+1"]:
+    shifted = torch.fft.fft(x, dim=0).abs() * torch.fft.fftfreq(x.shape[0], 0.5).unsqueeze(1)
+    return torch.fft.rfft(shifted).abs() * torch.fft.rfftfreq(x.shape[1])
+
+
+def tapered(x: Float[Tensor, "n l"]) -> Float[Tensor, "n l"]:
+    return x * torch.bartlett_window(x.shape[1]) * torch.kaiser_window(x.shape[1], False, 6.0)
+
+
+def powers(x: Float[Tensor, " n"]) -> Float[Tensor, "n n"]:
+    return torch.vander(x, increasing=True) + torch.vander(x, x.shape[0])
+
+
+def correlation(x: Float[Tensor, "n l"]) -> Float[Tensor, "n n"]:
+    return torch.corrcoef(x)
+
+
+def halved(x: Float[Tensor, "n d"]) -> Float[Tensor, "n//2+1 d"]:
+    return torch.fft.rfft(x, dim=0).abs()
+
+
 def noisy(x: Float[Tensor, "n l"]) -> Float[Tensor, "n l"]:
     return x + torch.randn(x.shape, generator=noise) + torch.rand(x.shape[0], 1, generator=noise)
 
@@ -58,6 +83,11 @@ PROVED: dict[Callable[..., Any], tuple[str, ...]] = {
     likelihood: (),
     spaced: (),
     covariance: ("n >= 2",),
+    frequent: (),
+    tapered: (),
+    powers: (),
+    correlation: ("n >= 2",),
+    halved: (),
     noisy: (),
     noisy_by_default: (),
     grouped: ("k % 4 == 0",),
@@ -67,6 +97,27 @@ PROVED: dict[Callable[..., Any], tuple[str, ...]] = {
 @pytest.mark.parametrize("function", PROVED, ids=lambda function: function.__name__)
 def test_an_operation_with_a_plain_shape_is_proved_for_all_sizes(function: Callable[..., Any]) -> None:
     assert prove(function).conditions == PROVED[function]
+
+
+class Rows(ParamList):
+    w: Float[Tensor, "n l"]
+
+
+def of_many(p: Rows, x: Float[Tensor, "n l"]) -> Float[Tensor, ""]:
+    y = windowed(x) * tapered(x.cos()) + spaced(x)
+    return (p.w * y).sum() + frequent(p.w).sum() + (covariance(p.w) * correlation(x) * powers(x[:, 0])).sum()
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (3, 7)])
+def test_at_free_sizes_they_give_what_torch_gives(shape: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    w, x = (torch.rand(shape, generator=generator) for _ in range(2))
+    names = ("n", "l")
+    world = World(names, Plan({"n": 240, "l": 336}))
+    setting = Setting(read_signature(of_many), (torch.float32,) * 2, (False, False), torch.device("cpu"))
+    graph = trace(setting, world, Recorder(world)).graph
+
+    torch.testing.assert_close(graph(w, x)[0], of_many(Rows(w=w), x))
 
 
 def test_the_other_forms_give_what_torch_gives() -> None:
