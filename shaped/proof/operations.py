@@ -86,7 +86,7 @@ def kaiser_window(window_length: Any, periodic: bool = True, beta: float = 12.0,
     return torch.i0(beta * inner.sqrt()) / torch.i0(torch.full_like(inner, beta))
 
 
-def vander(x: Tensor, N: Any = None, increasing: bool = False) -> Tensor:  # noqa: N803
+def vander(x: Tensor, N: Any = None, increasing: bool = False) -> Tensor:
     """`torch.vander`: the powers of each entry."""
     if x.dim() != 1 or (isinstance(x.shape[0], int) and not isinstance(N, SymInt)):
         return torch.vander(x, N, increasing)
