@@ -3,6 +3,7 @@
 A hint is only given if it was tried: the changed operation was run on the same symbolic operands and went through.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -27,6 +28,13 @@ from shaped.proof.trace import (
     shape_text,
 )
 
+_UNBACKED = re.compile(r"truth value of Relational: .*\bu\d")  # torch asks for a size that data decides
+_REMEDIES = {  # where no mask within the operation is the way out
+    "ctc_loss": "its table is as large as the longest target, which is data: write the recursion over time with "
+    "torch.logsumexp on padded targets, and declare the time static",
+    "_pack_padded_sequence": "how many rows are packed is data: run on the padded batch, and mask what lies past "
+    "each length in what follows",
+}
 _NEAR = 4  # lines between a question about sizes and the user's own `raise` about it
 _LONGEST = 48  # characters of an operand's expression that are shown
 
@@ -48,12 +56,9 @@ def explain(error: Exception, setting: Setting, world: World, recorder: Recorder
             source,
             Goal(hint="torch.where chooses without asking; keep the value in a tensor"),
         )
-    if isinstance(error, DynamicOutputShapeException):
-        return Unprovable(
-            f"`{name}` makes a tensor here whose shape depends on data.",
-            source,
-            Goal(hint="use a mask and torch.where"),
-        )
+    if isinstance(error, DynamicOutputShapeException) or _UNBACKED.search(str(error)):
+        hint = _REMEDIES.get(recorder.call.name if recorder.call else "", "use a mask and torch.where")
+        return Unprovable(f"`{name}` makes a tensor here whose shape depends on data.", source, Goal(hint=hint))
     if isinstance(error, ResultMismatch):
         return _explain_result(error, name, recorder)
     if isinstance(error, ClaimMismatch):

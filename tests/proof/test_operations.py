@@ -157,9 +157,44 @@ def packed(x: Float[Tensor, "b t d"], lengths: Int[Tensor, " b"]) -> Float[Tenso
     return rows.data.sum()
 
 
-def test_what_only_a_shape_function_refuses_is_not_refuted() -> None:
-    with pytest.raises(Unprovable, match="neither proved nor refuted"):
-        prove(packed)
+def packed_as_given(x: Float[Tensor, "b t d"], lengths: Int[Tensor, " b"]) -> Float[Tensor, ""]:
+    rows = torch.nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+    return rows.data.sum()
+
+
+@pytest.mark.parametrize("function", [packed, packed_as_given])
+def test_packed_rows_are_not_refuted_and_the_remedy_is_named(function: Callable[..., Any]) -> None:
+    with pytest.raises(Unprovable, match="shape depends on data") as caught:
+        prove(function)
+
+    assert "run on the padded batch, and mask what lies past each length" in str(caught.value)
+
+
+def aligned(x: Float[Tensor, "t n c"], y: Int[Tensor, "n s"], ends: Int[Tensor, " n"]) -> Float[Tensor, ""]:
+    return F.ctc_loss(x.log_softmax(-1), y, ends, ends)
+
+
+def aligned_by_numbers(x: Float[Tensor, "5 2 c"], y: Int[Tensor, "2 s"]) -> Float[Tensor, ""]:
+    return F.ctc_loss(x.log_softmax(-1), y, (5, 5), (1, 1))
+
+
+@pytest.mark.parametrize("function", [aligned, aligned_by_numbers])
+def test_an_alignment_is_unprovable_and_no_mask_is_advised(function: Callable[..., Any]) -> None:
+    with pytest.raises(Unprovable, match="its table is as large as the longest target") as caught:
+        prove(function)
+
+    assert "torch.where" not in str(caught.value)
+
+
+def different(x: Float[Tensor, " n"]) -> Float[Tensor, ""]:
+    return x.unique().sum()
+
+
+def test_a_size_that_data_decides_is_told_without_torchs_symbols() -> None:
+    with pytest.raises(Unprovable, match="shape depends on data") as caught:
+        prove(different)
+
+    assert "Relational" not in str(caught.value)
 
 
 def exits(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
