@@ -28,11 +28,14 @@ class Failure(NamedTuple):
     recorder: Recorder
 
 
-def attempts(setting: Setting, names: Sequence[str], plan: Plan, most: int) -> "Found | Failure":
+def attempts(setting: Setting, names: Sequence[str], plan: Plan, most: int, meant: bool = False) -> "Found | Failure":
     """Trace until it goes through; where the hints were unlucky, repair them and try again.
 
     Unlucky is: not divisible, or in the wrong order. What a repaired hint decided comes back as a question and so
     as a condition. If nothing helps, the failure of the attempt that got furthest is the one to explain.
+
+    Args:
+        meant: The hints are sizes at which a run went through, so that a rest which they leave is tried before none.
     """
     failures: list[Failure] = []
     waiting = [plan]
@@ -49,7 +52,9 @@ def attempts(setting: Setting, names: Sequence[str], plan: Plan, most: int) -> "
         try:
             return Found(trace(setting, world, recorder), plan)
         except _Substitution as needed:
-            waiting.insert(0, _as_it_was(with_multiple(plan, needed.multiple), needed.multiple, world))
+            whole = with_multiple(plan, needed.multiple)
+            rest = _as_it_was(whole, needed.multiple, world)
+            waiting[:0] = [rest, whole] if meant else [whole, rest]
         except Exception as error:
             failures.append(Failure(error, world, recorder))
             if is_unprovable(error):

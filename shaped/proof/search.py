@@ -165,7 +165,7 @@ class Search:
                 continue  # a model of one position broadcasts over any sequence; nobody means it
             at = replace(plan, hints=hints, constants={**plan.constants, **fixed})
             self._runs = 0
-            found = attempts(self.setting, self.names, at, _AGAIN)
+            found = attempts(self.setting, self.names, at, _AGAIN, meant=True)
             if isinstance(found, Failure):
                 continue
             try:
