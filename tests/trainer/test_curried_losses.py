@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from shaped import ParamList, ScalarTrainer, SignatureError, init
+from shaped import Loop, ParamList, ScalarTrainer, SignatureError, init
 
 Pair: Any = ParamList[Float[Tensor, "a b"], Float[Tensor, " b"]]  # type: ignore[misc, type-arg]
 
@@ -58,6 +58,28 @@ def test_a_loss_with_a_gradient_inside_has_a_forward_pass(backend: Any) -> None:
 
     torch.testing.assert_close(loss, wanted)
     assert not loss.requires_grad
+
+
+def residual(net: nn.Module, x: Float[Tensor, "n 1"]) -> Float[Tensor, ""]:
+    x = x.detach().requires_grad_()
+    (slope,) = torch.autograd.grad(net(x).sum(), x, create_graph=True)
+    return (slope - x.cos()).square().mean()
+
+
+@pytest.mark.parametrize("backend", ["eager", "compiled"])
+def test_a_loop_evaluates_a_loss_with_a_gradient_inside(backend: Any) -> None:
+    x = torch.linspace(0, 1, 6).unsqueeze(1)
+    net = nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1, bias=False))
+    trainer = ScalarTrainer(residual, net, backend=backend)
+    loop = Loop(trainer, lambda x: trainer.step(x, lr=0.1))
+    before = loop.evaluate([x])["validation/loss"]
+    wanted = residual(net, x).item()
+    loop.run_epochs([x], 2)
+    after = loop.evaluate([x])["validation/loss"]
+
+    assert before == pytest.approx(wanted, rel=1e-5)
+    assert after == pytest.approx(residual(net, x).item(), rel=1e-5)
+    assert after != before
 
 
 def test_a_strategy_that_cannot_be_called_is_refused() -> None:
