@@ -38,6 +38,7 @@ class Kept:
 
     def __init__(self, roots: Sequence[Any]) -> None:
         self._seen: dict[int, Any] = {}
+        self._bound: set[tuple[int, str]] = set()  # names of a module or of globals that were looked at
         self._names: set[str] = set()  # that the program's code uses
         self._stores: set[str] = set()  # and binds anew, beyond its own variables
         self._places: list[tuple[str, Callable[[], None]]] = []  # by name, what puts one binding back
@@ -110,6 +111,9 @@ class Kept:
 
     def _bindings(self, owner: dict[str, Any], names: set[str]) -> None:
         for name in names:
+            if (id(owner), name) in self._bound:  # modules name each other in circles
+                continue
+            self._bound.add((id(owner), name))
             self._push([owner.get(name)], names)
             self._places.append((name, partial(_put_binding, owner, name, owner.get(name, _MISSING))))
 
@@ -117,7 +121,7 @@ class Kept:
         self._python |= module is random
         self._numpy |= module.__name__.split(".")[0] == "numpy"
         if not _is_library(module.__name__):
-            self._bindings(vars(module), {name for name in names if name in vars(module)})
+            self._bindings(vars(module), names)
 
     def _class(self, kind: type) -> None:
         for one in (one for one in kind.__mro__ if not _is_library(one.__module__)):

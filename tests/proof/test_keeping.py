@@ -3,6 +3,7 @@
 import gc
 import random
 import threading
+import types
 from collections import deque
 from collections.abc import Callable
 from functools import lru_cache
@@ -217,3 +218,17 @@ def test_proofs_do_not_stay_in_memory() -> None:
 
     # Each makes four worlds; a few stay in torch's bounded caches.
     assert worlds() - before < 12
+
+
+def test_modules_that_name_each_other_in_circles_are_looked_into_once(monkeypatch):
+    here, there = types.ModuleType("here"), types.ModuleType("there")
+    here.there, there.here = there, here  # type: ignore[attr-defined]
+    here.also, there.also = there, here  # type: ignore[attr-defined]
+    monkeypatch.setitem(globals(), "here", here)
+
+    def through(x: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+        here.there.here.also.scale = 2.0  # type: ignore[name-defined]
+        return x * here.there.scale  # type: ignore[name-defined]
+
+    assert prove(through).conditions == ()
+    assert not hasattr(there, "scale")
