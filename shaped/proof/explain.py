@@ -30,8 +30,8 @@ from shaped.proof.trace import (
 
 _UNBACKED = re.compile(r"truth value of Relational: .*\bu\d")  # torch asks for a size that data decides
 _REMEDIES = {  # where no mask within the operation is the way out
-    "ctc_loss": "its table is as large as the longest target, which is data: write the recursion over time with "
-    "torch.logsumexp on padded targets, and declare the time static",
+    "ctc_loss": "its table is as large as the longest target, which is data: declare the time static, and give targets "
+    "as [batch, labels]; then it is computed step by step",
     "_pack_padded_sequence": "how many rows are packed is data: run on the padded batch, and mask what lies past "
     "each length in what follows",
 }

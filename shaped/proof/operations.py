@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import SymInt, Tensor
 
+from shaped.proof.alignment import ctc_loss
+
 
 def max_pool1d(x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
                ceil_mode: bool = False, return_indices: bool = False) -> Any:  # fmt: skip
@@ -178,6 +180,7 @@ def grouped_mm(mat_a: Tensor, mat_b: Tensor, *, offs: Tensor | None = None, bias
 
 
 OPERATIONS: dict[Any, Callable[..., Any]] = {
+    F.ctc_loss: ctc_loss,
     F.max_pool1d: max_pool1d,
     torch.max_pool1d: max_pool1d,
     torch.hann_window: _window(torch.hann_window, lambda: (0.5, -0.5)),
