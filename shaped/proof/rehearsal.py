@@ -43,7 +43,6 @@ class Outcome:
 
     error: Exception | None
     differs: str  # how the result is not what is declared
-    dtypes: bool  # whether its dtype is
 
 
 def rehearse(
@@ -56,7 +55,7 @@ def rehearse(
         Unprovable: It writes into a tensor from outside.
     """
     sizes = draw_sizes(names, static, conditions, seed)
-    found = run_for_real(setting, sizes, _ELEMENTS, seed) if sizes is not None else None
+    found = run_for_real(setting, sizes, seed) if sizes is not None else None
     if found is None or sizes is None:
         return
     name, error = setting.signature.name, found.error
@@ -70,10 +69,10 @@ def rehearse(
         raise ProofError(f"`{name}` does not return what it declares.", None, goal)
 
 
-def run_for_real(setting: Setting, sizes: Mapping[str, int], most: int, seed: int = 0) -> Outcome | None:
-    """Run on real numbers; None where the tensors would have more than `most` elements, or less than none."""
+def run_for_real(setting: Setting, sizes: Mapping[str, int], seed: int = 0) -> Outcome | None:
+    """Run on real numbers; None where the tensors would have too many elements, or less than none."""
     shapes = [[int(dim.evaluate(sizes)) for dim in entry.spec.dims] for entry in setting.signature.entries]
-    if min((n for shape in shapes for n in shape), default=0) < 0 or sum(map(math.prod, shapes)) > most:
+    if min((n for shape in shapes for n in shape), default=0) < 0 or sum(map(math.prod, shapes)) > _ELEMENTS:
         return None
     generator = torch.Generator().manual_seed(seed)
     tensors = [
@@ -93,8 +92,8 @@ def run_for_real(setting: Setting, sizes: Mapping[str, int], most: int, seed: in
     except Unprovable:
         raise
     except Exception as error:  # torch's, about values, or the user's own
-        return Outcome(error, "", True)
-    return _held(results, setting, sizes)
+        return Outcome(error, "")
+    return Outcome(None, _differs(results, setting, sizes))
 
 
 def is_about_values(error: Exception) -> bool:
@@ -104,35 +103,31 @@ def is_about_values(error: Exception) -> bool:
 
 def _hold(sizes: Mapping[str, int], value: Any, spec: TensorSpec) -> None:
     """What `expect` asks within the program."""
-    wrong, _ = _compared(value, spec, dict(sizes))
+    wrong = _compared(value, spec, dict(sizes))
     if wrong:
         raise ValueError(wrong)
 
 
-def _held(results: Sequence[Any], setting: Setting, sizes: Mapping[str, int]) -> Outcome:
-    specs, known, dtypes = setting.signature.result, dict(sizes), True
+def _differs(results: Sequence[Any], setting: Setting, sizes: Mapping[str, int]) -> str:
+    """How the results are not what is declared."""
+    specs, known = setting.signature.result, dict(sizes)
     if len(results) != len(specs):
-        return Outcome(None, f"{len(results)} results, declared {len(specs)}", True)
-    for result, spec in zip(results, specs, strict=True):
-        wrong, right = _compared(result, spec, known)
-        dtypes = dtypes and right
-        if wrong:
-            return Outcome(None, wrong, dtypes)
-    return Outcome(None, "", dtypes)
+        return f"{len(results)} results, declared {len(specs)}"
+    differing = (_compared(result, spec, known) for result, spec in zip(results, specs, strict=True))
+    return next(filter(None, differing), "")
 
 
-def _compared(value: Any, spec: TensorSpec, known: dict[str, int]) -> tuple[str, bool]:
-    """How a value differs from its spec, and whether its dtype fits; binds names that only results have."""
+def _compared(value: Any, spec: TensorSpec, known: dict[str, int]) -> str:
+    """How the shape of a value differs from its spec; binds names that only results have."""
     if not isinstance(value, Tensor):
-        return f"a {type(value).__name__}, declared {spec}", True
+        return f"a {type(value).__name__}, declared {spec}"
     if value.dim() == len(spec.dims):
         known.update({dim.text: n for dim, n in zip(spec.dims, value.shape, strict=True)
                       if dim.is_name and dim.text not in known})  # fmt: skip
     if not all(name in known for dim in spec.dims for name in dim.names):
-        return f"{list(value.shape)}, declared {spec}", value.dtype in spec.dtypes  # an expression that nothing fixes
+        return f"{list(value.shape)}, declared {spec}"  # an expression that nothing fixes
     declared = [int(dim.evaluate(known)) for dim in spec.dims]
-    differs = list(value.shape) != declared
-    return f"{list(value.shape)}, declared {spec} = {declared}" if differs else "", value.dtype in spec.dtypes
+    return "" if list(value.shape) == declared else f"{list(value.shape)}, declared {spec} = {declared}"
 
 
 def draw_sizes(
