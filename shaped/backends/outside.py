@@ -9,6 +9,7 @@ Tensors are followed, written in place or replaced: the graph takes them as inpu
 
 import types
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
@@ -21,7 +22,20 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from shaped.errors import ShapeError, listing
-from shaped.proof.reads import CELL, MISSING, PLAIN, READS, Read, Reads, is_node, is_traced, same
+from shaped.proof.reads import (
+    ATTRIBUTE,
+    CELL,
+    ITEM,
+    MISSING,
+    PLAIN,
+    READS,
+    WHOLE,
+    Read,
+    Reads,
+    is_node,
+    is_traced,
+    same,
+)
 from shaped.shapes import describe
 
 WORLDS = 16  # sets of values that are proved; one more is refused
@@ -58,10 +72,11 @@ class World:
 
     Args:
         number: Of the world, a part of the executors' keys.
+        own: Ids of the program's own tensors, whose shapes are looked at elsewhere.
     """
 
-    def __init__(self, number: int = 0) -> None:
-        self.number = number
+    def __init__(self, number: int = 0, own: frozenset[int] = frozenset()) -> None:
+        self.number, self._own = number, own
         self.proofs: dict[Any, Any] = {}
         self.cases: dict[Any, Any] = {}
         self._reads: list[Reads] = []
@@ -89,6 +104,10 @@ class World:
             return False
         if self._cells and not all(map(is_, map(_content, self._cells), self._cell_values)):
             return False
+        if self._found and not all(map(is_, map(getattr, self._found, self._names, _MISSINGS), self._there)):
+            return False
+        if self._tables and list(map(tuple, self._tables)) != self._columns:
+            return False
         if self._tensors and list(map(_kind, self._tensors)) != self._kinds:
             return False
         return not self._others or all(same(read.value, read.now()) for read in self._others)
@@ -107,15 +126,34 @@ class World:
     def _gather(self) -> None:
         """All reads once, ordered for `holds`."""
         once = {(id(r.owner), r.kind, r.key): r for reads in self._reads for r in _watched(reads)}
-        plain = [r for r in once.values() if r.kind == PLAIN]
-        cells = [r for r in once.values() if r.kind == CELL]
-        self._owners, self._keys = [r.owner for r in plain], [r.key for r in plain]
-        self._held = [r.value for r in plain]
-        self._cells, self._cell_values = [r.owner for r in cells], [r.value for r in cells]
-        self._others = [r for r in once.values() if r.kind not in (PLAIN, CELL)]
-        self._tensors = [r.value for r in once.values() if isinstance(r.value, Tensor)]
+        sorts: dict[str, list[Read]] = {sort: [] for sort in (PLAIN, CELL, ATTRIBUTE, WHOLE, "")}
+        for read in once.values():
+            sorts[_sort(read)].append(read)
+        self._owners, self._keys = [r.owner for r in sorts[PLAIN]], [r.key for r in sorts[PLAIN]]
+        self._held = [r.value for r in sorts[PLAIN]]
+        self._cells, self._cell_values = [r.owner for r in sorts[CELL]], [r.value for r in sorts[CELL]]
+        self._found, self._names = [r.owner for r in sorts[ATTRIBUTE]], [r.key for r in sorts[ATTRIBUTE]]
+        self._there = [r.value for r in sorts[ATTRIBUTE]]
+        self._tables, self._columns = [r.owner for r in sorts[WHOLE]], [r.value for r in sorts[WHOLE]]
+        self._others = sorts[""]
+        tensors = (r.value for r in once.values() if isinstance(r.value, Tensor))
+        self._tensors = [t for t in tensors if id(t) not in self._own]
         self._kinds = list(map(_kind, self._tensors))
         self.watched = len(once)
+
+
+def _sort(read: Read) -> str:
+    """As what a read is compared, many at once in C; the others are looked up one by one."""
+    if read.kind in (PLAIN, CELL):
+        return read.kind
+    if type(read.owner) in (dict, OrderedDict):
+        if read.kind == ITEM:
+            return PLAIN
+        if read.kind == WHOLE and isinstance(read.value, tuple) and all(type(k) in (str, int) for k in read.value):
+            return WHOLE
+    if read.kind == ATTRIBUTE and read.now() is read.value:  # a method is made anew at each look
+        return ATTRIBUTE
+    return ""
 
 
 def _watched(reads: Reads) -> Iterator[Read]:
@@ -249,11 +287,12 @@ class Outside:
 
     Args:
         name: Of the loss.
+        own: The program's own tensors.
     """
 
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self.now = World()
+    def __init__(self, name: str, own: Sequence[Tensor] = ()) -> None:
+        self._name, self._own = name, frozenset(map(id, own))
+        self.now = World(own=self._own)
         self._worlds = [self.now]
         self._before = self.now  # where to go back to, if the new one is not proved
         self._made = self._floats = 0
@@ -296,7 +335,7 @@ class Outside:
         else:
             self._floats += difference.floats
             self._made += 1
-            self._before, self.now, self.beyond = self.now, World(self._made), ""
+            self._before, self.now, self.beyond = self.now, World(self._made, self._own), ""
             self._worlds.append(self.now)
         if eager and self.beyond and not self._warned:
             self._warned = True

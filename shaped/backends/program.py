@@ -125,7 +125,7 @@ class Program:
         refuse_modules(strategy, self.modules)
         self.strategy = None if isinstance(strategy, FullBackpropagation) else strategy
         self.around = lasting if self.modules else nullcontext  # a forward pass and the backward pass after it
-        self.outside = Outside(self.signature.name)
+        self.outside = Outside(self.signature.name, self.tensors)
         self._loss = inspect.unwrap(loss)
         self.proof = self._prove_first()
         self.frozen = [i for i, t in enumerate(self.tensors) if not t.requires_grad]

@@ -317,7 +317,8 @@ class Reading:
                     self._parents.setdefault(inner, code)
         elif isinstance(value, partial):
             self.meet(value.func)
-            self.log.deep(value)
+            if not str(getattr(value.func, "__module__", "")).startswith("shaped.backends."):  # a module's program
+                self.log.deep(value)
 
     def enter(self, code: CodeType) -> None:
         """A frame of this code begins: its function's defaults are read."""
