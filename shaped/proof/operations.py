@@ -96,6 +96,19 @@ def vander(x: Tensor, N: Any = None, increasing: bool = False) -> Tensor:
     return x.unsqueeze(-1) ** (powers if increasing else powers.flip(0))
 
 
+def bilinear(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.bilinear`: a form of both for each row of the weight."""
+    fit = weight.dim() == 3 and a.dim() == b.dim() >= 1 and a.dtype == b.dtype == weight.dtype
+    if not fit or not any(isinstance(n, SymInt) for t in (a, b, weight) for n in t.shape):
+        return F.bilinear(a, b, weight, bias)
+    if not all(m == n for m, n in zip(a.shape[:-1], b.shape[:-1], strict=True)):
+        raise RuntimeError("bilinear needs operands whose sizes are the same but for the last")
+    if not (a.shape[-1] == weight.shape[1] and b.shape[-1] == weight.shape[2]):
+        raise RuntimeError("bilinear needs a weight of [outputs, size of the first, size of the second]")
+    result = torch.einsum("...i,kij,...j->...k", a, weight, b)
+    return result if bias is None else result + bias
+
+
 def corrcoef(x: Tensor) -> Tensor:
     """`torch.corrcoef` of several variables, each a row."""
     if x.dim() != 2 or isinstance(x.shape[0], int):
@@ -190,6 +203,8 @@ OPERATIONS: dict[Any, Callable[..., Any]] = {
     torch.kaiser_window: kaiser_window,
     torch.fft.fftfreq: _frequencies(torch.fft.fftfreq, half=False),
     torch.fft.rfftfreq: _frequencies(torch.fft.rfftfreq, half=True),
+    F.bilinear: bilinear,
+    torch.bilinear: bilinear,
     torch.vander: vander,
     torch.corrcoef: corrcoef,
     Tensor.corrcoef: corrcoef,

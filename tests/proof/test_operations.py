@@ -56,6 +56,10 @@ def powers(x: Float[Tensor, " n"]) -> Float[Tensor, "n n"]:
     return torch.vander(x, increasing=True) + torch.vander(x, x.shape[0])
 
 
+def forms(x: Float[Tensor, "n d"], y: Float[Tensor, "n e"], w: Float[Tensor, "k d e"]) -> Float[Tensor, "n k"]:
+    return F.bilinear(x, y, w)
+
+
 def correlation(x: Float[Tensor, "n l"]) -> Float[Tensor, "n n"]:
     return torch.corrcoef(x)
 
@@ -86,6 +90,7 @@ PROVED: dict[Callable[..., Any], tuple[str, ...]] = {
     frequent: (),
     tapered: (),
     powers: (),
+    forms: (),
     correlation: ("n >= 2",),
     halved: (),
     noisy: (),
@@ -105,6 +110,7 @@ class Rows(ParamList):
 
 def of_many(p: Rows, x: Float[Tensor, "n l"]) -> Float[Tensor, ""]:
     y = windowed(x) * tapered(x.cos()) + spaced(x)
+    y = y * forms(x, x, p.w.unsqueeze(1) * p.w.unsqueeze(2)).sum()
     return (p.w * y).sum() + frequent(p.w).sum() + (covariance(p.w) * correlation(x) * powers(x[:, 0])).sum()
 
 
