@@ -60,8 +60,9 @@ def _frequencies(original: Callable[..., Tensor], half: bool) -> Callable[..., T
         if not isinstance(n, SymInt) or set(kwargs) - {"dtype", "device"}:
             return original(n, d, **kwargs)
         kwargs["dtype"] = kwargs.get("dtype") or torch.get_default_dtype()
-        counted: Tensor = torch.arange(n // 2 + 1 if half else n, **kwargs)
-        return (counted if half else torch.where(counted >= (n + 1) // 2, counted - n, counted)) / (n * d)
+        size: Any = n
+        counted: Tensor = torch.arange(size // 2 + 1 if half else size, **kwargs)
+        return (counted if half else torch.where(counted >= (size + 1) // 2, counted - size, counted)) / (size * d)
 
     return frequencies
 
@@ -92,7 +93,8 @@ def vander(x: Tensor, N: Any = None, increasing: bool = False) -> Tensor:
     """`torch.vander`: the powers of each entry."""
     if x.dim() != 1 or (isinstance(x.shape[0], int) and not isinstance(N, SymInt)):
         return torch.vander(x, N, increasing)
-    powers = torch.arange(x.shape[0] if N is None else N, device=x.device)
+    count: Any = x.shape[0] if N is None else N
+    powers = torch.arange(count, device=x.device)
     return x.unsqueeze(-1) ** (powers if increasing else powers.flip(0))
 
 
@@ -111,7 +113,8 @@ def bilinear(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None = None) -
 
 def corrcoef(x: Tensor) -> Tensor:
     """`torch.corrcoef` of several variables, each a row."""
-    if x.dim() != 2 or isinstance(x.shape[0], int):
+    rows: Any = x.shape[0] if x.dim() == 2 else 1
+    if isinstance(rows, int):
         return torch.corrcoef(x)
     c = cov(x)
     deviation = c.diagonal().sqrt()
