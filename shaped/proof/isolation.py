@@ -235,15 +235,31 @@ def uncompiled() -> Iterator[None]:
     """Where this thread calls what `torch.compile` made, the function that was compiled runs itself."""
     from torch._dynamo import config  # a first proof needs all of it anyway
 
-    flags: Any = torch.fx._symbolic_trace
-    token = _uncompiled.set(True)
-    flags._is_fx_tracing_flag = flags._is_fx_tracing_flag or _INLINES
+    outermost, token = not _uncompiled.get(), _uncompiled.set(True)
     try:
-        with config.patch(error_on_nested_fx_trace=False):
+        with _said_to_trace(outermost), config.patch(error_on_nested_fx_trace=False):
             yield
     finally:
         _uncompiled.reset(token)
-        if flags._is_fx_tracing_flag is _INLINES and not _uncompiled.get():
+
+
+@contextmanager
+def _said_to_trace(outermost: bool) -> Iterator[None]:
+    """With torch's word that FX is tracing, in this thread: one of its own from 2.14 on, before that the process's."""
+    flags: Any = torch.fx._symbolic_trace
+    if hasattr(flags, "_set_is_fx_tracing"):
+        before = flags._get_is_fx_tracing()
+        flags._set_is_fx_tracing(True)
+        try:
+            yield
+        finally:
+            flags._set_is_fx_tracing(before)
+        return
+    flags._is_fx_tracing_flag = flags._is_fx_tracing_flag or _INLINES
+    try:
+        yield
+    finally:
+        if flags._is_fx_tracing_flag is _INLINES and outermost:
             flags._is_fx_tracing_flag = False
 
 

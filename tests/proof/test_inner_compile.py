@@ -94,4 +94,4 @@ def test_other_threads_compile_meanwhile_and_nothing_stays() -> None:
         gram(torch.ones(2, 2))
 
     assert len(compiles) == 1
-    assert torch.fx._symbolic_trace._is_fx_tracing_flag is False
+    assert not torch.fx._symbolic_trace.is_fx_symbolic_tracing()
