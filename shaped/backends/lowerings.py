@@ -8,6 +8,7 @@ of it (`proof/rewrites.py`). What is mended is part of the key of torch's on-dis
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -113,6 +114,34 @@ KNOWN: tuple[Fault, ...] = (
         "left: compiled code is nearer to the exact value",
     ),
     Fault(
+        "addcmul, addcdiv, x ** 0.5, group_norm, instance_norm",
+        "2.14",
+        "other results where a product overflows, other infinities or zeros in gradients at -0.0 and infinity",
+        "not reported",
+        "left: the first batch that has it is an error",
+    ),
+    Fault(
+        "gradients of smooth_l1_loss and soft_margin_loss",
+        "2.14",
+        "a number at NaN or beyond overflow, where torch's kernels give NaN; the loss is not finite on both",
+        "not reported",
+        "left: a step on such a loss is refused on both",
+    ),
+    Fault(
+        "gradient of quantile, nanquantile",
+        "2.14",
+        "of equal elements another one has it",
+        "not reported",
+        "left: both are subgradients",
+    ),
+    Fault(
+        "mean over no element",
+        "2.14",
+        "the compiler refuses some (mse_loss), where eager gives NaN",
+        "not reported",
+        "left: refused with the compiler's words",
+    ),
+    Fault(
         "gradient of prod",
         "2.13",
         "NaN where a factor is 0 and another is infinite, as in every trace; eager counts the zeros first",
@@ -131,6 +160,7 @@ def decompositions() -> dict[torch._ops.OpOverload, Callable[..., Tensor]]:
         aten.logit_backward.default: _logit_backward,
         aten.remainder.Scalar: _remainder,
         aten.remainder.Tensor: _remainder,
+        aten.remainder.Scalar_Tensor: _remainder_of_number,
         aten.floor_divide.default: _floor_divide,
         aten.div.Tensor_mode: _divide,
     }
@@ -149,9 +179,13 @@ def _remainder(x: Tensor, y: Any) -> Tensor:
     return torch.where((rest != 0) & ((rest < 0) != (y < 0)), rest + y, rest)
 
 
+def _remainder_of_number(x: float, y: Tensor) -> Tensor:
+    return _remainder(torch.full_like(y, x), y) if y.is_floating_point() else NotImplemented
+
+
 def _floor_divide(x: Tensor, y: Any) -> Tensor:
     if not _floats(x, y):
-        return NotImplemented
+        return torch.div(x, y, rounding_mode="floor")
     rest, quotient = torch.fmod(x, y), x / y
     whole = (x - rest) / y
     whole = torch.where((rest != 0) & ((rest < 0) != (y < 0)), whole - 1, whole)
@@ -165,7 +199,7 @@ def _floor_divide(x: Tensor, y: Any) -> Tensor:
 
 
 def _divide(x: Tensor, y: Any, rounding_mode: str | None = None) -> Tensor:
-    return _floor_divide(x, y) if rounding_mode == "floor" else NotImplemented
+    return _floor_divide(x, y) if rounding_mode == "floor" and _floats(x, y) else NotImplemented
 
 
 def _softshrink(x: Tensor, lambd: float = 0.5) -> Tensor:
@@ -185,7 +219,7 @@ def _logit_backward(grad: Tensor, x: Tensor, eps: float | None = None) -> Tensor
 def mended() -> Iterator[None]:
     """Lower with all of the table mended."""
     with ExitStack() as stack:
-        for mend in (_tiles_mended, _tails_mended, _parts_kept, _kept_out):
+        for mend in (_tiles_mended, _tails_mended, _parts_kept, _kept_out, _alike_in_ci):
             mend(stack)
         yield
 
@@ -206,6 +240,13 @@ def _kept_out(stack: ExitStack) -> None:
     pools = (aten.avg_pool2d_backward.default, aten.avg_pool3d_backward.default)
     kept = {pool: unless(pool, _has_ceil_mode) for pool in pools}
     stack.enter_context(patch.dict(lowerings, kept))
+
+
+def _alike_in_ci(stack: ExitStack) -> None:
+    """Run what has no lowering as torch runs it eagerly; where the variable CI is set, Inductor refuses it."""
+    from torch._inductor import graph
+
+    stack.enter_context(patch.object(graph, "make_fallback", partial(vars(graph)["make_fallback"], warn=False)))
 
 
 def _has_ceil_mode(grad: Any, x: Any, size: Any, stride: Any, padding: Any, ceil_mode: bool, *rest: Any) -> bool:

@@ -76,7 +76,19 @@ def same(mine: Tensor, other: Tensor) -> bool:
     return torch.allclose(mine, other, rtol=2e-5, atol=min(1e-6 * max(scale, 1.0), 1e30), equal_nan=True)
 
 
-LEFT = ("gelu of edges", "prod of rows", "hardtanh of edges", "relu6 of edges")  # in the table as left
+LEFT = {  # in the table as left
+    *(
+        "gelu of edges",
+        "prod of rows",
+        "hardtanh of edges",
+        "relu6 of edges",
+        "x ** 0.5 of edges",
+        "x ** 0.5 of numbers",
+    ),
+    *("addcmul of edges", "addcdiv of edges", "group_norm of image", "instance_norm of image"),
+    *("smooth_l1 of nan rows", "soft_margin of finite rows", "mse_loss of nothing of no rows"),
+    *("quantile of finite rows", "quantile of nan rows", "nanquantile of nan rows"),
+}
 CASES = [
     (f"{name} of {kind}", function, INPUTS[kind])
     for name, (function, kinds) in OPERATIONS.items()
@@ -91,6 +103,7 @@ def test_at_least_165_operations_are_tried_on_edge_values():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*degrees of freedom")
 @pytest.mark.parametrize("start", range(0, len(CASES), GROUP))
 def test_operations_on_edge_values_are_the_same_compiled(start: int):
     group = CASES[start : start + GROUP]
