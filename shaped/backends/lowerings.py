@@ -142,6 +142,13 @@ KNOWN: tuple[Fault, ...] = (
         "left: refused with the compiler's words",
     ),
     Fault(
+        "remainder by a subnormal number",
+        "2.14",
+        "0, where torch's vectorised kernel gives NaN",
+        "not reported",
+        "left: compiled code is the exact value",
+    ),
+    Fault(
         "gradient of prod",
         "2.13",
         "NaN where a factor is 0 and another is infinite, as in every trace; eager counts the zeros first",

@@ -5,6 +5,8 @@ import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from operator import ne
 from typing import Any
 
 import sympy
@@ -48,7 +50,7 @@ def repairs(world: World, plan: Plan) -> list[Plan]:
                 by = with_multiple(plan, (str(base), divisor))
                 number = int(under) if under.is_Integer else 1
                 own = plan.hints[str(base)] % number  # as where a run went through
-                rests = sorted(range(1, number if number <= _RESTS else 1), key=lambda rest, own=own: rest != own)
+                rests = sorted(range(1, number if number <= _RESTS else 1), key=partial(ne, own))
                 others = [replace(by, rests={**by.rests, str(base): rest}) for rest in rests]
                 whole = [by] * (name is not None or under.is_Integer)
                 plans += [*others, *whole] if own else [*whole, *others]

@@ -85,7 +85,13 @@ LEFT = {  # in the table as left
         "x ** 0.5 of edges",
         "x ** 0.5 of numbers",
     ),
-    *("addcmul of edges", "addcdiv of edges", "group_norm of image", "instance_norm of image"),
+    *(
+        "remainder with its reverse of edges",
+        "addcmul of edges",
+        "addcdiv of edges",
+        "group_norm of image",
+        "instance_norm of image",
+    ),
     *("smooth_l1 of nan rows", "soft_margin of finite rows", "mse_loss of nothing of no rows"),
     *("quantile of finite rows", "quantile of nan rows", "nanquantile of nan rows"),
 }
