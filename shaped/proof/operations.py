@@ -136,7 +136,7 @@ def cov(x: Tensor, *, correction: int = 1, fweights: Tensor | None = None, aweig
     if fweights is not None or aweights is not None or x.dim() != 2:
         return torch.cov(x, correction=correction, fweights=fweights, aweights=aweights)
     centred = x - x.mean(1, keepdim=True)
-    result = centred @ centred.mT.conj() / torch.sym_max(x.shape[1] - correction, 0)
+    result: Tensor = centred @ centred.mT.conj() / torch.sym_max(x.shape[1] - correction, 0)  # type: ignore[assignment]
     return result.squeeze() if isinstance(x.shape[0], int) else result  # of one variable: a number
 
 
