@@ -166,7 +166,7 @@ def _hold(trial: Trial, eager: Eager, only_loss: bool, generators: Generators) -
     batch = [x.clone() if x.is_inference() else x for x in trial.inputs[: len(program.inputs)]]
     found = EagerPass(eager, batch, only_loss)
     try:
-        with replay:
+        with replay, program.proof.setting.keeping():  # a compiled step runs nothing that writes into a module's lists
             mine = trial.after(trial.build(trial.graph, found))
     except (ShapedError, Unheld, torch.OutOfMemoryError):
         raise
