@@ -25,6 +25,8 @@ def refuted(error: Exception, trials: Trials, tried: Iterable[Sizes]) -> Excepti
         return error
     if isinstance(error, ProofError) and (error.goal.silent or error.goal.operation == "claim"):
         return error
+    if isinstance(error, ProofError) and trials.setting.strategy is not None:  # trials run the loss, no strategy
+        return error
     failing, passed = trials.first_failure(tried)
     if isinstance(error, ProofError):
         if failing is not None:
