@@ -6,6 +6,7 @@ from typing import Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
+from shaped.backends.agreement import DisagreementError as DisagreementError
 from shaped.backends.auto import Auto as Auto
 from shaped.backends.capture import Capture as Capture
 from shaped.backends.comparison import Comparison as Comparison
