@@ -32,7 +32,8 @@ def interrupted(call: Callable[..., Any]) -> Callable[..., Any]:
 @pytest.mark.parametrize("backend", ["eager", "compiled"])
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_an_interrupt_within_a_step_is_raised_when_the_step_is_taken_and_counted(monkeypatch, backend, accumulate):
-    trainer, plain = (ScalarTrainer(mlp_loss, mlp(), backend=backend, accumulate=accumulate) for _ in range(2))
+    options: Any = {"backend": backend, "accumulate": accumulate, "verify": False}  # whose trial would be interrupted
+    trainer, plain = (ScalarTrainer(mlp_loss, mlp(), **options) for _ in range(2))
     raised = 0
     with monkeypatch.context() as patch:
         patch.setattr(FusedOptimizer, "update", interrupted(FusedOptimizer.update))
