@@ -38,21 +38,21 @@ class Fault:
 KNOWN: tuple[Fault, ...] = (
     Fault(
         "avg_pool2d_backward, avg_pool3d_backward",
-        "2.11 to 2.15",
+        "2.13",
         "with ceil_mode the last window's gradient is divided by the whole kernel, up to 64 % off (lp_pool too)",
         "pytorch issue 198119",
         "torch's own kernel where ceil_mode is set",
     ),
     Fault(
         "multilabel_margin_loss",
-        "2.11 to 2.15",
+        "2.13",
         "labels after -1 count as class 0",
         "pytorch issue 185464",
         "another form in the proof",
     ),
     Fault(
         "multilabel_margin_loss, multi_margin_loss",
-        "2.11 to 2.15",
+        "2.13",
         "a margin that is NaN is kept, where torch's kernels count none; one of exactly 0 has a gradient",
         "not reported",
         "another form in the proof",
