@@ -31,7 +31,7 @@ ROOMS = [
     (9, ("shaped",)),  # the door of the house
 ]
 LAZY = (
-    "triton", "sklearn", "matplotlib", "rich", "torch._dynamo", "torch._inductor",
+    "triton", "sympy", "sklearn", "matplotlib", "rich", "torch._dynamo", "torch._inductor",
     "optuna", "river", "torchao", "torchmetrics", "pandas",
 )  # fmt: skip
 FILES = [*sorted(ROOT.glob("shaped/**/*.py")), *sorted(ROOT.glob("kernels/shaped_kernels/**/*.py"))]

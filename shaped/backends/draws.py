@@ -15,8 +15,6 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from shaped.proof.rewrites import Rewrites
-
 aten = torch.ops.aten
 _BASE = (aten.rand.default, aten.randn.default, aten.randint.low)
 _FUNCTIONAL = {  # of operations in place, which the graph has in this form
@@ -58,6 +56,8 @@ class Unheld(Exception):
 def replayed(draws: Draws, arguments: list[Any]) -> Iterator[None]:
     """Give the numbers that compiled code draws for these arguments to what runs within."""
     from torch._dispatch.python import enable_python_dispatcher
+
+    from shaped.proof.rewrites import Rewrites  # imports sympy: half a second that an eager run does not need
 
     mode = _Replay(list(draws.numbers(arguments)), draws.table)
     with Rewrites(), enable_python_dispatcher(), mode:  # as the program was traced
