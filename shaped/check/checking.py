@@ -1,53 +1,13 @@
-"""`shaped check`: prove every annotated function of a file, and report a line for each."""
+"""Each annotated function of a module proved: a verdict for each."""
 
 import inspect
-import json
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, get_args, get_origin
 
-from shaped.errors import ProofError, ShapedError, SignatureError, Source, Unprovable, first_line, nearest
-
-Status = Literal["proved", "refuted", "unprovable", "error"]
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What was found of one function."""
-
-    function: str
-    file: str
-    line: int  # of its definition
-    status: Status
-    summary: str  # the conditions, or the reason, in a line
-    message: str  # the statement, or the whole error
-    source: Source | None = None  # where it is wrong
-    conditions: tuple[str, ...] = ()
-    steps: tuple[str, ...] = ()
-    seconds: float = 0.0
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values; `line` is that of the fault where there is one."""
-        return {
-            "function": self.function,
-            "file": self.source.file if self.source else self.file,
-            "line": self.source.line if self.source else self.line,
-            "status": self.status,
-            "summary": self.summary,
-            "conditions": list(self.conditions),
-            "message": self.message,
-            "seconds": round(self.seconds, 3),
-        }
-
-    def as_annotation(self) -> str:
-        """A workflow command that GitHub shows beside the line."""
-        where = f"file={_relative(self.source.file if self.source else self.file)}"
-        line = self.source.line if self.source else self.line
-        text = self.message.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-        return f"::error {where},line={line},title={self.status}: {self.function}::{text}"
+from shaped.check.verdicts import Status, Verdict
+from shaped.errors import ProofError, ShapedError, SignatureError, Unprovable, first_line, nearest
 
 
 def check_file(
@@ -75,33 +35,6 @@ def check_file(
             where = f"`{name}`" if name else str(path)
             raise SignatureError(f"`{wanted}` is no dimension of {where}{nearest(wanted, every)}")
     return [_verdict(key, value, names[key], assume, static) for key, value in found.items()]
-
-
-def report(verdicts: Sequence[Verdict], form: Literal["text", "json"], *, whole: bool, steps: bool) -> Iterator[str]:
-    """The lines to print.
-
-    Args:
-        whole: Print each statement whole, not a line of it.
-        steps: Print the derivations too.
-    """
-    if form == "json":
-        yield json.dumps([verdict.as_json() for verdict in verdicts], indent=2)
-        return
-    places = [f"{Path(v.file).name}:{v.line}" for v in verdicts]
-    wide, long = max(map(len, places)), max(len(v.function) for v in verdicts)
-    for verdict, place in zip(verdicts, places, strict=True):
-        if not whole:
-            yield f"{verdict.status:<10}  {place:<{wide}}  {verdict.function:<{long}}  {verdict.summary}".rstrip()
-        elif verdict.status == "proved":
-            yield verdict.message
-        if steps and verdict.steps:
-            yield from ("", *verdict.steps, "")
-    wrong = [verdict for verdict in verdicts if verdict.status != "proved"]
-    for i, verdict in enumerate(wrong):
-        yield verdict.message if whole and i == 0 else f"\n{verdict.message}"
-    if os.environ.get("GITHUB_ACTIONS") == "true":
-        yield from (verdict.as_annotation() for verdict in wrong)
-    yield f"\n{len(verdicts) - len(wrong)} proved, {len(wrong)} not"
 
 
 def _verdict(
@@ -189,8 +122,3 @@ def _has_shapes(function: Callable[..., Any]) -> bool:
         return bool(read_container(result, "result", function.__name__).entries)
     except SignatureError:
         return False
-
-
-def _relative(file: str) -> str:
-    path = Path(file)
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file
