@@ -227,10 +227,12 @@ def copy_bandwidth(device: str) -> float:
     return 8 * n / (statistics.median(times) * 1e-6)
 
 
-def measure(name: str, device: str, rounds: int) -> dict[str, Any]:
-    """One row of contenders at one size."""
+def measure(
+    name: str, device: str, rounds: int, contenders: dict[str, Callable[[list[Tensor]], Step]] = CONTENDERS
+) -> dict[str, Any]:
+    """One row of contenders at one size; `BASE` is one of them."""
     shapes, ready, absent, first = SIZES[name], {}, {}, {}
-    for contender, make in CONTENDERS.items():
+    for contender, make in contenders.items():
         try:
             if contender not in INEXACT:
                 check(make, device)
