@@ -92,6 +92,7 @@ class Trial:
         returned: Names of the first results.
         kept: Names of the first tensors of the state.
         moved: Positions in the state of what an update makes of gradients; empty for a pass without one.
+        absent: Optional inputs that the batch leaves out.
     """
 
     executor: Executor
@@ -104,6 +105,7 @@ class Trial:
     returned: Sequence[str]
     kept: Sequence[str]
     moved: Sequence[int]
+    absent: Sequence[str] = ()
 
     def copies(self) -> list[Tensor]:
         """The state to run on."""
@@ -163,8 +165,8 @@ def _hold(trial: Trial, eager: Eager, only_loss: bool, generators: Generators) -
         if executor.draws is None
         else replayed(executor.draws, [*trial.sizes, *trial.copies(), *trial.inputs])
     )
-    batch = [x.clone() if x.is_inference() else x for x in trial.inputs[: len(program.inputs)]]
-    found = EagerPass(eager, batch, only_loss)
+    given = [x.clone() if x.is_inference() else x for x in trial.inputs]
+    found = EagerPass(eager, program.batch.filled(given, trial.absent), only_loss)
     try:
         with replay, program.proof.setting.keeping():  # a compiled step runs nothing that writes into a module's lists
             mine = trial.after(trial.build(trial.graph, found))

@@ -189,7 +189,8 @@ class Compiled:
         case = self.program.admit(inputs)
         if case.refusal:
             raise CompileError(f"`{self.program.signature.name}` {case.refusal}. backend='eager' runs it as it is")
-        return case, [self._plain(x) for x in (*inputs, *tensors_of(case.outside))]
+        present = self.program.batch.present(inputs)
+        return case, [self._plain(x) for x in (*present, *tensors_of(case.outside))]
 
     def _plain(self, x: Tensor) -> Tensor:
         """An input as executors take it: contiguous, as it lies in memory, and in no memory that they write."""
@@ -226,7 +227,7 @@ class Compiled:
                 returned += [f"what `{n}` becomes" for n in names[grads:]]
             known = self.program.params.names
             kept = [f"`{name}`" for name in known]
-            args = (case.graph, found.sizes, self.program.plain, inputs, (), returned, kept, ())
+            args = (case.graph, found.sizes, self.program.plain, inputs, (), returned, kept, (), case.absent)
             if self._holds(Trial(executor, build, *args), first, mode == "forward"):
                 self._runs[mode, case, layout] = found
         return found
@@ -269,7 +270,7 @@ class Compiled:
         made = Runner(run, sizes, executor)
         names = [f"`{name}`" for name in self.program.params.names]
         moved = [*self.program.used, *range(len(names), len(step.state))]
-        args = (case.graph, sizes, step.state, inputs, step.rows, ["the loss", WHY], names, moved)
+        args = (case.graph, sizes, step.state, inputs, step.rows, ["the loss", WHY], names, moved, case.absent)
         if self._holds(Trial(executor, step.function, *args), first):
             step.runs[case] = made
         return made
@@ -311,8 +312,8 @@ class Compiled:
         batch = case.key[: len(self.program.inputs)]
         return Key(
             mode,
-            tuple(tuple(shape) for shape, *_ in batch),
-            tuple(dtype for _, dtype, *_ in batch),
+            tuple(tuple(one[0]) for one in batch if one is not None),
+            tuple(one and one[1] for one in batch),
             self.program.params.device,
             tuple(case.key[len(batch) :]),
             layout,

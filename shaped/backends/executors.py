@@ -52,7 +52,7 @@ class Key:
     Attributes:
         mode: "forward", "loss_and_backward", "gather" (a batch of several for one update), or the optimizer: "AdamW".
         shapes: Of the inputs; None stands for a size that is free.
-        dtypes: Of the inputs.
+        dtypes: Of the inputs; None stands for one that is left out.
         device: Where all of it is.
         training: `training` of each module, where the loss is over a module.
         layout: A number for dtypes and strides of parameters and state, and for the groups of the optimizer.
@@ -61,7 +61,7 @@ class Key:
 
     mode: str
     shapes: tuple[tuple[int | None, ...], ...]
-    dtypes: tuple[torch.dtype, ...]
+    dtypes: tuple[torch.dtype | None, ...]
     device: torch.device
     training: tuple[bool, ...] = ()
     layout: int = 0
@@ -120,7 +120,7 @@ class Executor:
     def __str__(self) -> str:
         line = f"{self.mode:<18} {self.how:<9} {self.seconds:6.1f} s  {self.calls:>8} calls  {self.sizes}"
         graph = f"captured {self.captures} times, {self.replays} replays" if self.captures else ""
-        dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in self.key.dtypes)
+        dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in self.key.dtypes if dtype)
         return f"{line}  ({'; '.join(filter(None, [self.reason, dtypes, str(self.key.device), graph, self.note]))})"
 
 
@@ -199,6 +199,8 @@ class Executors:
         if not same:
             return "the first"
         differing = min((_differing(known, key) for known in same), key=len)
+        if all((None in known.dtypes or None in key.dtypes) and known.dtypes != key.dtypes for known in same):
+            return "other inputs"
         return " and ".join(text for name, text in _REASONS.items() if name in differing)
 
     def __len__(self) -> int:

@@ -18,14 +18,15 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from shaped.backends.holding import Places, kept_as_they_are
+from shaped.backends.inputs import Inputs
 from shaped.backends.losses import loss_signature
 from shaped.backends.modules import lasting, module_program
 from shaped.backends.outside import Outside, lift, tensors_of
-from shaped.backends.samples import FACTOR, Factor, Given, Samples
+from shaped.backends.samples import FACTOR, Factor, Form, Given, Samples
 from shaped.backends.trainable import refuse_shared_writes, refuse_untrainable
 from shaped.errors import GradientError, ProofError, ShapeError, SignatureError, listing
 from shaped.params import ParamList
-from shaped.proof import Proof, Setting, prove_setting
+from shaped.proof import Proof, Setting, prove_absent, prove_setting
 from shaped.proof.proof import INNER
 from shaped.proof.reads import Read
 from shaped.shapes import (
@@ -60,6 +61,7 @@ class Case:
     outside: tuple[Read, ...] = ()  # where the tensors lie that the graph takes after its inputs
     world: int = 0  # the number of the values that were read from outside
     refusal: str = ""  # why it cannot be compiled
+    absent: tuple[str, ...] = ()  # optional inputs that it leaves out
 
     def __str__(self) -> str:
         return ", ".join(f"{name} = {size}" for name, size in self.sizes.items()) or "no named sizes"
@@ -107,15 +109,18 @@ class Program:
             raise SignatureError(f"params is {describe(params)}: pass a ParamList or an nn.Module")
         refuse_untrainable(self.params)
         self._check_result()
-        self.inputs: tuple[Entry, ...] = self.signature.entries[len(self.params) :]
+        floating = next(t.dtype for t in self.params if t.requires_grad)
+        args = (len(self.params), self.params.dims, floating, self.params.device)
+        self.batch = Inputs(self.signature, *args)
+        self.inputs: tuple[Entry, ...] = self.batch.entries
+        self.arrange, self.examples = self.batch.arrange, self.batch.examples
         self.tensors = list(self.params)
         self._device_type, self._default = self.params.device.type, torch.get_default_dtype()
         self._remember_storage()
         self._mask = [t.requires_grad for t in self.tensors]
-        self._flat = all(a.kind != "container" for a in self.signature.arguments)  # a batch is its tensors
         taking = [bool(argument.entries) and not argument.keyword for argument in self.signature.arguments]
         simple = taking == sorted(taking, reverse=True) and sum(taking) == 1 + len(self.inputs)
-        self._direct = self.signature.function if simple and self._flat and autocast is None else None
+        self._direct = self.signature.function if simple and self.batch.flat and autocast is None else None
         self._assume, self._autocast = assume, _floating(autocast)
         self._static = dict(static) if isinstance(static, Mapping) else dict.fromkeys(_names(static))
         self._allow_unused, self.check = allow_unused, check
@@ -140,16 +145,20 @@ class Program:
 
     def _prove_first(self) -> Proof:
         """The proof before there is a batch, at the dtypes that it will likely have; of a function `samples` too."""
-        floating = next(t.dtype for t in self.tensors if t.requires_grad)
-        guess = tuple(entry.spec.default_dtype(floating) for entry in self.inputs)
+        guess = tuple(self.batch.dtype(entry) for entry in self.inputs)
         known = {name: size for name, size in self.params.dims.items() if name in self._static}
         for name, size in known.items():
             if self._static[name] not in (None, size):
                 raise ShapeError(f"static: {name} = {self._static[name]}, and it is {size} in the parameters")
-        proof = self._prove(guess, {**known, **{n: s for n, s in self._static.items() if s is not None}})
+        given = {**known, **{n: s for n, s in self._static.items() if s is not None}}
+        proof = self._prove(guess, given)
+        without: Proof | None = None
+        if absent := self.batch.optional:  # now all of them and none of them; some of them as they come
+            left = self.signature.without(absent).entries[len(self.params) :]
+            without = self._prove(tuple(map(self.batch.dtype, left)), given, absent=absent)
         if not self.signature.axes:
-            self.samples.prove_function(guess, proof.static, {}, self.params.device, self.outside.now)
-        return proof
+            self.samples.prove_function(guess, ({}, proof.static, ()), self.params.device, self.outside.now)
+        return replace(proof, without=without)
 
     def _check_result(self) -> None:
         result = self.signature.result
@@ -159,47 +168,19 @@ class Program:
                 f'`{self.signature.name}` declares {declared}; a trainer needs one scalar: -> Float[Tensor, ""]'
             )
 
-    def examples(self, shapes: Sequence[Any], sizes: Mapping[str, int]) -> list[Tensor]:
-        """A batch of zeros: of given shapes (or like given tensors), or of given sizes by dimension name.
-
-        Raises:
-            ValueError: Both are given, or a dimension is missing or unknown.
-        """
-        floating = next(t.dtype for t in self.tensors if t.requires_grad)
-        device = self.params.device
-        if not shapes:
-            known = {**self.params.dims, **sizes}
-            free = dict.fromkeys(
-                n for e in self.inputs for dim in e.spec.dims for n in dim.names if n not in self.params.dims
-            )
-            missing, unknown = [n for n in free if n not in sizes], [n for n in sizes if n not in free]
-            if missing or unknown or any(entry.spec.axes is not None for entry in self.inputs):
-                raise ValueError(
-                    f"give a size for each of {listing(list(free))}, which the parameters do not fix"
-                    f"{f', and not for {listing(unknown)}' if unknown else ''}; or a shape for each input"
-                )
-            shapes = [[dim.evaluate(known) for dim in entry.spec.dims] for entry in self.inputs]
-        elif sizes or len(shapes) != len(self.inputs):
-            raise ValueError(f"give {len(self.inputs)} shapes, one for each input, or sizes by name")
-        return [
-            shape
-            if isinstance(shape, Tensor)
-            else torch.zeros(tuple(shape), dtype=e.spec.default_dtype(floating), device=device)
-            for e, shape in zip(self.inputs, shapes, strict=True)
-        ]
-
-    def arrange(self, inputs: Sequence[Any], named: Mapping[str, Any]) -> Sequence[Any]:
-        """The flat tensors of a batch that is given by position, by name and in containers."""
-        return inputs if self._flat and not named else self.signature.arrange(inputs, named)
-
     def _prove(
-        self, dtypes: tuple[torch.dtype, ...], static: Mapping[str, int], ranks: Mapping[str, int] | None = None
+        self,
+        dtypes: tuple[torch.dtype, ...],
+        static: Mapping[str, int],
+        ranks: Mapping[str, int] | None = None,
+        absent: tuple[str, ...] = (),
     ) -> Proof:
-        key = (dtypes, tuple(sorted(static.items())), str(ranks or {}), *(module.training for module in self.modules))
+        key = (dtypes, tuple(sorted(static.items())), str(ranks or {}), absent, *(m.training for m in self.modules))
         world = self.outside.now
         if key not in world.proofs:
+            signature = self.signature.without(absent)
             setting = Setting(
-                self.signature.at_ranks(ranks) if ranks else self.signature,
+                signature.at_ranks(ranks) if ranks else signature,
                 tuple(t.dtype for t in self.tensors) + dtypes,
                 self.params.requires_grad + (False,) * len(dtypes),
                 self.params.device,
@@ -211,7 +192,11 @@ class Program:
                 held=tuple(self.tensors),
             )
             unknown = [name for name in self._static if name not in static]
-            proof = prove_setting(setting, self._assume, {**_guess(unknown), **static})
+            sizes = {**_guess(unknown), **static}
+            if absent:
+                proof = prove_absent(setting, absent, self._assume, sizes)
+            else:
+                proof = prove_setting(setting, self._assume, sizes)
             if proof.unused and not self._allow_unused:
                 raise GradientError(
                     f"`{self.signature.name}` does not depend on {listing(proof.unused)}: the gradient is missing. "
@@ -232,7 +217,9 @@ class Program:
         try:
             key: tuple[Any, ...] = tuple([(x.shape, x.dtype, x.device, x.layout) for x in inputs])
         except (AttributeError, RuntimeError):  # no tensor, or one without a shape: refused, with the reason
-            return self._admit(inputs, ())
+            key = self._key(inputs) if self.batch.absent(inputs) else ()
+            if not key:
+                return self._admit(inputs, ())
         if self.modules:
             key += tuple([module.training for module in self.modules])
         cases = self.outside.now.cases
@@ -242,6 +229,13 @@ class Program:
                 del cases[next(iter(cases))]
             case = cases[key] = self._admit(inputs, key)
         return case
+
+    def _key(self, inputs: Sequence[Any]) -> tuple[Any, ...]:
+        """What a batch is admitted by; empty where something in it is neither a tensor nor left out."""
+        try:
+            return tuple([None if x is None else (x.shape, x.dtype, x.device, x.layout) for x in inputs])
+        except (AttributeError, RuntimeError):
+            return ()
 
     def _remember_storage(self) -> None:
         self.plain = [t.detach() for t in self.tensors]  # the same storage, as compiled code wants it
@@ -294,30 +288,30 @@ class Program:
         self._remember_storage()
 
     def _admit(self, inputs: Sequence[Any], key: tuple[Any, ...]) -> Case:
-        ranks = ranks_of(self.inputs, inputs)
-        entries = self.signature.at_ranks(ranks).entries[len(self.params) :] if ranks else self.inputs
+        absent, ranks = self.batch.absent(inputs), ranks_of(self.inputs, inputs)
+        inputs, signature = self.batch.present(inputs), self.signature.without(absent)
+        entries = (signature.at_ranks(ranks) if ranks else signature).entries[len(self.params) :]
         binding = bind(entries, inputs, owner="The batch", start=self.params.binding, device=self.params.device)
         sizes = binding.sizes
         dtypes = tuple(x.dtype for x in inputs)
         try:
-            proof = self._prove(dtypes, {name: sizes[name] for name in self._static}, ranks)
+            static = {name: sizes[name] for name in self._static if name in sizes}
+            proof = self._prove(dtypes, static, ranks, absent)
         except ProofError as error:
-            have = ", ".join(
-                f"{e.path} {str(d).removeprefix('torch.')}" for e, d in zip(self.inputs, dtypes, strict=True)
-            )
+            have = ", ".join(f"{e.path} {str(d).removeprefix('torch.')}" for e, d in zip(entries, dtypes, strict=True))
             raise ProofError(f"{error.title[:-1]} for the dtypes {have}.", error.source, error.goal) from None
         if proof.unused != self.proof.unused:
             differ = sorted(set(proof.unused) ^ set(self.proof.unused))
             raise GradientError(
-                f"at these static sizes `{self.signature.name}` depends on other parameters than at first: "
-                f"{listing(differ)} differ; make a trainer for these sizes"
+                f"{f'without {listing(absent)}' if absent else 'at these static sizes'} `{self.signature.name}` "
+                f"depends on other parameters than at first: {listing(differ)} differ; make a trainer for these"
             )
         proof.check(sizes)
         traced = proof.graph_at(sizes)
         world = self.outside.now
         apart = traced is not proof.graph
         lifted = lift(traced, world.add(traced), self.storages) if apart else world.lifted(traced, self.storages)
-        graph = self._counted(lifted.graph, sizes, dtypes, ranks)
+        graph = self._counted(lifted.graph, sizes, dtypes, (ranks, static, absent))
         factor: Factor | None = graph.meta[FACTOR]
         samples = self.samples.by_sizes(entries, sizes) if factor is None or factor.share else 1.0
         self._write_too(proof)
@@ -327,14 +321,14 @@ class Program:
             outside=lifted.reads,
             world=world.number,
             refusal=lifted.refusal,
+            absent=absent,
         )
 
     def _counted(
-        self, graph: GraphModule, sizes: Mapping[str, int], dtypes: tuple[torch.dtype, ...], ranks: Mapping[str, int]
+        self, graph: GraphModule, sizes: Mapping[str, int], dtypes: tuple[torch.dtype, ...], form: Form
     ) -> GraphModule:
         """The graph with what says how many samples a batch has."""
-        static = {name: sizes[name] for name in self._static}
-        told = self.samples.by_function(sizes, dtypes, static, ranks, self.params.device, self.outside.now)
+        told = self.samples.by_function(sizes, dtypes, form, self.params.device, self.outside.now)
         if told is not None and told[1]:  # at these sizes alone
             alone = GraphModule(graph, graph.graph)
             alone.meta.update({**graph.meta, FACTOR: told[0]})
@@ -364,7 +358,7 @@ class Program:
         self.samples.warn_of_several()
         if factor is None:
             return case.samples
-        given = [*inputs[: len(self.inputs)], *tensors_of(case.outside)]
+        given = [*self.batch.present(inputs)[: len(case.entries)], *tensors_of(case.outside)]
         return case.samples * factor.of(self.plain, given)
 
     def count_now(self, inputs: Sequence[Tensor]) -> Tensor | float:

@@ -32,6 +32,8 @@ from shaped.shapes import Dim, Entry, Signature, read_container
 FACTOR = "factor"  # in a graph's meta: a Factor, where values tell how many samples a batch has
 
 Given = str | Callable[..., Any] | None
+# What a batch has beside its sizes: axes by name, sizes of static dimensions, and the inputs that it leaves out.
+Form = tuple[Mapping[str, int], Mapping[str, int], tuple[str, ...]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +100,9 @@ class Samples:
 
     def __init__(self, given: Given, signature: Signature, inputs: Sequence[Entry], known: Mapping[str, int]) -> None:
         self._given, self._loss = given, signature.name
-        self._first = inputs[0].spec if inputs else None
+        always = {e.path for a in signature.arguments if not a.optional for e in a.entries}
+        first = next((entry for entry in inputs if entry.path in always), None)
+        self._first, self._path = (None, "") if first is None else (first.spec, first.path)
         self._dims: tuple[Dim, ...] = ()
         self._counting: Signature | None = None
         self._proofs: dict[Any, Proof] = {}
@@ -119,7 +123,8 @@ class Samples:
         """
         dims = self._dims
         if self._given is None and self._first is not None and self._first.axes and self._first.dims[0].is_axes:
-            dims = entries[0].spec.dims[: len(entries[0].spec.dims) - len(self._first.dims) + 1]
+            first = next(entry.spec.dims for entry in entries if entry.path == self._path)
+            dims = first[: len(first) - len(self._first.dims) + 1]
         count = float(math.prod(dim.evaluate(sizes) for dim in dims))
         if count <= 0:
             raise ShapeError(f"The batch has {count:g} samples ({self._given or dims[0]}); a mean needs at least one")
@@ -157,8 +162,7 @@ class Samples:
         self,
         sizes: Mapping[str, int],
         dtypes: tuple[torch.dtype, ...],
-        static: Mapping[str, int],
-        ranks: Mapping[str, int] | None,
+        form: Form,
         device: torch.device,
         world: World,
     ) -> tuple[Factor, bool] | None:
@@ -168,7 +172,7 @@ class Samples:
             ProofError, Unprovable: The function is not well-shaped. ShapeError: It is not, at these sizes.
             SignatureError: It reads a tensor from outside.
         """
-        proof = self.prove_function(dtypes, static, ranks, device, world)
+        proof = self.prove_function(dtypes, form, device, world)
         if proof is None:
             return None
         own = {name: size for name, size in sizes.items() if name in proof.dims}
@@ -181,17 +185,18 @@ class Samples:
     def prove_function(
         self,
         dtypes: tuple[torch.dtype, ...],
-        static: Mapping[str, int],
-        ranks: Mapping[str, int] | None,
+        form: Form,
         device: torch.device,
         world: World,
     ) -> Proof | None:
         """Prove that a function gives one number for batches of these dtypes; None where there is no function."""
         if self._counting is None:
             return None
-        key = (world.number, dtypes, tuple(sorted(static.items())), str(ranks))
+        ranks, static, absent = form
+        key = (world.number, dtypes, tuple(sorted(static.items())), str(ranks), absent)
         if key not in self._proofs:
-            counting = self._counting.at_ranks(ranks) if ranks else self._counting
+            counting = self._counting.without(absent)
+            counting = counting.at_ranks(ranks) if ranks else counting
             setting = Setting(counting, dtypes, (False,) * len(dtypes), device, roots=(self._given,))
             names = {name for entry in counting.entries for dim in entry.spec.dims for name in dim.names}
             proof = prove_setting(setting, (), {n: s for n, s in static.items() if n in names})

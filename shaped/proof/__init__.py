@@ -4,6 +4,7 @@ from shaped.proof.conditions import Condition as Condition
 from shaped.proof.proof import Proof as Proof
 from shaped.proof.proof import forward_graph as forward_graph
 from shaped.proof.proving import prove as prove
+from shaped.proof.proving import prove_absent as prove_absent
 from shaped.proof.proving import prove_setting as prove_setting
 from shaped.proof.setting import Setting as Setting
 from shaped.proof.setting import Step as Step

@@ -35,8 +35,19 @@ _REMEDIES = {  # where no mask within the operation is the way out
     "_pack_padded_sequence": "how many rows are packed is data: run on the padded batch, and mask what lies past "
     "each length in what follows",
 }
+_WHERE = "torch.where chooses without asking; keep the value in a tensor"
 _NEAR = 4  # lines between a question about sizes and the user's own `raise` about it
 _LONGEST = 48  # characters of an operand's expression that are shown
+
+
+def _of_a_number(setting: Setting, source: Source | None) -> str:
+    """What to do where a plain number is asked for its value."""
+    words = re.findall(r"\w+", source.text) if source else []
+    asked = next((a.name for a in setting.signature.arguments if a.number and a.name in words), "")
+    return asked and (
+        f"`{asked}` is an input, of another value in each call: torch.where chooses by it. With a default it is a "
+        "constant, and the proof is for that"
+    )
 
 
 def explain(error: Exception, setting: Setting, world: World, recorder: Recorder) -> Exception:
@@ -54,7 +65,9 @@ def explain(error: Exception, setting: Setting, world: World, recorder: Recorder
         return Unprovable(
             f"`{name}` depends on data here: a branch, or a number read with .item(), is not known from shapes.",
             source,
-            Goal(hint="torch.where chooses without asking; keep the value in a tensor"),
+            Goal(
+                hint=_of_a_number(setting, source) or "torch.where chooses without asking; keep the value in a tensor"
+            ),
         )
     if isinstance(error, DynamicOutputShapeException) or _UNBACKED.search(str(error)):
         hint = _REMEDIES.get(recorder.call.name if recorder.call else "", "use a mask and torch.where")

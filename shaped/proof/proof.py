@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from torch.fx import Graph, GraphModule, Node
 
-from shaped.errors import ShapeError
+from shaped.errors import ShapeError, listing
 from shaped.proof.conditions import Condition
 from shaped.proof.setting import Setting, Step
 from shaped.strategies import strategy_name
@@ -31,6 +31,7 @@ class Proof:
         ranks: For `*batch` axes: the proof for each number of axes; the other attributes are those of one axis.
         unused: Parameters that ask for a gradient and do not influence the result.
         writes: Parameters without a gradient that the program writes into, such as running statistics.
+        without: The proof where optional inputs are None, of a function that has any.
     """
 
     setting: Setting
@@ -47,6 +48,7 @@ class Proof:
     here: Mapping[str, int] = field(default_factory=dict)
     ranks: Mapping[tuple[int, ...], "Proof"] = field(default_factory=dict)  # for `*batch`: a proof for each rank
     per_size: tuple[str, ...] = ()  # static names whose every size is proved as it comes
+    without: "Proof | None" = None
     _region: tuple[Condition, ...] = ()  # where the traced graph itself is valid; outside, a branch apart is traced
 
     @property
@@ -120,6 +122,9 @@ class Proof:
         pad = max(map(len, left)) + 3
         lines = [f"{a:<{pad}}{b}".rstrip() for a, b in zip(left, right, strict=True)]
         lines.append(f"conditions   {', '.join(self.conditions) or 'none'}")
+        if self.without is not None:
+            left = listing([a.name for a in self.setting.signature.arguments if a.optional])
+            lines.append(f"without      {left}: conditions {', '.join(self.without.conditions) or 'none'}")
         if self.writes:
             lines.append(f"writes       {', '.join(self.writes)}")
         fixed = {**self.here, **self.static}

@@ -1,14 +1,18 @@
 """The way in: prove a function, or a setting that a trainer made."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from shaped.errors import ShapedError
+from shaped.errors import ProofError, ShapedError, SignatureError, first_line, listing
 from shaped.proof.proof import Proof
 from shaped.proof.setting import Setting
 from shaped.shapes import read_signature
+
+_NAME = re.compile(r"[^\W\d]\w*")
 
 
 def prove(fn: Callable[..., Any], assume: Sequence[str] = (), static: Sequence[str] | Mapping[str, int] = ()) -> Proof:
@@ -25,7 +29,7 @@ def prove(fn: Callable[..., Any], assume: Sequence[str] = (), static: Sequence[s
             sizes, and the statement says which were used.
 
     Returns:
-        The Proof; print it.
+        The Proof; print it. Where inputs are optional it is that of all of them, and `without` that of none.
 
     Raises:
         ProofError: Refuted: some sizes break it. Shows the line, the goal, the hypotheses and such sizes.
@@ -37,9 +41,50 @@ def prove(fn: Callable[..., Any], assume: Sequence[str] = (), static: Sequence[s
     dtypes = tuple(entry.spec.default_dtype() for entry in signature.entries)
     mask = tuple(s and dtype.is_floating_point for s, dtype in zip(structured, dtypes, strict=True))
     try:
-        return prove_setting(Setting(signature, dtypes, mask, torch.device("cpu")), assume, static)
+        setting = Setting(signature, dtypes, mask, torch.device("cpu"))
+        proof = prove_setting(setting, assume, static)
+        absent = tuple(argument.name for argument in signature.arguments if argument.optional)
+        return replace(proof, without=_without(setting, absent, assume, static)) if absent else proof
     except ShapedError as error:
         raise error.with_traceback(None) from None  # the message shows the user's line; our frames would hide it
+
+
+def _without(
+    setting: Setting, absent: Sequence[str], assume: Sequence[str], static: Sequence[str] | Mapping[str, int]
+) -> Proof:
+    """The proof of calls that leave out all optional inputs."""
+    left = [a.name not in absent for a in setting.signature.arguments for _ in a.entries]
+    dtypes = tuple(dtype for dtype, stays in zip(setting.dtypes, left, strict=True) if stays)
+    mask = tuple(wants for wants, stays in zip(setting.mask, left, strict=True) if stays)
+    other = replace(setting, signature=setting.signature.without(absent), dtypes=dtypes, mask=mask)
+    return prove_absent(other, absent, assume, static)
+
+
+def prove_absent(
+    setting: Setting, absent: Sequence[str], assume: Sequence[str], static: Sequence[str] | Mapping[str, int]
+) -> Proof:
+    """Prove a setting whose signature leaves out optional inputs, with what is assumed of the dimensions that it has.
+
+    Raises:
+        SignatureError: The function does not run without them. The rest is as for `prove`.
+    """
+    names = {name for entry in setting.signature.entries for dim in entry.spec.dims for name in dim.names}
+    assume = [text for text in assume if {*_NAME.findall(text)} <= names]
+    if isinstance(static, Mapping):
+        static = {name: size for name, size in static.items() if name in names}
+    else:
+        static = [name for name in static if name in names]
+    try:
+        return prove_setting(setting, assume, static)
+    except ProofError as error:
+        raise ProofError(f"{error.title[:-1]} without {listing(absent)}.", error.source, error.goal) from None
+    except ShapedError:
+        raise
+    except Exception as error:  # the user's own, such as None subscripted
+        raise SignatureError(
+            f"`{setting.signature.name}` does not run without {listing(absent)}, which its signature lets a call leave "
+            f"out: {type(error).__name__}: {first_line(error)}. Ask `if {absent[0]} is not None`, or leave `| None` out"
+        ) from None
 
 
 def prove_setting(

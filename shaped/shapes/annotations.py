@@ -9,7 +9,8 @@ import inspect
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import torch
 from torch import Tensor
@@ -101,6 +102,15 @@ def split_annotated(annotation: Any) -> tuple[Any, Mapping[str, Dim]]:
     for extra in extras:
         renames = compose(renames, extra.mapping) if isinstance(extra, Renames) else renames
     return bare, renames
+
+
+def without_none(annotation: Any) -> tuple[Any, bool]:
+    """The annotation of an optional value without its None, and whether it had one; other unions stay as they are."""
+    if get_origin(annotation) not in (Union, UnionType):
+        return annotation, False
+    parts = get_args(annotation)
+    others = [part for part in parts if part is not NoneType]
+    return (others[0], True) if len(others) == 1 and len(parts) == 2 else (annotation, False)
 
 
 def is_tensor_annotation(annotation: Any) -> bool:

@@ -1,15 +1,25 @@
 """The signature of a function: its arguments as specs, its result, and where each is declared."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Number
 from typing import Any, Literal, Protocol
 
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from shaped.errors import ShapeError, SignatureError, nearest
-from shaped.shapes.annotations import Entry, Origin, TensorSpec, annotated_part, is_tensor_annotation, resolve_hints
+from shaped.shapes.annotations import (
+    Entry,
+    Origin,
+    TensorSpec,
+    annotated_part,
+    is_tensor_annotation,
+    resolve_hints,
+    without_none,
+)
 from shaped.shapes.containers import Container, read_container
 from shaped.shapes.dims import Dim
 
@@ -28,14 +38,19 @@ class Structure(Protocol):
 
 @dataclass(frozen=True)
 class Argument:
-    """One argument: a tensor or a container of tensors, a list of parameters, or a plain Python value (its default)."""
+    """One argument: a tensor or a container of tensors, a list of parameters, or a plain Python value (its default).
+
+    A number without a default (`beta: float`) is a tensor without axes. An optional one (`... | None`) may be None.
+    """
 
     name: str
     kind: Literal["tensor", "container", "parameters", "static"]
     entries: tuple[Entry, ...] = ()
     structure: Structure | None = None
-    default: Any = None
+    default: Any = None  # of an input: the number that stands for one that is not given
     keyword: bool = False
+    optional: bool = False
+    number: bool = False  # annotated as a plain one
 
     @property
     def container(self) -> Container | None:
@@ -71,8 +86,17 @@ class Signature:
     @cached_property
     def _given(self) -> tuple[Argument, ...]:
         """The arguments that a call passes on: defaults may change, so the function looks its own up."""
-        last = max((i for i, a in enumerate(self.arguments) if a.kind != "static" and not a.keyword), default=-1)
-        return tuple(a for i, a in enumerate(self.arguments) if a.kind != "static" or (i < last and not a.keyword))
+        given = [a.kind != "static" or a.optional for a in self.arguments]
+        last = max((i for i, a in enumerate(self.arguments) if given[i] and not a.keyword), default=-1)
+        return tuple(a for i, a in enumerate(self.arguments) if given[i] or (i < last and not a.keyword))
+
+    def without(self, absent: Collection[str]) -> "Signature":
+        """The signature of calls that leave out these optional inputs: they are None."""
+        left = tuple(
+            Argument(a.name, "static", keyword=a.keyword, optional=True) if a.name in absent else a
+            for a in self.arguments
+        )
+        return replace(self, arguments=left) if absent else self
 
     def at_ranks(self, ranks: Mapping[str, int]) -> "Signature":
         """The signature with `*batch` written out as `batch1 batch2`."""
@@ -98,7 +122,9 @@ class Signature:
         for argument in self._given:
             part = tensors[at : at + len(argument.entries)]
             at += len(argument.entries)
-            value = argument.structure.build(part) if argument.structure is not None else argument.default
+            value = argument.default
+            if argument.structure is not None and not (argument.optional and all(leaf is None for leaf in part)):
+                value = argument.structure.build(part)
             if argument.keyword:
                 keywords[argument.name] = value
             else:
@@ -108,24 +134,41 @@ class Signature:
     def arrange(self, positional: Sequence[Any], named: Mapping[str, Any]) -> list[Any]:
         """The flat tensors of a call's inputs (the arguments that are no parameters), by position and by name.
 
+        An optional input that is not given is None, for each of its tensors.
+
         Raises:
             ShapeError: Inputs are missing, extra, or no container of the declared kind.
         """
         inputs = [argument for argument in self.arguments if argument.kind in ("tensor", "container")]
         names = [argument.name for argument in inputs]
         given = {**dict(zip(names, positional, strict=False)), **named}
-        wrong = [f"`{name}` is unknown{nearest(name, names)}" for name in named if name not in names]
+        plain = {argument.name for argument in self.arguments if argument.kind == "static"}
+        wrong = [f"`{name}` {_PLAIN if name in plain else f'is unknown{nearest(name, names)}'}"
+                 for name in named if name not in names]  # fmt: skip
         wrong += [f"`{name}` is given twice" for name in names[: len(positional)] if name in named]
         wrong += [f"{len(positional) - len(names)} too many"] if len(positional) > len(names) else []
-        wrong += [f"`{name}` is missing" for name in names if name not in given]
+        left = {a.name: a.default for a in inputs if a.name not in given and (a.optional or a.default is not None)}
+        wrong += [f"`{name}` is missing" for name in names if name not in given and name not in left]
         if wrong:
             raise ShapeError(f"`{self.name}` takes the inputs {', '.join(names)}: {'; '.join(wrong)}")
-        return [leaf for a in inputs if a.container for leaf in a.container.flatten(given[a.name])]
+        return [leaf for a in inputs for leaf in _leaves(a, {**left, **given}[a.name])]
 
     def __str__(self) -> str:
-        shown = [argument.structure.name for argument in self.arguments if argument.structure is not None]
+        shown = [f"{a.structure.name}{' or None' if a.optional else ''}" for a in self.arguments if a.structure]
         parts = self.returns.parts if self.returns.kind == "tuple" else (self.returns,)
         return f"{self.name} : {', '.join(shown)} -> {', '.join(part.name for part in parts)}"
+
+
+_PLAIN = 'is a plain value, and the proof is for its default; as Float[Tensor, ""], with that default, it is an input'
+
+
+def _leaves(argument: Argument, value: Any) -> list[Any]:
+    """The tensors of an input, in order; None for each where it is optional and left out."""
+    if argument.container is None:
+        return []
+    if value is None and argument.optional:
+        return [None] * len(argument.entries)
+    return argument.container.flatten(value)
 
 
 def read_signature(function: Callable[..., Any], structures: Mapping[str, Structure] | None = None) -> Signature:
@@ -196,16 +239,40 @@ def _argument(
         raise SignatureError(
             f'{where} has no annotation; write for example `{parameter.name}: Float[Tensor, "batch features"]`'
         )
-    annotation = hints[parameter.name]
-    if isinstance(parameter.default, Tensor):
+    default = None if parameter.default is parameter.empty else parameter.default
+    annotation, optional = without_none(hints[parameter.name])
+    if isinstance(default, Tensor):
         raise SignatureError(f"{where} is bound to a tensor already: prove the function, and pass the tensor to it")
-    if parameter.default is not parameter.empty and not is_tensor_annotation(annotation):
-        return Argument(parameter.name, "static", default=parameter.default, keyword=keyword)
-    if annotation in (int, float, bool, str):
+    tensor, has_default = is_tensor_annotation(annotation), parameter.default is not parameter.empty
+    optional = (optional or (has_default and default is None)) and _holds_tensors(annotation)
+    if has_default and not tensor and not (optional and default is None):
+        return Argument(parameter.name, "static", default=default, keyword=keyword)
+    if annotation in (bool, str):
         raise SignatureError(f"{where} is a plain {annotation.__name__}: give it a default, which the proof then uses")
-    container = read_container(annotation, parameter.name, where, origin)
+    plain = next((tensor for number, tensor in _NUMBERS if annotation is number), annotation)
+    container = read_container(plain, parameter.name, where, origin)
     kind: Literal["tensor", "container"] = "tensor" if container.spec is not None else "container"
-    return Argument(parameter.name, kind, container.entries, container, keyword=keyword)
+    if default is not None and (container.spec is None or container.spec.dims or not isinstance(default, Number)):
+        raise SignatureError(
+            f"{where} has the default {default!r}: the default of an input is a number where it has no axes, or None"
+        )
+    return Argument(
+        parameter.name, kind, container.entries, container, default, keyword, optional, plain is not annotation
+    )
+
+
+# What plain numbers without a default stand for.
+_NUMBERS: Sequence[tuple[type, Any]] = ((float, Float[Tensor, ""]), (int, Int[Tensor, ""]))
+
+
+def _holds_tensors(annotation: Any) -> bool:
+    """Whether it is a tensor's annotation, or a container's."""
+    if is_tensor_annotation(annotation):
+        return True
+    try:
+        return bool(read_container(annotation, "", "").entries)
+    except SignatureError:
+        return False
 
 
 def _returns(hints: Mapping[str, Any], name: str) -> Container:

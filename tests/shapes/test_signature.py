@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Union
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from beartype import beartype
 from jaxtyping import Float, Int, jaxtyped
 from torch import Tensor
 
-from shaped import ParamList, SignatureError
+from shaped import ParamList, ShapeError, SignatureError
 from shaped.shapes import read_signature
 
 
@@ -72,9 +72,9 @@ def test_keyword_only_arguments_are_passed_by_name() -> None:
     assert signature.call([torch.tensor([3.0]), torch.tensor([1.0])]).item() == 2.0
 
 
-def test_an_optional_argument_is_static_at_its_default() -> None:
-    def loss(x: Float[Tensor, " a"], mask: Float[Tensor, " a"] | None = None) -> Float[Tensor, " a"]:
-        return x if mask is None else x * mask
+def test_a_plain_argument_with_a_default_of_none_is_static() -> None:
+    def loss(x: Float[Tensor, " a"], rate: float | None = None) -> Float[Tensor, " a"]:
+        return x if rate is None else x * rate
 
     assert [argument.kind for argument in read_signature(loss).arguments] == ["tensor", "static"]
 
@@ -101,7 +101,7 @@ def no_result(x: Float[Tensor, " a"]): ...  # type: ignore[no-untyped-def]
 def unannotated(x, y: Float[Tensor, " a"]) -> Float[Tensor, " a"]: ...  # type: ignore[no-untyped-def, empty-body]
 def many(*xs: Float[Tensor, " a"]) -> Float[Tensor, ""]: ...  # type: ignore[empty-body]
 def named(**xs: Float[Tensor, " a"]) -> Float[Tensor, ""]: ...  # type: ignore[empty-body]
-def plain(x: Float[Tensor, " a"], scale: float) -> Float[Tensor, ""]: ...  # type: ignore[empty-body]
+def plain(x: Float[Tensor, " a"], scale: bool) -> Float[Tensor, ""]: ...  # type: ignore[empty-body]
 def bare(x: Tensor) -> Float[Tensor, ""]: ...  # type: ignore[empty-body]
 def base(p: ParamList) -> Float[Tensor, ""]: ...  # type: ignore[empty-body]
 def nothing(x: Float[Tensor, " a"]) -> None: ...
@@ -124,7 +124,7 @@ def wrong_result(x: Float[Tensor, " a"]) -> tuple[Float[Tensor, ""], int]: ...  
             named,
             "`named`, argument `xs`: name each argument instead of **xs; a signature is fixed",
         ),
-        (plain, "`plain`, argument `scale` is a plain float: give it a default, which the proof then uses"),
+        (plain, "`plain`, argument `scale` is a plain bool: give it a default, which the proof then uses"),
         (
             bare,
             "`bare`, argument `x`: `Tensor` has no shape; "
@@ -159,3 +159,49 @@ def test_an_integer_input_has_its_own_dtypes() -> None:
         return y
 
     assert read_signature(f).entries[0].spec.default_dtype() == torch.int64
+
+
+def weighed(x: Float[Tensor, "b"], beta: float, n: int, m: Float[Tensor, "b"] | None = None) -> Float[Tensor, "b"]:
+    return x * beta * n if m is None else x * beta * n * m
+
+
+def test_a_plain_number_without_a_default_is_an_input_without_axes():
+    found = {entry.path: entry.spec.quoted for entry in read_signature(weighed).entries}
+
+    assert found == {"x": 'Float "b"', "beta": 'Float ""', "n": 'Int ""', "m": 'Float "b"'}
+
+
+def test_an_optional_input_that_is_left_out_is_none_for_each_of_its_tensors():
+    signature = read_signature(weighed)
+
+    assert signature.arrange(["x", "beta"], {"n": "n"}) == ["x", "beta", "n", None]
+    assert [entry.path for entry in signature.without(["m"]).entries] == ["x", "beta", "n"]
+    assert signature.without(["m"]).call([torch.ones(2), 3.0, 2]).tolist() == [6.0, 6.0]
+
+
+@pytest.mark.parametrize("annotation", [Float[Tensor, "b"] | None, Union[None, Float[Tensor, "b"]]])  # noqa: UP007
+def test_an_input_with_none_in_its_annotation_may_be_none_without_a_default(annotation):
+    def masked(m: annotation) -> Float[Tensor, "b"]:
+        raise AssertionError
+
+    assert read_signature(masked).arrange([None], {}) == [None]
+
+
+def test_a_default_number_stands_for_an_input_without_axes():
+    def scaled(x: Float[Tensor, "b"], t: Float[Tensor, ""] = 2.0) -> Float[Tensor, "b"]:
+        return x * t
+
+    def wrong(x: Float[Tensor, "b"] = 2.0) -> Float[Tensor, "b"]:
+        return x
+
+    assert read_signature(scaled).arrange(["x"], {}) == ["x", 2.0]
+    with pytest.raises(SignatureError, match=r"`x` has the default 2\.0: the default of an input is a number where"):
+        read_signature(wrong)
+
+
+def test_a_plain_value_with_a_default_says_how_it_becomes_an_input():
+    def smoothed(x: Float[Tensor, "b"], by: float = 0.1) -> Float[Tensor, "b"]:
+        return x * by
+
+    with pytest.raises(ShapeError, match="`by` is a plain value, and the proof is for its default"):
+        read_signature(smoothed).arrange(["x"], {"by": 0.2})
