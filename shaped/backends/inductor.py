@@ -24,6 +24,7 @@ from shaped.backends.draws import Draws
 from shaped.backends.executors import CompileError, Lowered, Run
 from shaped.backends.lowerings import MENDED, decompositions, mended
 from shaped.backends.products import choose_products
+from shaped.backends.vectors import remembered
 from shaped.errors import ShapedError, first_line
 
 Flat = Callable[..., tuple[Any, ...]]
@@ -163,7 +164,7 @@ def _settings() -> Iterator[None]:
     # code is found there that was made without what is mended here.
     cacheable = {**config.unsafe_marked_cacheable_functions, "shaped": MENDED}
     ours = config.patch(size_asserts=False, unsafe_marked_cacheable_functions=cacheable)
-    with torch.no_grad(), warnings.catch_warnings(), ours, mended():
+    with torch.no_grad(), warnings.catch_warnings(), ours, mended(), remembered():
         warnings.simplefilter("ignore")
         yield
 
