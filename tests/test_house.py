@@ -19,7 +19,7 @@ ROOMS = [
     (0, ("shaped_kernels",)),
     (0, ("shaped.errors", "shaped.arguments", "shaped.files")),
     (1, ("shaped.shapes",)),
-    (2, ("shaped.params", "shaped.init", "shaped.layout", "shaped.drawing", "shaped.strategies")),
+    (2, ("shaped.params", "shaped.init", "shaped.layout", "shaped.drawing", "shaped.strategies", "shaped.roles")),
     (3, ("shaped.proof",)),
     (3, ("shaped.optim",)),
     (4, ("shaped.backends",)),

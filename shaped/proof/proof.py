@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from torch.fx import Graph, GraphModule, Node
 
 from shaped.errors import ShapeError, listing
 from shaped.proof.conditions import Condition
 from shaped.proof.setting import Setting, Step
+from shaped.roles import Roles
 from shaped.strategies import strategy_name
 
 INNER = "inner gradient"  # in a graph's meta: whether the program differentiates within itself
@@ -55,6 +57,26 @@ class Proof:
     def conditions(self) -> tuple[str, ...]:
         """What it needed to assume about sizes, in the user's names."""
         return tuple(map(str, self.side_conditions))
+
+    @cached_property
+    def roles(self) -> Roles:
+        """What each parameter does in the program: weights and how they are read as matrices, embeddings, biases.
+
+        Raises:
+            ShapeError: The parameters' sizes are not known; they are in a trainer's proof.
+        """
+        from shaped.proof.roles import read_roles
+
+        arguments = self.setting.signature.arguments
+        entries = [entry for a in arguments if a.kind == "parameters" for entry in a.entries]
+        sizes = {**self.static, **self.here}
+        missing = {name for entry in entries for dim in entry.spec.dims for name in dim.names} - set(sizes)
+        if missing:
+            raise ShapeError(f"roles are read at known sizes, and {', '.join(sorted(missing))} is not: "
+                             "ask a trainer's proof, or proof.at({...})")  # fmt: skip
+        shapes = [tuple(int(dim.evaluate(sizes)) for dim in entry.spec.dims) for entry in entries]
+        names = [entry.path for entry in entries]
+        return read_roles(forward_graph(self.graph), names, shapes, inner=bool(self.graph.meta.get(INNER)))
 
     def __repr__(self) -> str:
         return f"<Proof of {self.setting.signature}; conditions: {', '.join(self.conditions) or 'none'}>"
