@@ -1,4 +1,4 @@
-"""The rules of operations that move axes, look rows up, sum, or contract: for `flows.Walk`."""
+"""The rules of operations that move axes, or look rows up: for `flows.Walk`."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,11 +8,8 @@ import sympy
 from torch import SymInt, Tensor
 from torch.fx import Node
 
-from shaped.proof.axes import Application, Dim, Factor, bare, plain, reshaped, size_of, split
+from shaped.proof.axes import Application, Dim, Factor, bare, plain, reshaped, size_of
 from shaped.proof.flows import (
-    BATCH,
-    IN,
-    OUT,
     Flow,
     Walk,
     handles,
@@ -23,17 +20,17 @@ from shaped.proof.flows import (
 Size = tuple[int, Any]
 
 
-def _dims(node: Node) -> list[Dim]:
+def dims_of(node: Node) -> list[Dim]:
     """Dimensions along which no parameter lies."""
     value = node.meta["val"]
     return [plain(*size) for size in sizes_of(value)]
 
 
-def _argument(node: Node, index: int, name: str, default: Any = None) -> Any:
+def argument(node: Node, index: int, name: str, default: Any = None) -> Any:
     return node.args[index] if len(node.args) > index else node.kwargs.get(name, default)
 
 
-def _sized(argument: Any) -> Size:
+def sized(argument: Any) -> Size:
     """A size that is given as a number, as a symbolic size, or as a node for one."""
     value = argument.meta.get("val") if isinstance(argument, Node) else argument
     if isinstance(value, SymInt):
@@ -48,7 +45,7 @@ def _view(walk: Walk, node: Node, name: str) -> Flow:
     dims = reshaped(flow.dims, sizes_of(node.meta["val"]))
     if dims is None:
         walk.lose([flow], node)
-        return replace(flow, dims=tuple(_dims(node)))
+        return replace(flow, dims=tuple(dims_of(node)))
     return replace(flow, dims=tuple(dims))
 
 
@@ -91,12 +88,12 @@ def _repeat(walk: Walk, node: Node, name: str) -> Flow:
     for i, (size, expr) in enumerate(sizes):
         mine = flow.dims[i - ahead] if i >= ahead else ()
         times = size // size_of(mine)
-        again = (Factor(times, sympy.cancel(expr / _product(mine)), wide=True),) if times > 1 else ()
+        again = (Factor(times, sympy.cancel(expr / length_of(mine)), wide=True),) if times > 1 else ()
         dims.append((*again, *mine))
     return replace(flow, dims=tuple(dims))
 
 
-def _product(dim: Dim) -> Any:
+def length_of(dim: Dim) -> Any:
     total: Any = sympy.Integer(1)
     for factor in dim:
         total = total * factor.expr
@@ -107,14 +104,14 @@ def _product(dim: Dim) -> Any:
 def _cat(walk: Walk, node: Node, name: str) -> Flow | None:
     parts = [walk.flow(part) for part in node.args[0]]  # type: ignore[union-attr]
     sizes = sizes_of(node.meta["val"])
-    axis = int(_argument(node, 1, "dim", 0)) % len(sizes)
+    axis = int(argument(node, 1, "dim", 0)) % len(sizes)
     parts = [part for part in parts if part.dims] or parts
     if name == "stack":
         parts = [replace(part, dims=(*part.dims[:axis], (), *part.dims[axis:])) for part in parts]
     source, weights = joint(parts)
     if source != "weight" or any(len(part.dims) != len(sizes) for part in parts):
         walk.notes.added.update(*(part.weights for part in parts if part.source == "weight"))
-        return Flow(tuple(_dims(node)), source, weights) if source != "weight" else None
+        return Flow(tuple(dims_of(node)), source, weights) if source != "weight" else None
     dims: list[Dim] = []
     for i, (size, expr) in enumerate(sizes):
         factors = [factor for part in parts for factor in part.dims[i]]
@@ -164,13 +161,13 @@ def _stretch(walk: Walk, node: Node, flow: Flow, dim: Dim, start: Size, stop: Si
 @handles("slice")
 def _slice(walk: Walk, node: Node, name: str) -> Flow:
     flow = walk.flow(node.args[0])
-    axis = int(_argument(node, 1, "dim", 0)) % len(flow.dims)
+    axis = int(argument(node, 1, "dim", 0)) % len(flow.dims)
     length = size_of(flow.dims[axis])
     size, expr = sizes_of(node.meta["val"])[axis]
-    start = _sized(_argument(node, 2, "start") or 0)
+    start = sized(argument(node, 2, "start") or 0)
     if start[0] < 0:
-        start = (start[0] + length, start[1] + _product(flow.dims[axis]))
-    if _argument(node, 4, "step", 1) != 1:
+        start = (start[0] + length, start[1] + length_of(flow.dims[axis]))
+    if argument(node, 4, "step", 1) != 1:
         made: Dim = tuple(replace(f, size=size, expr=expr) for f in flow.dims[axis]) if size > 1 else ()
         made = made if len(flow.dims[axis]) == 1 else plain(size, expr)
     else:
@@ -182,7 +179,7 @@ def _slice(walk: Walk, node: Node, name: str) -> Flow:
          "tensor_split")  # fmt: skip
 def _split(walk: Walk, node: Node, name: str) -> list[Flow]:
     flow = walk.flow(node.args[0])
-    axis = int(_argument(node, 2, "dim", 0)) % len(flow.dims)
+    axis = int(argument(node, 2, "dim", 0)) % len(flow.dims)
     found: list[Flow] = []
     start: Size = (0, sympy.Integer(0))
     for value in node.meta["val"]:
@@ -213,16 +210,16 @@ def _within(part: Any, use: Application) -> bool:
 @handles("select")
 def _select(walk: Walk, node: Node, name: str) -> Flow:
     flow = walk.flow(node.args[0])
-    index = _argument(node, 2, "index")
-    entry = _sized(index)[0] if not isinstance(index, Node) or index.meta.get("val") is not None else 0
-    return _pick(flow, int(_argument(node, 1, "dim", 0)) % len(flow.dims), [entry])
+    index = argument(node, 2, "index")
+    entry = sized(index)[0] if not isinstance(index, Node) or index.meta.get("val") is not None else 0
+    return _pick(flow, int(argument(node, 1, "dim", 0)) % len(flow.dims), [entry])
 
 
 @handles("unbind")
 def _unbind(walk: Walk, node: Node, name: str) -> list[Flow]:
     flow = walk.flow(node.args[0])
     count = len(node.meta["val"])
-    return [_pick(flow, int(_argument(node, 1, "dim", 0)) % len(flow.dims), range(count))] * count
+    return [_pick(flow, int(argument(node, 1, "dim", 0)) % len(flow.dims), range(count))] * count
 
 
 # -- rows that are looked up ---------------------------------------------------------------------------------------
@@ -277,7 +274,7 @@ def _index(walk: Walk, node: Node, name: str) -> Flow | None:
 @handles("index_select")
 def _index_select(walk: Walk, node: Node, name: str) -> Flow | None:
     table = walk.flow(node.args[0])
-    axis = int(_argument(node, 1, "dim")) % max(1, len(table.dims))
+    axis = int(argument(node, 1, "dim")) % max(1, len(table.dims))
     return _look_up(walk, node, table, [axis], [walk.flow(node.args[2])])
 
 
@@ -286,152 +283,12 @@ def _gather(walk: Walk, node: Node, name: str) -> Flow | None:
     table = walk.flow(node.args[0])
     if table.source != "weight":
         return None
-    axes = range(len(table.dims)) if name == "take" else [int(_argument(node, 1, "dim")) % max(1, len(table.dims))]
+    axes = range(len(table.dims)) if name == "take" else [int(argument(node, 1, "dim")) % max(1, len(table.dims))]
     for axis in axes:
         walk.notes.looked_up.update(part for factor in table.dims[axis] for part in factor.parts)
-    return Flow(tuple(_dims(node)), "activation")
+    return Flow(tuple(dims_of(node)), "activation")
 
 
-# -- sums and products ---------------------------------------------------------------------------------------------
-
-
-@handles("sum", "mean", "amax", "amin", "prod", "any", "all", "logsumexp", "linalg_vector_norm", "var", "std")
-def _reduce(walk: Walk, node: Node, name: str) -> Flow | None:
-    flow = walk.flow(node.args[0])
-    value = node.meta["val"]
-    if not isinstance(value, Tensor):
-        return None
-    at = 2 if name == "linalg_vector_norm" else 1
-    given: Any = _argument(node, at, "dim")
-    rank = len(flow.dims)
-    axes = range(rank) if given is None or given == [] else [int(given)] if isinstance(given, int) else list(given)
-    gone = {axis % rank for axis in axes} if rank else set()
-    if name in ("sum", "mean"):
-        for axis in gone:
-            _contract(flow.dims[axis])
-    kept = value.dim() == rank
-    dims = [() if i in gone else dim for i, dim in enumerate(flow.dims) if kept or i not in gone]
-    linear = name in ("sum", "mean") or flow.source == "weight"
-    return replace(flow, dims=tuple(dims if linear else map(bare, dims)))
-
-
-def _contract(dim: Dim) -> None:
-    """A sum over what weights and activations share is a contraction."""
-    for factor in dim:
-        for use in factor.uses:
-            for part in factor.parts:
-                if use.roles.get(part) == BATCH:
-                    use.roles[part] = IN
-
-
-@handles("mm", "bmm", "mv", "dot", "addmm", "baddbmm", "addmv", "vdot", "linear")
-def _matmul(walk: Walk, node: Node, name: str) -> Flow | None:
-    if name == "linear":
-        return None
-    added = name.startswith(("addm", "baddb"))
-    a, b = (walk.flow(argument) for argument in node.args[added : added + 2])
-    left = {"mm": 2, "bmm": 3}.get(name.replace("badd", "").replace("add", "") or name, 0)
-    if name in ("dot", "vdot"):
-        batch: list[tuple[Dim, Dim]] = []
-        inner, free = (a.dims[0], b.dims[0]), ((), ())
-    elif name in ("mv", "addmv"):
-        batch, inner, free = [], (a.dims[1], b.dims[0]), (a.dims[0], ())
-    else:
-        batch = [(a.dims[0], b.dims[0])] if left == 3 else []
-        inner, free = (a.dims[-1], b.dims[-2]), (a.dims[-2], b.dims[-1])
-    outs, rows, columns, source, weights = walk.product(node, a, b, batch, inner, free)
-    ends = [rows, columns] if name not in ("mv", "addmv", "dot", "vdot") else [rows] if "mv" in name else []
-    flow = Flow((*outs, *ends), source, weights)
-    if not added:
-        return flow
-    bias = walk.flow(node.args[0])
-    return walk.entrywise(node, "add", node.meta["val"], [flow, bias])
-
-
-@handles("convolution", "_convolution")
-def _convolution(walk: Walk, node: Node, name: str) -> Flow | None:
-    source, weight = walk.flow(node.args[0]), walk.flow(node.args[1])
-    if weight.source != "weight":
-        return None
-    if source.source in ("weight",):
-        walk.lose([weight, source], node)
-        return None
-    stride, dilation, transposed, groups = (node.args[i] for i in (3, 5, 6, 8))
-    first, second, *kernel = weight.dims
-    count = _sized(groups)
-    made = _grouped(walk, node, weight, first, count)
-    use = Application(node)
-    if made is None:
-        return None
-    group, rest = made
-    for dim, role in ((group, BATCH), (rest, IN if transposed else OUT), (second, OUT if transposed else IN)):
-        for factor in dim:
-            use.note(factor.parts, role)
-    for i, dim in enumerate(kernel):
-        step, apart = (_sized(some[i % len(some)])[0] for some in (stride, dilation))  # type: ignore[arg-type,index,union-attr]
-        for factor in dim:
-            if not transposed or step == 1:
-                use.note(factor.parts, IN)
-            else:
-                _phases(use, factor, step if apart == 1 else 0)
-    walk.notes.applications.append(use)
-    if source.source == "constant":
-        walk.notes.applications.pop()
-        walk.notes.first_guess.append(use)
-    value = node.meta["val"]
-    free = second if transposed else rest
-    channels = (*group, *free)
-    lies = tuple(replace(f, uses=frozenset({use})) for f in channels)
-    sizes = sizes_of(value)
-    batch = _dims(node)
-    at = len(sizes) - len(kernel) - 1
-    batch[at] = lies if size_of(lies) == sizes[at][0] else plain(*sizes[at])
-    return Flow(tuple(batch), "activation")
-
-
-def _grouped(walk: Walk, node: Node, weight: Flow, dim: Dim, count: Size) -> tuple[Dim, Dim] | None:
-    """An axis as groups, and what each has."""
-    if count[0] == 1:
-        return (), dim
-    made = reshaped([dim], [count, (size_of(dim) // count[0], sympy.cancel(_product(dim) / count[1]))])
-    if made is None:
-        walk.lose([weight], node)
-        return None
-    return made[0], made[1]
-
-
-def _phases(use: Application, factor: Factor, step: int) -> None:
-    """A kernel's axis where the convolution is transposed: entry tap*step + phase gives output `phase` of a stride.
-
-    With as many entries as the stride, each makes an output of its own; where the stride does not divide the kernel,
-    outputs have unequal numbers of taps, and each entry counts as an output, as in the convolution it transposes.
-    """
-    if step and factor.size > step and factor.size % step == 0:
-        both = split(factor, factor.size // step, sympy.Integer(factor.size // step))
-        if both is not None:
-            use.note(both[0].parts, IN)
-            use.note(both[1].parts, OUT)
-            return
-    use.note(factor.parts, OUT)
-
-
-@handles("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
-         "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
-         "_scaled_dot_product_fused_attention_overrideable", "_scaled_dot_product_attention_math")  # fmt: skip
-def _attention(walk: Walk, node: Node, name: str) -> None:
-    query, key, value = (walk.flow(argument) for argument in node.args[:3])
-    for flow, inner in ((query, -1), (key, -1), (value, -2)):
-        if flow.source == "weight" and any(other.source == "activation" for other in (query, key, value)):
-            use = Application(node)
-            for i, dim in enumerate(flow.dims):
-                role = IN if i - len(flow.dims) == inner else OUT if i >= len(flow.dims) - 2 else BATCH
-                for factor in dim:
-                    if not factor.wide:
-                        use.note(factor.parts, role)
-            walk.notes.applications.append(use)
-
-
-_WRITES = ("copy_", "index_put_", "add_", "mul_", "sub_", "scatter_", "index_add_", "masked_scatter_", "index_copy_")
 _VIEWS = {"view", "select", "slice", "transpose", "permute", "t", "unsqueeze", "squeeze", "expand", "alias", "detach"}
 
 
@@ -440,7 +297,7 @@ def write(walk: Walk, node: Node, name: str) -> None:
     target = node.args[0]
     if not isinstance(target, Node) or not isinstance(walk.flows.get(node), Flow):
         return
-    incoming = [walk.flow(argument) for argument in node.all_input_nodes]
+    incoming = [walk.flow(one) for one in node.all_input_nodes]
     source, weights = joint(incoming)
     if source == "constant":
         return

@@ -12,6 +12,7 @@ import sympy
 from torch import SymInt, Tensor
 from torch.fx import GraphModule, Node
 
+from shaped.proof import contractions  # noqa: F401  # its rules
 from shaped.proof.axes import Application, Dim, Factor, Part
 from shaped.proof.flows import BATCH, IN, INDEX, OUT, Flow, Notes, Walk, name_of, sizes_of
 from shaped.proof.motions import write
