@@ -1,5 +1,6 @@
 """The rules of operations that sum or contract axes: for `flows.Walk`."""
 
+from dataclasses import replace
 from typing import Any
 
 import sympy
