@@ -8,6 +8,7 @@ from shaped.checkpoint import Checkpoints as Checkpoints
 from shaped.errors import CheckpointCorrupt as CheckpointCorrupt
 from shaped.errors import CheckpointError as CheckpointError
 from shaped.errors import ExecutorError as ExecutorError
+from shaped.errors import ExportError as ExportError
 from shaped.errors import GradientError as GradientError
 from shaped.errors import NonFiniteError as NonFiniteError
 from shaped.errors import ProofError as ProofError

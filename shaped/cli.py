@@ -19,6 +19,7 @@ EXTRAS: Mapping[str, Sequence[str]] = {  # what each extra of the distribution i
     "metrics": ("torchmetrics",),
     "fp8": ("torchao",),
     "tensorboard": ("tensorboard",),
+    "onnx": ("onnxscript", "onnxruntime"),
 }
 
 

@@ -8,6 +8,7 @@
     ├── GradientError      a gradient is missing, or a gradient strategy gives other ones than the parameters need
     ├── NonFiniteError     a loss or a gradient is NaN or infinite; nothing was updated    (ArithmeticError)
     ├── ExecutorError      no room for another executor, or the compiler refused a graph
+    ├── ExportError        a program cannot be exported, or computes something else where it was exported to
     ├── StateError         a state dict does not fit; nothing was loaded                        (ValueError)
     └── CheckpointError    a checkpoint cannot be written or read, or is another's
         ├── CheckpointCorrupt   it is not what was written; nothing was loaded
@@ -53,6 +54,10 @@ class NonFiniteError(ShapedError, ArithmeticError):
 
 class ExecutorError(ShapedError):
     """The executor cache is full, or a graph could not be compiled."""
+
+
+class ExportError(ShapedError):
+    """A program cannot be exported, or computes something else where it was exported to. Nothing was written."""
 
 
 class StateError(ShapedError, ValueError):

@@ -7,6 +7,7 @@
     <!-- error: A => B -->          the same of the last `file:` block, with B in place of A
     ```console                      `$ shaped ...` runs through the command line; what stands below it is what it prints
     <!-- not run: reason -->        for commands that install things or take long; never for python
+    <!-- needs: package -->         of an extra: the block is left out where it is not installed, unless CI is set
 
 Seconds and counts of operations are not compared. A page's blocks are lines of `<page>.py` at the page's own line
 numbers, so an error quotes the right source; these names and numbers are not compared, those of a `file:` block are.
@@ -26,6 +27,7 @@ import tempfile
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -35,7 +37,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 COMPARED = ("output", "error")
 _FENCE = re.compile(r"^```(\w*)\s*$")
 _TEST = re.compile(r"(?m)^def test_(\w+)")
-_MARK = re.compile(r"^<!--\s*(output|error|file|not run)\s*:?\s*(.*?)\s*-->\s*$")
+_MARK = re.compile(r"^<!--\s*(output|error|file|needs|not run)\s*:?\s*(.*?)\s*-->\s*$")
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Block:
     page: Path
     language: str
     mark: str
-    note: str  # a file's name, or why a block is not run
+    note: str  # a file's name, a package, or why a block is not run
     text: str
     line: int
 
@@ -112,11 +114,14 @@ class Page:
         self.file.write_text("\n".join(lines) + "\n")
 
     def run(self) -> Iterator[Outcome]:
+        absent = False
         expects = {i for i, block in enumerate(self.blocks) if block.mark == "error" and not block.note}
         for i, block in enumerate(self.blocks):
             if block.language == "python":
-                self._python(block, fails=i + 1 in expects)
-            elif block.mark in COMPARED:
+                absent = block.mark == "needs" and find_spec(block.note) is None and "CI" not in os.environ
+                if not absent:
+                    self._python(block, fails=i + 1 in expects)
+            elif block.mark in COMPARED and not absent:
                 if block.note:
                     assert self.whole is not None, f"{block}: no `file:` block to edit"
                     old, new = block.note.split(" => ")

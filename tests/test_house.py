@@ -26,13 +26,14 @@ ROOMS = [
     (5, ("shaped.trainer", "shaped.state")),
     (6, ("shaped.checkpoint", "shaped.loop", "shaped.metrics", "shaped.losses", "shaped.data")),
     (6, ("shaped.lora", "shaped.fp8", "shaped.architecture")),
+    (6, ("shaped.export",)),
     (7, ("shaped.workflow",)),
     (8, ("shaped.recipes", "shaped.cli", "shaped.check", "shaped.bench")),
     (9, ("shaped",)),  # the door of the house
 ]
 LAZY = (
     "triton", "sympy", "sklearn", "matplotlib", "rich", "torch._dynamo", "torch._inductor",
-    "optuna", "river", "torchao", "torchmetrics", "pandas",
+    "optuna", "river", "torchao", "torchmetrics", "pandas", "onnx", "onnxscript", "onnxruntime",
 )  # fmt: skip
 FILES = [*sorted(ROOT.glob("shaped/**/*.py")), *sorted(ROOT.glob("kernels/shaped_kernels/**/*.py"))]
 DOORS = [file for file in FILES if file.name == "__init__.py"]

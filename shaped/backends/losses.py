@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from torch import nn
+
 from shaped.backends.modules import first_argument
 from shaped.errors import SignatureError, listing
 from shaped.params import ParamList
@@ -24,6 +26,11 @@ def loss_signature(loss: Callable[..., Any], params: ParamList) -> Signature:
         raise SignatureError(
             f"`{getattr(loss, '__name__', loss)}` takes a {declared.__name__} as `{first}`, "
             f"and params is a {type(params).__name__}"
+        )
+    if isinstance(declared, type) and issubclass(declared, nn.Module):
+        raise SignatureError(
+            f"`{getattr(loss, '__name__', loss)}` takes a {declared.__name__} as `{first}`, and params is a "
+            f"{type(params).__name__}: pass the module"
         )
     if is_tensor_annotation(declared):
         return _one_by_one(read_signature(loss), params)

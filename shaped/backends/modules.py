@@ -43,25 +43,25 @@ def module_program(loss: Callable[..., Any], module: nn.Module) -> tuple[ParamLi
     bare = inspect.unwrap(loss)
     name, declared = first_argument(loss)
     if isinstance(declared, type) and issubclass(declared, nn.Module):
-        run = partial(_run, places, partial(bare, module))
+        run = partial(run_over, places, partial(bare, module))
         return params, replace(read_signature(bare, {name: params._layout}), function=run), places
-    forward = _signature_of_forward(module)
+    forward = module_inputs(module)
     result = read_signature(bare)
     rest = result.arguments[1:]
     taken = {argument.name for argument in rest}
     inputs = tuple(a if a.name not in taken else _renamed(a, f"input.{a.name}") for a in forward if a.entries)
     arguments = (Argument("params", "parameters", params.entries, params._layout), *inputs, *rest)
     over_output = partial(_over_output, module, bare, len(inputs), result.arguments[0].entries[0].spec)
-    return params, Signature(result.name, partial(_run, places, over_output), arguments, result.returns), places
+    return params, Signature(result.name, partial(run_over, places, over_output), arguments, result.returns), places
 
 
-def _run(places: Places, program: Callable[..., Any], values: ParamList, *inputs: Any, **named: Any) -> Any:
+def run_over(places: Places, program: Callable[..., Any], values: ParamList, *inputs: Any, **named: Any) -> Any:
     """Run a program over a module with these values in the module."""
     kept = _kept.get()
     if kept is not None:
         return kept.run(places.filled(values.tensors), partial(program, *inputs, **named))
     with lasting():
-        return _run(places, program, values, *inputs, **named)
+        return run_over(places, program, values, *inputs, **named)
 
 
 class _Kept:
@@ -130,7 +130,7 @@ def _renamed(argument: Argument, name: str) -> Argument:
     return replace(argument, name=name, entries=tuple(Entry(name, e.spec, e.origin) for e in argument.entries))
 
 
-def _signature_of_forward(module: nn.Module) -> tuple[Argument, ...]:
+def module_inputs(module: nn.Module) -> tuple[Argument, ...]:
     """The annotated inputs of `forward`; SignatureError says what to write where there are none."""
     try:
         return read_signature(module.forward).arguments

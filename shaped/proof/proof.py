@@ -106,6 +106,11 @@ class Proof:
         if wrong:
             raise ShapeError(f"`{self.setting.signature.name}` is proved only where\n  " + "\n  ".join(wrong))
 
+    @property
+    def branch(self) -> tuple[Condition, ...]:
+        """Relations that hold where `graph` is the program; elsewhere it takes another branch, which is proved too."""
+        return self._region
+
     def graph_at(self, sizes: Mapping[str, int]) -> GraphModule:
         """The graph to run at these sizes.
 

@@ -98,13 +98,15 @@ class Signature:
         )
         return replace(self, arguments=left) if absent else self
 
-    def at_ranks(self, ranks: Mapping[str, int]) -> "Signature":
-        """The signature with `*batch` written out as `batch1 batch2`."""
+    def at_ranks(self, ranks: Mapping[str, int], numbered: bool = True) -> "Signature":
+        """The signature with `*batch` written out as `batch1 batch2`; unless `numbered`, one axis keeps the name."""
         taken = {name for entry in self.entries for dim in entry.spec.dims for name in dim.names}
         axes: dict[str, list[Dim]] = {}
         for name, rank in ranks.items():
             stem = next(stem for stem in (name, f"{name}_", f"{name}__") if f"{stem}1" not in taken)
             axes[name] = [Dim(f"{stem}{i}") for i in range(1, rank + 1)]
+            if rank == 1 and not numbered and name not in taken:
+                axes[name] = [Dim(name)]
         arguments = []
         for argument in self.arguments:
             entries = tuple(replace(entry, spec=entry.spec.with_axes(axes)) for entry in argument.entries)
