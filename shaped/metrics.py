@@ -5,7 +5,7 @@ A metric is anything with `update`, `compute` and `reset` (torchmetrics' objects
 Where a trainer is over an nn.Module, `params` is the module.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from shaped.checkpoint.generators import generators_kept
-from shaped.data.feed import Feed
+from shaped.data.feed import Feed, by_position
 from shaped.errors import ShapedError, ShapeError
 from shaped.trainer import ScalarTrainer
 
@@ -103,7 +103,7 @@ class Scored:
     def __init__(self, metric: Metric, predict: Callable[..., Any]) -> None:
         self._metric, self._predict = metric, predict
 
-    def add(self, params: Any, inputs: tuple[Tensor, ...], samples: float) -> None:
+    def add(self, params: Any, inputs: tuple[Any, ...], samples: float) -> None:
         """Let the metric see a batch."""
         values = self._predict(params, *inputs)
         self._metric.update(*(values if isinstance(values, tuple) else (values,)))
@@ -123,7 +123,7 @@ class _Averaged:
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function, self._mean = function, Mean()
 
-    def add(self, params: Any, inputs: tuple[Tensor, ...], samples: float) -> None:
+    def add(self, params: Any, inputs: tuple[Any, ...], samples: float) -> None:
         self._mean.update(self._function(params, *inputs), samples)
 
     def compute(self) -> float:
@@ -140,6 +140,7 @@ def evaluate(
     metrics: Mapping[str, Callable[..., Any] | Scored] | None = None,
     *,
     between: Callable[[], None] = lambda: None,
+    ignore: bool | Collection[str] = (),
 ) -> dict[str, float]:
     """The loss and metrics over one epoch of data, in eval mode, changing nothing.
 
@@ -148,6 +149,7 @@ def evaluate(
         data: As a loop takes it; its first epoch is gone over.
         metrics: By name: a function `metric(params, *batch) -> number`, or `Scored(torchmetrics_object, predict)`.
         between: Called before each batch; what it raises ends the evaluation.
+        ignore: Entries of batches that are mappings which no input has, and are left out; True for all such.
 
     Returns:
         `loss`, the mean over the samples of all batches as `trainer.count` has them, and each metric by name. A batch
@@ -158,7 +160,7 @@ def evaluate(
         fit.
     """
     prepared = {name: _prepared(name, metric) for name, metric in (metrics or {}).items()}
-    loss, feed = Mean(), Feed(data)
+    loss, feed = Mean(), Feed(data, fit=lambda b: by_position(b, trainer.proof.setting.signature, ignore))
     model = trainer.modules[0] if trainer.modules else trainer.params
     training = [module for module in trainer.modules if module.training]
     with generators_kept():

@@ -10,7 +10,8 @@ Data is one of
     an object with state_dict() and         says itself where it is, as torchdata's StatefulDataLoader does; gone over
     load_state_dict()                       anew after each epoch, from where it was loaded
 
-and a batch is a tensor, a tuple or list of tensors, or a `Batch` with a spec. To resume in the middle of an epoch, the
+and a batch is a tensor, a tuple or list of tensors (and of numbers, for inputs without axes), a mapping from names of
+inputs, or a `Batch` with a spec. To resume in the middle of an epoch, the
 epoch is begun with the generator states it was begun with, and its first batches are passed over. These are the global
 generators, and those that the data holds (kept.py).
 """
@@ -18,13 +19,15 @@ generators, and those that the data holds (kept.py).
 import copy
 import itertools
 import warnings
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from numbers import Number
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from shaped.checkpoint.generators import generator_states, generators_kept, set_generator_states
 from shaped.data.kept import (
@@ -37,7 +40,8 @@ from shaped.data.kept import (
     said_to_differ,
     unsavable,
 )
-from shaped.errors import ShapedError, StateError
+from shaped.errors import ShapedError, StateError, listing, nearest
+from shaped.shapes import Signature
 
 
 class DataError(ShapedError):
@@ -46,33 +50,74 @@ class DataError(ShapedError):
 
 @dataclass(frozen=True)
 class Batch:
-    """The inputs of a step, and the spec that they are for: which loss of the loop takes them."""
+    """The inputs of a step, by position or by name, and the spec that they are for: which loss takes them."""
 
-    inputs: tuple[Tensor, ...]
+    inputs: tuple[Any, ...] = ()
     spec: Hashable = None
+    named: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Every tensor in it."""
+        return [x for x in pytree.tree_leaves((self.inputs, dict(self.named))) if isinstance(x, Tensor)]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """The same of other tensors."""
+        inputs, named = pytree.tree_map_only(Tensor, change, (self.inputs, dict(self.named)))
+        return Batch(inputs, self.spec, named)
 
 
 def as_batch(item: Any, where: str = "a batch") -> Batch:
-    """A tensor, or a tuple or list of tensors, as a Batch.
+    """A tensor, a tuple or list of tensors, or a mapping from names, as a Batch.
 
     Raises:
         DataError: It is none of these; `where` says which batch.
     """
     if isinstance(item, Batch):
         return item
+    if isinstance(item, Mapping) and all(isinstance(name, str) for name in item):
+        return Batch(named=dict(item))
     inputs = (item,) if isinstance(item, Tensor) else item
-    if not isinstance(inputs, tuple | list) or not all(isinstance(x, Tensor) for x in inputs):
+    if not isinstance(inputs, tuple | list) or not all(isinstance(x, Tensor | Number | None) for x in inputs):
         kinds = ", ".join(type(x).__name__ for x in inputs) if isinstance(inputs, tuple | list) else ""
         given = f"a {type(item).__name__}{f' of {kinds}' if kinds else ''}"
         raise DataError(
-            f"{where} is {given}; a batch is a tensor, a tuple of tensors, or shaped.data.Batch(inputs, spec)"
+            f"{where} is {given}; a batch is a tensor, a tuple of tensors, a mapping from names of inputs to tensors, "
+            "or shaped.data.Batch(inputs, spec)"
         )
     return Batch(tuple(inputs))
 
 
+def by_position(batch: Batch, signature: Signature, ignore: bool | Collection[str] = ()) -> Batch:
+    """A batch with its named inputs in the order of the signature.
+
+    Args:
+        batch: It may have both.
+        signature: Of the loss that takes it.
+        ignore: What no input has and is left out: these names, or True for all such.
+
+    Raises:
+        DataError: It has an entry that no input has, or lacks one.
+    """
+    if not batch.named:
+        return batch
+    inputs = {a.name: a for a in signature.arguments if a.kind in ("tensor", "container")}
+    unknown = [n for n in batch.named if n not in inputs and ignore is not True and n not in (ignore or ())]
+    left = {name: a.default for name, a in inputs.items() if a.optional or a.default is not None}
+    given = {**left, **dict(zip(inputs, batch.inputs, strict=False)), **batch.named}
+    absent = [name for name in inputs if name not in given]
+    if unknown or absent:
+        wrong = [f"{listing(absent)} {'is' if len(absent) == 1 else 'are'} missing"] if absent else []
+        close = "".join(nearest(name, absent) for name in unknown)
+        wrong += [f"{listing(unknown)} {'is' if len(unknown) == 1 else 'are'} none of them{close}"] if unknown else []
+        leave = "" if absent else f" (ignore={unknown!r} leaves that out, ignore=True all such)"
+        raise DataError(f"`{signature.name}` takes {listing(list(inputs))}, and of a batch {'; '.join(wrong)}{leave}")
+    return Batch(tuple(given[name] for name in inputs), batch.spec)
+
+
 def batch_size(batch: Batch) -> int:
     """The size of the first axis of the first input that has one; 1 where none has."""
-    return next((x.shape[0] for x in batch.inputs if x.dim()), 1)
+    return next((x.shape[0] for x in batch.tensors if x.dim()), 1)
 
 
 class Feed:
@@ -82,15 +127,23 @@ class Feed:
         data: See the module.
         state: Where to start: what `state_dict()` returned, perhaps in another process.
         used: A generator that has been gone over already, and must be reset first.
+        fit: What makes of a batch one that its loss takes; None leaves it as it is.
 
     Raises:
         DataError: `data` is no iterable and no function.
     """
 
-    def __init__(self, data: Any, state: Mapping[str, Any] | None = None, *, used: bool = False) -> None:
+    def __init__(
+        self,
+        data: Any,
+        state: Mapping[str, Any] | None = None,
+        *,
+        used: bool = False,
+        fit: Callable[[Batch], Batch] | None = None,
+    ) -> None:
         if not (isinstance(data, Iterable) or callable(data) or hasattr(data, "iterate")):
             raise DataError(f"data is a {type(data).__name__}: pass an iterable of batches, or a function of the epoch")
-        self.data = data
+        self.data, self._fit = data, fit
         self.epoch = int(state["epoch"]) if state else 0
         self.index = int(state["index"]) if state else 0
         self._began: Any = state["generators"] if state else None  # generator states where the epoch began
@@ -156,7 +209,11 @@ class Feed:
             raise
         finally:
             self.waiting = False
-        return None if item is self else as_batch(item, f"batch {self.index} of epoch {self.epoch}")
+        return None if item is self else self._batch(item)
+
+    def _batch(self, item: Any) -> Batch:
+        batch = as_batch(item, f"batch {self.index} of epoch {self.epoch}")
+        return batch if self._fit is None else self._fit(batch)
 
     def back(self) -> None:
         """Take back the last batch: its step did not happen, and this run or a resumed one goes on with it."""
@@ -192,12 +249,12 @@ class Feed:
             "index": self.index,
             "generators": self._began,
             "about": self._facts,
-            "sum": checksum(before.inputs) if before is not None else self._sum if self.iterator is None else None,
+            "sum": checksum(before.tensors) if before is not None else self._sum if self.iterator is None else None,
         }
         if self._stateful:
             state["inner"] = copy.deepcopy(self.data.state_dict() if self._inner is None else self._inner)
             if waits is not None:
-                state["again"] = {"inputs": [x.detach().clone() for x in waits.inputs], "spec": waits.spec}
+                state["again"] = {"inputs": [*waits.map(lambda x: x.detach().clone()).inputs], "spec": waits.spec}
         now = self._own_now if self._own_now is not None else generator_states_of(self.data)
         state["own"] = {"began": None if self._stateful else self._own, "now": now}
         return state
@@ -275,7 +332,7 @@ class Feed:
             raise DataError(
                 f"the run stopped at batch {start} of epoch {self.epoch}, and now the data has only {passed}"
             )
-        elif self._sum is not None and start and checksum(as_batch(last).inputs) != self._sum:
+        elif self._sum is not None and start and checksum(self._batch(last).tensors) != self._sum:
             what = [f"batch {self.index - 1} of epoch {self.epoch} is not the one that was trained on"]
             warnings.warn(said_to_differ(what), stacklevel=6)
         self._sum = None
@@ -294,4 +351,4 @@ def _reset(data: Any) -> None:
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch on a device; from pinned memory the copy does not wait."""
-    return Batch(tuple(x.to(device, non_blocking=True) for x in batch.inputs), batch.spec)
+    return batch.map(lambda x: x.to(device, non_blocking=True))

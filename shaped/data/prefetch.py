@@ -66,7 +66,7 @@ class prefetch:
 
     def _placed(self, batch: Batch) -> Batch:
         if self.device.type == "cuda":
-            batch = Batch(tuple(x.pin_memory() if x.device.type == "cpu" else x for x in batch.inputs), batch.spec)
+            batch = batch.map(lambda x: x.pin_memory() if x.device.type == "cpu" else x)
         return to_device(batch, self.device)
 
     def _fetch(self, feed: Feed, ready: "queue.Queue[Any]", stop: threading.Event) -> None:

@@ -4,7 +4,7 @@ import math
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from contextlib import suppress
 from itertools import chain
 from statistics import median
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from shaped.arguments import whole
-from shaped.data.feed import Batch, DataError, Feed
+from shaped.data.feed import Batch, DataError, Feed, by_position
 from shaped.errors import NonFiniteError, ShapedError
 from shaped.loop.checks import checked_specs
 from shaped.loop.hooks import Hooks
@@ -43,6 +43,8 @@ class Loop(Hooks, Listeners):
         metrics: For `evaluate`, by name: functions `metric(params, *batch)`, or `shaped.metrics.Scored(...)`.
         specs: Trainers for batches with a spec (`Batch(inputs, spec)`), by spec: other losses with inputs and executors
             of their own, over the same parameters and the same optimizer.
+        ignore: Of batches that are mappings by name, the entries that no input has and that are left out; True for all
+            such. Without it they are an error.
         max_skips: With the trainer's nonfinite="skip": this many skipped steps in a row are an error.
         leftover: With the trainer's accumulate=n: what becomes of fewer than n batches that wait where a run ends.
             "warn" says so and keeps them for the next run, "keep" keeps them, "step" takes the update with these.
@@ -60,6 +62,7 @@ class Loop(Hooks, Listeners):
         schedule: Any = None,
         metrics: Mapping[str, Callable[..., Any] | Scored] | None = None,
         specs: Mapping[Hashable, ScalarTrainer] | None = None,
+        ignore: bool | Collection[str] = (),
         max_skips: int = 10,
         leftover: Literal["warn", "step", "keep"] = "warn",
         signals: bool = True,
@@ -91,7 +94,7 @@ class Loop(Hooks, Listeners):
         self.stopped = ""  # why `stop` ended the run, or is about to
         self.durations: deque[float] = deque(maxlen=_RECENT)  # seconds of each step, data and hooks apart
         self.start_epoch, self._max_skips, self._skips = 0, max_skips, 0
-        self._leftover = leftover
+        self._leftover, self._ignore = leftover, ignore
         self._whole = True  # no step is half taken
         self._listen, self._watch, self._workers = signals, Watch(False), Workers()
         self._feed: Feed | None = None
@@ -141,7 +144,7 @@ class Loop(Hooks, Listeners):
     def _begin(self, data: Any, name: str, n: int) -> None:
         whole(name, n, 0)
         if self._feed is None or self._feed.data is not data:
-            feed = Feed(data, self._position)
+            feed = Feed(data, self._position, fit=self._fit)
             if self._feed is not None:
                 self._feed.close()
                 feed.epoch = self._feed.epoch + (self._feed.index > 0)
@@ -260,6 +263,11 @@ class Loop(Hooks, Listeners):
                 raise _Stop from None
             error.add_note(f"in the data, at batch {feed.index} of epoch {feed.epoch} (step {self.step + 1})")
             raise
+
+    def _fit(self, batch: Batch) -> Batch:
+        """The batch as the loss that it is for takes it."""
+        trainer = self.specs.get(batch.spec, self.trainer)
+        return by_position(batch, trainer.proof.setting.signature, self._ignore)
 
     def _take(self, batch: Batch, feed: Feed) -> None:
         take = self._steps.get(batch.spec)
@@ -391,7 +399,7 @@ class Loop(Hooks, Listeners):
             if self._watch.received:
                 raise _Stop
 
-        found = evaluate(self.trainer, data, self.metrics, between=between)
+        found = evaluate(self.trainer, data, self.metrics, between=between, ignore=self._ignore)
         found = {f"{name}/{key}": value for key, value in found.items()}
         self.record(found)
         return found
@@ -402,7 +410,8 @@ class Loop(Hooks, Listeners):
 
         if self.batch is None:
             return {}
-        trainer, inputs = self.specs[self.batch.spec], self.batch.inputs
+        trainer = self.specs[self.batch.spec]
+        inputs = trainer._program.arrange(self.batch.inputs, {})
         terms = loss_terms(lambda: trainer.proof.setting.run([*trainer.params, *inputs])[0])
         return {name: float(value) for name, value in terms.items()}
 

@@ -35,13 +35,14 @@ class Origin:
         return "\n".join(line.rstrip() for line in lines)
 
 
-def first_nonfinite(trainer: ScalarTrainer, *inputs: Tensor) -> Origin | None:
+def first_nonfinite(trainer: ScalarTrainer, *inputs: Any) -> Origin | None:
     """Where the first NaN or infinity of a batch comes from, or None if everything is finite.
 
     The loss runs eagerly, operation by operation, whichever backend the trainer has. Nothing is changed. Inputs and
     parameters that are not finite are named as such. A loss that draws at random draws anew.
     """
-    for name, tensor in [*zip(trainer.params.names, trainer.params, strict=True), *_named(inputs)]:
+    flat = trainer._program.arrange(inputs, {})
+    for name, tensor in [*zip(trainer.params.names, trainer.params, strict=True), *_named(flat)]:
         if (value := _wrong(tensor)) is not None:
             return Origin(f"{name}, which is given", (tuple(tensor.shape),), value, None, backward=False)
     watch = _Watch()
@@ -50,15 +51,15 @@ def first_nonfinite(trainer: ScalarTrainer, *inputs: Tensor) -> Origin | None:
         for p in used:
             watch.follow(p)
         with watch:
-            loss = trainer.proof.setting.run([*trainer.params, *inputs])[0]
+            loss = trainer.proof.setting.run([*trainer.params, *flat])[0]
         if watch.found is None and loss.requires_grad:
             torch.autograd.grad(loss, used, allow_unused=True)
         watch.forget()
     return watch.found
 
 
-def _named(inputs: Sequence[Tensor]) -> list[tuple[str, Tensor]]:
-    return [(f"input {i}", tensor) for i, tensor in enumerate(inputs)]
+def _named(inputs: Sequence[Any]) -> list[tuple[str, Tensor]]:
+    return [(f"input {i}", tensor) for i, tensor in enumerate(inputs) if isinstance(tensor, Tensor)]
 
 
 def _wrong(tensor: Tensor) -> float | None:

@@ -66,10 +66,10 @@ def test_set_epoch_of_data_or_of_its_sampler_is_called():
     [
         (3, "data is a int: pass an iterable of batches, or a function of the epoch"),
         ([], "the data gave no batch in epoch 0"),
-        ([{"x": 1}], "batch 0 of epoch 0 is a dict; a batch is a tensor, a tuple of tensors, or "
-         "shaped.data.Batch(inputs, spec)"),
+        ([{1: 1}], "batch 0 of epoch 0 is a dict; a batch is a tensor, a tuple of tensors, a mapping from names of "
+         "inputs to tensors, or shaped.data.Batch(inputs, spec)"),
         ([(torch.zeros(2, 6), [1, 2])], "batch 0 of epoch 0 is a tuple of Tensor, list; a batch is a tensor, a tuple "
-         "of tensors, or shaped.data.Batch(inputs, spec)"),
+         "of tensors, a mapping from names of inputs to tensors, or shaped.data.Batch(inputs, spec)"),
         ([Batch(batch(), spec="other")], "a batch has the spec 'other', and the loop has [None]: Loop(specs=...)"),
     ],
 )  # fmt: skip
