@@ -21,9 +21,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .fusion import Call, take
+from .calls import Call
+from .fusion import take
 from .lists import WIDE, TensorLists
-from .scalars import Scalar, Store, at_least_zero, divisor, narrow, number
+from .rule import Hyper, Kernels, Rule, State
+from .scalars import Scalar, divisor, narrow
 
 
 def adam_(
@@ -66,8 +68,9 @@ def adam_(
 
     Source: Kingma & Ba 2015, arXiv:1412.6980, Algorithm 1; eps stands where torch.optim.Adam puts it.
     """
-    slots = {"exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs, "max_exp_avg_sqs": max_exp_avg_sqs}
-    _checked_update(params, grads, slots, step, lr, betas, eps, weight_decay, decoupled=False, maximize=maximize)
+    hypers = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+    rule = AdamRule(False, maximize, max_exp_avg_sqs is not None)
+    _take(rule, (params, grads, exp_avgs, exp_avg_sqs), max_exp_avg_sqs, step, hypers)
 
 
 def adamw_(
@@ -111,102 +114,97 @@ def adamw_(
     Source: Loshchilov & Hutter 2019, arXiv:1711.05101, Algorithm 2; the decay is scaled by `lr`,
     as torch.optim.AdamW does and the paper does not.
     """
-    slots = {"exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs, "max_exp_avg_sqs": max_exp_avg_sqs}
-    _checked_update(params, grads, slots, step, lr, betas, eps, weight_decay, decoupled=True, maximize=maximize)
+    hypers = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+    rule = AdamRule(True, maximize, max_exp_avg_sqs is not None)
+    _take(rule, (params, grads, exp_avgs, exp_avg_sqs), max_exp_avg_sqs, step, hypers)
 
 
-def _checked_update(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    slots: dict[str, Sequence[Tensor] | None],
+def _take(
+    rule: "AdamRule",
+    lists: tuple[Sequence[Tensor], ...],
+    tops: Sequence[Tensor] | None,
     step: int,
-    lr: float | Tensor,
-    betas: tuple[float, float],
-    eps: float,
-    weight_decay: float,
-    *,
-    decoupled: bool,
-    maximize: bool,
+    hypers: dict[str, Any],
 ) -> None:
     if not isinstance(step, int) or step < 1:
         raise ValueError(f"step must be an integer >= 1, the number of this step, got {step!r}")
-    scalars = adam_scalars(lr, betas, eps, weight_decay)
-    check_adam(*scalars)
-    lists = TensorLists(params, {name: slot for name, slot in slots.items() if slot is not None})
-    taken = torch.tensor(step - 1.0, device=lists.device if lists.path == "triton" else "cpu")
-    rule = AdamRule(decoupled, maximize, amsgrad=len(lists.slots) == 3)
-    take([Call(rule, lists, grads, scalars, taken)])
-
-
-def adam_scalars(lr: object, betas: object, eps: object, weight_decay: object) -> tuple[float, ...]:
-    """Read Adam's hyper-parameters as floats: (lr, beta1, beta2, eps, weight_decay).
-
-    Args:
-        lr, eps, weight_decay: Numbers or tensors of one element.
-        betas: Two of them.
-
-    Returns:
-        The five floats, not yet checked against their ranges.
-
-    Raises:
-        ValueError: One of them is no number, or `betas` is no pair.
-    """
-    if not isinstance(betas, Sequence) or len(betas) != 2:
-        raise ValueError(f"betas must be a pair of numbers, got {betas!r}")
-    beta1, beta2 = number("betas[0]", betas[0]), number("betas[1]", betas[1])
-    return number("lr", lr), beta1, beta2, number("eps", eps), number("weight_decay", weight_decay)
-
-
-def check_adam(lr: float, beta1: float, beta2: float, eps: float, weight_decay: float) -> None:
-    """Refuse hyper-parameters of Adam and AdamW that are out of range.
-
-    Args:
-        lr, eps, weight_decay: Must be finite and >= 0.
-        beta1, beta2: Must be in [0, 1).
-
-    Raises:
-        ValueError: Naming the hyper-parameter and its value.
-    """
-    at_least_zero("lr", lr)
-    at_least_zero("eps", eps)
-    at_least_zero("weight_decay", weight_decay)
-    for i, beta in enumerate((beta1, beta2)):
-        if not 0.0 <= beta < 1.0:
-            raise ValueError(f"betas[{i}] must be in [0, 1), got {beta}")
+    numbers = rule.numbers(hypers)
+    params, grads, *moments = lists
+    names = ("exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs")
+    checked = TensorLists(params, dict(zip(names, [*moments, *([] if tops is None else [tops])], strict=False)))
+    taken = torch.tensor(step - 1.0, device=checked.device if checked.path == "triton" else "cpu")
+    take([Call(rule, checked, grads, numbers, taken)])
 
 
 @dataclass(frozen=True)
-class AdamRule:
-    """A variant of Adam, in the forms that `fusion.take` needs; its scalars are those of `adam_scalars`.
+class AdamRule(Rule):
+    """Adam, or AdamW where the decay is decoupled.
 
     Attributes:
-        decoupled: AdamW if true, Adam if not.
+        decoupled_weight_decay: AdamW if true, Adam if not.
         maximize: Climb instead of descend.
         amsgrad: Divide by the largest `v` so far, the third slot.
-        store: How a parameter is rounded: "nearest", "stochastic" or "split" (see lowmemory.py).
     """
 
-    decoupled: bool
+    name: ClassVar[str] = "Adam"
+    hypers: ClassVar[tuple[Hyper, ...]] = (
+        Hyper("lr", 1e-3),
+        Hyper("betas", (0.9, 0.999), below=1.0),
+        Hyper("eps", 1e-8),
+        Hyper("weight_decay", 0.0),
+    )
+    every_slot: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+    codes: ClassVar[tuple[torch.dtype, ...]] = (torch.int8, torch.uint8)
+
+    decoupled_weight_decay: bool = False
     maximize: bool = False
     amsgrad: bool = False
-    store: Store = "nearest"
-    single: ClassVar[bool] = False
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """Two moments, and with AMSGrad the largest second one."""
+        return self.every_slot if self.amsgrad else self.every_slot[:2]
+
+    @property
+    def elementwise(self) -> bool:
+        """True."""
+        return True
+
+    def check(self, numbers: Sequence[float]) -> None:
+        """Refuse what is out of range, and AMSGrad with codes."""
+        super().check(numbers)
+        if self.eight_bit and self.amsgrad:
+            raise ValueError("8-bit moments have no AMSGrad: a running maximum of rounded codes only grows")
+
+    def plain(
+        self, p: Tensor, g: Tensor, slots: State, numbers: Sequence[Scalar], step: Scalar
+    ) -> tuple[Tensor, State]:
+        """Compute a step of one parameter: `adam_reference`."""
+        lr, beta1, beta2, eps, weight_decay = numbers
+        new: list[Any] = [
+            *adam_reference(
+                *(p, g, *slots),
+                **{"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay},
+                **{"step": step, "decoupled": self.decoupled_weight_decay, "maximize": self.maximize},
+            )
+        ]
+        return new[0], tuple(new[1 : 1 + len(slots)])
 
     def fused(
         self,
         params: list[Tensor],
         grads: list[Tensor],
         slots: Sequence[list[Tensor]],
-        scalars: Sequence[float],
+        numbers: Sequence[float],
         step: Tensor,
         factor: float | None,
     ) -> None:
         """Take a step by torch's operator over lists."""
-        lr, beta1, beta2, eps, weight_decay = scalars
+        lr, beta1, beta2, eps, weight_decay = numbers
         if step.device != params[0].device:  # torch's CUDA operator wants it there
             step = step.to(params[0].device, non_blocking=True)
-        rule = torch._fused_adamw_ if self.decoupled else torch._fused_adam_
-        rule(
+        operator = torch._fused_adamw_ if self.decoupled_weight_decay else torch._fused_adam_
+        operator(
             params,
             grads,
             slots[0],
@@ -223,32 +221,17 @@ class AdamRule:
             grad_scale=divisor(factor, params[0].device),
         )
 
-    def plain(
-        self, p: Tensor, g: Tensor, slots: Sequence[Tensor], scalars: Sequence[float], step: float
-    ) -> tuple[Tensor | None, ...]:
-        """Compute a step of one parameter in plain torch."""
-        lr, beta1, beta2, eps, weight_decay = scalars
-        numbers: dict[str, Any] = {
-            **{"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay},
-            **{"step": step, "decoupled": self.decoupled, "maximize": self.maximize},
-        }
-        return adam_reference(p, g, *slots, **numbers)
-
-    def hypers(self, scalars: Sequence[float]) -> list[float]:
-        """The scalars as the row kernel reads them."""
-        return list(scalars)
-
-    def kernels(self, lists: TensorLists) -> tuple[Any, dict[str, Any], Any, dict[str, Any], int]:
-        """The row kernel and its constants, the update kernel and its constants, entries of the row."""
+    def kernels(self) -> Kernels:
+        """Those of adam_triton.py, or of adam8_triton.py for codes."""
         from .adam8_triton import adam8_kernel
         from .adam_triton import adam_kernel
         from .rows_triton import adam_row_kernel
 
-        if lists.scales is not None:
-            variant = {"DECOUPLED": self.decoupled, "MAXIMIZE": self.maximize}
-            return adam_row_kernel, {"DECOUPLED": self.decoupled}, adam8_kernel, variant, 7
-        constants = {"DECOUPLED": self.decoupled, "AMSGRAD": self.amsgrad, "MAXIMIZE": self.maximize}
-        return adam_row_kernel, {"DECOUPLED": self.decoupled}, adam_kernel, constants, 7
+        decoupled = {"DECOUPLED": self.decoupled_weight_decay}
+        constants = {**decoupled, "MAXIMIZE": self.maximize}
+        if self.eight_bit:
+            return Kernels(adam_row_kernel, decoupled, adam8_kernel, constants, 7)
+        return Kernels(adam_row_kernel, decoupled, adam_kernel, {**constants, "AMSGRAD": self.amsgrad}, 7)
 
 
 def adam_reference(

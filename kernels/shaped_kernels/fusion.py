@@ -13,122 +13,14 @@ the device, and the others by torch's operators, deciding on the host.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from . import lowmemory
-from .flat import flat_view
-from .lists import WIDE, TensorLists
-from .scalars import Store
-
-
-@dataclass(frozen=True)
-class Extras:
-    """What is fused around one step; the defaults are nothing.
-
-    Attributes:
-        max_norm: Gradients are scaled down so that the norm of all of them is at most this.
-        skip_nonfinite: A step with an infinite or NaN gradient changes nothing.
-        ema_decay: Share of each average kept per step; the lists must have averages then.
-        zero_grads: Leave zeros in the gradients.
-        grad_scale: One element; gradients are divided by it.
-        found_inf: One element; the step changes nothing if it is not zero.
-        norm: The norm of all gradients as they are, where it is known already: shards on many devices.
-    """
-
-    max_norm: float | None = None
-    skip_nonfinite: bool = False
-    ema_decay: float | None = None
-    zero_grads: bool = False
-    grad_scale: Tensor | None = None
-    found_inf: Tensor | None = None
-    norm: Tensor | None = None
-
-    @property
-    def measures(self) -> bool:
-        """Whether the gradients must be read before the step."""
-        return self.max_norm is not None or self.skip_nonfinite
-
-
-NOTHING = Extras()
-
-
-class Rule(Protocol):
-    """An update rule and its variant, in the forms that the paths need."""
-
-    @property
-    def store(self) -> Store:
-        """How a parameter is rounded."""
-
-    @property
-    def single(self) -> bool:
-        """Whether it takes one parameter at a time, by `plain`."""
-
-    def fused(
-        self,
-        params: list[Tensor],
-        grads: list[Tensor],
-        slots: Sequence[list[Tensor]],
-        scalars: Sequence[float],
-        step: Tensor,
-        factor: float | None,
-    ) -> None:
-        """Take step number `step` by torch's operator; gradients are multiplied by `factor`, perhaps in place."""
-
-    def plain(
-        self, p: Tensor, g: Tensor, slots: Sequence[Tensor], scalars: Sequence[float], step: float
-    ) -> tuple[Tensor | None, ...]:
-        """The same for one parameter, without changing it: new parameter and state."""
-
-    def hypers(self, scalars: Sequence[float]) -> list[float]:
-        """The scalars as the row kernel reads them."""
-
-    def kernels(self, lists: TensorLists) -> tuple[Any, dict[str, Any], Any, dict[str, Any], int]:
-        """For the triton path: row kernel and its constants, update kernel and its constants, entries of the row."""
-
-
-@dataclass
-class Call:
-    """One rule over lists that are known to be good; making it checks the gradients, and changes nothing.
-
-    Attributes:
-        rule: Which.
-        lists: Parameters and state.
-        grads: One gradient for each parameter; afterwards, laid out as `lists.admit` does.
-        flat: The lists as flat tensors, where that pays.
-        walked: The gradients as the torch path walks them: `grads`, or one flat tensor.
-        scalars: The rule's numbers, checked.
-        step: Steps taken so far, 0-dim; advanced by the step. On the parameters' device on the triton path.
-        lr: A learning rate on the lists' device, which replaces that of `scalars` without being read by the
-            host; on the triton path.
-        gather: Copy what does not lie flat together, if it is small. A norm or an average over all tensors repays
-            that; the rule alone does not, whose operator takes a list as quickly.
-
-    Raises:
-        ValueError: Some gradients do not fit; the message names every index and what is wrong.
-    """
-
-    rule: Rule
-    lists: TensorLists
-    grads: Sequence[Tensor]
-    scalars: Sequence[float]
-    step: Tensor
-    lr: Tensor | None = None
-    gather: bool = False
-
-    def __post_init__(self) -> None:
-        together = self.rule.store == "nearest" and not self.rule.single
-        self.flat = flat_view(self.lists, self.gather) if together else None
-        gathered = None if self.flat is None else self.flat.admit(self.grads)
-        if gathered is None:
-            self.grads = self.lists.admit(self.grads)
-            gathered = None if self.flat is None else self.flat.admit(self.grads)
-        if gathered is None:
-            self.flat = None
-        self.walked = list(self.grads) if gathered is None else [gathered]
+from .calls import NOTHING, Call, Extras, shared
+from .lists import WIDE
+from .rule import refuse_misshapen
 
 
 def take(calls: Sequence[Call], extras: Extras = NOTHING) -> tuple[Tensor | None, bool | Tensor]:
@@ -202,21 +94,20 @@ def _norm(grads: list[Tensor]) -> Tensor:
 
 def _move(call: Call, ema_decay: float | None, factor: float | None) -> None:
     lists, rule, flat = call.lists, call.rule, call.flat
-    exact = rule.store == "nearest" and lists.scales is None and not rule.single
-    rest = factor
     call.step.add_(1)
     try:
         if flat is not None:
             flat.enter()
-            rule.fused([flat.params], call.walked, [[slot] for slot in flat.slots], call.scalars, call.step, factor)
+            _move_exactly(call, [flat.params], call.walked, [[slot] for slot in flat.slots], factor)
             flat.leave()
-        elif lists.fast and exact:
-            grads = lists.fast_of(call.walked)
-            if factor is not None and shared(grads):  # torch's operator writes g*factor back, and would do so twice
-                grads, rest = [g * factor for g in grads], None
-            rule.fused(lists.fast_params, grads, lists.fast_slots, call.scalars, call.step, rest)
-        for i in lists.slow if exact else range(len(lists)):
-            _move_plainly(call, i, factor)
+        elif rule.store != "nearest" or lists.scales is not None:
+            for i in range(len(lists)):
+                _move_narrowly(call, i, factor)
+        elif rule.has_fused:
+            _move_exactly(call, lists.fast_params, lists.fast_of(call.walked), lists.fast_slots, factor)
+            _move_plainly(call, *lists.slow_of(call.grads), factor)
+        else:
+            _move_plainly(call, lists.params, call.grads, lists.slots, factor)
     except BaseException:  # an operator that refuses does so before it moves anything, so nothing was counted
         call.step.sub_(1)
         raise
@@ -228,32 +119,55 @@ def _move(call: Call, ema_decay: float | None, factor: float | None) -> None:
                 e.add_(p.detach().to(WIDE[e.dtype]) - e, alpha=1.0 - ema_decay)
 
 
-def shared(grads: Sequence[Tensor]) -> bool:
-    """Say whether two gradients lie in the same memory, as those of `a + b` may."""
-    pointers = [g.data_ptr() for g in grads if g.numel()]
-    return len(set(pointers)) < len(pointers)
-
-
-def _move_plainly(call: Call, i: int, factor: float | None) -> None:
-    """One parameter by the rule's reference, whatever its layout and however it and its state are stored."""
-    lists, store = call.lists, call.rule.store
-    p = lists.params[i].detach()
-    g = call.grads[i].detach()
-    g = g if factor is None else g * factor
-    slots = [slot[i] for slot in lists.slots]
-    if store == "nearest" and lists.scales is None:
-        new = call.rule.plain(p, g, slots, call.scalars, float(call.step))
-        for mine, value in zip((p, *slots), new, strict=False):  # Adam's ends in None without AMSGrad
-            if value is not None:
-                mine.copy_(value)
+def _move_exactly(
+    call: Call, params: list[Tensor], grads: list[Tensor], slots: Sequence[list[Tensor]], factor: float | None
+) -> None:
+    """Dense tensors of one dtype, by the rule's operator where there is one."""
+    if not params:
         return
+    if not call.rule.has_fused:
+        _move_plainly(call, params, grads, slots, factor)
+        return
+    if factor is not None and shared(grads):  # torch's operator writes g*factor back, and would do so twice
+        grads, factor = [g * factor for g in grads], None
+    call.rule.fused(params, grads, slots, call.scalars, call.step, factor)
+
+
+def _move_plainly(
+    call: Call, params: Sequence[Tensor], grads: Sequence[Tensor], slots: Sequence[Sequence[Tensor]],
+    factor: float | None,
+) -> None:  # fmt: skip
+    """By the rule's reference, whatever the layout: computed for all, then written."""
+    if not params:
+        return
+    rule, old = call.rule, [p.detach() for p in params]
+    slopes = [g.detach() if factor is None else g.detach() * factor for g in grads]
+    new, state = rule.plain_list(old, slopes, slots, call.scalars, float(call.step))
+    kinds = [("parameter", old, new), *((name, *pair) for name, *pair in zip(rule.slots, slots, state, strict=True))]
+    for kind, mine, values in kinds:
+        refuse_misshapen(rule, kind, mine, values)
+    for _, mine, values in kinds:
+        for t, value in zip(mine, values, strict=True):
+            t.copy_(value)
+
+
+def _move_narrowly(call: Call, i: int, factor: float | None) -> None:
+    """One parameter that is rounded in another way than to nearest, or whose state is codes."""
+    lists, rule = call.lists, call.rule
+    g = call.grads[i].detach()
+    step = float(call.step)
+
+    def plain(wide: Tensor, gradient: Tensor, state: list[Tensor]) -> tuple[Tensor, ...]:
+        new, slots = rule.plain(wide, gradient, tuple(state), call.scalars, step)
+        return new, *slots
+
     lowmemory.move(
-        p,
-        g,
-        slots,
+        lists.params[i].detach(),
+        g if factor is None else g * factor,
+        [slot[i] for slot in lists.slots],
         None if lists.low is None else lists.low[i],
         None if lists.scales is None else [scale[i] for scale in lists.scales],
-        lambda wide, gradient, state: call.rule.plain(wide, gradient, state, call.scalars, float(call.step)),
-        (i, int(call.step)),
-        stochastic_store=store == "stochastic",
+        plain,
+        (i, int(step)),
+        stochastic_store=rule.store == "stochastic",
     )

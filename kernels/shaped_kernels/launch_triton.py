@@ -15,13 +15,11 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from .fusion import NOTHING, Call, Extras, shared
+from .calls import NOTHING, Call, Extras, shared
 from .lists import WIDE, TensorLists
 from .rows_triton import NORM, OWN, SKIP
 from .table_triton import NEAREST, SPLIT, STOCHASTIC, squares_kernel
 from .tables import BLOCK, Table
-
-_MOST_HYPERS = 7
 
 TYPES = {
     torch.float64: tl.float64,
@@ -45,6 +43,8 @@ def options(backend: str) -> dict[str, Any]:
     return {"num_warps": 2 if backend == "hip" else 4, "enable_fp_fusion": True}
 
 
+_SHARED_HYPERS = 2  # max_norm and the EMA's decay stand before the rule's own
+
 OPTIONS = options("hip" if torch.version.hip else "cuda")
 
 
@@ -59,10 +59,10 @@ class _Group:
     partials: Tensor | None = None
 
 
-class _Plan:
+class _Tables:
     """What is kept with lists between steps: groups with their tables, hyper-parameters and rows on the device."""
 
-    def __init__(self, lists: TensorLists, entries: int, block: int) -> None:
+    def __init__(self, lists: TensorLists, hypers: int, entries: int, block: int) -> None:
         buckets: dict[tuple[torch.dtype, ...], list[int]] = {}
         for i, p in enumerate(lists.params):
             beside = [] if lists.ema is None else [lists.ema[i].dtype]
@@ -77,7 +77,7 @@ class _Plan:
             for wide in {group.wide for group in self.groups}
         }
         self._written: list[float] = []
-        self.hypers = torch.zeros(_MOST_HYPERS, dtype=torch.float64, device=lists.device)
+        self.hypers = torch.zeros(_SHARED_HYPERS + hypers, dtype=torch.float64, device=lists.device)
 
     def write(self, hypers: list[float]) -> None:
         """Upload hyper-parameters that differ from those uploaded last, into the memory that captured launches read.
@@ -105,9 +105,9 @@ def upload(call: Call, extras: Extras, block: int = BLOCK) -> None:
         block: As in `launch`.
     """
     plan = _plan(call, block)
-    plan.write([extras.max_norm or 0.0, _decay(extras), *call.rule.hypers(call.scalars)])
-    if call.lr is not None:  # the third of every rule's hyper-parameters; no wait for its value
-        plan.hypers[2].copy_(call.lr.detach().reshape(()), non_blocking=True)
+    plan.write([extras.max_norm or 0.0, _decay(extras), *call.scalars])
+    if call.lr is not None:  # the first number of every rule; no wait for its value
+        plan.hypers[_SHARED_HYPERS].copy_(call.lr.detach().reshape(()), non_blocking=True)
 
 
 def _decay(extras: Extras) -> float:
@@ -154,16 +154,15 @@ def launch(
     return (row[NORM.value].clone() if extras.measures else None), row[SKIP.value] != 0
 
 
-def _plan(call: Call, block: int) -> _Plan:
-    entries = call.rule.kernels(call.lists)[-1]
+def _plan(call: Call, block: int) -> _Tables:
     key = ("tables", block)
     if key not in call.lists.kept:
-        call.lists.kept[key] = _Plan(call.lists, entries, block)
-    plan: _Plan = call.lists.kept[key]
+        call.lists.kept[key] = _Tables(call.lists, len(call.scalars), call.rule.kernels().entries, block)
+    plan: _Tables = call.lists.kept[key]
     return plan
 
 
-def _point(call: Call, plan: _Plan) -> list[tuple[Tensor, Tensor]]:
+def _point(call: Call, plan: _Tables) -> list[tuple[Tensor, Tensor]]:
     """Point every table at this step's tensors; pairs of a tensor without flat memory and the copy to update."""
     lists, pairs = call.lists, []
     beside = [tensors for tensors in (lists.ema, lists.low) if tensors is not None]
@@ -192,9 +191,9 @@ def _squares(group: _Group) -> Tensor:
     return partials
 
 
-def _run(call: Call, plan: _Plan, extras: Extras, partials: list[Tensor]) -> None:
+def _run(call: Call, plan: _Tables, extras: Extras, partials: list[Tensor]) -> None:
     lists = call.lists
-    row_kernel, row_constants, kernel, constants, _ = call.rule.kernels(lists)
+    row_kernel, row_constants, kernel, constants, _ = call.rule.kernels()
     upload(call, extras, plan.groups[0].table.block)
     around = {
         "CLIP": extras.max_norm is not None,

@@ -60,6 +60,7 @@ class TensorLists:
         ema: Averages, shaped as the parameters, of any of the four dtypes.
         low: int16, shaped as the parameters, which are then bfloat16.
         scales: float32 of one axis for each slot; the slots are then int8 or uint8.
+        kernels: Whether the rule that moves them is written in Triton; without, the path is "torch".
 
     Raises:
         ValueError: The lists break the contract; the message names every index and what is wrong.
@@ -72,6 +73,7 @@ class TensorLists:
         ema: Sequence[Tensor] | None = None,
         low: Sequence[Tensor] | None = None,
         scales: Mapping[str, Sequence[Tensor]] | None = None,
+        kernels: bool = True,
     ) -> None:
         self.params = list(params)
         self.slots: Slots = tuple(list(slot) for slot in slots.values())
@@ -84,7 +86,7 @@ class TensorLists:
         faults = [*_param_faults(self.params), *_slot_faults(self.params, slots, scales)]
         _refuse([*faults, *_beside_faults(self.params, beside)])
         _refuse([*_sharing_faults({"params": self.params, **slots, **beside, **(scales or {})})])
-        self.path = choose_path(self.params[0].device) if self.params else "torch"
+        self.path = choose_path(self.params[0].device) if self.params and kernels else "torch"
         walkable = [self._walkable(i) for i in range(len(self.params))]
         self.fast = [i for i, good in enumerate(walkable) if good]
         self.slow = [i for i, good in enumerate(walkable) if not good]
@@ -155,6 +157,11 @@ class TensorLists:
     def fast_of(self, grads: list[Tensor]) -> list[Tensor]:
         """Pick the entries of `grads` that belong to `fast_params`."""
         return [grads[i] for i in self.fast] if self.slow else grads
+
+    def slow_of(self, grads: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], Slots]:
+        """The parameters, gradients and state that no flat kernel may walk."""
+        params, slopes = [self.params[i] for i in self.slow], [grads[i] for i in self.slow]
+        return params, slopes, tuple([slot[i] for i in self.slow] for slot in self.slots)
 
 
 def scale_count(count: int) -> int:

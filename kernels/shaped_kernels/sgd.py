@@ -12,16 +12,18 @@ form. The Triton kernel is in sgd_triton.py.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from .fusion import Call, take
+from .calls import Call
+from .fusion import take
 from .lists import WIDE, TensorLists
-from .scalars import Scalar, Store, at_least_zero, divisor, narrow, number
+from .rule import Hyper, Kernels, Rule, State
+from .scalars import Scalar, Store, divisor, narrow, number
 
 
 def sgd_(
@@ -61,67 +63,90 @@ def sgd_(
 
     Source: torch.optim.SGD.
     """
-    scalars = number("lr", lr), number("momentum", momentum), number("dampening", dampening)
-    decay = number("weight_decay", weight_decay)
-    check_sgd(*scalars, decay, nesterov=nesterov)
-    if (scalars[1] > 0) != (momentum_buffers is not None):
-        raise ValueError(f"momentum_buffers must be given iff momentum > 0; momentum is {scalars[1]}")
+    rule = SgdRule(nesterov, maximize, buffered=momentum_buffers is not None)
+    hypers = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
+    numbers = rule.numbers(hypers)
+    if (numbers[1] > 0) != rule.buffered:
+        raise ValueError(f"momentum_buffers must be given iff momentum > 0; momentum is {numbers[1]}")
     lists = TensorLists(params, {} if momentum_buffers is None else {"momentum_buffers": momentum_buffers})
     taken = torch.tensor(0.0 if fresh else 1.0, device=lists.device if lists.path == "triton" else "cpu")
-    rule = SgdRule(nesterov, maximize)
-    take([Call(rule, lists, grads, (*scalars, decay), taken)])
-
-
-def check_sgd(lr: float, momentum: float, dampening: float, weight_decay: float, *, nesterov: bool) -> None:
-    """Refuse hyper-parameters of SGD that are out of range.
-
-    Args:
-        lr, momentum, weight_decay: Must be finite and >= 0.
-        dampening: Must be finite.
-        nesterov: Needs momentum > 0 and dampening == 0.
-
-    Raises:
-        ValueError: Naming the hyper-parameter and its value.
-    """
-    at_least_zero("lr", lr)
-    at_least_zero("momentum", momentum)
-    at_least_zero("weight_decay", weight_decay)
-    if not math.isfinite(dampening):
-        raise ValueError(f"dampening must be finite, got {dampening}")
-    if nesterov and (momentum <= 0 or dampening != 0):
-        raise ValueError(
-            f"nesterov needs momentum > 0 and dampening 0, got momentum {momentum} and dampening {dampening}"
-        )
+    take([Call(rule, lists, grads, numbers, taken)])
 
 
 @dataclass(frozen=True)
-class SgdRule:
-    """A variant of SGD, in the forms that `fusion.take` needs; scalars are (lr, momentum, dampening, weight_decay).
-
-    Momentum is on iff the lists have a slot. Step 1 enters the buffer undamped.
+class SgdRule(Rule):
+    """SGD; step 1 enters the momentum undamped.
 
     Attributes:
         nesterov: Step along the gradient at the place momentum leads to.
         maximize: Climb instead of descend.
-        store: How a parameter is rounded: "nearest", "stochastic" or "split" (see lowmemory.py).
+        buffered: Whether there is momentum, and so a slot.
     """
+
+    name: ClassVar[str] = "SGD"
+    hypers: ClassVar[tuple[Hyper, ...]] = (
+        Hyper("lr", 1e-3),
+        Hyper("momentum", 0.0),
+        Hyper("dampening", 0.0, least=-math.inf),
+        Hyper("weight_decay", 0.0),
+    )
+    every_slot: ClassVar[tuple[str, ...]] = ("momentum_buffer",)
+    counts: ClassVar[bool] = False  # torch.optim.SGD keeps no step either
 
     nesterov: bool = False
     maximize: bool = False
-    store: Store = "nearest"
-    single: ClassVar[bool] = False
+    buffered: bool = field(default=False, kw_only=True, metadata={"group": False})
+
+    @classmethod
+    def of(cls, group: Mapping[str, Any], store: Store = "nearest", eight_bit: bool = False) -> Self:
+        """The variant that a group asks for: with a buffer iff its momentum is not 0."""
+        rule = super().of(group, store, eight_bit)
+        return replace(rule, buffered=True) if number("momentum", group["momentum"]) != 0 else rule
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """The momentum, where there is any."""
+        return self.every_slot if self.buffered else ()
+
+    @property
+    def elementwise(self) -> bool:
+        """True."""
+        return True
+
+    def check(self, numbers: Sequence[float]) -> None:
+        """Refuse what is out of range, and Nesterov's form without momentum or with dampening."""
+        super().check(numbers)
+        _, momentum, dampening, _ = numbers
+        if self.nesterov and (momentum <= 0 or dampening != 0):
+            raise ValueError(
+                f"nesterov needs momentum > 0 and dampening 0, got momentum {momentum} and dampening {dampening}"
+            )
+
+    def plain(
+        self, p: Tensor, g: Tensor, slots: State, numbers: Sequence[Scalar], step: Scalar
+    ) -> tuple[Tensor, State]:
+        """Compute a step of one parameter: `sgd_reference`."""
+        lr, momentum, dampening, weight_decay = numbers
+        if isinstance(step, Tensor):
+            damp: Scalar = torch.where(step > 1, 1.0 - dampening, torch.ones_like(step, dtype=torch.float64))
+        else:
+            damp = 1.0 - dampening if step > 1 else 1.0
+        hypers = {"lr": lr, "momentum": momentum, "damp": damp, "weight_decay": weight_decay}
+        buffer = slots[0] if slots else None
+        new, moved = sgd_reference(p, g, buffer, **hypers, nesterov=self.nesterov, maximize=self.maximize)
+        return new, () if moved is None else (moved,)
 
     def fused(
         self,
         params: list[Tensor],
         grads: list[Tensor],
         slots: Sequence[list[Tensor]],
-        scalars: Sequence[float],
+        numbers: Sequence[float],
         step: Tensor,
         factor: float | None,
     ) -> None:
         """Take a step by torch's operator over lists."""
-        lr, momentum, dampening, weight_decay = scalars
+        lr, momentum, dampening, weight_decay = numbers
         torch._fused_sgd_(
             params,
             grads,
@@ -136,28 +161,13 @@ class SgdRule:
             grad_scale=divisor(factor, params[0].device),
         )
 
-    def plain(
-        self, p: Tensor, g: Tensor, slots: Sequence[Tensor], scalars: Sequence[float], step: float
-    ) -> tuple[Tensor | None, ...]:
-        """Compute a step of one parameter in plain torch."""
-        lr, momentum, dampening, weight_decay = scalars
-        numbers = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
-        damp = 1.0 - dampening if step > 1 else 1.0
-        return sgd_reference(
-            p, g, slots[0] if slots else None, **numbers, damp=damp, nesterov=self.nesterov, maximize=self.maximize
-        )
-
-    def hypers(self, scalars: Sequence[float]) -> list[float]:
-        """The scalars as the row kernel reads them."""
-        return list(scalars)
-
-    def kernels(self, lists: TensorLists) -> tuple[Any, dict[str, Any], Any, dict[str, Any], int]:
-        """The row kernel and its constants, the update kernel and its constants, entries of the row."""
+    def kernels(self) -> Kernels:
+        """Those of sgd_triton.py."""
         from .rows_triton import sgd_row_kernel
         from .sgd_triton import sgd_kernel
 
-        constants = {"MOMENTUM": bool(lists.slots), "NESTEROV": self.nesterov, "MAXIMIZE": self.maximize}
-        return sgd_row_kernel, {}, sgd_kernel, constants, 4
+        constants = {"MOMENTUM": self.buffered, "NESTEROV": self.nesterov, "MAXIMIZE": self.maximize}
+        return Kernels(sgd_row_kernel, {}, sgd_kernel, constants, 4)
 
 
 def sgd_reference(

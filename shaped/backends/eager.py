@@ -13,6 +13,7 @@ from shaped.backends.progress import Progress
 from shaped.backends.samples import checked_count
 from shaped.backends.settings import Settings
 from shaped.optim import FusedOptimizer
+from shaped.optim.base import Readings
 
 
 class Eager:
@@ -50,8 +51,7 @@ class Eager:
         Where it was not, nothing has changed. With `nonfinite="skip"` the flag is always True: such a batch is left out
         and counted.
         """
-        for update in optimizer.updates(self._used):
-            update.scalars()  # out of range: an error before any work
+        readings = optimizer.read(self._used)  # out of range: an error before any work
         counted: Tensor | float = 1.0
         if self._settings.accumulate > 1:
             counted = self.program.count_now(inputs)
@@ -62,7 +62,7 @@ class Eager:
                 finite = finite_flag(loss, gradients)
                 if self._settings.accumulate > 1:
                     loss, finite = of_counted(loss, finite, counted)
-                self._update_quietly(finite, gradients, written, counted, optimizer, last)
+                self._update_quietly(finite, gradients, written, counted, optimizer, readings, last)
                 self._progress.count(optimizer, last=last)
             return loss, True
         right = not samples or all_finite([loss, *gradients])
@@ -70,7 +70,7 @@ class Eager:
         if not right and not self._settings.skips:
             return loss, False
         with Whole():
-            self._move(right, gradients, written, samples, optimizer, last)
+            self._move(right, gradients, written, samples, optimizer, readings, last)
         return loss, True
 
     def _move(
@@ -80,6 +80,7 @@ class Eager:
         written: Sequence[Tensor],
         samples: float,
         optimizer: FusedOptimizer,
+        readings: Readings,
         last: bool,
     ) -> None:
         """Take a batch in, update where it is time for it, and count."""
@@ -95,18 +96,17 @@ class Eager:
             if last:
                 progress.weight.zero_()
         if go:
-            optimizer.update(self._clipped(gradients), self._used)
+            optimizer.update(self._clipped(gradients), self._used, readings=readings)
         progress.count(optimizer, last=last, taken=go, left_out=not finite)
 
     def update_waiting(self, optimizer: FusedOptimizer) -> bool:
         """Update with the mean gradient of the batches that wait; False where they have no samples."""
         self.program.follow_storage()
-        for update in optimizer.updates(self._used):
-            update.scalars()
+        readings = optimizer.read(self._used)
         progress, go = self._progress, float(self._progress.weight) > 0
         with Whole():
             if go:
-                optimizer.update(self._clipped(progress.means), self._used)
+                optimizer.update(self._clipped(progress.means), self._used, readings=readings)
             progress.weight.zero_()
             progress.count(optimizer, last=True, taken=go)
         return go
@@ -138,6 +138,7 @@ class Eager:
         written: Sequence[Tensor],
         samples: Tensor | float,
         optimizer: FusedOptimizer,
+        readings: Readings,
         last: bool,
     ) -> None:
         """The same step where the verdict stays on the device; it is counted there too."""
@@ -155,7 +156,8 @@ class Eager:
             progress.weight.copy_(weight)
             gradients, go = progress.means, progress.weight > 0
         if last:
-            optimizer.update(self._clipped(gradients), self._used, found_inf=(~go).to(torch.float32))
+            found = (~go).to(torch.float32)
+            optimizer.update(self._clipped(gradients), self._used, found_inf=found, readings=readings)
             progress.weight.zero_()
         taken = go if last else torch.zeros_like(go)
         progress.counts.add_(torch.stack([taken, ~finite]).to(torch.int64))

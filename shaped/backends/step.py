@@ -13,11 +13,10 @@ place. `lr` and every other number that a schedule may touch stand in a float64 
 compiles nothing, and a captured step reads them.
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from operator import is_
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,14 +31,9 @@ from shaped.backends.samples import FACTOR
 from shaped.backends.settings import Settings
 from shaped.backends.values import Checked, Runs
 from shaped.optim import FusedOptimizer, Update
+from shaped.optim.updates import Reading
+from shaped_kernels.rule import Rule, refuse_misshapen
 
-_FLAGS = ("maximize", "nesterov", "amsgrad", "decoupled_weight_decay")
-# Keys of a group that no lowered code depends on: the row's numbers, how torch would run it, what schedules leave.
-_READ = {
-    *(*_FLAGS, "params", "param_names", "lr", "momentum", "dampening", "weight_decay", "betas", "eps"),
-    *("foreach", "fused", "capturable", "differentiable"),
-    *("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr"),
-}
 NOT_FINITE, WRONG_VALUE, NO_SAMPLES = 1, 2, 3  # why a step changed nothing
 WHY = "why"  # what its second result is called
 
@@ -83,7 +77,7 @@ class Step:
         self._updates: list[Update] = []
         self._plain: list[Tensor] = []
         self._rows: list[list[Tensor]] = []
-        self._flags: list[tuple[Any, ...]] = []
+        self._rules: list[Rule] = []
         self._scalars: list[tuple[float, ...]] = []
         self.state: list[Tensor] = []
         self.rows: list[int] = []  # where in the state the rows of scalars lie
@@ -103,20 +97,20 @@ class Step:
     def prepare(self, samples: float, number: Callable[[Hashable], int]) -> list[Tensor]:
         """The flat state, with every scalar as it is now; `number` names a layout when it is a new one."""
         updates = self._optimizer.updates(self._program.used_tensors) if self._optimizer is not None else []
-        flags = [_flags(update) for update in updates]
-        same = flags == self._flags and all(map(is_, updates, self._updates))
+        readings = [update.read() for update in updates]
+        rules = [reading.rule for reading in readings]
+        same = rules == self._rules and all(map(is_, updates, self._updates))
         if not same:
             self._program.take_new_layout()
         if not same or self._plain is not self._program.plain or not self.state:
+            self._rules = rules
             with torch.inference_mode(False):  # the rows are written in every later step
-                self._gather(updates)
-            self._flags = flags
+                self._gather(updates, readings)
             self.layout = number(self._kinds())
             self.runs = {}
-        for i, update in enumerate(updates):
-            scalars = update.scalars()
-            if scalars != self._scalars[i]:
-                self._write_row(i, scalars)
+        for i, reading in enumerate(readings):
+            if reading.numbers != self._scalars[i]:
+                self._write_row(i, reading.numbers)
         if samples != self._samples_now:
             self._samples.fill_(samples)
             self._samples_now = samples
@@ -129,10 +123,10 @@ class Step:
                 entry.fill_(new)
         self._scalars[index] = scalars
 
-    def _gather(self, updates: list[Update]) -> None:
+    def _gather(self, updates: list[Update], readings: Sequence[Reading]) -> None:
         self._updates, self._plain = updates, self._program.plain
         device = self._program.params.device
-        self._scalars = [update.scalars() for update in updates]
+        self._scalars = [reading.numbers for reading in readings]
         rows = [torch.tensor(scalars, dtype=torch.float64, device=device) for scalars in self._scalars]
         self._rows = [list(row.unbind()) for row in rows]
         self.state, self.rows = list(self._program.plain), []
@@ -152,9 +146,9 @@ class Step:
                 self._optimizer.options,
                 tuple(update.indices),
                 tuple((t.dtype, t.stride()) for slot in (*update.slots, *_averages(update)) for t in slot),
-                _flags(update),
+                rule,
             )
-            for update in self._updates
+            for update, rule in zip(self._updates, self._rules, strict=True)
         )
 
     def commit(self) -> None:
@@ -269,18 +263,18 @@ class Step:
             norm = (global_norm(gradients),)
         if optimizer.options.max_norm is not None:
             gradients = clipped(gradients, optimizer.options.max_norm)
-        for update in self._updates:
+        for update, rule in zip(self._updates, self._rules, strict=True):
             size = len(update.params)
             slots = [[rest.pop(0) for _ in range(size)] for _ in update.slots]
             averages = [[rest.pop(0) for _ in range(size)] for _ in _averages(update)]
-            self._apply(optimizer, update, used, gradients, slots, averages, rest.pop(0), rest.pop(0), go)
+            moving = [used[i] for i in update.indices], [gradients[i] for i in update.indices], slots
+            self._apply(rule, *moving, averages, rest.pop(0), rest.pop(0), go)
         return norm
 
     def _apply(
         self,
-        optimizer: FusedOptimizer,
-        update: Update,
-        used: Sequence[Tensor],
+        rule: Rule,
+        params: Sequence[Tensor],
         gradients: Sequence[Tensor],
         slots: Sequence[Sequence[Tensor]],
         averages: Sequence[Sequence[Tensor]],
@@ -288,48 +282,18 @@ class Step:
         row: Tensor,
         go: Tensor,
     ) -> None:
-        number = None if update.step is None else counted.double() + 1
-        scalars = list(row.unbind())
-        if update.step is None and update.slots:
-            # momentum starts at the gradient itself, whenever the first step comes
-            scalars[2] = torch.where(counted > 0, scalars[2], torch.ones_like(scalars[2]))
-        for at, index in enumerate(update.indices):
-            old = (used[index], *(slot[at] for slot in slots))
-            p, state = optimizer.reference(update, old[0], gradients[index], old[1:], scalars, number)
-            for before, after in zip(old, (p, *state), strict=True):
-                before.copy_(torch.where(go, after, before))
+        assert self._optimizer is not None
+        new, state = rule.plain_list(params, gradients, slots, list(row.unbind()), counted.double() + 1)
+        for kind, before, after in zip(("parameter", *rule.slots), (params, *slots), (new, *state), strict=True):
+            refuse_misshapen(rule, kind, before, after)
+        for at, p in enumerate(new):
+            for before, after in zip((params, *slots), (new, *state), strict=True):
+                before[at].copy_(torch.where(go, after[at], before[at]))
             for average in averages:
                 e = average[at]
-                moved = e + (1.0 - (optimizer.options.ema_decay or 0.0)) * (p.to(e.dtype) - e)
+                moved = e + (1.0 - (self._optimizer.options.ema_decay or 0.0)) * (p.to(e.dtype) - e)
                 e.copy_(torch.where(go, moved, e))
-        if update.step is None:
-            counted.copy_(torch.where(go, torch.ones_like(counted), counted))
-        else:
-            counted.add_(go.to(counted.dtype))
-
-
-def _flags(update: Update) -> tuple[Any, ...]:
-    """What a group says that is compiled in: all but the numbers of its row, and what schedules leave in it.
-
-    A rule of the user's may read a key of its own, and attributes of its optimizer; a switch there is such a flag too.
-    """
-    group = update.group
-    flags = [*map(group.get, _FLAGS)]
-    for key in group.keys() - _READ:
-        flags.append((key, _frozen(group[key])))
-    flags.extend((name, _frozen(value)) for name, value in update.own_attributes())
-    return tuple(flags)
-
-
-def _frozen(value: Any) -> Hashable:
-    """A value as it is now, to compare with a later one: of a container its items, of a tensor its version."""
-    if isinstance(value, bool | int | float | str | None):
-        return type(value).__name__, repr(value)
-    if isinstance(value, list | tuple | set | frozenset):
-        return type(value).__name__, tuple(map(_frozen, value))
-    if isinstance(value, Mapping):
-        return type(value).__name__, tuple((_frozen(key), _frozen(item)) for key, item in value.items())
-    return (id(value), value._version) if isinstance(value, Tensor) else id(value)
+        counted.add_(go.to(counted.dtype))
 
 
 def _averages(update: Update) -> tuple[list[Tensor], ...]:

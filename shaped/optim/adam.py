@@ -1,17 +1,15 @@
 """Adam and AdamW with torch.optim's arguments, defaults and state dicts, over `shaped_kernels`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar, Unpack
 
 from torch import Tensor
 
-from shaped_kernels import adam_reference
-from shaped_kernels.adam import AdamRule, adam_scalars, check_adam
+from shaped_kernels.adam import AdamRule
 
 from .base import FusedOptimizer
-from .flags import FLAGS, check_flags
-from .options import Fusing, options_of
-from .updates import Group, Scalars, Update
+from .groups import FLAGS
+from .options import Fusing
 
 
 class Adam(FusedOptimizer):
@@ -43,17 +41,14 @@ class Adam(FusedOptimizer):
     Source: Kingma & Ba 2015, arXiv:1412.6980; torch.optim.Adam, whose arithmetic and state dict these are.
     """
 
-    _optional_keys: ClassVar[Mapping[str, Any]] = {
+    rule = AdamRule
+    _torchs_keys: ClassVar[Mapping[str, Any]] = {
         "amsgrad": False,
         "maximize": False,
         "capturable": False,
         "decoupled_weight_decay": False,
         **FLAGS,
     }
-    _state_names = (
-        *("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
-        *("exp_avg_scale", "exp_avg_sq_scale", "ema", "low"),
-    )
 
     def __init__(
         self,
@@ -72,63 +67,21 @@ class Adam(FusedOptimizer):
         decoupled_weight_decay: bool = False,
         **fusing: Unpack[Fusing],
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "amsgrad": amsgrad,
-            "maximize": maximize,
-            "foreach": foreach,
-            "capturable": capturable,
-            "differentiable": differentiable,
-            "fused": fused,
-            "decoupled_weight_decay": decoupled_weight_decay,
-        }
-        super().__init__(params, defaults, options_of({**fusing}))
-
-    def _slot_names(self, group: Group) -> tuple[str, ...]:
-        return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if group["amsgrad"] else ("exp_avg", "exp_avg_sq")
-
-    def _scalars(self, group: Group, fresh: bool) -> Scalars:
-        return adam_scalars(group["lr"], group["betas"], group["eps"], group["weight_decay"])
-
-    def _check_group(self, group: Group) -> None:
-        check_flags(group)
-        check_adam(*self._scalars(group, fresh=False))
-        if self.options.moments == "8bit" and group["amsgrad"]:
-            raise ValueError("8-bit moments have no AMSGrad: a running maximum of rounded codes only grows")
-
-    def _rule(self, group: Group) -> AdamRule:
-        return AdamRule(group["decoupled_weight_decay"], group["maximize"], group["amsgrad"], self.options.store)
-
-    def reference(
-        self,
-        update: Update,
-        p: Tensor,
-        g: Tensor,
-        slots: tuple[Tensor, ...],
-        scalars: Sequence[Tensor | float],
-        step: Tensor | float | None,
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Compute one step as a pure function; see `FusedOptimizer.reference`."""
-        if step is None:
-            raise ValueError("Adam needs the number of this step, from 1")
-        lr, beta1, beta2, eps, weight_decay = scalars
-        new_p, *moments = adam_reference(
-            p,
-            g,
-            *slots,
+        super().__init__(
+            params,
             lr=lr,
-            beta1=beta1,
-            beta2=beta2,
+            betas=betas,
             eps=eps,
             weight_decay=weight_decay,
-            step=step,
-            decoupled=update.group["decoupled_weight_decay"],
-            maximize=update.group["maximize"],
+            amsgrad=amsgrad,
+            maximize=maximize,
+            foreach=foreach,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+            decoupled_weight_decay=decoupled_weight_decay,
+            **fusing,
         )
-        return new_p, tuple(slot for slot in moments if slot is not None)
 
 
 class AdamW(Adam):

@@ -1,17 +1,17 @@
-"""What SGD, Adam and AdamW share: everything of torch.optim.Optimizer but the update rule.
+"""One optimizer over any `Rule`: everything of torch.optim.Optimizer but the update rule.
 
-`updates()` sorts parameters into `Update`s (updates.py): those that share hyper-parameters, device
-and step count move in one call of a rule. A step then costs no Python per parameter beyond a few C
-loops.
+A class names its rule; `rule_of(group)` is the variant that a group asks for. `updates()` sorts parameters into
+`Update`s (updates.py): those that share hyper-parameters, device and step count move in one call of a rule. A step
+then costs no Python per parameter beyond a few C loops.
 
 State is torch's: `optimizer.state[p]` holds `step`, `exp_avg`, ... under torch's names. One thing
 is ours: parameters that move together share one `step` tensor, so that one increment serves all.
 `state_dict()` gives each its own copy, and loading ties equal counts together again.
 """
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import repeat
 from operator import attrgetter, is_not
 from typing import Any, ClassVar, overload
@@ -22,115 +22,132 @@ from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
 from shaped.params import ParamList
+from shaped_kernels.calls import Call, Extras
 from shaped_kernels.flat import block_of
-from shaped_kernels.fusion import Call, Extras, Rule, take
+from shaped_kernels.fusion import take
+from shaped_kernels.rule import Rule, switches
+from shaped_kernels.scalars import Scalar
 
 from .born import BornInterface
-from .byreference import ByReference, says_own_reference
-from .loading import checked_state
-from .options import Options
+from .byreference import by_reference, says_own_reference
+from .groups import check_flags, named_like, unsupported
+from .loading import Target, checked_state
+from .options import Options, split_options
 from .shards import global_norm
-from .sorting import sort
-from .updates import Group, Plan, Scalars, Update, parameters_of
+from .sorting import Sorting, sort
+from .updates import Group, Plan, Reading, Update, parameters_of
 
 _grad: Callable[[Tensor], Tensor | None] = attrgetter("grad")
 # More sets of parameters than this taking turns, and the oldest plan is made again.
 _MAX_PLANS = 8
 
 
+@dataclass(frozen=True)
+class Readings:
+    """What each update of a set of parameters is stepped by: read and checked once, for the step that comes next."""
+
+    plan: Plan
+    readings: list[Reading]
+
+
 class FusedOptimizer(BornInterface, Optimizer, ABC):
     """torch.optim.Optimizer over in-place update rules, with a way in that needs no `.grad`.
 
-    A subclass names its state, reads its scalars, and applies its rule; it adds no state of its
-    own. `step()` is torch's; `update(grads)` is the same without `.grad`, hooks and profiler;
-    `reference` is the rule as a pure function, for a tracer.
+    A subclass names its `rule`; it adds no state of its own. `step()` is torch's; `update(grads)` is the same without
+    `.grad`, hooks and profiler.
 
     Args:
         params: Parameters, named parameters or groups, as torch.optim takes them.
-        defaults: The hyper-parameters of groups that do not set them.
-        options: What is fused around the rule, and how it stores.
+        given: Numbers and switches of the rule for groups that do not set them, and what `Options` has. A number that
+            is not given is at the rule's default; a switch that is not given is in no group.
 
     Attributes:
-        options: The same.
+        rule: The update rule.
+        options: What is fused around the rule, and how it stores.
         grad_norm: The norm of all gradients at the last step, unscaled and before clipping: 0-dim,
             on the device; None unless `max_norm` or `skip_nonfinite` asked for it.
 
     Raises:
         ValueError: A hyper-parameter is out of range, or a parameter is complex or sparse.
+        TypeError: An argument is none of the rule's and none of `Options`.
     """
 
     # GradScaler hands us its scale and its verdict on non-finite gradients instead of asking first.
     _step_supports_amp_scaling = True
     # torch's schedulers warn where they are stepped before the optimizer; `step` and `commit` set it.
     _opt_called = False
-    # Keys of a group that torch's own classes fill in when an old checkpoint lacks them.
-    _optional_keys: ClassVar[Mapping[str, Any]] = {}
-    # Every name that an entry of `state` may have, whatever the group says.
-    _state_names: ClassVar[tuple[str, ...]]
+    # Keys of a group that torch's own class has besides the rule's, with what they are where a state dict lacks them.
+    _torchs_keys: ClassVar[Mapping[str, Any]] = {}
 
+    rule: ClassVar[type[Rule]]
     options: Options
     grad_norm: Tensor | None = None
 
-    def __init__(self, params: Any, defaults: dict[str, Any], options: Options) -> None:
+    def __init__(self, params: Any, **given: Any) -> None:
         self._forget_plans()
-        self.options = options
+        kind = self._default_rule(given)
+        numbers = {hyper.name: hyper.default for hyper in kind.hypers}
+        self.options, own = split_options(given, [*numbers, *switches(kind), *self._torchs_keys])
+        defaults = {**{name: value for name, value in numbers.items() if name not in own}, **own}
         self._check_group(defaults)
         if isinstance(params, ParamList):  # its names go with its moments, so that a state dict is loaded by name
             params = list(zip(params.names, params, strict=True))
         super().__init__(params, defaults)
 
-    @property
-    def _counts(self) -> bool:
-        return "step" in self._state_names
+    def _default_rule(self, given: Mapping[str, Any]) -> type[Rule]:
+        """The rule whose numbers the defaults are."""
+        return self.rule
 
-    # What a rule must say.
+    def rule_of(self, group: Group) -> Rule:
+        """The variant of the rule that a group asks for.
 
-    @abstractmethod
-    def _slot_names(self, group: Group) -> tuple[str, ...]:
-        """Name the state tensors that this group's rule reads and writes, in order."""
+        Raises:
+            ValueError: A switch is no plain value.
+        """
+        return self.rule.of(group, self.options.store, self.options.moments == "8bit")
 
-    @abstractmethod
-    def _scalars(self, group: Group, fresh: bool) -> Scalars:
-        """Read the group's numbers as floats, in `Update.scalars`' order."""
+    def rule_for(self, update: Update) -> Rule:
+        """The rule that an update is stepped by: its group's, or this class's own `reference`."""
+        rule = self.rule_of(update.group)
+        if not says_own_reference(type(self)):
+            return rule
+        return by_reference(rule, update.group, vars(self), lambda *given: self.reference(update, *given))
 
-    @abstractmethod
     def _check_group(self, group: Group) -> None:
         """Refuse hyper-parameters that are out of range, with ValueError."""
+        check_flags(group)
+        self.rule_of(group).numbers(group)
 
-    @abstractmethod
-    def _rule(self, group: Group) -> Rule:
-        """The variant of the rule that this group asks for."""
+    @property
+    def _optional_keys(self) -> dict[str, Any]:
+        """Keys that a group of a state dict may lack: torch's own and switches, with what they are then."""
+        absent = {name: self.defaults[name] for name in switches(self.rule) if name in self.defaults}
+        return {**absent, **self._torchs_keys}
 
-    def _rule_scalars(self, update: Update, scalars: Scalars) -> Scalars:
-        """What the rule takes, from what `Update.scalars` returned."""
-        return scalars
-
-    def _scale_names(self, slot_names: Sequence[str]) -> tuple[str, ...]:
-        """Name the scales of 8-bit state."""
-        return tuple(f"{name}_scale" for name in slot_names) if self.options.moments == "8bit" else ()
-
-    @abstractmethod
     def reference(
         self,
         update: Update,
         p: Tensor,
         g: Tensor,
         slots: tuple[Tensor, ...],
-        scalars: Sequence[Tensor | float],
-        step: Tensor | float | None,
+        scalars: Sequence[Scalar],
+        step: Scalar,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Compute one step of one parameter as a pure function, for a tracer.
+        """Compute one step of one parameter as a pure function: the rule's `plain`.
+
+        A subclass that says it anew steps by it, one parameter at a time.
 
         Args:
             update: Whose group says which variant of the rule it is (maximize, nesterov, ...).
             p, g: A parameter and its gradient.
             slots: Its state, in the order of `Update.slots`.
-            scalars: As `Update.scalars` orders them: floats, or 0-dim float64 tensors.
-            step: The number of this step, from 1; None for SGD.
+            scalars: In the order of the rule's `hypers`: floats, or 0-dim float64 tensors.
+            step: The number of this step, from 1. For a rule that does not count, 1 or any later number.
 
         Returns:
             The new parameter and the new slots; nothing is changed.
         """
+        return self.rule_of(update.group).plain(p, g, slots, scalars, step)
 
     # The way in without `.grad`.
 
@@ -150,8 +167,21 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
         """
         return self._plan(params).updates
 
+    def read(self, params: Sequence[Tensor] | None = None) -> Readings:
+        """Read and check the hyper-parameters of the next step, for `update` to take.
+
+        Raises:
+            ValueError: One is out of range, or one of `params` cannot be updated; nothing has changed.
+        """
+        plan = self._plan(params)
+        return Readings(plan, [self._read(u) for u in plan.updates])
+
     def update(
-        self, grads: Sequence[Tensor], params: Sequence[Tensor] | None = None, found_inf: Tensor | None = None
+        self,
+        grads: Sequence[Tensor],
+        params: Sequence[Tensor] | None = None,
+        found_inf: Tensor | None = None,
+        readings: Readings | None = None,
     ) -> None:
         """Take one step in place from given gradients; no hooks run, and no `.grad` is read.
 
@@ -159,12 +189,13 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
             grads: One dense gradient for each of `params`, of its shape, dtype and device.
             params: As `updates` takes them.
             found_inf: One element: the step changes nothing if it is not zero. On a GPU the host does not read it.
+            readings: What `read` returned for the same parameters, where this is the step that it was read for.
 
         Raises:
             ValueError: A gradient does not fit, or a hyper-parameter has left its range. Every
                 fault is named, and nothing has changed.
         """
-        self._take(grads, params, None, found_inf)
+        self._take(grads, params, None, found_inf, readings)
 
     @_disable_dynamo
     def _take_uncompiled(self, *arguments: Any) -> None:
@@ -176,16 +207,17 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
         params: Sequence[Tensor] | None,
         grad_scale: Tensor | None,
         found_inf: Tensor | None,
+        readings: Readings | None = None,
     ) -> None:
         if torch.compiler.is_dynamo_compiling():  # it breaks its graph here, as at every torch optimizer's step
-            self._take_uncompiled(grads, params, grad_scale, found_inf)
+            self._take_uncompiled(grads, params, grad_scale, found_inf, readings)
             return
-        plan, calls = self._ready(grads, params)
+        plan, calls = self._ready(grads, params, readings)
         options = self.options
         extras = Extras(
             options.max_norm, options.skip_nonfinite, options.ema_decay, options.zero_grads, grad_scale, found_inf
         )
-        if extras.measures and any(u._sharded for u in plan.updates):
+        if extras.measures and any(u.sharded for u in plan.updates):
             extras = replace(extras, norm=global_norm(grads))
         self.grad_norm, skipped = take(calls, extras)
         for u in plan.updates:
@@ -194,35 +226,33 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
             if skipped is not True:
                 u.adopt()
 
-    def _ready(self, grads: Sequence[Tensor], params: Sequence[Tensor] | None) -> tuple[Plan, list[Call]]:
+    def _ready(
+        self, grads: Sequence[Tensor], params: Sequence[Tensor] | None, readings: Readings | None
+    ) -> tuple[Plan, list[Call]]:
         """Everything that can fail, before anything that mutates."""
         plan = self._plan(params)
         if len(grads) != plan.count:
             raise ValueError(f"expected {plan.count} gradients, one for each parameter, got {len(grads)}")
+        read = readings.readings if readings is not None and readings.plan is plan else map(self._read, plan.updates)
         try:
             with torch.no_grad():
-                return plan, [self._call(u, plan.share(u, grads)) for u in plan.updates]
+                given = zip(plan.updates, read, strict=True)
+                return plan, [self._call(u, plan.share(u, grads), reading) for u, reading in given]
         except ValueError:
-            if all(u._lists.as_checked() for u in plan.updates):
+            if all(u.lists.as_checked() for u in plan.updates):
                 raise
             self._plans.clear()  # the parameters were given another dtype or device
-            return self._ready(grads, params)
+            return self._ready(grads, params, None)
 
-    def _call(self, update: Update, grads: Sequence[Tensor]) -> Call:
-        lr, lists = update.group["lr"], update._lists
-        on_device = isinstance(lr, Tensor) and lists.path == "triton" and lr.device == lists.device
-        # A learning rate on the device is read, and its range checked, at the first step only: reading waits.
-        scalars = update._admitted if on_device and update._admitted else update.scalars()
-        if says_own_reference(type(self)):
-            if lists.path == "triton":
-                raise ValueError(
-                    f"{type(self).__name__} says `reference` anew and not `_rule`, so there is no kernel of it for a "
-                    "GPU: take its steps with backend='compiled'"
-                )
-            return Call(ByReference(self, update, scalars), lists, grads, scalars, update._counted)
-        rule = self._rule(update.group)
-        taken = self._rule_scalars(update, scalars)
-        return Call(rule, lists, grads, taken, update._counted, lr if on_device else None, self.options.looks_at_all)
+    def _read(self, update: Update) -> Reading:
+        """An update's rule and numbers; a learning rate on the device is read at the first step only: reading waits."""
+        if _on_device(update) and update.admitted is not None:
+            return update.admitted
+        return update.read()
+
+    def _call(self, update: Update, grads: Sequence[Tensor], reading: Reading) -> Call:
+        lr = update.group["lr"] if _on_device(update) else None
+        return Call(reading.rule, update.lists, grads, reading.numbers, update.counted, lr, self.options.looks_at_all)
 
     def upload(self) -> None:
         """Write lr and all other hyper-parameters to the device, where captured steps read them.
@@ -233,10 +263,10 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
         extras = Extras(self.options.max_norm, ema_decay=self.options.ema_decay)
         for plan in self._plans.values():
             for u in plan.updates:
-                if u._lists.path == "triton" and len(u._lists):
+                if u.lists.path == "triton" and len(u.lists):
                     from shaped_kernels.launch_triton import upload
 
-                    upload(self._call(u, u._lists.params), extras)
+                    upload(self._call(u, u.lists.params, self._read(u)), extras)
 
     # torch.optim.Optimizer.
 
@@ -265,7 +295,7 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        params = list(parameters_of(self))
+        params = list(parameters_of(self.param_groups))
         grads: list[Any] = list(map(_grad, params))
         if not all(map(is_not, grads, repeat(None))):
             moving = [(p, g) for p, g in zip(params, grads, strict=True) if g is not None]
@@ -281,10 +311,10 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
             set_to_none: Drop them, so that the next backward pass makes new ones. Otherwise fill with zeros.
         """
         if set_to_none:
-            for p in parameters_of(self):
+            for p in parameters_of(self.param_groups):
                 p.grad = None
             return
-        grads = [g for g in map(_grad, parameters_of(self)) if g is not None]
+        grads = [g for g in map(_grad, parameters_of(self.param_groups)) if g is not None]
         block = None if any(g.requires_grad for g in grads) else block_of(grads)
         if block is None:
             super().zero_grad(set_to_none=False)
@@ -302,22 +332,11 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
         """
         if isinstance(param_group, dict):
             self._check_group({**self.defaults, **param_group})
-            param_group = self._named(param_group)
+            param_group = named_like(self.param_groups, param_group)
         super().add_param_group(param_group)
-        faults = [fault for i, p in enumerate(self.param_groups[-1]["params"]) if (fault := _unsupported(i, p))]
-        if faults:
+        if faults := unsupported(self.param_groups[-1]["params"]):
             self.param_groups.pop()
             raise ValueError("these parameters cannot be optimized here.\n  " + "\n  ".join(faults))
-
-    def _named(self, group: Group) -> Group:
-        """A group with names, where the groups before it have names and it has none."""
-        if not self.param_groups or "param_names" not in self.param_groups[0]:
-            return group
-        params = [group["params"]] if isinstance(group.get("params"), Tensor) else list(group.get("params", ()))
-        if any(isinstance(p, tuple) for p in params):
-            return group
-        here = f"param_groups[{len(self.param_groups)}]"
-        return {**group, "params": [(f"{here}[{i}]", p) for i, p in enumerate(params)]}
 
     def state_dict(self) -> dict[str, Any]:
         """Return torch's state dict: `state` by parameter number, and `param_groups`.
@@ -354,10 +373,14 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
         loaded: dict[str, Any] = dict(state_dict)
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             loaded = hook(self, loaded) or loaded
-        groups, state = checked_state(self, loaded)
+        groups, state = checked_state(self._target(), loaded)
         self.__setstate__({"state": state, "param_groups": groups})
         for done in self._optimizer_load_state_dict_post_hooks.values():
             done(self)
+
+    def _target(self) -> Target:
+        name, optional = type(self).__name__, self._optional_keys
+        return Target(name, self.param_groups, self.defaults, optional, self._check_group, self.rule_of)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "options": self.options}
@@ -366,7 +389,7 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
         super().__setstate__(state)
         self._forget_plans()
         for group in self.param_groups:
-            for key, value in self._optional_keys.items():
+            for key, value in self._torchs_keys.items():
                 group.setdefault(key, value)
 
     # How parameters are sorted.
@@ -382,33 +405,38 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
             if params is None or isinstance(params, tuple):  # which cannot change, as a list can
                 self._asked = params, key
         plan = self._plans.get(key)
-        if plan is None or not plan.holds(self):
+        if plan is None or not plan.holds(self.param_groups, self.state, self.rule_of):
             if plan is None and len(self._plans) >= _MAX_PLANS:
                 del self._plans[next(iter(self._plans))]
-            wanted = [p for p in parameters_of(self) if p.requires_grad] if params is None else list(params)
-            plan = self._plans[key] = Plan(self, None if params is None else wanted, sort(self, wanted))
+            everyone = parameters_of(self.param_groups)
+            wanted = [p for p in everyone if p.requires_grad] if params is None else list(params)
+            by = Sorting(self.param_groups, self.state, self.options, self.rule_of, self)
+            plan = Plan(None if params is None else wanted, sort(by, wanted))
+            self._plans[key] = plan.witness(self.param_groups, self.state, self.rule_of)
         return plan
 
-    def _adopt(self, update: Update) -> None:
-        """Move what an update made into `state`, without undoing the plans it belongs to."""
-        holding = [plan for plan in self._plans.values() if update in plan.updates and plan.holds(self)]
+    def adopt(self, update: Update) -> None:
+        """Put what an update made into `state`, without undoing the plans it belongs to."""
+        self._opt_called = True
+        if not update.unsaved:
+            return
+        now = self.param_groups, self.state, self.rule_of
+        holding = [plan for plan in self._plans.values() if update in plan.updates and plan.holds(*now)]
         for i, p in enumerate(update.params):
             entry: dict[str, Any] = {} if update.step is None else {"step": update.step}
-            entry |= {name: tensors[i] for name, tensors in update._named.items()}
+            entry |= {name: tensors[i] for name, tensors in update.named.items()}
             self.state[p] = {**self.state.get(p, {}), **entry}
-        update.fresh, update._unsaved = False, False
+        update.fresh, update.unsaved = False, False
         for plan in holding:
-            plan.witness(self)
+            plan.witness(*now)
+
+
+def _on_device(update: Update) -> bool:
+    """Whether the learning rate is a tensor that kernels read where it is."""
+    lr, lists = update.group["lr"], update.lists
+    return isinstance(lr, Tensor) and lists.path == "triton" and lr.device == lists.device
 
 
 def _own_step(step: Tensor, group: Group) -> Tensor:
     """A parameter's own count for a state dict: on the CPU, where torch's classes want it unless told otherwise."""
     return step.clone() if group.get("fused") or group.get("capturable") else step.detach().clone().cpu()
-
-
-def _unsupported(i: int, p: Tensor) -> str | None:
-    if p.is_complex():
-        return f"params[{i}]: complex parameters are not supported, got {p.dtype}: optimize torch.view_as_real of it"
-    if p.layout is not torch.strided:
-        return f"params[{i}]: sparse parameters are not supported, got {p.layout}"
-    return None

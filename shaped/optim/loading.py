@@ -6,9 +6,10 @@ What `checked_state` returns is a copy that fits the optimizer, ready to be its 
 
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,16 +17,37 @@ from torch import Tensor
 from shaped.errors import StateError, listing
 from shaped_kernels.flat import arena, worth_an_arena
 from shaped_kernels.lists import WIDE, describe, dtype_name, scale_count
+from shaped_kernels.rule import Rule
 
 from .shards import local, sharded
-
-if TYPE_CHECKING:
-    from .base import FusedOptimizer
+from .sorting import state_names
+from .updates import Group, Groups, RuleOf
 
 State = defaultdict[Tensor, dict[str, Any]]
 
 
-def checked_state(optimizer: "FusedOptimizer", loaded: Mapping[str, Any]) -> tuple[list[dict[str, Any]], State]:
+@dataclass(frozen=True)
+class Target:
+    """What a state dict is held against.
+
+    Attributes:
+        name: What messages call the optimizer.
+        groups: Its groups.
+        defaults: The hyper-parameters that a group must have.
+        optional: Those that may be absent, with what they are then.
+        check: Refuses hyper-parameters with ValueError.
+        rule_of: The rule of a group.
+    """
+
+    name: str
+    groups: Groups
+    defaults: Mapping[str, Any]
+    optional: Mapping[str, Any]
+    check: Callable[[Group], None]
+    rule_of: RuleOf
+
+
+def checked_state(optimizer: Target, loaded: Mapping[str, Any]) -> tuple[list[dict[str, Any]], State]:
     """Compare a state dict with an optimizer, and copy it into the optimizer's terms.
 
     Args:
@@ -86,9 +108,9 @@ def _reordered(group: Mapping[str, Any], theirs: Sequence[str], mine: Sequence[s
     return {**group, "params": [keys[name] for name in mine], **names}
 
 
-def _by_name(optimizer: "FusedOptimizer", loaded: Mapping[str, Any]) -> Mapping[str, Any]:
+def _by_name(optimizer: Target, loaded: Mapping[str, Any]) -> Mapping[str, Any]:
     """A state dict with its parameters in our order, where both have names; otherwise the order is as it is."""
-    saved, mine = loaded.get("param_groups", ()), optimizer.param_groups
+    saved, mine = loaded.get("param_groups", ()), optimizer.groups
     named, own = (bool(groups) and all("param_names" in g for g in groups) for groups in (saved, mine))
     if named and own:
         try:
@@ -103,18 +125,19 @@ def _by_name(optimizer: "FusedOptimizer", loaded: Mapping[str, Any]) -> Mapping[
     return loaded
 
 
-def _refuse(optimizer: "FusedOptimizer", faults: list[str]) -> None:
+def _refuse(optimizer: Target, faults: list[str]) -> None:
     if faults:
-        name = type(optimizer).__name__
-        raise StateError(f"the state dict does not fit this {name}; nothing was changed.\n  " + "\n  ".join(faults))
+        raise StateError(
+            f"the state dict does not fit this {optimizer.name}; nothing was changed.\n  " + "\n  ".join(faults)
+        )
 
 
-def _groups(optimizer: "FusedOptimizer", loaded: Mapping[str, Any], faults: list[str]) -> list[dict[str, Any]]:
+def _groups(optimizer: Target, loaded: Mapping[str, Any], faults: list[str]) -> list[dict[str, Any]]:
     """Copies of the loaded groups that hold our parameters, with every fault noted."""
     faults += [f"{key}: missing" for key in ("state", "param_groups") if key not in loaded]
     if faults:
         return []
-    saved, mine = loaded["param_groups"], optimizer.param_groups
+    saved, mine = loaded["param_groups"], optimizer.groups
     if len(saved) != len(mine):
         faults.append(f"param_groups: expected {len(mine)} groups, got {len(saved)}")
     groups = []
@@ -123,11 +146,9 @@ def _groups(optimizer: "FusedOptimizer", loaded: Mapping[str, Any], faults: list
         if len(theirs.get("params", ())) != len(ours["params"]):
             faults.append(f"{here}: expected {len(ours['params'])} parameters, got {len(theirs.get('params', ()))}")
         faults += [
-            f"{here}: lacks {key}"
-            for key in optimizer.defaults
-            if key not in theirs and key not in optimizer._optional_keys
+            f"{here}: lacks {key}" for key in optimizer.defaults if key not in theirs and key not in optimizer.optional
         ]
-        group = {**optimizer._optional_keys, **deepcopy({k: v for k, v in theirs.items() if k != "params"})}
+        group = {**optimizer.optional, **deepcopy({k: v for k, v in theirs.items() if k != "params"})}
         if isinstance(group.get("betas"), list):  # json and yaml know no tuples
             group["betas"] = tuple(group["betas"])
         group.pop("param_names", None)  # those of the dict have done their work
@@ -138,17 +159,15 @@ def _groups(optimizer: "FusedOptimizer", loaded: Mapping[str, Any], faults: list
     return groups
 
 
-def _number_faults(optimizer: "FusedOptimizer", here: str, group: dict[str, Any]) -> list[str]:
+def _number_faults(optimizer: Target, here: str, group: dict[str, Any]) -> list[str]:
     try:
-        optimizer._check_group(group)
+        optimizer.check(group)
     except ValueError as error:
         return [f"{here}: {error}"]
     return []
 
 
-def _entries(
-    optimizer: "FusedOptimizer", loaded: Mapping[str, Any], groups: list[dict[str, Any]], faults: list[str]
-) -> State:
+def _entries(optimizer: Target, loaded: Mapping[str, Any], groups: list[dict[str, Any]], faults: list[str]) -> State:
     owner = {
         key: (p, group)
         for theirs, group in zip(loaded["param_groups"], groups, strict=True)
@@ -160,18 +179,23 @@ def _entries(
             faults.append(f"state[{key}]: belongs to no parameter of the state dict's own groups")
             continue
         p, group = owner[key]
-        known = optimizer._state_names
+        rule = optimizer.rule_of(group)
+        known = _known(rule)
         # torch writes momentum_buffer=None for a parameter that has not moved yet.
         present = {name: value for name, value in entry.items() if value is not None}
         faults += [f"state[{key}]: unknown entry {name}" for name in present if name not in known]
-        slots = optimizer._slot_names(group)
-        steps = ("step",) if optimizer._counts else ()
-        needed = (*steps, *slots, *optimizer._scale_names(slots)) if present else ()
+        needed = state_names(rule) if present else ()
         faults += [f"state[{key}]: lacks {name}" for name in needed if name not in present]
         kept = {n: _fitted(f"state[{key}].{n}", n, v, p, faults) for n, v in present.items() if n in known}
         if kept:
             state[p] = kept
     return state
+
+
+def _known(rule: Rule) -> tuple[str, ...]:
+    """Every name that the state of a parameter may have, in whatever variant."""
+    scales = [f"{name}_scale" for name, _ in zip(rule.every_slot, rule.codes, strict=False)]
+    return (*(("step",) if rule.counts else ()), *rule.every_slot, *scales, "ema", "low")
 
 
 def _fitted(here: str, name: str, value: Any, p: Tensor, faults: list[str]) -> Any:

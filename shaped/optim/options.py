@@ -1,6 +1,7 @@
 """What our optimizers do beyond torch's: keyword arguments after torch's own, all off by default."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypedDict
 
@@ -64,15 +65,20 @@ class Options:
         return self.max_norm is not None or self.skip_nonfinite or self.ema_decay is not None
 
 
-def options_of(given: dict[str, Any]) -> Options:
-    """Read keyword arguments, refusing unknown ones by name.
+def split_options(given: dict[str, Any], known: Sequence[str]) -> tuple[Options, dict[str, Any]]:
+    """Read keyword arguments: what is fused, and the others.
+
+    Args:
+        given: Arguments by name.
+        known: The names that others may have.
 
     Raises:
         TypeError: One is unknown.
         ValueError: One is out of range.
     """
-    known = [field.name for field in fields(Options)]
-    unknown = [name for name in given if name not in known]
+    fused = [field.name for field in fields(Options)]
+    unknown = [name for name in given if name not in fused and name not in known]
     if unknown:
-        raise TypeError(f"unknown argument {', '.join(unknown)}; beyond torch's there are {', '.join(known)}")
-    return Options(**given)
+        raise TypeError(f"unknown argument {', '.join(unknown)}; beyond torch's there are {', '.join(fused)}")
+    others = {name: value for name, value in given.items() if name not in fused}
+    return Options(**{name: value for name, value in given.items() if name in fused}), others

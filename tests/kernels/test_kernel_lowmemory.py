@@ -10,7 +10,8 @@ from torch import Tensor
 
 from shaped_kernels import lowmemory
 from shaped_kernels.adam import AdamRule
-from shaped_kernels.fusion import Call, take
+from shaped_kernels.calls import Call
+from shaped_kernels.fusion import take
 from shaped_kernels.lists import GROUP, TensorLists, scale_count
 from shaped_kernels.sgd import SgdRule
 
@@ -123,7 +124,9 @@ def test_triton_stores_as_torch_does(rule: str, store: Any, moments: Any, monkey
         if rule == "sgd":
             del given["slots"]["v"]
         lists, taken = TensorLists(params, **given), torch.tensor(0.0)
-        chosen: Any = AdamRule(True, store=store) if rule == "adamw" else SgdRule(store=store)
+        chosen: Any = AdamRule(True, store=store, eight_bit=moments == "8bit")
+        if rule == "sgd":
+            chosen = SgdRule(store=store, buffered=True)
         scalars = (1e-2, 0.9, 0.999, 1e-8, 0.1) if rule == "adamw" else (1e-2, 0.9, 0.0, 0.1)
         for _ in range(2):
             grads = [torch.randn(s, generator=generator).to(torch.bfloat16) for s in sizes]

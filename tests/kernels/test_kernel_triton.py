@@ -15,8 +15,8 @@ import triton.language as tl
 
 from shaped_kernels import adam_reference, adamw_, sgd_reference
 from shaped_kernels.adam import AdamRule
+from shaped_kernels.calls import NOTHING, Call, Extras
 from shaped_kernels.dispatch import interpreting
-from shaped_kernels.fusion import NOTHING, Call, Extras
 from shaped_kernels.launch_triton import launch
 from shaped_kernels.lists import TensorLists
 from shaped_kernels.rounding_triton import rounded
@@ -103,7 +103,13 @@ def test_sgd_in_triton_follows_the_reference_over_three_steps(
     for step in range(3):
         rule: dict[str, Any] = {"lr": 0.1, "momentum": momentum, "damp": 0.7 if step else 1.0, "weight_decay": 0.1}
         grads = draw(dtype, 1 + step)
-        call = Call(SgdRule(nesterov, maximize), lists, lists.admit(grads), (0.1, momentum, 0.3, 0.1), taken)
+        call = Call(
+            SgdRule(nesterov, maximize, buffered=momentum > 0),
+            lists,
+            lists.admit(grads),
+            (0.1, momentum, 0.3, 0.1),
+            taken,
+        )
         launch([call], block=BLOCK)
         for i, g in enumerate(grads):
             exact[i], exact_bufs[i] = sgd_reference(
@@ -121,7 +127,7 @@ class Run:
         self.slots = [zeros(self.params) for _ in range(2 if rule == "adamw" else 1)]
         self.ema = copies(self.params)
         self.lists = TensorLists(self.params, dict(zip("mv", self.slots, strict=False)), ema=self.ema)
-        self.rule: Any = AdamRule(decoupled=True) if rule == "adamw" else SgdRule()
+        self.rule: Any = AdamRule(True) if rule == "adamw" else SgdRule(buffered=True)
         self.scalars = tuple(RULE.values()) if rule == "adamw" else (0.1, 0.9, 0.5, 0.1)
         self.taken = count()
 
@@ -213,7 +219,9 @@ def test_dtypes_that_are_mixed_move_in_one_step_under_one_norm() -> None:
     params = [torch.ones(5, dtype=kind, device=DEVICE) for kind in kinds]
     lists, taken = TensorLists(params, {"b": zeros(params)}), count()
     grads = [torch.full((5,), 2.0, dtype=kind, device=DEVICE) for kind in kinds]
-    norm, _ = launch([Call(SgdRule(), lists, grads, (0.5, 0.9, 0.0, 0.0), taken)], Extras(max_norm=1e9), block=BLOCK)
+    norm, _ = launch(
+        [Call(SgdRule(buffered=True), lists, grads, (0.5, 0.9, 0.0, 0.0), taken)], Extras(max_norm=1e9), block=BLOCK
+    )
 
     assert float(taken) == 1.0
     assert norm is not None

@@ -338,7 +338,7 @@ def test_hyper_parameters_reach_the_device_between_steps(monkeypatch: pytest.Mon
     optimizer = AdamW([p], lr=0.5)
     p.grad = torch.ones(2)
     optimizer.step()
-    (lists,) = {id(u._lists): u._lists for plan in optimizer._plans.values() for u in plan.updates}.values()
+    (lists,) = {id(u.lists): u.lists for plan in optimizer._plans.values() for u in plan.updates}.values()
     (plan,) = [kept for kept in lists.kept.values() if kept is not None]
     memory = plan.hypers.data_ptr()
     optimizer.set_lr(0.125)
