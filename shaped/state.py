@@ -7,7 +7,7 @@ import copy
 import math
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -20,6 +20,7 @@ from shaped.optim import SGD, Adam, AdamW, FusedOptimizer
 from shaped.optim.loading import in_order
 from shaped.shapes import describe
 
+GivenOptimizer = FusedOptimizer | Callable[[Program], FusedOptimizer]  # or what makes one from a proof: Muon
 PATHS: Mapping[str, type[Any]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}  # update paths and their optimizers
 _FORMAT = 1
 
@@ -28,9 +29,11 @@ class TrainingState:
     """Optimizers by update path, counts, gradients that wait, and the backends made so far."""
 
     def __init__(
-        self, program: Program, optimizer: FusedOptimizer | None, settings: Settings, save_frozen: bool = True
+        self, program: Program, optimizer: GivenOptimizer | None, settings: Settings, save_frozen: bool = True
     ) -> None:
         self.program = program
+        if callable(optimizer):
+            optimizer = optimizer(program)
         self._save_frozen = save_frozen
         self.settings = settings
         self.progress = Progress(program.used_tensors, settings.skips)

@@ -30,7 +30,7 @@ from shaped.errors import ShapedError
 from shaped.optim import AdamW, FusedOptimizer
 from shaped.params import ParamList
 from shaped.proof import Proof
-from shaped.state import PATHS, TrainingState
+from shaped.state import PATHS, GivenOptimizer, TrainingState
 from shaped.strategies import GradientStrategy
 
 
@@ -46,7 +46,7 @@ class ScalarTrainer:
         backend: "eager" (autograd, operation by operation) or "compiled" (the proved graph with the update, one
             callable), which give the same numbers up to rounding; or "auto": compiled, and eager with a warning if the
             compiler refuses.
-        optimizer: For `train_step`: a `shaped.optim` optimizer over these parameters.
+        optimizer: For `train_step`: a `shaped.optim` optimizer over these parameters, or what makes one: `Muon`.
         assume: Relations between sizes to take as given, as for `prove`.
         static: Dimension names that are proved at each size as it comes.
         max_executors: How many compiled callables may exist; one more is an error that names this argument.
@@ -78,7 +78,7 @@ class ScalarTrainer:
         params: ParamList | nn.Module,
         *,
         backend: Literal["eager", "compiled", "auto"] = "eager",
-        optimizer: FusedOptimizer | None = None,
+        optimizer: GivenOptimizer | None = None,
         assume: Sequence[str] = (),
         static: Sequence[str] | Mapping[str, int] = (),
         max_executors: int = 20,

@@ -1,4 +1,4 @@
-"""SGD, Adam and AdamW over `shaped_kernels`: torch.optim's arguments, defaults and state dicts, and what is fused."""
+"""SGD, Adam, AdamW and Muon over `shaped_kernels`: torch.optim's arguments and state dicts, and what is fused."""
 
 from . import schedules as schedules
 from .adam import Adam as Adam
@@ -8,6 +8,7 @@ from .averaging import SWA as SWA
 from .averaging import averaged as averaged
 from .base import FusedOptimizer as FusedOptimizer
 from .flattening import flatten_parameters as flatten_parameters
+from .muon import Muon as Muon
 from .options import Options as Options
 from .sgd import SGD as SGD
 from .updates import Update as Update

@@ -16,7 +16,8 @@ from shaped.proof import contractions  # noqa: F401  # its rules
 from shaped.proof.axes import Application, Dim, Factor, Part
 from shaped.proof.flows import BATCH, IN, INDEX, OUT, Flow, Notes, Walk, name_of, sizes_of
 from shaped.proof.motions import write
-from shaped.roles import Axes, Role, Roles
+from shaped.roles import Role, Roles
+from shaped_kernels.matrices import Axes
 
 
 def read_roles(graph: GraphModule, names: Sequence[str], shapes: Sequence[Sequence[int]], *, inner: bool) -> Roles:
@@ -182,7 +183,9 @@ class _Verdict:
         for i, (root, size) in enumerate(zip(roots, shape, strict=True)):
             found = self._factors(root, size, uses, among=outs > 1)
             if isinstance(found, str):
-                return Role(name, shape, "ambiguous", None, f"axis {i} {found}")
+                both = len(shape) == 2 and all({IN, OUT} <= roles for roles in said)  # read either way, the same matrix
+                way = Axes(shape, (((shape[0], OUT),), ((shape[1], IN),))) if both else None
+                return Role(name, shape, "ambiguous", way, f"axis {i} {found}")
             mine, lengths = found
             factors.append(mine)
             if lengths:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shaped.roles import read_axes
+from shaped_kernels.matrices import read_axes
 
 TEXTS = [
     ("in out", (6, 7)), ("out in", (7, 6)), ("batch in out", (3, 6, 7)), ("out in in in", (7, 4, 3, 2)),

@@ -1,0 +1,135 @@
+"""Muon: momentum, made orthogonal as a matrix.
+
+    b <- b + (1 - momentum)*(g - b)
+    d <- g + momentum*(b - g)                if nesterov, otherwise d = b
+    O <- orthogonal factor of d              as matrices [batch, fan-out, fan-in]; see polar.py
+    p <- p - lr*weight_decay*p
+    p <- p - lr*scale*O
+
+    scale = sqrt(max(1, fan-out/fan-in))     adjust_lr_fn "original"
+            0.2*sqrt(max(fan-out, fan-in))   "match_rms_adamw": steps as large as AdamW's, so that one lr serves both
+
+What are rows and what columns is said by `axes` (see matrices.py), and not by the order in which they are stored: the
+same map takes the same step in any layout. Products dominate: 2*short^2*(2*long + short) operations a step of
+Newton-Schulz; besides, fp32 reads p g b and writes p b = 20 bytes per element.
+
+Sources: Jordan 2024, kellerjordan.github.io/posts/muon; Liu et al. 2025, arXiv:2502.16982, for the second scale; order
+and constants are those of torch.optim.Muon, for weights `[out, in]`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from .lists import WIDE
+from .matrices import Axes, read_axes
+from .polar import MUON, orthogonal_list
+from .rule import Hyper, Rule, State
+from .scalars import Scalar, Store, narrow
+
+SCALES = ("match_rms_adamw", "original")
+
+
+def scale_of(fan_in: int, fan_out: int, adjust_lr_fn: str) -> float:
+    """What lr is multiplied with for matrices of these fans."""
+    if adjust_lr_fn == "original":
+        return math.sqrt(max(1.0, fan_out / fan_in))
+    return 0.2 * math.sqrt(max(fan_in, fan_out))
+
+
+@dataclass(frozen=True)
+class MuonRule(Rule):
+    """Muon for tensors whose axes are known.
+
+    Attributes:
+        axes: What the axes of each tensor are, as `read_axes` reads it.
+        nesterov: Look ahead along the momentum.
+        adjust_lr_fn: "match_rms_adamw" or "original".
+        ns_steps, ns_coefficients: Of Newton-Schulz.
+    """
+
+    name: ClassVar[str] = "Muon"
+    hypers: ClassVar[tuple[Hyper, ...]] = (
+        Hyper("lr", 1e-3),
+        Hyper("weight_decay", 0.1),
+        Hyper("momentum", 0.95, below=1.0),
+        Hyper("eps", 1e-7),
+    )
+    every_slot: ClassVar[tuple[str, ...]] = ("momentum_buffer",)
+    counts: ClassVar[bool] = False  # torch.optim.Muon keeps no step either
+
+    axes: str = "out in"
+    nesterov: bool = True
+    adjust_lr_fn: str = "match_rms_adamw"
+    ns_steps: int = 5
+    ns_coefficients: tuple[float, float, float] = MUON
+
+    @classmethod
+    def of(cls, group: Mapping[str, Any], store: Store = "nearest", eight_bit: bool = False) -> Self:
+        """The variant that a group asks for; a list of coefficients, as files have it, is a tuple."""
+        given = dict(group)
+        if isinstance(given.get("ns_coefficients"), list):
+            given["ns_coefficients"] = tuple(given["ns_coefficients"])
+        return super().of(given, store, eight_bit)
+
+    def check(self, numbers: Sequence[float]) -> None:
+        """Refuse numbers out of range, and switches that are none."""
+        super().check(numbers)
+        if self.adjust_lr_fn not in SCALES:
+            raise ValueError(f"adjust_lr_fn must be {' or '.join(map(repr, SCALES))}, got {self.adjust_lr_fn!r}")
+        if type(self.ns_steps) is not int or not 0 < self.ns_steps < 100:
+            raise ValueError(f"ns_steps must be a whole number from 1 to 99, got {self.ns_steps!r}")
+        if len(self.ns_coefficients) != 3:
+            raise ValueError(f"ns_coefficients must be three numbers, got {self.ns_coefficients!r}")
+
+    def plain(
+        self, p: Tensor, g: Tensor, slots: State, numbers: Sequence[Scalar], step: Scalar
+    ) -> tuple[Tensor, State]:
+        """Compute a step of one parameter."""
+        params, state = self.plain_list([p], [g], [[slot] for slot in slots], numbers, step)
+        return params[0], (state[0][0],)
+
+    def plain_list(
+        self,
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        slots: Sequence[Sequence[Tensor]],
+        numbers: Sequence[Scalar],
+        step: Scalar,
+    ) -> tuple[list[Tensor], list[list[Tensor]]]:
+        """Compute a step of many parameters: all matrices of one shape are one chain of products."""
+        lr, weight_decay, momentum, eps = numbers
+        moved, ahead = [], []
+        for p, g, b in zip(params, grads, slots[0], strict=True):
+            wide = WIDE[p.dtype]
+            grad, old = g.to(wide), b.to(wide)
+            new = old + narrow(1 - momentum, wide) * (grad - old)
+            moved.append(new.to(b.dtype))
+            ahead.append(grad + narrow(momentum, wide) * (new - grad) if self.nesterov else new)
+        views = [read_axes(self.axes, p.shape) for p in params]
+        blocks = [(i, block) for i, axes in enumerate(views) for block in axes.blocks]
+        taken = [block.take(ahead[i]) for i, block in blocks]
+        made = orthogonal_list(taken, self.ns_coefficients, self.ns_steps, narrow(eps, torch.float32))
+        pieces: list[list[Tensor]] = [[] for _ in params]
+        for (i, block), matrices in zip(blocks, made, strict=True):
+            _, rows, columns = block.size
+            pieces[i].append(block.put(matrices).to(ahead[i].dtype) * scale_of(columns, rows, self.adjust_lr_fn))
+        stepped = [
+            self._step(p, _whole(axes, parts), lr, weight_decay)
+            for p, axes, parts in zip(params, views, pieces, strict=True)
+        ]
+        return stepped, [moved]
+
+    @staticmethod
+    def _step(p: Tensor, direction: Tensor, lr: Scalar, weight_decay: Scalar) -> Tensor:
+        wide = direction.dtype
+        kept = p.to(wide) * narrow(1 - lr * weight_decay, wide)
+        return (kept - narrow(lr, wide) * direction).to(p.dtype)
+
+
+def _whole(axes: Axes, parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if axes.cut is None else torch.cat(list(parts), axes.cut[0])

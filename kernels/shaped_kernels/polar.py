@@ -1,0 +1,105 @@
+"""Orthogonal factors of many matrices at once: Newton-Schulz in products of batches, one chain for each shape.
+
+    x <- m / |m|_F                        so that no singular value is above 1
+    x <- a*x + (b*(x x^T) + c*(x x^T)^2) x          steps times
+
+Singular values s go to a*s + b*s^3 + c*s^5 each time; singular vectors stay. With the coefficients of Muon five steps
+bring them to about 0.7 to 1.2, and not to 1; with (15/8, -5/4, 3/8) they converge to 1, the polar factor.
+
+Matrices lie on their side, so that x x^T is of the shorter one, and all of one shape are one batch: [n, short, long].
+A step is 2*n*short^2*(2*long + short) multiplications and additions; where long >= 2*short and products are not rounded
+to bfloat16, five steps are 2*n*short^2*(2*long + 17*short), since together they are a polynomial of x x^T. In bfloat16
+on a GPU, in float32 on a CPU; float64 stays.
+
+Source: Jordan 2024, kellerjordan.github.io/posts/muon; Bernstein & Newhouse 2024, arXiv:2409.20325.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Coefficients = tuple[float, float, float]
+MUON: Coefficients = (3.4445, -4.7750, 2.0315)  # the steepest at zero
+
+
+def polar_dtype(tensor: Tensor) -> torch.dtype:
+    """What products of such a tensor are computed in."""
+    if tensor.dtype == torch.float64:
+        return torch.float64
+    return torch.float32 if tensor.device.type == "cpu" else torch.bfloat16
+
+
+def orthogonal(
+    matrices: Tensor, coefficients: Coefficients = MUON, steps: int = 5, eps: float | Tensor = 1e-7
+) -> Tensor:
+    """Nearly orthogonal factors of a batch of matrices.
+
+    Args:
+        matrices: [n, rows, columns], any floating dtype.
+        coefficients: (a, b, c) above.
+        steps: How many times.
+        eps: The least norm that a matrix is divided by.
+
+    Returns:
+        [n, rows, columns], in the dtype that products are computed in (`polar_dtype`).
+    """
+    upright = matrices.shape[-2] > matrices.shape[-1]
+    x = (matrices.mT if upright else matrices).to(polar_dtype(matrices))
+    norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+    x = (x / norm.clamp(min=eps)).to(x.dtype)
+    if x.shape[-1] >= 2 * x.shape[-2] and x.dtype != torch.bfloat16:
+        x = torch.bmm(_polynomial(torch.bmm(x, x.mT), coefficients, steps), x)
+        return x.mT if upright else x
+    a, b, c = coefficients
+    for _ in range(steps):
+        gram = torch.bmm(x, x.mT)
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if upright else x
+
+
+def _polynomial(gram: Tensor, coefficients: Coefficients, steps: int) -> Tensor:
+    """What `x` is multiplied with in all steps together: a polynomial of x x^T, so that `long` enters twice only.
+
+    Each step multiplies x with q = a + b*G + c*G^2, and so G = x x^T with q on both sides.
+    """
+    a, b, c = coefficients
+    total: Tensor | None = None
+    for step in range(steps):
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal(dim1=-2, dim2=-1).add_(a)
+        total = factor if total is None else torch.bmm(factor, total)
+        if step < steps - 1:
+            gram = torch.bmm(factor, torch.bmm(gram, factor))
+    assert total is not None
+    return total
+
+
+def orthogonal_list(
+    batches: Sequence[Tensor], coefficients: Coefficients = MUON, steps: int = 5, eps: float | Tensor = 1e-7
+) -> list[Tensor]:
+    """The same for batches of several shapes: those of one shape, standing or lying, are one chain of products.
+
+    Args:
+        batches: [n, rows, columns] each.
+
+    Returns:
+        One for each, of its shape.
+    """
+    chains: dict[tuple[int, int, torch.dtype], list[int]] = {}
+    for i, batch in enumerate(batches):
+        rows, columns = batch.shape[-2:]
+        chains.setdefault((min(rows, columns), max(rows, columns), polar_dtype(batch)), []).append(i)
+    made: list[Tensor] = list(batches)
+    for (_, _, dtype), members in chains.items():
+        lying = [_lying(batches[i]).to(dtype) for i in members]
+        together = orthogonal(torch.cat(lying) if len(lying) > 1 else lying[0], coefficients, steps, eps)
+        for i, part in zip(members, together.split([len(batches[i]) for i in members]), strict=True):
+            made[i] = (
+                part if batches[i].shape == part.shape and batches[i].shape[-2] <= batches[i].shape[-1] else part.mT
+            )
+    return made
+
+
+def _lying(batch: Tensor) -> Tensor:
+    return batch.mT if batch.shape[-2] > batch.shape[-1] else batch
