@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Protocol, Unpack
 
-from shaped_kernels.rule import Rule
 from torch import Tensor
 
 from shaped.errors import columns, nearest
@@ -19,6 +18,7 @@ from shaped_kernels.adam import AdamRule
 from shaped_kernels.matrices import Axes, read_axes
 from shaped_kernels.muon import MuonRule, scale_of
 from shaped_kernels.polar import MUON
+from shaped_kernels.rule import Rule
 
 from .base import FusedOptimizer
 from .options import Fusing

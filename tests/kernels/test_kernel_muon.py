@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from shaped_kernels.rule import Rule
 from torch import Tensor, nn
 
 from shaped_kernels.muon import MuonRule
+from shaped_kernels.rule import Rule
 
 NUMBERS = (0.02, 0.1, 0.9, 1e-7)
 
