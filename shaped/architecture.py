@@ -49,6 +49,7 @@ def mixed(
 
     Raises:
         ShapedError: The chosen operation is none of these.
+        ShapeError: `alpha` had other operations at another place.
     """
     if (met := _met.get()) is not None:
         before = met.setdefault(alpha, tuple(operations))
@@ -167,6 +168,9 @@ class Darts(Generic[P]):
 
         Returns:
             The losses of the training and of the validation batch, each before its update.
+
+        Raises:
+            ShapeError: A batch does not fit the loss. ValueError: The search is not of second order, and `xi` is given.
         """
         if xi is not None and not self._second_order:
             raise ValueError("xi is for a search of second order: Darts(..., second_order=True)")

@@ -103,6 +103,7 @@ def fp8_linear(
 
     Raises:
         ShapeError: `w` is no matrix, its rows are not x's last axis, or they are no floating-point tensors.
+        ValueError: There is no such `product`.
     """
     if product not in ("emulated", "scaled"):
         raise ValueError(f"product is {product!r}; it is 'emulated' or 'scaled'")
@@ -218,6 +219,9 @@ class LossScaler:
         Args:
             step: A method of a ScalarTrainer with `nonfinite="skip"`: `trainer.adamw_step`.
             inputs, options: As for the method.
+
+        Raises:
+            ValueError: `step` is no method of a trainer.
         """
         trainer: Any = getattr(step, "__self__", None)
         if not hasattr(trainer, "skipped"):

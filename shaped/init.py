@@ -83,7 +83,11 @@ def fan_in(gain: float = 1.0) -> Any:
 
 
 def orthogonal(gain: float = 1.0) -> Any:
-    """Orthonormal rows or columns, by QR of a normal matrix; axes after the first are flattened."""
+    """Orthonormal rows or columns, by QR of a normal matrix; axes after the first are flattened.
+
+    Raises:
+        ValueError: When it draws a tensor of less than two axes.
+    """
 
     def draw(shape: tuple[int, ...], generator: Generator, dtype: torch.dtype) -> Tensor:
         if len(shape) < 2:

@@ -60,6 +60,9 @@ class MovingAverage:
 
     Args:
         weight: Of the newest number in the long run, above 0 and at most 1; it remembers about 1/weight numbers.
+
+    Raises:
+        ValueError: `weight` is out of range.
     """
 
     def __init__(self, weight: float = 0.01) -> None:

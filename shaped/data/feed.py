@@ -185,7 +185,7 @@ class Feed:
             return None
 
     def next(self) -> Batch | None:
-        """The next batch, or None where the epoch ends."""
+        """The next batch, or None where the epoch ends. DataError where an epoch has no batch at all."""
         if not self._again:
             self._last = self._fetch()
         self._again = False

@@ -357,6 +357,9 @@ class Loop(Hooks, Listeners):
         Args:
             name: Each has one of its own.
             function: Takes the parameters; gradients are off. Not called where a step made no update.
+
+        Raises:
+            ValueError: There is one of this name.
         """
         if name in self._updates:
             raise ValueError(f"there is an update named `{name}` already")
@@ -418,7 +421,11 @@ class Loop(Hooks, Listeners):
     # -- state -----------------------------------------------------------------------------------------------------
 
     def keep(self, name: str, thing: Any) -> None:
-        """Save and load an object's state with the loop's: anything with `state_dict` and `load_state_dict`."""
+        """Save and load an object's state with the loop's: anything with `state_dict` and `load_state_dict`.
+
+        Raises:
+            ValueError: It has not both, or something is kept under this name.
+        """
         if name in self._keepers:
             raise ValueError(f"`{name}` is kept already")
         if not (hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict")):

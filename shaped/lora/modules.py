@@ -85,7 +85,11 @@ class LoraLinear(nn.Module):
         return (y + self.get_buffer("lora_alpha") / self.rank * product).to(y.dtype)
 
     def merge(self) -> None:
-        """Put the sum in the place of the base's weight, which is kept aside. A second call does nothing."""
+        """Put the sum in the place of the base's weight, which is kept aside. A second call does nothing.
+
+        Raises:
+            ValueError: The base is in NF4, where the sum would be rounded.
+        """
         if isinstance(self.base_layer, Nf4Linear):
             raise ValueError("a base in NF4 would be rounded again; merged(module) gives a copy with full weights")
         if not self.merged:

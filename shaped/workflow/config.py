@@ -92,6 +92,9 @@ class WorkflowConfig:
         max_norm: Clip gradients to this global 2-norm.
         folder: For checkpoints after each epoch, the log and curves; None writes nothing.
         extensions: For other programs; kept as it is and handed on to the results.
+
+    Raises:
+        ConfigError: A value is out of range, or two of them exclude each other.
     """
 
     model: Part | None = None

@@ -57,7 +57,7 @@ class Real:
 
 @dataclass(frozen=True)
 class Integer:
-    """A whole number in [low, high], both among them; with `log` even in the exponent."""
+    """A whole number in [low, high], both among them; with `log` even in the exponent. ValueError for other bounds."""
 
     low: int
     high: int
@@ -97,7 +97,7 @@ class Integer:
 
 
 class Categorical:
-    """One of some values: texts, numbers, True, False or None."""
+    """One of some values: texts, numbers, True, False or None. ValueError where one is another, or there twice."""
 
     def __init__(self, *choices: Any) -> None:
         wrong = [c for c in choices if not (c is None or isinstance(c, str | int | float | bool))]

@@ -160,6 +160,9 @@ class CVConfig:
         shuffle: Shuffle rows before "k_fold" and "stratified" divide them. Not with a gap or an embargo, which would
             then leave next to nothing.
         seed: Of the shuffle.
+
+    Raises:
+        ValueError: There is no such method, a number is out of range, or two of them exclude each other.
     """
 
     method: Literal["k_fold", "stratified", "time_series", "group"] = "k_fold"

@@ -173,7 +173,7 @@ class TableProvider:
         return {"sizes": t.sizes, "features": t.features, "classes": t.classes, **counts}
 
     def tensors(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Features, standardized, and targets of some rows."""
+        """Features, standardized, and targets of some rows. DataError where the provider is closed."""
         if self._closed:
             raise DataError("the provider is closed")
         x = (self.table.x[rows] - self.mean) / self.deviation

@@ -93,6 +93,9 @@ class ADWIN(_River):
         clock: Numbers between checks.
         grace_period: Numbers before the first check.
 
+    Raises:
+        ValueError: A number is out of range.
+
     Source: river.drift.ADWIN, whose answers these are.
     """
 
