@@ -28,8 +28,8 @@ class Adam(FusedOptimizer):
         weight_decay: Gradient units added per parameter unit; if decoupled, share of `p` removed
             per step and per unit of `lr`.
         amsgrad: Divide by the largest `v` so far.
-        foreach, fused, capturable: Kept in the group for torch's sake; our rule is always fused,
-            and counts on the CPU.
+        foreach, fused, capturable: Kept in the group for torch's sake; our rule is always fused. A state dict
+            has step counts on the CPU, and on the device where `fused` or `capturable` is set.
         maximize: Climb instead of descend.
         differentiable: Must be False.
         decoupled_weight_decay: AdamW's decay.
@@ -100,8 +100,8 @@ class AdamW(Adam):
         weight_decay: Share of `p` removed per step and per unit of `lr`.
         amsgrad: Divide by the largest `v` so far.
         maximize: Climb instead of descend.
-        foreach, fused, capturable: Kept in the group for torch's sake; our rule is always fused,
-            and counts on the CPU.
+        foreach, fused, capturable: Kept in the group for torch's sake; our rule is always fused. A state dict
+            has step counts on the CPU, and on the device where `fused` or `capturable` is set.
         differentiable: Must be False.
         fusing: What torch's class does not have; see `Options`.
 
