@@ -60,13 +60,20 @@ def _parser() -> argparse.ArgumentParser:
     listed = commands.add_parser("list", help="list the parts that a workflow knows by name")
     listed.add_argument("kind", nargs="?", default="", help="models, data, metrics, ... (default: all)")
     listed.set_defaults(run=_list)
-    check = commands.add_parser("check", help="prove the annotated functions of a file")
+    check = commands.add_parser("check", help="prove the annotated functions and methods of a file")
     check.add_argument("target", metavar="FILE.py[:name]")
     check.add_argument(
         "--assume", action="append", default=[], metavar="RELATION", help='for example "dim %% heads == 0"'
     )
     check.add_argument(
         "--static", action="append", default=[], metavar="NAME[=SIZE]", help="prove this dimension at one size"
+    )
+    check.add_argument(
+        "--make",
+        action="append",
+        default=[],
+        metavar="EXPRESSION",
+        help="how an instance is made: 'Net(Config(dim=8))'",
     )
     check.add_argument("--json", action="store_true", help="print the verdicts as JSON")
     check.add_argument("--steps", action="store_true", help="print the derivation too")
@@ -136,7 +143,7 @@ def _check(options: argparse.Namespace) -> int:
 
     path, _, name = options.target.partition(":")
     static = dict(map(_static, options.static))
-    verdicts = check_file(load_file(Path(path)), Path(path), name, options.assume, static)
+    verdicts = check_file(load_file(Path(path)), Path(path), name, options.assume, static, options.make)
     form: Literal["text", "json"] = "json" if options.json else "text"
     print(*report(verdicts, form, whole=bool(name), steps=options.steps), sep="\n")
     return 1 if any(verdict.status != "proved" for verdict in verdicts) else 0

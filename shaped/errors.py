@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import PurePath
+from typing import Any
 
 
 class ShapedError(Exception):
@@ -125,7 +126,18 @@ class Goal:
 
 
 class _Located(ShapedError):
-    """An error at a line of the user's program."""
+    """An error at a line of the user's program.
+
+    Attributes:
+        title: What is wrong, in a line.
+        source: Where.
+        goal: What was left to show.
+        names: Dimension names that the program reads as plain numbers there.
+        lacking: The equality that an operation lacks, as two terms over dimension names, where it is one.
+    """
+
+    names: tuple[str, ...] = ()
+    lacking: tuple[Any, Any] | None = None
 
     def __init__(self, title: str, source: Source | None = None, goal: Goal | None = None) -> None:
         self.title = title

@@ -116,10 +116,10 @@ def test_check_reports_each_function_that_is_not_well_shaped(model: Path, capsys
 
     assert status == 1
     assert "ProofError: `transposed` is not well-shaped.\n  checked_model.py:13   return x @ p.w.T\n" in out
-    assert "SignatureError: `forgotten`, argument `x` has no annotation" in out
-    assert "SignatureError: `no_result` has no return annotation" in out
+    assert "Unprovable: `x` is read here, and it has no annotation.\n  checked_model.py:16   return x.sum()\n" in out
+    assert "proved      checked_model.py:18  no_result   for all sizes\n" in out
     assert "RuntimeError: not today\n" in out
-    assert out.endswith("1 proved, 4 not\n")
+    assert out.endswith("2 proved, 3 not\n")
 
 
 def test_check_takes_one_function_by_name(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

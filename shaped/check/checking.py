@@ -1,109 +1,152 @@
-"""Each annotated function of a module proved: a verdict for each."""
+"""Each annotated function and method of a module proved: a verdict for each."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, get_args, get_origin
+from typing import Any
 
+from shaped.check.cases import Prover, dimensions
+from shaped.check.choices import has_shape, without_none
+from shaped.check.instances import Factories, Instances, hints_of
+from shaped.check.programs import Unbuilt, names_of
+from shaped.check.statements import conditions, statement, summary
+from shaped.check.targets import Target, functions_of, methods_of, named
 from shaped.check.verdicts import Status, Verdict
 from shaped.errors import ProofError, ShapedError, SignatureError, Unprovable, first_line, nearest
+from shaped.proof import Proof
+
+_MOST_AXES = 2  # names such as `*batch` that one proof takes
 
 
 def check_file(
-    module: ModuleType, path: Path, name: str, assume: Sequence[str], static: Mapping[str, Any]
+    module: ModuleType,
+    path: Path,
+    name: str,
+    assume: Sequence[str],
+    static: Mapping[str, Any],
+    factories: Sequence[str] = (),
 ) -> list[Verdict]:
-    """Prove the functions of a module, or the one that is named.
+    """Prove the functions and methods of a module, or those that are named.
 
     Args:
+        name: Of a function, a class or a method (`Net.forward`); all of the file's where it is empty.
         assume: Relations, each for the functions that have its names.
         static: Names with their sizes, None for one of our choice; each for the functions that have it.
+        factories: How instances of a class are made, where its constructor cannot tell: `Net(Config(dim=8))`.
 
     Raises:
         ShapedError: There is no such function, or none that is annotated; or no function has a name of `static`.
     """
-    functions = functions_of(module)
-    if name and name not in functions:
-        raise ShapedError(f"{path} has no function `{name}`{nearest(name, list(functions))}")
-    found = {key: value for key, value in functions.items() if (key == name if name else _has_shapes(value))}
+    functions, methods = functions_of(module), methods_of(module)
+    found = _found(functions, methods, name)
+    if name and not found:
+        known = [*functions, *methods, *(key.rpartition(".")[0] for key in methods)]
+        raise ShapedError(f"{path} has no function `{name}`{nearest(name, known)}")
     if not found:
         raise ShapedError(f'{path} has no function whose arguments are annotated with shapes (x: Float[Tensor, "a b"])')
-    names = {key: _dimensions(value) for key, value in found.items()}
-    every = list(dict.fromkeys(n for known in names.values() for n in known))
-    for wanted in static:
-        if wanted not in every:
-            where = f"`{name}`" if name else str(path)
-            raise SignatureError(f"`{wanted}` is no dimension of {where}{nearest(wanted, every)}")
-    return [_verdict(key, value, names[key], assume, static) for key, value in found.items()]
+    if static:
+        names = {key: _dimensions(target) for key, target in found.items()}
+        every = list(dict.fromkeys(n for known in names.values() for n in known))
+        for wanted in static:
+            if wanted not in every:
+                where = f"`{name}`" if name else str(path)
+                raise SignatureError(f"`{wanted}` is no dimension of {where}{nearest(wanted, every)}")
+    instances = Instances(Factories(factories, vars(module)))
+    return [_verdict(target, instances, assume, static) for target in found.values()]
 
 
-def _verdict(
-    name: str, function: Callable[..., Any], dims: Sequence[str], assume: Sequence[str], static: Mapping[str, Any]
-) -> Verdict:
-    from shaped.proof import prove
+def _found(functions: Mapping[str, Any], methods: Mapping[str, Target], name: str) -> dict[str, Target]:
+    if name:
+        some = named(name, functions, methods)
+        return some if name in some else {key: target for key, target in some.items() if target.has_shapes}
+    every = [Target(key, function) for key, function in functions.items() if _is_meant(function)]
+    every += [target for target in methods.values() if target.has_shapes]
+    every.sort(key=lambda target: inspect.unwrap(target.function).__code__.co_firstlineno)
+    return {target.name: target for target in every}
 
-    code = inspect.unwrap(function).__code__
-    where = (name, code.co_filename, code.co_firstlineno)
-    mine = {n: size for n, size in static.items() if n in dims}
-    sized = {n: size for n, size in mine.items() if size is not None}
-    relations = tuple(text for text in assume if set(_names(text)) <= set(dims) or not _names(text))
+
+def _verdict(target: Target, instances: Instances, assume: Sequence[str], static: Mapping[str, Any]) -> Verdict:
+    code = inspect.unwrap(target.function).__code__
+    where = (target.name, code.co_filename, code.co_firstlineno)
     try:
-        proof = prove(function, relations, sized if len(sized) == len(mine) else tuple(mine))
+        if _is_plain(target):
+            return _stated(where, _proof(target, assume, static))
+        examined = Prover(target, instances, assume, static).examine()
+        seconds = sum(proof.seconds for held in examined.held for proof in held.proofs)
+        steps = tuple(str(step) for step in examined.held[0].proofs[0].steps)
+        return Verdict(
+            *where, "proved", summary(examined), statement(examined), None, tuple(conditions(examined)), steps, seconds
+        )
     except (ProofError, Unprovable) as error:
         status: Status = "refuted" if isinstance(error, ProofError) else "unprovable"
         goal = error.goal.equation or error.goal.said
         at = f"at {error.source}: " if error.source else ""
-        summary = f"{at}{goal}" if isinstance(error, ProofError) and goal else f"{at}{error.title}"
-        return Verdict(*where, status, summary, _text(error), error.source)
+        said = f"{at}{goal}" if isinstance(error, ProofError) and goal else f"{at}{error.title}"
+        return Verdict(*where, status, said, _text(error), error.source)
+    except Unbuilt as unbuilt:
+        said = f"its arguments could not be made: {unbuilt}"
+        return Verdict(*where, "unprovable", said, f"Unprovable: `{target.name}`: {said}")
     except SystemExit as error:  # of the function's own: the others are still to be looked at
         said = f"it ends the process: sys.exit({error.code!r})"
         return Verdict(*where, "error", said, f"SystemExit: {said}")
     except Exception as error:  # a signature that cannot be read, or the function's own while it was traced
         return Verdict(*where, "error", first_line(error), _text(error))
+
+
+def _stated(where: tuple[str, str, int], proof: Proof) -> Verdict:
     at = ", ".join(f"{n} = {size}" for n, size in proof.static.items())
-    conditions = f"if {', '.join(proof.conditions)}" if proof.conditions else "for all sizes"
-    conditions += f", at {at}" if at else ""
+    stated = f"if {', '.join(proof.conditions)}" if proof.conditions else "for all sizes"
+    stated += f", at {at}" if at else ""
     return Verdict(
-        *where, "proved", conditions, str(proof), None, proof.conditions, tuple(map(str, proof.steps)), proof.seconds
+        *where, "proved", stated, str(proof), None, proof.conditions, tuple(map(str, proof.steps)), proof.seconds
     )
+
+
+def _proof(target: Target, assume: Sequence[str], static: Mapping[str, Any]) -> Proof:
+    """The proof of a function whose signature says all that is needed: with its gradients, if it is a loss."""
+    from shaped.proof import prove
+
+    dims = _dimensions(target)
+    mine = {n: size for n, size in static.items() if n in dims}
+    sized = {n: size for n, size in mine.items() if size is not None}
+    relations = tuple(text for text in assume if names_of(text) <= set(dims) or not names_of(text))
+    return prove(target.function, relations, sized if len(sized) == len(mine) else tuple(mine))
 
 
 def _text(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _names(relation: str) -> tuple[str, ...]:
-    """The dimension names of a relation; none where it cannot be read, which `prove` then says."""
-    from shaped.proof.conditions import Assumption
+def _is_plain(target: Target) -> bool:
+    """Whether one proof says it all: tensors and lists of parameters, and defaults for the rest."""
+    from shaped.shapes import read_signature
 
+    if target.owner is not None:
+        return False
+    hints = hints_of(inspect.unwrap(target.function))
+    if any(has_shape(hint) and without_none(hint)[1] for hint in hints.values()):
+        return False
     try:
-        return Assumption.parse(relation).names
+        return len(read_signature(target.function).axes) <= _MOST_AXES
     except SignatureError:
-        return ()
+        return not any(map(has_shape, hints.values()))  # `prove` will say what it cannot read
 
 
-def _dimensions(function: Callable[..., Any]) -> list[str]:
-    """Every dimension name of a function; none where its signature cannot be read, which `prove` then says."""
+def _dimensions(target: Target) -> list[str]:
+    """Every dimension name of a function or method; none where its annotations cannot be read."""
     from shaped.shapes import read_signature
 
     try:
-        entries = read_signature(function).entries
+        entries = [] if target.owner is not None else read_signature(target.function).entries
     except SignatureError:
-        return []
-    return list(dict.fromkeys(name for entry in entries for dim in entry.spec.dims for name in dim.names))
+        entries = ()
+    names = [name for entry in entries for dim in entry.spec.dims for name in dim.names]
+    return list(dict.fromkeys([*names, *dimensions(hints_of(inspect.unwrap(target.function)).values())]))
 
 
-def functions_of(module: ModuleType) -> dict[str, Callable[..., Any]]:
-    """The functions that a module itself defines, in order."""
-    return {
-        name: value
-        for name, value in vars(module).items()
-        if callable(value) and inspect.isfunction(inspect.unwrap(value)) and value.__module__ == module.__name__
-    }
-
-
-def _has_shapes(function: Callable[..., Any]) -> bool:
-    """Whether a function is meant to be proved: its result has a shape, or it declares none and an argument has one.
+def _is_meant(function: Any) -> bool:
+    """Whether a function is meant to be proved: a result or an argument has a shape, or it is a loss over parameters.
 
     So a helper over parameters that returns a float is left out, and a loss with a forgotten annotation is not.
     """
@@ -113,12 +156,11 @@ def _has_shapes(function: Callable[..., Any]) -> bool:
         hints = resolve_hints(inspect.unwrap(function))
     except SignatureError:
         return True  # and `prove` will say what does not resolve
+    if any(map(has_shape, hints.values())):
+        return True
     if "return" not in hints:
         return any(map(is_tensor_annotation, hints.values()))
-    result = hints["return"]
-    if any(map(is_tensor_annotation, get_args(result) if get_origin(result) is tuple else (result,))):
-        return True
     try:
-        return bool(read_container(result, "result", function.__name__).entries)
+        return bool(read_container(hints["return"], "result", function.__name__).entries)
     except SignatureError:
         return False

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from shaped.errors import Goal, ProofError, Source, Unprovable, first_line
-from shaped.proof.goals import SYMBOLS, equation, last_answer
+from shaped.proof.goals import SYMBOLS, equation, lacking, last_answer
 from shaped.proof.hints import hint_for
 from shaped.proof.setting import Setting
 from shaped.proof.source import Place, assignment_line, is_users, operands_of, place_of_traceback, tensors_in
@@ -134,8 +134,11 @@ def _not_well_shaped(
     error: Exception, call: Call, world: World, setting: Setting, tensors: Sequence[Tensor]
 ) -> ProofError:
     source = call.place.source() if call.place else None
-    goal = _goal(error, call, world, setting, tensors)
-    return ProofError(f"`{setting.signature.name}` is not well-shaped.", source, goal)
+    sides = lacking(world)  # before the search for a hint asks more
+    found = ProofError(f"`{setting.signature.name}` is not well-shaped.", source,
+                       _goal(error, call, world, setting, tensors))  # fmt: skip
+    found.lacking = sides
+    return found
 
 
 def _explain_result(error: ResultMismatch, name: str, recorder: Recorder) -> ProofError:

@@ -82,15 +82,21 @@ def _broadcast_goal(a: Sequence[Any], b: Sequence[Any], world: World) -> str:
 
 
 def last_answer(world: World) -> str:
-    """The last equality that torch asked for and did not get."""
+    """The last relation that torch asked for and did not get."""
+    sides = lacking(world)
+    if sides is None:
+        return ""
+    return f"{sides[0]} {'==' if any(part.op == '%' for side in sides for part in side.parts()) else '='} {sides[1]}"
+
+
+def lacking(world: World) -> tuple[Term, Term] | None:
+    """The two sides of the last equality that torch asked for and did not get."""
     for asked, answer in reversed(world.env.answers):
-        term, lacking = world.term(asked), str(answer) == "False"
-        if term.op not in ("==", "!=") or lacking != (term.op == "=="):
+        term, unmet = world.term(asked), str(answer) == "False"
+        if term.op not in ("==", "!=") or unmet != (term.op == "=="):
             continue
         left, right = term.args
-        if any(part.op == "%" for part in term.parts()):
-            return f"{left} == {right}"
-        trivial = [Term.number(1)] if lacking else [Term.number(0), Term.number(1)]
-        if right not in trivial:
-            return f"{left} = {right}"
-    return ""
+        trivial = [Term.number(1)] if unmet else [Term.number(0), Term.number(1)]
+        if right not in trivial or any(part.op == "%" for part in term.parts()):
+            return left, right
+    return None

@@ -8,6 +8,7 @@ checks, torch's warnings and its logs are switched by a context variable, which 
 import builtins
 import logging
 import math
+import numbers
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -57,6 +58,23 @@ _SYMBOLIC: dict[str, Callable[..., Any]] = {
 }
 
 
+class _Float(type):
+    def __instancecheck__(cls, value: Any) -> bool:
+        return isinstance(value, float)
+
+    def __call__(cls, value: Any) -> Any:
+        return torch.sym_float(value)
+
+
+class _Real(metaclass=_Float):
+    """`float`, which keeps a size symbolic."""
+
+
+class _Whole(type):
+    def __instancecheck__(cls, value: Any) -> bool:
+        return isinstance(value, numbers.Integral | SymInt)
+
+
 class _Math(ModuleType):
     """`math`, with functions that keep sizes symbolic in the thread that traces."""
 
@@ -64,16 +82,30 @@ class _Math(ModuleType):
         return _SYMBOLIC[name] if name in _SYMBOLIC and _active.get() else getattr(math, name)
 
 
+class _Numbers(ModuleType):
+    """`numbers`, by which torch's layers tell one size from several: a symbolic one is whole, too."""
+
+    class Integral(metaclass=_Whole):
+        """What `isinstance` asks."""
+
+    def __getattribute__(self, name: str) -> Any:
+        return _Numbers.Integral if name == "Integral" else getattr(numbers, name)
+
+
 _INSTEAD: dict[int, Any] = {
     id(math): _Math("math"),
+    id(numbers): _Numbers("numbers"),
     **{id(getattr(math, name)): function for name, function in _SYMBOLIC.items()},
 }
 _BUILTINS: dict[str, Callable[..., Any]] = {"len": _length, "divmod": _divided}
+# In torch's own layers alone, since elsewhere `float` may be a dtype.
+_LAYERS = (vars(torch.nn.init), vars(torch.nn.functional))
+_OF_LAYERS: dict[str, Callable[..., Any]] = {"float": _Real}
 
 
 def stands_in(value: Any) -> bool:
     """Whether a value is one of ours, in the place of `len` or of a part of `math` while a trace lasts."""
-    return any(value is ours for ours in (*_BUILTINS.values(), *_INSTEAD.values()))
+    return any(value is ours for ours in (*_BUILTINS.values(), *_OF_LAYERS.values(), *_INSTEAD.values()))
 
 
 class Asks(BaseException):
@@ -91,8 +123,12 @@ def note_asking(frame: FrameType | None) -> None:
     if frame is None or asking is None or any(frame.f_globals is module for module in asking):
         return
     names = frame.f_code.co_names
-    if any(name in _BUILTINS or id(frame.f_globals.get(name)) in _INSTEAD for name in names):
+    if any(name in _builtins_of(frame.f_globals) or id(frame.f_globals.get(name)) in _INSTEAD for name in names):
         raise Asks(frame.f_globals)
+
+
+def _builtins_of(module: dict[str, Any]) -> dict[str, Callable[..., Any]]:
+    return _BUILTINS | _OF_LAYERS if any(module is layers for layers in _LAYERS) else _BUILTINS
 
 
 def _is_below(frame: FrameType) -> bool:
@@ -114,7 +150,8 @@ def follow(run: Callable[[], Any], begin: Callable[[], None]) -> Any:
                 last = error.__traceback__
                 while last is not None and last.tb_next is not None:
                     last = last.tb_next
-                if "divmod()" not in str(error) or last is None or not _learn(last.tb_frame.f_globals):
+                counts = any(call in str(error) for call in ("divmod()", "SymInt' object is not iterable"))
+                if not counts or last is None or not _learn(last.tb_frame.f_globals):
                     raise
             begin()
     finally:
@@ -163,7 +200,7 @@ def _renamed(modules: Any) -> Iterator[None]:
     changed: list[tuple[dict[str, Any], str, Any, bool]] = []
     try:
         for module in modules:
-            for name, function in _BUILTINS.items():
+            for name, function in _builtins_of(module).items():
                 if module.get(name, vars(builtins)[name]) is vars(builtins)[name]:
                     changed.append((module, name, module.get(name), name in module))
                     module[name] = function

@@ -30,7 +30,9 @@ def refuted(error: Exception, trials: Trials, tried: Iterable[Sizes]) -> Excepti
     failing, passed = trials.first_failure(tried)
     if isinstance(error, ProofError):
         if failing is not None:
-            return ProofError(error.title, error.source, replace(error.goal, sizes=dict(failing)))
+            found = ProofError(error.title, error.source, replace(error.goal, sizes=dict(failing)))
+            found.lacking = error.lacking
+            return found
         return _unknown(error.source, trials, error.goal, passed) if passed else error
     if failing is not None and (passed or isinstance(error, _SIZED) or not is_own(error)):
         return fails_at(failing, trials)

@@ -15,6 +15,7 @@ from shaped.strategies import GradientStrategy, Pass, differentiate
 
 # What the trace under way checks a result with; None where nothing is traced.
 _checker: ContextVar[Callable[[Any, TensorSpec], None] | None] = ContextVar("checker", default=None)
+_shown: ContextVar[Callable[[Any], str] | None] = ContextVar("shown", default=None)  # and how it writes a shape
 
 
 def expect(value: Any, spec: TensorSpec) -> None:
@@ -24,14 +25,21 @@ def expect(value: Any, spec: TensorSpec) -> None:
         checker(value, spec)
 
 
+def shape_found(tensor: Any) -> str | None:
+    """Within a trace, a tensor's shape in the user's names; None elsewhere."""
+    shown = _shown.get()
+    return None if shown is None else shown(tensor)
+
+
 @contextmanager
-def checking(checker: Callable[[Any, TensorSpec], None]) -> Iterator[None]:
-    """Let `expect` use this check."""
-    token = _checker.set(checker)
+def checking(checker: Callable[[Any, TensorSpec], None], shown: Callable[[Any], str] | None = None) -> Iterator[None]:
+    """Let `expect` use this check, and `shape_found` this way to write a shape."""
+    tokens = _checker.set(checker), _shown.set(shown)
     try:
         yield
     finally:
-        _checker.reset(token)
+        _checker.reset(tokens[0])
+        _shown.reset(tokens[1])
 
 
 @dataclass(frozen=True)

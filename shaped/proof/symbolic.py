@@ -219,11 +219,13 @@ class World:
         if place is not None and place.source().text.startswith("while "):
             size = ", ".join(names)
         instead = next((how for call, how in _INSTEAD.items() if f"{call}(" in text), "keep to tensor operations")
-        return Unprovable(
+        error = Unprovable(
             f"`{size}` is used as a plain number here, so this holds for one size only.",
             place.source() if place else None,
             Goal(hint=f"declare it: static=({static}) proves each size of it as it comes; or {instead}"),
         )
+        error.names = tuple(names)
+        return error
 
     def _names(self, symbol: Any) -> tuple[str, ...]:
         """The dimension names behind a symbol: its own, or those of a quotient `dim//heads`."""

@@ -267,7 +267,7 @@ def _graph(
     setting: Setting, world: World, recorder: Recorder, tensors: Sequence[Tensor], missing: list[int]
 ) -> GraphModule:
     """The operations of one run, with what it reads from outside; `missing` gets what has no gradient."""
-    world_check = partial(_check_within, world)
+    world_check, shown = partial(_check_within, world, {}), partial(shape_text, world=world)
     watching = recorder.watching = Watching((setting.signature.function, setting.strategy, *setting.roots))
 
     def joint(*flat: Tensor) -> tuple[Any, ...]:
@@ -276,7 +276,7 @@ def _graph(
             return differentiated(standing, *flat)
 
     def differentiated(standing: Standing, *flat: Tensor) -> tuple[Any, ...]:
-        with Rewrites(), recorder, checking(world_check), standing:
+        with Rewrites(), recorder, checking(world_check, shown), standing:
             results, done = _results(setting, flat, world)
         recorder.hold_claims()
         world.hold_sizes()
@@ -368,7 +368,7 @@ def _run_forward(setting: Setting, world: World, recorder: Recorder | None) -> N
         recorder.tensors = tensors
     with putting_back(), setting.keeping(), tracing(), world.mode:
         standing = Standing(setting.held, tensors)
-        with Rewrites(), recorder or nullcontext(), checking(partial(_check_within, world)), standing:
+        with Rewrites(), recorder or nullcontext(), checking(partial(_check_within, world, {})), standing:
             results, _ = _results(setting, tensors, world)
         world.hold_sizes()
         world.hold_data()
@@ -413,9 +413,9 @@ def check_result(actual: Any, declared: TensorSpec, world: World, own: dict[str,
         raise ResultMismatch(f"{shown} of {name}", f"{wanted} of {declared.kind}", f"{name} is {declared.kind}", "")
 
 
-def _check_within(world: World, value: Any, spec: TensorSpec) -> None:
+def _check_within(world: World, own: dict[str, Any], value: Any, spec: TensorSpec) -> None:
     with disable_proxy_modes_tracing():
-        check_result(value, spec, world, {})
+        check_result(value, spec, world, own)
 
 
 def expression(size: Any) -> sympy.Basic:

@@ -10,6 +10,7 @@ import random
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -151,7 +152,7 @@ class Trials:
                 _filled(shape, dtype, fill, generator).to(setting.device).requires_grad_(want)
                 for shape, dtype, want in zip(shapes, setting.dtypes, setting.mask, strict=True)
             ]
-            check = checking(lambda value, spec: _check(value, spec, dict(sizes)))
+            check = checking(partial(_expected, dict(sizes)))
             standing = Standing(setting.held, tensors)
             with torch.enable_grad(), Shelter(tensors, 0), check, setting.around(), standing:
                 results = setting.run(tensors)
@@ -179,6 +180,10 @@ def _check(value: Any, spec: TensorSpec, sizes: dict[str, int]) -> None:
             sizes.setdefault(dim.text, size)
         if not set(dim.names) <= set(sizes) or dim.evaluate(sizes) != size:
             raise ShapeError(f"a result has {size} where {dim} is declared")
+
+
+def _expected(sizes: dict[str, int], value: Any, spec: TensorSpec) -> None:
+    _check(value, spec, sizes)
 
 
 def _depends_on_values(error: Exception) -> bool:

@@ -1,0 +1,230 @@
+"""How many of the annotated functions and methods of two packages, written by others, `shaped check` decides.
+
+    python docs/benchmarks/reach.py --packages FOLDER [--only transformer_lens] [--seconds 60]
+
+`pip install --no-deps --target FOLDER nerfstudio==1.1.5 transformer-lens==4.3.0` puts the packages there; what they
+import and is not installed is hollow: modules whose every name is a class that does nothing. Each file is checked in a
+process of its own, and each function has a limit of time. A function counts if its annotations name a shape.
+"""
+
+import argparse
+import ast
+import importlib
+import importlib.abc
+import importlib.machinery
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+PACKAGES = {"nerfstudio": "nerfstudio", "transformer_lens": "transformer-lens"}
+_SHAPES = {
+    "Float",
+    "Int",
+    "Bool",
+    "Shaped",
+    "Num",
+    "UInt8",
+    "Integer",
+    "Complex",
+    "Float32",
+    "Float16",
+    "Int64",
+    "Real",
+}
+_OURS = ("nerfstudio", "transformer_lens", "torch", "numpy", "shaped", "jaxtyping")
+
+
+class _Nothing(type):
+    """A class of a hollow module: it has every attribute, and calling it gives an instance."""
+
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _nothing(name)
+
+    def __or__(cls, other: Any) -> Any:
+        return cls
+
+    def __ror__(cls, other: Any) -> Any:
+        return other
+
+
+def _nothing(name: str) -> Any:
+    def same(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return args[0] if len(args) == 1 and callable(args[0]) and not kwargs else _nothing(name)
+
+    def no_name(self: Any, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _nothing(name)
+
+    body = {"__module__": "hollow", "__call__": same, "__getattr__": no_name, "__class_getitem__": lambda item: kind}
+    kind = _Nothing(name, (), {**body, "__init__": lambda self, *args, **kwargs: None})
+    return kind
+
+
+class _Hollow(ModuleType):
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        value = _nothing(name)
+        setattr(self, name, value)
+        return value
+
+
+class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """The last to be asked: what nobody has is hollow."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        caller = sys._getframe(1)
+        while caller is not None and "importlib" in caller.f_code.co_filename:
+            caller = caller.f_back  # type: ignore[assignment]
+        asked = str(caller.f_globals.get("__name__", "")) if caller is not None else ""
+        hollow = isinstance(sys.modules.get(name.partition(".")[0]), _Hollow)
+        if name.startswith(_OURS) or not (asked.startswith(tuple(PACKAGES)) or hollow):
+            return None
+        return importlib.machinery.ModuleSpec(name, self, is_package=True)
+
+    def create_module(self, spec: Any) -> ModuleType:
+        module = _Hollow(spec.name)
+        module.__path__ = []
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        pass
+
+
+def annotated(file: Path) -> Iterator[tuple[str, int]]:
+    """Name and line of each function in a file that names a shape in its signature."""
+
+    def walk(body: Sequence[ast.stmt], prefix: str) -> Iterator[tuple[str, int]]:
+        for node in body:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                hints = [*(a.annotation for a in arguments), node.returns]
+                overloads = any("overload" in ast.unparse(decorator) for decorator in node.decorator_list)
+                if any(_names_shape(hint) for hint in hints) and not overloads:
+                    yield prefix + node.name, node.lineno
+                yield from walk(node.body, f"{prefix}{node.name}.<locals>.")
+            elif isinstance(node, ast.ClassDef):
+                yield from walk(node.body, f"{prefix}{node.name}.")
+            elif isinstance(node, ast.If | ast.Try | ast.With):
+                yield from walk(node.body, prefix)
+
+    yield from walk(ast.parse(file.read_text()).body, "")
+
+
+def _names_shape(hint: ast.expr | None) -> bool:
+    if isinstance(hint, ast.Constant) and isinstance(hint.value, str):
+        hint = ast.parse(hint.value, mode="eval").body
+    nodes = ast.walk(hint) if hint is not None else ()
+    subscripts = [node.value for node in nodes if isinstance(node, ast.Subscript)]
+    return any(getattr(value, "id", getattr(value, "attr", "")) in _SHAPES for value in subscripts)
+
+
+class _Late(BaseException):
+    pass
+
+
+def _late(*_: Any) -> None:
+    raise _Late
+
+
+def check(packages: Path, file: Path, seconds: int) -> None:
+    """Check a file's functions, and print a line of JSON for each. In a process of its own."""
+    sys.path.insert(0, str(packages))
+    sys.meta_path.append(_Finder())
+    from shaped.check import check_file
+
+    names = list(annotated(file))
+    relative = file.relative_to(packages)
+    try:
+        module = importlib.import_module(".".join(relative.with_suffix("").parts).removesuffix(".__init__"))
+    except BaseException as error:
+        for name, line in names:
+            _print(file, name, line, "import", f"{type(error).__name__}: {error}", 0.0)
+        return
+    signal.signal(signal.SIGPROF, _late)  # of processor time, whatever else runs
+    for name, line in names:
+        start = time.perf_counter()
+        status, summary = "unreachable", "within another function"
+        if "<locals>" not in name:
+            signal.setitimer(signal.ITIMER_PROF, seconds)
+            try:
+                verdict = next(v for v in check_file(module, file, name, (), {}) if v.function == name)
+                status, summary = verdict.status, verdict.message
+            except _Late:
+                status, summary = "late", f"more than {seconds} s"
+            except Exception as error:
+                status, summary = "error", f"{type(error).__name__}: {error}"
+            finally:
+                signal.setitimer(signal.ITIMER_PROF, 0)
+        _print(file, name, line, status, summary, time.perf_counter() - start)
+
+
+def _print(file: Path, name: str, line: int, status: str, summary: str, seconds: float) -> None:
+    row = {"file": str(file), "name": name, "line": line, "status": status, "summary": summary, "seconds": seconds}
+    print("\n@" + json.dumps(row), flush=True)
+
+
+def measure(packages: Path, only: str, seconds: int, written: Path | None) -> list[dict[str, Any]]:
+    """A row for each function of the packages, also written to a file as they come."""
+    rows: list[dict[str, Any]] = []
+    for package in PACKAGES:
+        for file in sorted((packages / package).rglob("*.py")):
+            names = list(annotated(file))
+            if not names or only not in str(file):
+                continue
+            command = [sys.executable, __file__, "--packages", str(packages), "--worker", str(file)]
+            done = subprocess.run(
+                [*command, "--seconds", str(seconds)], capture_output=True, text=True, check=False, env=os.environ
+            )
+            found = [json.loads(line[1:]) for line in done.stdout.splitlines() if line.startswith("@")]
+            seen = {row["name"] for row in found}
+            lost = {"file": str(file), "status": "crash", "summary": done.stderr[-300:], "seconds": 0.0}
+            found += [{**lost, "name": name, "line": line} for name, line in names if name not in seen]
+            rows += [{**row, "package": package, "file": str(file.relative_to(packages))} for row in found]
+            if written is not None:
+                written.write_text(json.dumps(rows, indent=1))
+            print(f"{file.relative_to(packages)}: {dict(Counter(row['status'] for row in found))}", file=sys.stderr)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--packages", type=Path, required=True)
+    parser.add_argument("--only", default="", help="files whose path has this in it")
+    parser.add_argument("--seconds", type=int, default=60, help="for one function")
+    parser.add_argument("--json", type=Path, default=None, help="where to write every row")
+    parser.add_argument("--worker", type=Path, default=None, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    packages = options.packages.resolve()
+    if options.worker is not None:
+        check(packages, options.worker, options.seconds)
+        return
+    rows = measure(packages, options.only, options.seconds, options.json)
+    import torch
+
+    print(
+        f"python {platform.python_version()}, torch {torch.__version__}, {os.cpu_count()} cores of {platform.machine()}"
+    )
+    for package in PACKAGES:
+        mine = [row for row in rows if row["package"] == package]
+        count = Counter(row["status"] for row in mine)
+        decided = count["proved"] + count["refuted"]
+        rest = ", ".join(f"{n} {status}" for status, n in count.items() if status not in ("proved", "refuted"))
+        kinds = f"{count['proved']} proved, {count['refuted']} refuted"
+        print(f"{package}: {len(mine)} annotated, {decided} decided ({kinds}); {rest}")
+
+
+if __name__ == "__main__":
+    main()

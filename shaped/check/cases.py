@@ -1,0 +1,140 @@
+"""A function or method proved in each of its cases: alternatives of its arguments, and numbers of `*batch` axes."""
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+from shaped.check.choices import MOST, Choice, Inventor, combined
+from shaped.check.instances import Instances, hints_of
+from shaped.check.programs import Case, Held, Program, Unbuilt
+from shaped.check.targets import Target
+from shaped.check.written import Fresh, axes_of, read_written
+from shaped.errors import ProofError, SignatureError, Unprovable
+from shaped.shapes import is_tensor_annotation
+
+_RANKS = (1, 0, 2, 3)  # axes of a `*batch`
+
+
+@dataclass
+class Examined:
+    """What was proved of a target."""
+
+    target: Target
+    result: Any  # its annotation
+    held: list[Held] = field(default_factory=list)
+    left_out: Sequence[str] = ()
+
+
+@dataclass
+class Prover:
+    """Proves one target.
+
+    Args:
+        instances: How instances are made.
+        assume: Relations to take as given, for the cases that have their names.
+        static: Names with their sizes, None for one of our choice.
+    """
+
+    target: Target
+    instances: Instances
+    assume: Sequence[str] = ()
+    static: Mapping[str, int | None] = field(default_factory=dict)
+
+    def examine(self) -> Examined:
+        """Prove every case.
+
+        Raises:
+            ProofError, Unprovable: Of the first case that is not proved.
+        """
+        if self.target.kind != "method":
+            return self._examine("")
+        if self.target.name.endswith(".__init__"):
+            return self._examine("new")
+        try:
+            return self._examine("made")
+        except Unbuilt as error:
+            reason: Exception = error.error if isinstance(error.error, Unprovable) else error
+        except (Unprovable, SignatureError) as error:
+            reason = error
+        try:  # a method that reads nothing of its instance
+            return self._examine("blank")
+        except (Unbuilt, Unprovable, SignatureError, AttributeError, TypeError):
+            raise reason from None
+
+    def _examine(self, owner: str) -> Examined:
+        hints = hints_of(inspect.unwrap(self.target.function))
+        inventor = Inventor(frozenset(dimensions(hints.values())), self.instances)
+        cases, left = self._cases(inventor, hints, owner)
+        examined = Examined(self.target, hints.get("return"))
+        for case in cases:
+            program = Program(self.target, case, examined.result, inventor.ints, inventor.dims)
+            try:
+                examined.held.append(program.prove(self.assume, self.static))
+            except (ProofError, Unprovable) as error:
+                raise _in(case, error) from None
+        examined.left_out = list(dict.fromkeys([*left, *inventor.left_out]))
+        return examined
+
+    def _cases(self, inventor: Inventor, hints: Mapping[str, Any], owner: str) -> tuple[list[Case], list[str]]:
+        target = self.target
+        parameters = list(inspect.signature(inspect.unwrap(target.function)).parameters.values())
+        parameters = parameters[1:] if target.kind != "function" else parameters
+        options = inventor.arguments(parameters, hints)
+        owners: list[Choice | None] = [None]
+        if owner in ("blank", "new") and target.owner is not None:
+            owners = [self.instances.blank(inventor, target.owner, "self", whole=owner == "blank")]
+        elif owner == "made" and target.owner is not None:
+            owners = list(self.instances(inventor, target.owner, "self"))
+        given = [parameter for parameter in parameters if parameter.name in options]
+        chosen, left = combined([owners, *(options[parameter.name] for parameter in given)])
+        combinations = [(some[0], tuple(zip(given, some[1:], strict=True))) for some in chosen]
+        cases, skipped = _with_axes(combinations)  # type: ignore[arg-type]
+        count = left + skipped
+        return cases, [f"{count} of {count + len(cases)} combinations"] if count else []
+
+
+def _in(case: Case, error: ProofError | Unprovable) -> ProofError | Unprovable:
+    """The error of a case, which says what was chosen."""
+    axes = "" if set(case.ranks.values()) == {_RANKS[0]} else case.axes  # one axis is what is tried first
+    where = " and ".join(filter(None, [*case.said, axes]))
+    if not where:
+        return error
+    changed = type(error)(f"{error.title[:-1]} where {where}{error.title[-1]}", error.source, error.goal)
+    changed.names, changed.lacking = error.names, error.lacking
+    return changed
+
+
+Combination = tuple[Choice | None, tuple[tuple[inspect.Parameter, Choice], ...]]
+
+
+def _with_axes(combinations: Sequence[Combination]) -> tuple[list[Case], int]:
+    """Cases for each number of `*batch` axes: all of them for the first combination, as many as may be for the others.
+
+    Where several have any number of axes, they have as many as each other first.
+    """
+    cases: list[Case] = []
+    skipped = 0
+    for i, (owner, arguments) in enumerate(combinations):
+        values = [choice.value for choice in [*([owner] if owner else []), *(choice for _, choice in arguments)]]
+        names = list(dict.fromkeys(n for value in values for e in value.entries for n in axes_of(e.spec)))
+        alike = [(rank,) * len(names) for rank in _RANKS] if names else [()]
+        every, left = combined([_RANKS] * len(names))
+        ranks = [*alike, *(some for some in every if some not in alike)]
+        room = max(1, (MOST - len(cases)) // max(1, len(combinations) - i)) if i else MOST
+        skipped += left + len(ranks) - len(ranks[:room])
+        cases += [Case(arguments, owner, dict(zip(names, some, strict=True))) for some in ranks[:room]]
+    return cases, skipped
+
+
+def dimensions(hints: Any) -> Iterator[str]:
+    """Every name of an axis in some annotations."""
+    for hint in hints:
+        if not is_tensor_annotation(hint):
+            yield from dimensions(get_args(hint))
+            continue
+        try:
+            for reading in read_written(hint, "", Fresh()):
+                yield from (name for dim in reading.spec.dims for name in dim.names)
+        except SignatureError:
+            continue

@@ -1,0 +1,209 @@
+"""Instances of classes, as their constructors make them of invented arguments."""
+
+import ast
+import builtins
+import dataclasses
+import inspect
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from types import CodeType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from shaped.check.choices import (
+    Choice,
+    Inventor,
+    combined,
+    constant,
+    has_shape,
+    is_unknown,
+    is_whole,
+    together,
+    unknown,
+    whole,
+)
+from shaped.check.unknown import blank
+from shaped.errors import ShapedError
+from shaped.shapes import annotated_part
+
+_DEEPEST = 4  # classes within classes
+_FILLS = {"uniform_", "normal_", "trunc_normal_", "constant_", "zeros_", "ones_"}
+_ALTERNATIVES = 4  # of one class
+
+
+@dataclass
+class Factories:
+    """How instances are made where a constructor's arguments cannot be invented: `Net(Config(dim=8))`.
+
+    Names in an expression that the file does not define are dimensions.
+    """
+
+    expressions: Sequence[str] = ()
+    names: Mapping[str, Any] = field(default_factory=dict)  # of the file
+
+    def __post_init__(self) -> None:
+        self._codes: dict[str, tuple[CodeType, tuple[str, ...], str]] = {}
+        for text in self.expressions:
+            key, _, value = text.partition("=") if text.partition("=")[0].strip().isidentifier() else ("", "", text)
+            try:
+                node = ast.parse(value.strip(), mode="eval")
+                named = node.body.func if isinstance(node.body, ast.Call) else node.body
+                last = named.attr if isinstance(named, ast.Attribute) else getattr(named, "id", "")
+                code = compile(node, "<factory>", "eval")
+            except SyntaxError as error:
+                raise ShapedError(f"a factory is an expression such as Net(Config(dim=8)), not {text!r}") from error
+            names = tuple(dict.fromkeys(n.id for n in ast.walk(node) if isinstance(n, ast.Name)))
+            self._codes[key.strip() or last] = code, names, value.strip()
+
+    def made(self, kind: type, path: str, ints: list[str]) -> list[Choice]:
+        """The choice that a factory gives for a class; none where there is no factory."""
+        if kind.__name__ not in self._codes:
+            return []
+        code, names, text = self._codes[kind.__name__]
+        free = [name for name in names if name not in self.names and not hasattr(builtins, name)]
+        ints += [name for name in free if name not in ints]
+        make = partial(_evaluated, code, self.names, tuple(free))
+        return [together(path, text, free, [whole(name, name) for name in free], make)]
+
+
+def _evaluated(code: CodeType, names: Mapping[str, Any], free: Sequence[str], parts: Sequence[Any]) -> Any:
+    with _Filling():
+        return eval(code, {**names, **dict(zip(free, parts, strict=True))})
+
+
+@dataclass
+class Instances:
+    """Makes the choices for a class."""
+
+    factories: Factories
+
+    def __call__(self, inventor: Inventor, kind: type, path: str) -> list[Choice]:
+        """An instance by its factory or its constructor; unknown where neither can be."""
+        made = self.factories.made(kind, path, inventor.ints)
+        if made:
+            return made
+        if kind in inventor.making or len(inventor.making) >= _DEEPEST or _is_foreign(kind):
+            return [unknown(path, f"nothing makes its {kind.__name__}")]
+        inventor.making.append(kind)
+        try:
+            return self.constructed(inventor, kind, path)
+        finally:
+            inventor.making.pop()
+
+    def constructed(self, inventor: Inventor, kind: type, path: str) -> list[Choice]:
+        """An instance of each combination of a constructor's arguments."""
+        if inspect.isabstract(kind) or getattr(kind, "_is_protocol", False):
+            return [unknown(path, f"{kind.__name__} is abstract")]
+        if typing.is_typeddict(kind) or hasattr(kind, "_fields"):
+            hints = hints_of(kind)
+            options = {name: inventor.of(hint, f"{path}.{name}") for name, hint in hints.items()}
+            make: Callable[..., Any] = kind
+        else:
+            try:
+                parameters = list(inspect.signature(kind).parameters.values())
+            except (TypeError, ValueError):
+                return [unknown(path, f"nothing makes its {kind.__name__}")]
+            hints = hints_of(kind) if dataclasses.is_dataclass(kind) and _generated(kind) else hints_of(kind.__init__)
+            parameters = [_with_factory(kind, parameter) for parameter in parameters]
+            options = inventor.arguments(parameters, hints, f"{path}.")
+            make = kind
+        chosen, left = combined(list(options.values()), _ALTERNATIVES)
+        if left:
+            inventor.left_out.append(f"{left} other ways to make {path}")
+        return [
+            together(path, _spelled(kind, parts), tuple(options), parts, partial(_made, make, tuple(options)))
+            for parts in chosen
+        ]
+
+    def blank(self, inventor: Inventor, kind: type, path: str, whole: bool = True) -> Choice:
+        """An instance with what the class's own annotations tell, and nothing else, or not even that."""
+        found: dict[str, Choice] = {}
+        for name, hint in hints_of(kind).items() if whole else ():
+            if (has_shape(hint) or hint is int) and not isinstance(getattr(kind, name, None), property):
+                options = [choice for choice in inventor.of(hint, f"{path}.{name}") if not is_unknown(choice)]
+                found.update({name: options[0]} if options else {})
+            elif name in vars(kind) and not callable(vars(kind)[name]):
+                found[name] = constant(name, vars(kind)[name])
+        make = partial(_blank, kind, tuple(found))
+        return together(path, f"any {kind.__name__}", tuple(found), list(found.values()), make)
+
+
+def _generated(kind: type) -> bool:
+    """Whether a dataclass's constructor is the one that it was given."""
+    code = getattr(inspect.unwrap(kind.__init__), "__code__", None)
+    return code is None or code.co_filename.startswith("<")
+
+
+def _with_factory(kind: type, parameter: inspect.Parameter) -> inspect.Parameter:
+    """A dataclass's `default_factory` as the default that it makes."""
+    fields = {f.name: f for f in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else {}
+    one = fields.get(parameter.name)
+    if one is not None and one.default_factory is not dataclasses.MISSING:
+        return parameter.replace(default=one.default_factory())
+    return parameter
+
+
+def _is_foreign(kind: type) -> bool:
+    """Whether it is a class of torch, numpy or Python, of which nothing is invented."""
+    return kind is nn.Module or kind.__module__.split(".")[0] in ("torch", "numpy", "builtins", "typing", "pathlib")
+
+
+def _spelled(kind: type, parts: Sequence[Choice]) -> str:
+    """`Net(d_in, d_out)`: the sizes that it was made with."""
+    sizes = [part.value.kind for part in parts if is_whole(part)]
+    return f"{kind.__name__}({', '.join(sizes)})" if sizes else kind.__name__
+
+
+def _made(make: Callable[..., Any], names: Sequence[str], parts: Sequence[Any]) -> Any:
+    with _Filling():
+        return make(**dict(zip(names, parts, strict=True)))
+
+
+def _blank(kind: type, names: Sequence[str], parts: Sequence[Any]) -> Any:
+    return blank(kind, dict(zip(names, parts, strict=True)))
+
+
+class _Filling(TorchFunctionMode):
+    """While a module is made of symbolic sizes, nothing is drawn: fans and bounds are numbers of these sizes."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        fills = getattr(func, "__module__", "") == "torch.nn.init" or getattr(func, "__name__", "") in _FILLS
+        tensor = next(iter([*args, *(kwargs or {}).values()]), None) if fills else None
+        if isinstance(tensor, Tensor) and any(isinstance(size, torch.SymInt) for size in tensor.shape):
+            return tensor
+        return func(*args, **(kwargs or {}))
+
+
+def hints_of(owner: Any) -> dict[str, Any]:
+    """Annotations as objects; one that does not resolve is kept as its text, and makes an unknown value."""
+    try:
+        return typing.get_type_hints(owner, include_extras=True)
+    except Exception:
+        found: dict[str, Any] = {}
+        for one in reversed(owner.__mro__) if isinstance(owner, type) else [annotated_part(owner)]:
+            names = vars(inspect.getmodule(one) or object)
+            for name, hint in (getattr(one, "__annotations__", None) or {}).items():
+                found[name] = hint
+                if isinstance(hint, str):
+                    try:
+                        found[name] = eval(hint, dict(names))
+                    except Exception:
+                        found[name] = _Unresolved(hint)
+        return found
+
+
+class _Unresolved:
+    """An annotation that could not be evaluated."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __repr__(self) -> str:
+        return self.text

@@ -1,0 +1,274 @@
+"""One case as a program over tensors: its instance is made, it is called, its result is held; and its proof."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from shaped.check.choices import Choice
+from shaped.check.results import Result
+from shaped.check.targets import Target
+from shaped.check.written import with_ranks
+from shaped.errors import ProofError, SignatureError, Unprovable, first_line
+from shaped.proof import Proof, Setting, prove_setting
+from shaped.shapes import Argument, Container, Dim, Signature, TensorSpec, Term
+
+_TIES = 4  # sizes that a program needs to be equal
+_ROUNDS = 6  # of finding the names that it reads as numbers
+_ENOUGH = 2  # sets of numbers for several names
+
+
+@dataclass(frozen=True)
+class Case:
+    """Values for all arguments, and how many axes each `*batch` has."""
+
+    arguments: tuple[tuple[inspect.Parameter, Choice], ...]
+    owner: Choice | None  # what a method is called on
+    ranks: Mapping[str, int]
+
+    @property
+    def choices(self) -> list[Choice]:
+        """What it is called on and with."""
+        return [*([self.owner] if self.owner else []), *(choice for _, choice in self.arguments)]
+
+    @property
+    def said(self) -> tuple[str, ...]:
+        """What was chosen."""
+        return tuple(text for choice in self.choices for text in choice.said)
+
+    @property
+    def axes(self) -> str:
+        """`*batch has 2 axes`."""
+        parts = [f"{spelled(n)} has {r} ax{'i' if r == 1 else 'e'}s" for n, r in self.ranks.items()]
+        return " and ".join(parts)
+
+
+@dataclass
+class Held:
+    """A case that is proved, perhaps at several numbers where it reads some."""
+
+    case: Case
+    proofs: list[Proof]
+    ties: Mapping[str, Dim]  # sizes that have to be equal: in_dim = input_dim
+    found: str  # the result's shape
+    refused: list[str] = field(default_factory=list)  # numbers at which it is not proved, and why
+
+
+class Unbuilt(Exception):
+    """No instance could be made to call the method on."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(first_line(error))
+        self.error = error
+
+
+class Program:
+    """A case, ready to be traced.
+
+    Args:
+        ints: Integers that were invented.
+        dims: The names in the signature's annotations.
+    """
+
+    def __init__(self, target: Target, case: Case, hint: Any, ints: Sequence[str], dims: frozenset[str]) -> None:
+        self.target, self.case, self.ints, self.dims = target, case, tuple(ints), dims
+        self.result = Result(hint, dict(case.ranks))
+        self.ties: dict[str, Dim] = {}
+        self.built = 0  # how often all values could be made
+
+    def prove(self, assume: Sequence[str], static: Mapping[str, int | None]) -> Held:
+        """Prove it, with sizes tied and integers as numbers where the program needs that.
+
+        Raises:
+            ProofError, Unprovable: It is not.
+            Unbuilt: Its values could not be made.
+        """
+        while True:
+            try:
+                return self._numbered(assume, static)
+            except ProofError as error:
+                tie = self._tie(error) if len(self.ties) < _TIES else None
+                if tie is None:
+                    self._hold_built(error)
+                    raise
+                self.ties |= tie
+            except Exception as error:
+                if not self.built:
+                    raise Unbuilt(error) from error
+                raise
+
+    def _numbered(self, assume: Sequence[str], static: Mapping[str, int | None]) -> Held:
+        """Prove it for all integers, or at some numbers for those that it reads."""
+        given = {name: size for name, size in static.items() if size is not None}
+        names = [name for name, size in static.items() if size is None]
+        for _ in range(_ROUNDS):
+            try:
+                first = self._once(assume, {**given, **_numbers(names, 0)})
+                break
+            except Unprovable as error:
+                more = [name for name in error.names if name in self.ints and name not in (*names, *given)]
+                if not more:
+                    raise
+                names += more
+            except ProofError as error:
+                if not names or self._tie(error) is not None:
+                    raise
+                return self._elsewhere(error, assume, given, names)
+        else:
+            raise Unprovable(f"`{self.target.name}` reads too many sizes as plain numbers.")
+        held = Held(self.case, [first], dict(self.ties), self.result.found)
+        return self._others(held, assume, given, names)
+
+    def _elsewhere(
+        self, error: ProofError, assume: Sequence[str], given: Mapping[str, int], names: Sequence[str]
+    ) -> Held:
+        """Prove it at other numbers than the first, where it is refused; the first error if it is at all of them."""
+        held = self._others(Held(self.case, [], dict(self.ties), ""), assume, given, names)
+        if not held.proofs:
+            raise error
+        held.found = self.result.found
+        held.refused.insert(0, f"{_at(_numbers(names, 0))}: {_reason(error)}")
+        return held
+
+    def _others(self, held: Held, assume: Sequence[str], given: Mapping[str, int], names: Sequence[str]) -> Held:
+        for i in range(1, 4 if len(names) > 1 else 3 if names else 1):
+            numbers = _numbers(names, i)
+            if len(names) > 1 and len(held.proofs) >= _ENOUGH:
+                break
+            try:
+                held.proofs.append(self._once(assume, {**given, **numbers}))
+            except (ProofError, Unprovable) as error:
+                held.refused.append(f"{_at(numbers)}: {_reason(error)}")
+            except Exception as error:  # the program's own refusal of a number
+                held.refused.append(f"{_at(numbers)}: {first_line(error)}")
+        return held
+
+    def _once(self, assume: Sequence[str], static: Mapping[str, int]) -> Proof:
+        signature = self.signature
+        names = {name for entry in signature.entries for dim in entry.spec.dims for name in dim.names}
+        dtypes = tuple(entry.spec.default_dtype() for entry in signature.entries)
+        setting = Setting(signature, dtypes, (False,) * len(dtypes), torch.device("cpu"), call=self.call)
+        relations = [text for text in assume if names_of(text) <= names]
+        return prove_setting(setting, relations, {name: size for name, size in static.items() if name in names})
+
+    @property
+    def values(self) -> list[Container]:
+        """How each value is made, the sizes tied and `*batch` written out."""
+        return [choice.value.map(lambda s: with_ranks(s, dict(self.case.ranks)).rename(self.ties))
+                for choice in self.case.choices]  # fmt: skip
+
+    @property
+    def signature(self) -> Signature:
+        """What the trace needs to know: tensors in, and nothing of the result, which `call` holds itself."""
+        function = inspect.unwrap(self.target.function)
+        code = getattr(function, "__code__", None)
+        origin = (code.co_filename, code.co_firstlineno) if code is not None else None
+        values = [_declared(value, origin) for value in self.values]
+        arguments = tuple(Argument(value.path, "container", value.entries, value) for value in values)
+        return Signature(self.target.name, function, arguments, Container("result", "tuple"))
+
+    def call(self, tensors: Sequence[Any]) -> Any:
+        """Make the values, call the function, and hold what it returns."""
+        values, positional, keywords = self._made(tensors), [], {}
+        self.built += 1
+        if self.case.owner is not None:
+            positional.append(values.pop(0))
+        elif self.target.kind == "class":
+            positional.append(self.target.owner)
+        for (parameter, _), value in zip(self.case.arguments, values, strict=True):
+            if parameter.kind is parameter.KEYWORD_ONLY:
+                keywords[parameter.name] = value
+            else:
+                positional.append(value)
+        return self.result.hold(inspect.unwrap(self.target.function)(*positional, **keywords))
+
+    def _made(self, tensors: Sequence[Any]) -> list[Any]:
+        values, at = [], 0
+        for value in self.values:
+            count = len(value.entries)
+            values.append(value.build(tensors[at : at + count]))
+            at += count
+        return values
+
+    def _tie(self, error: ProofError) -> dict[str, Dim] | None:
+        """An equality that is asked of sizes whose relation no annotation tells, as one to be stated.
+
+        An integer that is no name in the signature's annotations is what an input's axis says; an input's axis that is
+        none of the integers is what a module was made for. Two integers that would have to be equal are a fault.
+        """
+        if error.lacking is None:
+            return None
+        for one, other in (error.lacking, error.lacking[::-1]):
+            name = one.args[0] if one.is_name else ""
+            if not name or name in self.ties or name in other.names or other.op == "/":
+                continue
+            others = set(other.names)
+            if name in self.ints and name not in self.dims and not others & set(self.ints):
+                return _tied(name, other)
+            if name not in self.ints and others and others <= set(self.ints) - self.dims:
+                return _tied(name, other)
+        return None
+
+    def _hold_built(self, error: ProofError) -> None:
+        """Raise Unbuilt where it is a constructor that fails at the sizes of a refutation."""
+        if not self.built:
+            raise Unbuilt(error) from error
+        entries = self.signature.entries
+        names = {name for entry in entries for dim in entry.spec.dims for name in dim.names}
+        if not names <= set(error.goal.sizes) or not names:
+            return
+        try:
+            self._made([_zeros(entry.spec, error.goal.sizes) for entry in entries])
+        except Exception as failure:
+            raise Unbuilt(failure) from failure
+
+
+def _declared(value: Container, origin: Any) -> Container:
+    return replace(value, origin=origin, parts=tuple(_declared(part, origin) for part in value.parts))
+
+
+def _zeros(spec: TensorSpec, sizes: Mapping[str, int]) -> torch.Tensor:
+    return torch.zeros([int(dim.evaluate(sizes)) for dim in spec.dims], dtype=spec.default_dtype())
+
+
+def _tied(name: str, other: Term) -> dict[str, Dim] | None:
+    try:
+        return {name: Dim.of(other)}
+    except (SignatureError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _numbers(names: Sequence[str], which: int) -> dict[str, int]:
+    """Numbers for integers that a program reads as such: distinct, each a multiple of the one before or after it.
+
+    Heads divide a width, whichever is read first.
+    """
+    if len(names) == 1:
+        return {names[0]: (2, 3, 1)[which]}
+    order = names[::-1] if which % 2 else names
+    return {name: (2 + which // 2) * 2 ** order.index(name) for name in names}
+
+
+def _at(numbers: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} = {number}" for name, number in numbers.items())
+
+
+def _reason(error: ProofError | Unprovable) -> str:
+    return error.goal.raised or error.goal.equation or error.goal.said or error.title
+
+
+def names_of(relation: str) -> set[str]:
+    """The dimension names of a relation; none where it cannot be read, which `prove` then says."""
+    from shaped.proof.conditions import Assumption
+
+    try:
+        return set(Assumption.parse(relation).names)
+    except SignatureError:
+        return set()
+
+
+def spelled(name: str) -> str:
+    """`*batch`, or `...`."""
+    return "..." if name == "_" else f"*{name}"

@@ -1,0 +1,95 @@
+"""What was proved of a target, as a statement: for which sizes, alternatives, numbers and axes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from shaped.check.cases import Examined
+from shaped.check.programs import Held, spelled
+
+
+def statement(examined: Examined) -> str:
+    """The statement whole."""
+    first = examined.held[0]
+    names = _dims(first)
+    shown = [_shown(first, choice.value) for choice in first.case.choices if choice.value.parts or choice.value.spec]
+    rows = [
+        ("", f"{examined.target.name} : {', '.join(shown)} -> {_result(examined)}"),
+        ("", f"proved for all {', '.join(names)} >= 1" if names else "proved"),
+        ("conditions", ", ".join(conditions(examined)) or "none"),
+        ("where", "; ".join(alternatives(examined))),
+        ("axes", "; ".join(axes(examined))),
+        ("at", "; ".join(numbers(examined))),
+        ("not at", "; ".join(dict.fromkeys(text for held in examined.held for text in held.refused))),
+        ("left out", "; ".join(examined.left_out)),
+    ]
+    return "\n".join(f"{label:<13}{text}" if label else text for label, text in rows if text)
+
+
+def summary(examined: Examined) -> str:
+    """The statement in a line."""
+    stated = conditions(examined)
+    parts = [f"if {', '.join(stated)}" if stated else "for all sizes"]
+    at = numbers(examined)
+    parts += [f"at {' or '.join(at)}"] if at else []
+    chosen = alternatives(examined)
+    parts += [f"in {len(chosen)} alternatives"] if len(chosen) > 1 else chosen
+    return ", ".join(parts)
+
+
+def conditions(examined: Examined) -> list[str]:
+    """What was assumed of sizes; what only some cases need says which."""
+    found: dict[str, list[Held]] = {}
+    for held in examined.held:
+        ties = [f"{name} == {dim}" for name, dim in held.ties.items()]
+        for text in dict.fromkeys([*ties, *(c for proof in held.proofs for c in proof.conditions)]):
+            found.setdefault(text, []).append(held)
+    return [text if len(some) == len(examined.held) else f"{text} where {_cases(some)}" for text, some in found.items()]
+
+
+def alternatives(examined: Examined) -> list[str]:
+    """`mask absent`, `mask present`: what was chosen, once each combination."""
+    return list(dict.fromkeys(" and ".join(held.case.said) for held in examined.held if held.case.said))
+
+
+def axes(examined: Examined) -> list[str]:
+    """`*batch of 0 to 3 axes`."""
+    first = examined.held[0].case.ranks
+    if not first:
+        return []
+    tried = sorted({tuple(held.case.ranks.get(name, 0) for name in first) for held in examined.held})
+    if len(first) == 1:
+        numbers = [some[0] for some in tried]
+        return [f"{spelled(next(iter(first)))} of {numbers[0]} to {numbers[-1]} axes"]
+    return [f"({', '.join(map(spelled, first))}) of {', '.join(map(str, tried))} axes"]
+
+
+def numbers(examined: Examined) -> list[str]:
+    """`n_layers = 2`: where it reads integers as numbers."""
+    proofs = [proof for held in examined.held for proof in held.proofs]
+    found = [", ".join(f"{n} = {size}" for n, size in proof.static.items()) for proof in proofs]
+    return list(dict.fromkeys(filter(None, found)))
+
+
+def _cases(some: Sequence[Held]) -> str:
+    texts = (" and ".join(filter(None, [*held.case.said, held.case.axes])) for held in some)
+    return " or ".join(dict.fromkeys(texts))
+
+
+def _dims(held: Held) -> list[str]:
+    """The names that are free in each proof of a case, `*batch` for its axes."""
+    names = [name for name in held.proofs[0].dims if all(name not in proof.static for proof in held.proofs)]
+    written = {f"{'_a' if name == '_' else name}{i}" for name, r in held.case.ranks.items() for i in range(1, r + 1)}
+    return [*(spelled(name) for name in held.case.ranks), *(name for name in names if name not in written)]
+
+
+def _shown(held: Held, value: Any) -> str:
+    if value.spec is None or not value.spec.dims:
+        return str(value.name)
+    return f"[{', '.join(spelled(dim.text[1:]) if dim.is_axes else dim.text for dim in value.spec.dims)}]"
+
+
+def _result(examined: Examined) -> str:
+    """The result as it was found; beside it what is declared, where that has no shape."""
+    found = examined.held[0].found or "nothing"
+    hint = examined.result
+    return found if hint is not None else f"{found} (found)"

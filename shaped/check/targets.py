@@ -1,0 +1,75 @@
+"""What a module defines that can be proved: functions, and the methods of its classes."""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Literal
+
+from shaped.check.choices import has_shape
+from shaped.check.instances import hints_of
+
+Kind = Literal["function", "method", "class"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A function, or a method of a class."""
+
+    name: str  # "loss", "Net.forward"
+    function: Callable[..., Any]
+    owner: type | None = None
+    kind: Kind = "function"  # of a static method, too: it is called on nothing
+
+    @property
+    def has_shapes(self) -> bool:
+        """Whether one of its annotations is a tensor's."""
+        return any(map(has_shape, hints_of(inspect.unwrap(self.function)).values()))
+
+
+def functions_of(module: ModuleType) -> dict[str, Callable[..., Any]]:
+    """The functions that a module itself defines, in order."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if callable(value) and inspect.isfunction(inspect.unwrap(value)) and value.__module__ == module.__name__
+    }
+
+
+def methods_of(module: ModuleType) -> dict[str, Target]:
+    """The methods of the classes that a module itself defines, with those of classes within; in order."""
+    found: dict[str, Target] = {}
+    for name, value in vars(module).items():
+        if isinstance(value, type) and value.__module__ == module.__name__ and value.__qualname__ == name:
+            found.update({target.name: target for target in _methods(value)})
+    return found
+
+
+def _methods(owner: type) -> Iterator[Target]:
+    for name, value in vars(owner).items():
+        function, kind = _function(value)
+        if function is not None and getattr(function, "__module__", "") == owner.__module__:
+            yield Target(f"{owner.__qualname__}.{name}", function, owner, kind)
+        elif isinstance(value, type) and value.__qualname__ == f"{owner.__qualname__}.{name}":
+            yield from _methods(value)
+
+
+def _function(value: Any) -> tuple[Callable[..., Any] | None, Kind]:
+    """The function behind an attribute of a class, and what it is called on."""
+    if isinstance(value, staticmethod):
+        return value.__func__, "function"
+    if isinstance(value, classmethod):
+        return value.__func__, "class"
+    if isinstance(value, property):
+        return value.fget, "method"
+    cached = getattr(value, "func", None)  # functools.cached_property
+    function = cached if inspect.isfunction(cached) else value
+    found = callable(function) and inspect.isfunction(inspect.unwrap(function))
+    return (function if found else None), "method"
+
+
+def named(name: str, functions: Mapping[str, Callable[..., Any]], methods: Mapping[str, Target]) -> dict[str, Target]:
+    """The targets of a name: a function, a method, or all methods of a class."""
+    if name in functions:
+        return {name: Target(name, functions[name])}
+    return {key: target for key, target in methods.items() if key == name or key.startswith(f"{name}.")}

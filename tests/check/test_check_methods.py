@@ -1,0 +1,237 @@
+"""Methods, modules, and what a signature may say."""
+
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from shaped.check import Verdict, check_file
+
+HEAD = """
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Literal, Optional, Union
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+"""
+
+LINEAR = """
+class Linear(nn.Module):
+    def __init__(self, d_in: int, d_out: int) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.empty(d_out, d_in))
+
+    def forward(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... {result}"]:
+        return x @ self.w{transposed}
+"""
+
+
+@pytest.fixture
+def check(tmp_path: Path, request: pytest.FixtureRequest):  # type: ignore[no-untyped-def]
+    """Write a program, and check it or a name in it."""
+
+    def checked(text: str, name: str = "", **options: object) -> dict[str, Verdict]:
+        file = tmp_path / "checked.py"
+        file.write_text(HEAD + text)
+        module = ModuleType(f"checked_{abs(hash(text))}")
+        module.__file__ = str(file)
+        sys.modules[module.__name__] = module
+        request.addfinalizer(lambda: sys.modules.pop(module.__name__, None))
+        exec(compile(file.read_text(), str(file), "exec"), vars(module))
+        verdicts = check_file(module, file, name, (), {}, **options)  # type: ignore[arg-type]
+        return {verdict.function: verdict for verdict in verdicts}
+
+    return checked
+
+
+def test_a_module_is_proved_for_all_its_widths(check) -> None:  # type: ignore[no-untyped-def]
+    found = check(LINEAR.format(result="d_out", transposed=".T"))["Linear.forward"]
+
+    assert found.status == "proved"
+    assert found.message.startswith(
+        "Linear.forward : Linear(d_in, d_out), [..., d_in] -> [_a1, d_out]\nproved for all ..., d_in, d_out >= 1\n"
+        "conditions   none\naxes         ... of 0 to 3 axes"
+    )
+
+
+@pytest.mark.parametrize(
+    ("result", "transposed", "line"), [("d_in", ".T", "d_out = d_in"), ("d_out", "", "d_in = d_out")]
+)
+def test_a_module_that_is_wrong_for_some_widths_is_refuted_at_its_line(check, result, transposed, line) -> None:  # type: ignore[no-untyped-def]
+    found = check(LINEAR.format(result=result, transposed=transposed))["Linear.forward"]
+
+    assert found.status == "refuted"
+    assert found.summary == f"at checked.py:15: {line}"
+
+
+@pytest.mark.slow
+def test_layers_of_torch_are_made_of_symbolic_sizes(check) -> None:  # type: ignore[no-untyped-def]
+    found = check("""
+class Block(nn.Module):
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.norm, self.up = nn.LayerNorm(dim), nn.Linear(dim, 4 * dim)
+        self.attention = nn.MultiheadAttention(dim, heads, batch_first=True)
+
+    def forward(self, x: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch seq 4*dim"]:
+        x = self.norm(x)
+        return self.up(self.attention(x, x, x)[0])
+""")["Block.forward"]
+
+    assert found.status == "proved"
+    assert found.conditions == ("dim % heads == 0",)
+
+
+def test_integers_that_the_program_reads_are_tried_at_numbers_that_are_stated(check) -> None:  # type: ignore[no-untyped-def]
+    found = check("""
+class Deep(nn.Module):
+    def __init__(self, dim: int, n_layers: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(dim, dim) for _ in range(n_layers)])
+
+    def forward(self, x: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+""")["Deep.forward"]
+
+    assert found.summary == "for all sizes, at n_layers = 2 or n_layers = 3 or n_layers = 1"
+
+
+def test_an_axis_that_is_named_otherwise_than_the_module_names_it_is_stated_as_equal(check) -> None:  # type: ignore[no-untyped-def]
+    found = check("""
+class Auto(nn.Module):
+    def __init__(self, width: int, code: int) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(width, code), nn.Linear(code, width)
+
+    def forward(self, x: Float[Tensor, "batch features"]) -> Float[Tensor, "batch features"]:
+        return self.b(self.a(x))
+""")["Auto.forward"]
+
+    assert found.conditions == ("features == width",)
+
+
+def test_every_alternative_of_an_argument_is_proved(check) -> None:  # type: ignore[no-untyped-def]
+    found = check("""
+def pool(x: Float[Tensor, "b s d"], how: Literal["mean", "max"], mask: Optional[Float[Tensor, "b s"]] = None
+         ) -> Float[Tensor, "b d"]:
+    x = x if mask is None else x * mask[..., None]
+    return x.mean(1) if how == "mean" else x.amax(1)
+
+def wrong(x: Float[Tensor, "b s d"], mask: Optional[Float[Tensor, "b s"]] = None) -> Float[Tensor, "b s d"]:
+    return x if mask is None else x * mask
+
+def either(x: Union[Float[Tensor, "a b"], Float[Tensor, " b"]], keep: bool) -> Float[Tensor, "*some b"]:
+    return x if keep else x * 2
+""")
+
+    assert found["pool"].summary == "for all sizes, in 4 alternatives"
+    assert "how = 'mean' and mask present; how = 'mean' and mask absent" in found["pool"].message
+    assert found["wrong"].status == "refuted"
+    assert found["wrong"].message.startswith("ProofError: `wrong` is not well-shaped where mask present.")
+    assert found["either"].summary == "for all sizes, in 4 alternatives"
+
+
+def test_what_cannot_be_invented_is_named_where_it_is_read(check) -> None:  # type: ignore[no-untyped-def]
+    found = check("""
+class Reader:
+    def __init__(self, source: Any) -> None:
+        self.source = source
+        self.count = source.count
+
+    def double(self, x: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+        return 2 * x
+
+    def read(self, x: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+        return x * self.count
+""")
+
+    assert found["Reader.double"].status == "proved"
+    assert found["Reader.read"].status == "unprovable"
+    assert "`self.source` is read here, and nothing makes its Any." in found["Reader.read"].message
+
+
+def test_a_factory_says_how_an_instance_is_made(check) -> None:  # type: ignore[no-untyped-def]
+    text = """
+class Scale:
+    def __init__(self, options: Any) -> None:
+        self.w = torch.ones(options["width"])
+
+    def apply(self, x: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
+        return x * self.w
+"""
+    found = check(text, factories=["Scale({'width': width})"])["Scale.apply"]
+
+    assert found.status == "proved"
+    assert check(text)["Scale.apply"].status == "unprovable"
+
+
+def test_static_and_class_methods_properties_and_configurations_are_proved(check) -> None:  # type: ignore[no-untyped-def]
+    found = check("""
+@dataclass
+class Config:
+    dim: int
+    scale: float = 2.0
+
+class Net(nn.Module):
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config, self.w = config, nn.Parameter(torch.ones(config.dim))
+
+    def forward(self, x: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
+        return x * self.w * self.config.scale
+
+    @property
+    def weight(self) -> Float[Tensor, " dim"]:
+        return self.w
+
+    @staticmethod
+    def halves(x: Float[Tensor, "n 2*m"]) -> tuple[Float[Tensor, "n m"], Float[Tensor, "n m"]]:
+        return x.chunk(2, dim=1)
+
+    @classmethod
+    def zeros(cls, dim: int) -> Float[Tensor, " dim+1"]:
+        return torch.zeros(dim)
+""")
+
+    assert {name: verdict.status for name, verdict in found.items()} == {
+        "Net.forward": "proved", "Net.weight": "proved", "Net.halves": "proved", "Net.zeros": "refuted",
+    }  # fmt: skip
+
+
+def test_axes_without_a_name_that_broadcast_and_lists_are_read(check) -> None:  # type: ignore[no-untyped-def]
+    found = check("""
+def joined(xs: list[Float[Tensor, "n _"]]) -> Float[Tensor, "n m"]:
+    return torch.cat(xs, 1)
+
+def add(x: Float[Tensor, "#batch dim"], y: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
+    return x + y
+
+def missed(x: Float[Tensor, "#batch dim"], y: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
+    return x
+
+def last(x: Float[Tensor, "... dim"]):
+    return x[..., 0]
+""")
+
+    assert found["joined"].summary == "for all sizes, in 2 alternatives"
+    assert found["add"].status == "proved"
+    assert found["missed"].message.startswith(
+        "ProofError: `missed` does not return what it declares where x: #batch = 1."
+    )
+    assert "-> [_a1] (found)" in found["last"].message
+
+
+def test_a_refusal_of_one_signature_does_not_hide_the_rest(check) -> None:  # type: ignore[no-untyped-def]
+    found = check("""
+def unreadable(x: Float[Tensor, "a/b"]) -> Float[Tensor, "a"]:
+    return x
+
+def fine(x: Float[Tensor, "a b"]) -> Float[Tensor, "b a"]:
+    return x.T
+""")
+
+    assert {name: verdict.status for name, verdict in found.items()} == {"unreadable": "unprovable", "fine": "proved"}
