@@ -78,7 +78,7 @@ head       [4, 3]  -           -         -      AdamW  unembedding: fan-in 4, fa
     )
 
 
-def test_the_others_take_adamws_step() -> None:
+def test_the_others_take_the_step_of_adamw() -> None:
     mine, theirs = start(), start()
     trainer = ScalarTrainer(rows, mine, optimizer=partial(Muon, lr=0.01, others={"betas": (0.8, 0.9), "lr": 0.002}))
     peer = ScalarTrainer(rows, theirs, optimizer=AdamW(theirs, lr=0.002, betas=(0.8, 0.9), weight_decay=0.1))

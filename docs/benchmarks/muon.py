@@ -1,0 +1,191 @@
+"""Measure a step of Muon beside torch.optim.Muon, and what it learns beside AdamW at equal tuning.
+
+    PYTHONPATH=.:kernels python docs/benchmarks/muon.py step
+    PYTHONPATH=.:kernels python docs/benchmarks/muon.py learning
+
+`step`: 126 matrices of 8 shapes, gradients given, one thread. Both take turns in one run; a figure is the median of the
+rounds' ratios, so that a load of the machine meets both.
+
+`learning`: the recipe `charlm`, its model, data and schedule, for 400 steps; each rule with each of three learning
+rates, nothing else tuned. Loss is on held-out text. Seconds are those of the processor in one thread, of training
+alone. A run that is there already is not run again, so that the command may be broken off.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from report import RESULTS, machine, save, table, versions
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from shaped import ScalarTrainer
+from shaped.data import Windows, stdlib_text
+from shaped.optim import AdamW, FusedOptimizer, Muon
+from shaped.recipes import charlm
+from shaped_kernels.muon import MuonRule
+
+SHAPES = {
+    "widths of 64 to 256": [(64, 64), (64, 192), (64, 256), (256, 64), (96, 96), (96, 288), (128, 128), (128, 256)],
+    "widths of 128 to 1024": [(128, 128), (128, 384), (128, 512), (512, 128), (192, 192), (192, 576), (256, 256),
+                              (256, 1024)],
+}  # fmt: skip
+MATRICES, ROUNDS = 126, 15
+STEPS, EVERY, WARMUP = 400, 50, 40
+RATES = (1e-3, 2e-3, 4e-3)
+
+
+class Matrices(torch.nn.Module):
+    """Weights `[out, in]`, and gradients for them."""
+
+    def __init__(self, shapes: list[tuple[int, int]]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        chosen = [shapes[i % len(shapes)] for i in range(MATRICES)]
+        self.weights = nn.ParameterList([nn.Parameter(torch.randn(shape) * 0.02) for shape in chosen])
+        for w in self.weights:
+            w.grad = torch.randn_like(w)
+
+
+class Lone(FusedOptimizer):
+    """Muon's rule over weights `[out, in]` that come without a proof, to time the step alone."""
+
+    rule = MuonRule
+
+
+def step_times() -> None:
+    torch.set_num_threads(1)
+    rows: list[tuple[str, str, str, str]] = []
+    figures: dict[str, Any] = {**versions("torch"), "machine": machine()}
+    for name, shapes in SHAPES.items():
+        mine, theirs = Matrices(shapes), Matrices(shapes)
+        ours = Lone(list(mine.parameters()), axes="out in", adjust_lr_fn="original")
+        peer = torch.optim.Muon(list(theirs.parameters()))
+        ours.step()
+        peer.step()
+        rounds = [(_seconds(ours.step), _seconds(peer.step)) for _ in range(ROUNDS)]
+        ratio = statistics.median(a / b for a, b in rounds)
+        best = [min(column) * 1e3 for column in zip(*rounds, strict=True)]
+        rows.append((name, f"{best[0]:.1f}", f"{best[1]:.1f}", f"{ratio:.2f}"))
+        figures[name] = {"ours_ms": best[0], "torch_ms": best[1], "ratio": ratio}
+        print(rows[-1], flush=True)
+    head = ("126 matrices of 8 shapes", "shaped, ms", "torch.optim.Muon, ms", "ratio")
+    page = (
+        f"# A step of Muon\n\nOne thread, {ROUNDS} interleaved rounds: the fastest of each, and the median ratio. "
+        f"torch multiplies in bfloat16, we in float32.\n\n{table(head, rows)}\n\n"
+        f"torch {figures['torch']}, {figures['machine']}.\n\n    python docs/benchmarks/muon.py step"
+    )
+    save(RESULTS / "muon-step", page, figures)
+
+
+def _seconds(step: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    step()
+    return time.perf_counter() - began
+
+
+def make(rule: str, rate: float) -> Any:
+    """The optimizer, or what makes one from a proof."""
+    if rule == "muon":
+        return partial(Muon, lr=rate, weight_decay=0.1, others={"betas": (0.9, 0.95)})
+    return lambda program: _adamw(program.params, rate)
+
+
+def _adamw(params: Any, rate: float) -> AdamW:
+    """The recipe's, at another rate."""
+    made = charlm.make_optimizer("adamw", params)
+    assert isinstance(made, AdamW)
+    for group in made.param_groups:
+        group["lr"] = rate
+    return made
+
+
+def learn(rule: str, rate: float) -> list[tuple[int, float, float]]:
+    """(steps, seconds of the processor, loss on held-out text) along one run."""
+    torch.set_num_threads(1)
+    text, held_out = stdlib_text("train"), stdlib_text("validation")
+    params = charlm.GPT.init(vocab=256, dim=charlm.DIM, context=charlm.CONTEXT, blocks=charlm.LAYERS, seed=0)
+    trainer = ScalarTrainer(charlm.loss, params, backend="compiled", optimizer=make(rule, rate), max_norm=1.0)
+    assert trainer.optimizer is not None
+    schedule = LambdaLR(trainer.optimizer, charlm.warm_up_and_cosine(WARMUP, STEPS))
+    data = Windows(text, batch_size=charlm.BATCH, length=charlm.CONTEXT, batches=STEPS, seed=0)
+    validation = list(Windows(held_out, batch_size=charlm.BATCH, length=charlm.CONTEXT, batches=8, seed=1).iterate(0))
+    trainer.precompile(batch=charlm.BATCH, seq=charlm.CONTEXT)
+    found, spent = [(0, 0.0, _loss(trainer, validation))], 0.0
+    for step, batch in enumerate(data.iterate(0), 1):
+        began = time.process_time()
+        trainer.train_step(*batch)
+        schedule.step()
+        spent += time.process_time() - began
+        if step % EVERY == 0:
+            found.append((step, spent, _loss(trainer, validation)))
+            print(rule, rate, *found[-1], flush=True)
+    return found
+
+
+def _loss(trainer: ScalarTrainer, batches: list[tuple[Tensor, Tensor]]) -> float:
+    return statistics.mean(float(trainer.forward(*batch)) for batch in batches)
+
+
+def learning() -> None:
+    place = RESULTS / "muon-learning.json"
+    known: dict[str, Any] = json.loads(place.read_text()) if place.exists() else {}
+    runs: dict[str, Any] = known.get("runs", {})
+    for rule in ("adamw", "muon"):
+        for rate in RATES:
+            key = f"{rule} {rate:g}"
+            if key not in runs:
+                runs[key] = learn(rule, rate)
+                place.write_text(json.dumps({**versions("torch"), "machine": machine(), "runs": runs}, indent=1) + "\n")
+    rows = [
+        (key, *(f"{run[i][2]:.3f}" for i in range(2, len(run), 2)), f"{run[-1][1] / run[-1][0] * 1e3:.0f}")
+        for key, run in runs.items()
+    ]
+    steps = [str(point[0]) for point in next(iter(runs.values()))[2::2]]
+    best = {rule: min((run[-1][2], key) for key, run in runs.items() if key.startswith(rule)) for rule in
+            ("adamw", "muon")}  # fmt: skip
+    page = (
+        "# Muon and AdamW on charlm\n\nLoss on held-out text, nats a byte, after so many steps; milliseconds of the "
+        f"processor a step, one thread.\n\n{table(('rule, lr', *steps, 'ms a step'), rows)}\n\nBest at the end: AdamW "
+        f"{best['adamw'][0]:.3f} ({best['adamw'][1]}), Muon {best['muon'][0]:.3f} ({best['muon'][1]}).\n\n"
+        "![loss against steps and seconds](muon-learning.png)\n\n"
+        f"torch {versions('torch')['torch']}, {machine()}.\n\n    python docs/benchmarks/muon.py learning"
+    )
+    save(RESULTS / "muon-learning", page)
+    picture(runs, {key for _, key in best.values()})
+    print(page)
+
+
+def picture(runs: dict[str, Any], best: set[str]) -> None:
+    """Loss against steps and against seconds; the best rate of each rule in full."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True)
+    for key, run in runs.items():
+        color = "tab:orange" if key.startswith("muon") else "tab:blue"
+        for axis, column in zip(axes, (0, 1), strict=True):
+            axis.plot([point[column] for point in run[1:]], [point[2] for point in run[1:]], color=color,
+                      alpha=1.0 if key in best else 0.3, label=key if key in best else None)  # fmt: skip
+    axes[0].set(xlabel="steps", ylabel="loss on held-out text, nats a byte")
+    axes[1].set(xlabel="seconds of the processor")
+    axes[0].legend()
+    figure.tight_layout()
+    figure.savefig(RESULTS / "muon-learning.png", dpi=90)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("step", "learning"))
+    {"step": step_times, "learning": learning}[parser.parse_args().what]()
+
+
+if __name__ == "__main__":
+    main()
