@@ -26,7 +26,7 @@ class Proof:
         conditions: What it needed to assume about sizes, in the user's names.
         steps: The derivation: each operation with its shapes in names and its source line.
         dims: Every dimension name, in the order of the statement.
-        operations: How many operations the forward, backward and update graphs have (backward and update: losses only).
+        operations: How many operations the forward and backward graphs have (backward: losses only).
         seconds: How long the proof took.
         graph: The traced program over flat params ++ inputs: loss and gradients. It is what the compiled backend runs.
         here: Sizes that are known (a trainer's parameters').

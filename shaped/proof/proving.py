@@ -18,8 +18,8 @@ _NAME = re.compile(r"[^\W\d]\w*")
 def prove(fn: Callable[..., Any], assume: Sequence[str] = (), static: Sequence[str] | Mapping[str, int] = ()) -> Proof:
     """Prove that an annotated function is well-shaped for all sizes of its dimension names.
 
-    If it returns one scalar and takes a ParamList, it is a loss: its gradients and an AdamW update are part of the
-    proof.
+    If it returns one scalar and takes a ParamList, it is a loss: its gradients are part of the proof. An update needs
+    none: a rule keeps the shape of each parameter, whatever the rule is, and a step refuses one that does not.
 
     Args:
         fn: Any function whose tensors are annotated (`Float[Tensor, "batch pixels"]`) or gathered in a ParamList.

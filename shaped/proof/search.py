@@ -30,7 +30,6 @@ from shaped.proof.statement import Alternative, Fails, held
 from shaped.proof.symbolic import Plan, Question, World, hint
 from shaped.proof.trace import Trace, expression, run_forward
 from shaped.proof.trials import Trials
-from shaped.proof.update import update_operations
 from shaped.shapes import Dim, Term
 
 # Hints are 48 times a prime: far from 0 and 1, no small multiple of each other, and divisible by the usual head counts,
@@ -85,7 +84,6 @@ class Search:
         operations = {"forward": forward}
         if self.setting.is_loss:
             operations["backward"] = count_operations(found.graph) - forward
-            operations["update"] = update_operations(self.setting, self.names, plan)
         structures = [a.structure for a in self.setting.signature.arguments if a.structure is not None]
         return Proof(
             setting=self.setting,

@@ -29,7 +29,7 @@ def test_the_statement_of_a_loss_says_for_which_sizes_and_under_which_conditions
     assert without_seconds(proof) == (
         "mlp_loss : MLP, [batch, pixels], [batch] -> scalar   gradients : MLP\n"
         f"proved for all batch, pixels, hidden, classes >= 1   {proof.operations['forward']} operations forward, "
-        f"{proof.operations['backward']} backward, {proof.operations['update']} update, _ s\n"
+        f"{proof.operations['backward']} backward, _ s\n"
         "conditions   none"
     )
 
