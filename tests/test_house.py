@@ -81,6 +81,27 @@ def test_a_room_imports_only_from_floors_below_it_or_from_itself(file: Path) -> 
     assert not wrong, f"{module_name(file)} stands on floor {mine[0]}"
 
 
+def test_no_two_files_import_each_other_directly_or_in_a_circle() -> None:
+    """An import for a type checker or within a function counts too."""
+    files = {module_name(file): file for file in FILES}
+    graph: dict[str, set[str]] = {
+        name: {module for said in imported(file) if (module := holding(said, files)) not in ("", name)}
+        for name, file in files.items()
+    }
+    done: set[str] = set()
+    while leaves := {name for name, needs in graph.items() if name not in done and needs <= done}:
+        done |= leaves
+
+    assert sorted(set(graph) - done) == []
+
+
+def holding(name: str, files: dict[str, Path]) -> str:
+    """The file of ours that a name in an import is in; nothing for what is not ours."""
+    while name and name not in files:
+        name = name.rpartition(".")[0]
+    return name
+
+
 def test_the_table_in_contributing_lists_the_rooms() -> None:
     rows = re.findall(r"(?m)^\| (\d) \| (.*?) \|", (ROOT / "docs" / "contributing.md").read_text())
     listed = [(int(floor), name) for floor, names in rows for name in re.findall(r"`(.*?)`", names)]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-from shaped.proof.proof import PLAIN
+from shaped.proof.setting import PLAIN
 
 aten = torch.ops.aten
 # Read a tensor's shape and dtype, not its values.

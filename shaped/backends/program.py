@@ -27,8 +27,8 @@ from shaped.backends.trainable import refuse_shared_writes, refuse_untrainable
 from shaped.errors import GradientError, ProofError, ShapeError, SignatureError, listing
 from shaped.params import ParamList
 from shaped.proof import Proof, Setting, prove_absent, prove_setting
-from shaped.proof.proof import INNER
 from shaped.proof.reads import Read
+from shaped.proof.setting import INNER
 from shaped.shapes import (
     Entry,
     bind,

@@ -12,14 +12,12 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from shaped.arguments import whole
+from shaped.loop.running import Running
 
-if TYPE_CHECKING:
-    from shaped.loop.loop import Loop
-
-HookFunction = Callable[["Loop"], Any]
+HookFunction = Callable[[Any], Any]
 Added = TypeVar("Added", bound=HookFunction)
 
 
@@ -28,10 +26,10 @@ class Schedule:
 
     at_end = False
 
-    def begin(self, loop: "Loop") -> None:
+    def begin(self, loop: Running) -> None:
         """A run begins, or goes on after a resume: `loop.step` steps are behind it."""
 
-    def due(self, loop: "Loop") -> bool:
+    def due(self, loop: Running) -> bool:
         """Whether the hook runs after this step."""
         return True
 
@@ -52,7 +50,7 @@ class EveryN(Schedule):
     def __init__(self, n: int) -> None:
         self.n = whole("n", n, 1)
 
-    def due(self, loop: "Loop") -> bool:
+    def due(self, loop: Running) -> bool:
         return loop.step % self.n == 0
 
 
@@ -68,7 +66,7 @@ class NTimes(Schedule):
         self._fired = 0
         self._spread(0, None)
 
-    def begin(self, loop: "Loop") -> None:
+    def begin(self, loop: Running) -> None:
         if not loop.resumed:
             self._fired = 0
             self._spread(loop.start_step, loop.end_step)
@@ -77,7 +75,7 @@ class NTimes(Schedule):
         """Divide what is left of the n over the steps from here to the end."""
         self._from, self._end, self._base = start, -1 if end is None else end, self._fired
 
-    def due(self, loop: "Loop") -> bool:
+    def due(self, loop: Running) -> bool:
         if loop.end_step is None:
             taken = loop.step - loop.start_step
             return self._fired < self.n - 1 and taken >= 128 and taken & (taken - 1) == 0
@@ -107,10 +105,10 @@ class Periodic(Schedule):
         self.seconds, self.at_end = seconds, at_end
         self._since = 0.0
 
-    def begin(self, loop: "Loop") -> None:
+    def begin(self, loop: Running) -> None:
         self._since = time.monotonic()
 
-    def due(self, loop: "Loop") -> bool:
+    def due(self, loop: Running) -> bool:
         return time.monotonic() - self._since >= self.seconds
 
     def done(self) -> None:
@@ -127,12 +125,12 @@ class Exponential(Schedule):
         self.factor, self.at_end = factor, at_end
         self._next, self._gap = start, start
 
-    def begin(self, loop: "Loop") -> None:
+    def begin(self, loop: Running) -> None:
         self._next = self._gap = self.start
         while self._next <= loop.step:
             self._advance()
 
-    def due(self, loop: "Loop") -> bool:
+    def due(self, loop: Running) -> bool:
         return loop.step >= self._next
 
     def done(self) -> None:
@@ -153,7 +151,7 @@ class Hook:
     schedule: Schedule = field(default_factory=Schedule)
     last_step: int = -1
 
-    def run(self, loop: "Loop") -> None:
+    def run(self, loop: Running) -> None:
         """Run it; an error carries the hook's name as a note."""
         try:
             self.function(loop)
@@ -244,12 +242,12 @@ class Hooks:
         return next(name for name in names if name not in self._names())
 
     def _fire(self, kind: str) -> None:
-        loop = cast("Loop", self)
+        loop = cast(Any, self)
         for place, hook in enumerate(self.hooks[kind]):
             loop._at = (kind, place) if kind == "epoch" else None  # the others run again where a run goes on
             hook.run(loop)
 
     def _at_end(self) -> None:
         for hook in self.hooks["step"]:
-            if hook.schedule.at_end and hook.last_step != cast("Loop", self).step:
-                hook.run(cast("Loop", self))
+            if hook.schedule.at_end and hook.last_step != cast(Any, self).step:
+                hook.run(cast(Any, self))

@@ -2,16 +2,13 @@
 
 import copy
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from shaped.checkpoint.generators import generator_states, set_generator_states
 from shaped.errors import StateError
 
-if TYPE_CHECKING:
-    from shaped.loop.loop import Loop
 
-
-def saved_state(loop: "Loop", *, check: bool = True) -> dict[str, Any]:
+def saved_state(loop: Any, *, check: bool = True) -> dict[str, Any]:
     """All that a resumed run needs: trainer, position in the data, generators, schedule, hooks; a copy.
 
     In a hook, that includes which hooks of this step are still to run: those after it, and it itself where it failed.
@@ -41,7 +38,7 @@ def saved_state(loop: "Loop", *, check: bool = True) -> dict[str, Any]:
     }
 
 
-def _left(loop: "Loop") -> list[Any] | None:
+def _left(loop: Any) -> list[Any] | None:
     """The kind, and place and name of each hook of this moment that is due and has not run."""
     if loop._at is None:
         return [loop._left[0], [list(hook) for hook in loop._left[1]]] if loop._left is not None else None
@@ -52,7 +49,7 @@ def _left(loop: "Loop") -> list[Any] | None:
     return [kind, [[place, loop.hooks[kind][place].name] for place in places]] if places else None
 
 
-def load_state(loop: "Loop", state: Mapping[str, Any]) -> None:
+def load_state(loop: Any, state: Mapping[str, Any]) -> None:
     """Have a loop take over a state, all or nothing.
 
     Raises:
@@ -102,7 +99,7 @@ def _is_left(left: Any) -> bool:
         return False
 
 
-def _differences(loop: "Loop", state: Mapping[str, Any]) -> list[str]:
+def _differences(loop: Any, state: Mapping[str, Any]) -> list[str]:
     keepers = loop._keepers
     wrong = [f"`{name}` is kept there and not here" for name in state["kept"] if name not in keepers]
     wrong += [f"`{name}` is kept here and not there" for name in keepers if name not in state["kept"]]
@@ -111,7 +108,7 @@ def _differences(loop: "Loop", state: Mapping[str, Any]) -> list[str]:
     return wrong + [f"the spec {spec} is there and not here" for spec in state["specs"] if spec not in mine]
 
 
-def _assign(loop: "Loop", state: Mapping[str, Any]) -> None:
+def _assign(loop: Any, state: Mapping[str, Any]) -> None:
     loop.trainer.load_state_dict(state["trainer"])
     for spec, trainer in loop.specs.items():
         if spec is not None:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import SymInt, Tensor
 
 from shaped.proof.alignment import ctc_loss
+from shaped.proof.ranges import linspace
 
 
 def max_pool1d(x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
@@ -126,8 +127,6 @@ def logspace(start: Any, end: Any, steps: Any, base: float = 10.0, **kwargs: Any
     """`torch.logspace`, as powers of what `torch.linspace` gives."""
     if not isinstance(steps, SymInt) or not all(isinstance(x, int | float) for x in (start, end, base)):
         return torch.logspace(start, end, steps, base, **kwargs)
-    from shaped.proof.rewrites import linspace
-
     return torch.pow(base, linspace(start, end, steps, **kwargs))
 
 

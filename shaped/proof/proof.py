@@ -8,12 +8,10 @@ from torch.fx import Graph, GraphModule, Node
 
 from shaped.errors import ShapeError, listing
 from shaped.proof.conditions import Condition
-from shaped.proof.setting import Setting, Step
+from shaped.proof.setting import INNER, PLAIN, Setting, Step
 from shaped.roles import Roles
 from shaped.strategies import strategy_name
 
-INNER = "inner gradient"  # in a graph's meta: whether the program differentiates within itself
-PLAIN = "plain loss"  # in a graph's meta: which output is the user's own loss, if it is not the first
 # Nodes that compute nothing: they name, alias or measure a tensor.
 _BOOKKEEPING = ("detach", "alias", "sym_", "getitem", "lift_fresh", "_assert")
 

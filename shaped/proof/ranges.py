@@ -1,4 +1,4 @@
-"""`torch.arange` with ends or steps that are fractions, whose length torch leaves as a rounded quotient of floats."""
+"""`torch.arange` with ends or steps that are fractions, whose length torch leaves as a rounded quotient; `linspace`."""
 
 from fractions import Fraction
 from typing import Any
@@ -44,3 +44,13 @@ def _ends(args: Any, kwargs: Any) -> tuple[Any, Any, Any] | None:
     if len(args) > 3 or "end" not in given:
         return None
     return given.get("start", 0), given["end"], given.get("step", 1)
+
+
+def linspace(start: Any, end: Any, steps: Any, **kwargs: Any) -> Tensor:
+    """`torch.linspace`, whose kernel takes the number of steps as a plain number."""
+    numbers = isinstance(start, int | float) and isinstance(end, int | float)
+    if not isinstance(steps, SymInt) or not numbers or set(kwargs) - {"device", "dtype"}:
+        return torch.linspace(start, end, steps, **kwargs)
+    dtype = kwargs.pop("dtype", None) or torch.get_default_dtype()
+    counted: Tensor = torch.arange(steps, dtype=dtype, **kwargs)  # type: ignore[call-overload]
+    return start + counted * ((end - start) / torch.sym_max(steps - 1, 1))

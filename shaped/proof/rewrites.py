@@ -16,7 +16,7 @@ from shaped.errors import Unprovable
 from shaped.proof import indexing
 from shaped.proof.margins import multi_margin_loss, multilabel_margin_loss
 from shaped.proof.operations import OPERATIONS
-from shaped.proof.ranges import arange
+from shaped.proof.ranges import arange, linspace
 from shaped.proof.views import reshape
 
 
@@ -78,16 +78,6 @@ def cross_entropy(x: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Tenso
     if reduction == "none":
         return each
     return each.sum() / (target != ignored).sum() if reduction == "mean" else each.sum()
-
-
-def linspace(start: Any, end: Any, steps: Any, **kwargs: Any) -> Tensor:
-    """`torch.linspace`, whose kernel takes the number of steps as a plain number."""
-    numbers = isinstance(start, int | float) and isinstance(end, int | float)
-    if not isinstance(steps, SymInt) or not numbers or set(kwargs) - {"device", "dtype"}:
-        return torch.linspace(start, end, steps, **kwargs)
-    dtype = kwargs.pop("dtype", None) or torch.get_default_dtype()
-    counted: Tensor = torch.arange(steps, dtype=dtype, **kwargs)  # type: ignore[call-overload]
-    return start + counted * ((end - start) / torch.sym_max(steps - 1, 1))
 
 
 def affine_grid(theta: Tensor, size: Sequence[Any], align_corners: bool | None = None) -> Tensor:

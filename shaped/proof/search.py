@@ -74,7 +74,7 @@ class Search:
     def proof(self) -> Proof:
         started = time.perf_counter()
         stated = self._stated(self._initial_plan())
-        found, plan, conditions = stated.found, stated.plan, list(stated.conditions)
+        found, conditions = stated.found, list(stated.conditions)
         self._check_follows(conditions)
         if self.assumptions:  # from which all that was found follows
             conditions = [assumption.condition for assumption in self.assumptions]

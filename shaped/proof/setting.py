@@ -13,6 +13,8 @@ from shaped.params import ParamList
 from shaped.shapes import Signature, TensorSpec
 from shaped.strategies import GradientStrategy, Pass, differentiate
 
+INNER = "inner gradient"  # in a graph's meta: whether the program differentiates within itself
+PLAIN = "plain loss"  # in a graph's meta: which output is the user's own loss, if it is not the first
 # What the trace under way checks a result with; None where nothing is traced.
 _checker: ContextVar[Callable[[Any, TensorSpec], None] | None] = ContextVar("checker", default=None)
 _shown: ContextVar[Callable[[Any], str] | None] = ContextVar("shown", default=None)  # and how it writes a shape

@@ -21,10 +21,9 @@ from shaped.proof.broadcast import Broadcasts, Pairs
 from shaped.proof.claims import Broken, Claims
 from shaped.proof.isolation import follow, tracing
 from shaped.proof.keeping import putting_back
-from shaped.proof.proof import INNER, PLAIN
 from shaped.proof.reads import READS, Reads, is_traced
 from shaped.proof.rewrites import Rewrites, Standing
-from shaped.proof.setting import Setting, Step, checking
+from shaped.proof.setting import INNER, PLAIN, Setting, Step, checking
 from shaped.proof.source import Place, place_of_caller
 from shaped.proof.symbolic import Question, World
 from shaped.proof.tracer import graph_of
