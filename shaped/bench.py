@@ -27,13 +27,12 @@ from shaped.errors import ShapedError, SignatureError, columns, first_line, list
 from shaped.layout import dimension_names, list_names
 from shaped.params import ParamList
 from shaped.shapes import Argument, Dim, Signature, TensorSpec, is_tensor_annotation, resolve_hints
+from shaped.state import METHODS, PATHS
 from shaped.trainer import ScalarTrainer
 
 LR, ROUNDS, SECONDS = 1e-4, 15, 0.05  # a round of one contender takes about SECONDS
-OPTIMIZERS: Mapping[str, tuple[str, Any]] = {
-    "sgd": ("step", torch.optim.SGD),
-    "adam": ("adam_step", torch.optim.Adam),
-    "adamw": ("adamw_step", torch.optim.AdamW),
+OPTIMIZERS: Mapping[str, tuple[str, Any]] = {  # the trainer's method, and torch's class
+    path: (method, getattr(torch.optim, PATHS[path].__name__)) for method, path in METHODS.items()
 }
 Step = Callable[[], Tensor]
 

@@ -16,12 +16,14 @@ from torch import Tensor
 
 from shaped.backends import Auto, Backend, Compiled, Eager, Program, Progress, Settings, known_backend
 from shaped.errors import StateError, listing
-from shaped.optim import SGD, Adam, AdamW, FusedOptimizer
+from shaped.optim import OPTIMIZERS, FusedOptimizer
 from shaped.optim.loading import in_order
 from shaped.shapes import describe
 
 GivenOptimizer = FusedOptimizer | Callable[[Program], FusedOptimizer]  # or what makes one from a proof: Muon
-PATHS: Mapping[str, type[Any]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}  # update paths and their optimizers
+# The trainer's methods that step, and the optimizers that they step with; the one of `train_step` is `train`.
+METHODS: Mapping[str, str] = {"step": "sgd", "adam_step": "adam", "adamw_step": "adamw"}
+PATHS: Mapping[str, type[FusedOptimizer]] = {path: OPTIMIZERS[path] for path in METHODS.values()}
 _FORMAT = 1
 
 
@@ -44,7 +46,7 @@ class TrainingState:
         if optimizer is not None:
             if not isinstance(cast(object, optimizer), FusedOptimizer):
                 given = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
-                raise ValueError(f"optimizer is a {given}; use SGD, Adam or AdamW of shaped.optim")
+                raise ValueError(f"optimizer is a {given}; use one of shaped.optim, such as AdamW")
             self._check_parameters(optimizer)
 
     def _check_parameters(self, optimizer: FusedOptimizer) -> None:
@@ -117,13 +119,13 @@ class TrainingState:
             return method, None
         if method == "backward":
             return "loss_and_backward", None
-        path = {"step": "sgd", "adam_step": "adam", "adamw_step": "adamw", "train_step": "train"}.get(method)
+        path = {**METHODS, "train_step": "train"}.get(method)
         if path is None:
             raise ValueError(f"method is {method!r}; it is a method of the trainer such as 'adamw_step'")
         known = self.optimizers()
         if path == "train":
             return "update", self.own_optimizer()
-        return "update", known.get(path) or cast(FusedOptimizer, PATHS[path](self.program.used_tensors, lr=1e-3))
+        return "update", known.get(path) or PATHS[path](self.program.used_tensors, lr=1e-3)
 
     def step_waiting(self) -> int:
         """Take the update that gradients wait for, with what there is; returns the batches in it."""
@@ -277,7 +279,7 @@ class TrainingState:
     def _like(self, path: str) -> FusedOptimizer:
         """A new optimizer over the parameters of the one of a path."""
         if path != "train":
-            return cast(FusedOptimizer, PATHS[path](self.program.used_tensors))
+            return PATHS[path](self.program.used_tensors)
         assert self.optimizer is not None
         made = copy.copy(self.optimizer)
         made.param_groups = [dict(group) for group in made.param_groups]

@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -322,7 +322,7 @@ class ScalarTrainer:
         """Check a path's hyper-parameters; the first call fixes them. Returns its optimizer, a new one at first."""
         fixed = {n: pair(n, value) if n == "betas" else number(n, value) for n, value in given.items()}
         if optimizer is None:
-            optimizer = cast(FusedOptimizer, PATHS[path](self._program.used_tensors, lr=lr, **fixed))
+            optimizer = PATHS[path](self._program.used_tensors, lr=lr, **fixed)
         group = optimizer.param_groups[0]
         for name, value in fixed.items():
             if tuple(flat(group[name])) != tuple(flat(value)):

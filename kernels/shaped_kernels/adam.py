@@ -2,7 +2,7 @@
 
     g <- -g                           if maximize
     g <- g + wd*p                     Adam: the decay joins the gradient
-    p <- p - lr*wd*p                  AdamW: the decay is decoupled from it
+    p <- p - lr*wd*p                  AdamW: the decay is decoupled from it; where it shrinks too, if cautious_decay
     m <- b1*m + (1 - b1)*g            c1 = 1 - b1**t,  t = 1, 2, ...
     v <- b2*v + (1 - b2)*g*g          c2 = 1 - b2**t
     u <- max(u, v)                    AMSGrad only; otherwise u = v
@@ -22,10 +22,11 @@ import torch
 from torch import Tensor
 
 from .calls import Call
+from .cautious import agreeing, decayed
 from .fusion import take
 from .lists import WIDE, TensorLists
 from .rule import Hyper, Kernels, Rule, State
-from .scalars import Scalar, divisor, narrow
+from .scalars import Scalar, divisor, double, narrow
 
 
 def adam_(
@@ -144,6 +145,8 @@ class AdamRule(Rule):
         decoupled_weight_decay: AdamW if true, Adam if not.
         maximize: Climb instead of descend.
         amsgrad: Divide by the largest `v` so far, the third slot.
+        cautious: Move only elements whose update agrees with the gradient.
+        cautious_decay: Decay only elements that the update shrinks.
     """
 
     name: ClassVar[str] = "Adam"
@@ -159,6 +162,8 @@ class AdamRule(Rule):
     decoupled_weight_decay: bool = False
     maximize: bool = False
     amsgrad: bool = False
+    cautious: bool = False
+    cautious_decay: bool = False
 
     @property
     def slots(self) -> tuple[str, ...]:
@@ -167,14 +172,16 @@ class AdamRule(Rule):
 
     @property
     def elementwise(self) -> bool:
-        """True."""
-        return True
+        """Unless the share of elements that move is asked for."""
+        return not self.cautious
 
     def check(self, numbers: Sequence[float]) -> None:
         """Refuse what is out of range, and AMSGrad with codes."""
         super().check(numbers)
         if self.eight_bit and self.amsgrad:
             raise ValueError("8-bit moments have no AMSGrad: a running maximum of rounded codes only grows")
+        if self.cautious_decay and not self.decoupled_weight_decay:
+            raise ValueError("cautious_decay needs decoupled_weight_decay: a decay within the gradient has no sign")
 
     def plain(
         self, p: Tensor, g: Tensor, slots: State, numbers: Sequence[Scalar], step: Scalar
@@ -186,9 +193,15 @@ class AdamRule(Rule):
                 *(p, g, *slots),
                 **{"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay},
                 **{"step": step, "decoupled": self.decoupled_weight_decay, "maximize": self.maximize},
+                **{"cautious": self.cautious, "cautious_decay": self.cautious_decay},
             )
         ]
         return new[0], tuple(new[1 : 1 + len(slots)])
+
+    @property
+    def has_fused(self) -> bool:
+        """torch's operator knows no caution."""
+        return not (self.cautious or self.cautious_decay)
 
     def fused(
         self,
@@ -221,17 +234,22 @@ class AdamRule(Rule):
             grad_scale=divisor(factor, params[0].device),
         )
 
+    @property
+    def has_kernels(self) -> bool:
+        """Unless the share of elements that move is asked for."""
+        return not self.cautious
+
     def kernels(self) -> Kernels:
         """Those of adam_triton.py, or of adam8_triton.py for codes."""
         from .adam8_triton import adam8_kernel
         from .adam_triton import adam_kernel
         from .rows_triton import adam_row_kernel
 
-        decoupled = {"DECOUPLED": self.decoupled_weight_decay}
-        constants = {**decoupled, "MAXIMIZE": self.maximize}
+        decay = {"DECOUPLED": self.decoupled_weight_decay, "CAREFUL": self.cautious_decay}
+        constants = {**decay, "MAXIMIZE": self.maximize}
         if self.eight_bit:
-            return Kernels(adam_row_kernel, decoupled, adam8_kernel, constants, 7)
-        return Kernels(adam_row_kernel, decoupled, adam_kernel, {**constants, "AMSGRAD": self.amsgrad}, 7)
+            return Kernels(adam_row_kernel, decay, adam8_kernel, constants, 7)
+        return Kernels(adam_row_kernel, decay, adam_kernel, {**constants, "AMSGRAD": self.amsgrad}, 7)
 
 
 def adam_reference(
@@ -249,6 +267,8 @@ def adam_reference(
     step: Scalar,
     decoupled: bool,
     maximize: bool = False,
+    cautious: bool = False,
+    cautious_decay: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Compute one Adam or AdamW step in plain torch, changing nothing.
 
@@ -266,29 +286,33 @@ def adam_reference(
         lr, beta1, beta2, eps, weight_decay, step: As in `adam_`; Python numbers or 0-dim tensors.
         decoupled: AdamW if true, Adam if not.
         maximize: Climb instead of descend.
+        cautious, cautious_decay: As in cautious.py.
 
     Returns:
         New `p`, `m`, `v` and `v_max` (None if it was), in the dtypes they came in.
     """
     wide = WIDE[p.dtype]
-    lr, beta1, beta2, step = map(_double, (lr, beta1, beta2, step))
+    lr, beta1, beta2, step = map(double, (lr, beta1, beta2, step))
     step_size = narrow(lr / (1 - beta1**step), wide)
     root_c2 = narrow((1 - beta2**step) ** 0.5, wide)
     w, d = p.to(wide), g.to(wide)
     if maximize:
         d = -d
     if isinstance(weight_decay, Tensor) or weight_decay != 0:
-        if decoupled:
-            w = w * narrow(1 - lr * _double(weight_decay), wide)
+        if decoupled and cautious_decay:
+            pass  # when the update is known
+        elif decoupled:
+            w = w * narrow(1 - lr * double(weight_decay), wide)
         else:
             d = d + narrow(weight_decay, wide) * w
     first = m.to(wide)
     first = first + narrow(1 - beta1, wide) * (d - first)
     second = narrow(beta2, wide) * v.to(wide) + narrow(1 - beta2, wide) * (d * d)
     top = second if v_max is None else torch.maximum(v_max.to(wide), second)
-    w = w - step_size * (first / (top.sqrt() / root_c2 + narrow(eps, wide)))
+    u = first / (top.sqrt() / root_c2 + narrow(eps, wide))
+    if cautious:
+        u = agreeing(u, d)
+    if cautious_decay:
+        w = decayed(w, u, narrow(lr * double(weight_decay), wide))
+    w = w - step_size * u
     return w.to(p.dtype), first.to(m.dtype), second.to(v.dtype), None if v_max is None else top.to(v_max.dtype)
-
-
-def _double(scalar: Scalar) -> Scalar:
-    return scalar.to(torch.float64) if isinstance(scalar, Tensor) else scalar

@@ -59,7 +59,7 @@ def _share(x: tl.tensor, scale: tl.tensor, BLOCK: tl.constexpr) -> tl.tensor:
 def _adam8_chunk(
     addresses: tl.tensor, n_tensors: tl.tensor, t: tl.tensor, start: tl.tensor, n: tl.tensor, row: tl.tensor,
     P: tl.constexpr, G: tl.constexpr, E: tl.constexpr,
-    DECOUPLED: tl.constexpr, MAXIMIZE: tl.constexpr,
+    DECOUPLED: tl.constexpr, CAREFUL: tl.constexpr, MAXIMIZE: tl.constexpr,
     SCALED: tl.constexpr, EMA: tl.constexpr, ZERO: tl.constexpr, STORE: tl.constexpr,
     FAST: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
@@ -87,7 +87,7 @@ def _adam8_chunk(
         v = v * v * _each(_scales(v_scale_ptr, i, n, BLOCK), BLOCK)
         if SCALED:
             g = g * tl.load(row + FACTOR)
-        p, m, v, _ = adam_rule(p, g, m, v, v, row + OWN, DECOUPLED, False, MAXIMIZE, False)
+        p, m, v, _ = adam_rule(p, g, m, v, v, row + OWN, DECOUPLED, CAREFUL, False, MAXIMIZE, False)
         if not FAST:  # what lies beyond the tensor must not set a scale
             m = tl.where(offs < n, m, 0.0)
             v = tl.where(offs < n, v, 0.0)
@@ -114,7 +114,7 @@ def adam8_kernel(
     n_tensors: tl.tensor, chunks: tl.tensor, n_chunks: tl.tensor,
     row: tl.tensor,  # see rows_triton.py; float32
     P: tl.constexpr, G: tl.constexpr, M: tl.constexpr, E: tl.constexpr,
-    DECOUPLED: tl.constexpr, MAXIMIZE: tl.constexpr,
+    DECOUPLED: tl.constexpr, CAREFUL: tl.constexpr, MAXIMIZE: tl.constexpr,
     SCALED: tl.constexpr, GUARDED: tl.constexpr, EMA: tl.constexpr, ZERO: tl.constexpr, STORE: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
@@ -132,9 +132,9 @@ def adam8_kernel(
             if ZERO:
                 zero_chunk(place(addresses, n_tensors, t, start, 1, G, False), n, BLOCK)
         elif tl.load(chunks + 4 * c + 3) != 0:
-            _adam8_chunk(addresses, n_tensors, t, start, n, row, P, G, E, DECOUPLED, MAXIMIZE,
+            _adam8_chunk(addresses, n_tensors, t, start, n, row, P, G, E, DECOUPLED, CAREFUL, MAXIMIZE,
                          SCALED, EMA, ZERO, STORE, True, BLOCK)  # fmt: skip
         else:
-            _adam8_chunk(addresses, n_tensors, t, start, n, row, P, G, E, DECOUPLED, MAXIMIZE,
+            _adam8_chunk(addresses, n_tensors, t, start, n, row, P, G, E, DECOUPLED, CAREFUL, MAXIMIZE,
                          SCALED, EMA, ZERO, STORE, False, GROUP)  # fmt: skip
         c += tl.num_programs(0)

@@ -30,15 +30,15 @@ from .table_triton import (
 def adam_rule(
     p: tl.tensor, g: tl.tensor, m: tl.tensor, v: tl.tensor, u: tl.tensor,
     row: tl.tensor,  # decay, 1-b1, b2, 1-b2, lr/c1, sqrt(c2), eps
-    DECOUPLED: tl.constexpr, AMSGRAD: tl.constexpr, MAXIMIZE: tl.constexpr, EXACT: tl.constexpr,
+    DECOUPLED: tl.constexpr, CAREFUL: tl.constexpr, AMSGRAD: tl.constexpr, MAXIMIZE: tl.constexpr, EXACT: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
     """The update of loaded values; knows nothing of addresses."""
     if MAXIMIZE:
         g = -g
-    if DECOUPLED:
-        p = p * tl.load(row)  # 1 - lr*wd
-    else:
+    if not DECOUPLED:
         g = g + tl.load(row) * p  # wd
+    elif not CAREFUL:
+        p = p * tl.load(row)  # 1 - lr*wd
     m = m + tl.load(row + 1) * (g - m)
     v = tl.load(row + 2) * v + tl.load(row + 3) * (g * g)
     top = v
@@ -46,7 +46,10 @@ def adam_rule(
         u = tl.maximum(u, v, propagate_nan=tl.PropagateNan.ALL)
         top = u
     floor = divide(root(top, EXACT), tl.load(row + 5), EXACT) + tl.load(row + 6)
-    p = p - tl.load(row + 4) * divide(m, floor, EXACT)
+    d = divide(m, floor, EXACT)
+    if CAREFUL:
+        p = tl.where(d * p >= 0.0, p - tl.load(row) * p, p)  # lr*wd
+    p = p - tl.load(row + 4) * d
     return p, m, v, u
 
 
@@ -54,7 +57,7 @@ def adam_rule(
 def _adam_chunk(
     addresses: tl.tensor, n_tensors: tl.tensor, t: tl.tensor, start: tl.tensor, n: tl.tensor, row: tl.tensor,
     P: tl.constexpr, G: tl.constexpr, M: tl.constexpr, E: tl.constexpr,
-    DECOUPLED: tl.constexpr, AMSGRAD: tl.constexpr, MAXIMIZE: tl.constexpr,
+    DECOUPLED: tl.constexpr, CAREFUL: tl.constexpr, AMSGRAD: tl.constexpr, MAXIMIZE: tl.constexpr,
     SCALED: tl.constexpr, EMA: tl.constexpr, ZERO: tl.constexpr, STORE: tl.constexpr,
     FAST: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
@@ -85,7 +88,7 @@ def _adam_chunk(
         if SCALED:
             g = g * tl.load(row + FACTOR)
         # A store that drops 16 random bits has no use for the last bit of a quotient, and registers are short.
-        p, m, v, u = adam_rule(p, g, m, v, u, row + OWN, DECOUPLED, AMSGRAD, MAXIMIZE, STORE != STOCHASTIC)
+        p, m, v, u = adam_rule(p, g, m, v, u, row + OWN, DECOUPLED, CAREFUL, AMSGRAD, MAXIMIZE, STORE != STOCHASTIC)
         bits = tl.zeros([BLOCK], tl.uint32)
         if STORE == STOCHASTIC:
             bits = noise(start, offs, t, tl.load(row + COUNT).to(tl.int32))
@@ -108,7 +111,7 @@ def adam_kernel(
     n_tensors: tl.tensor, chunks: tl.tensor, n_chunks: tl.tensor,
     row: tl.tensor,  # see rows_triton.py; its dtype is the one to compute in
     P: tl.constexpr, G: tl.constexpr, M: tl.constexpr, E: tl.constexpr,
-    DECOUPLED: tl.constexpr, AMSGRAD: tl.constexpr, MAXIMIZE: tl.constexpr,
+    DECOUPLED: tl.constexpr, CAREFUL: tl.constexpr, AMSGRAD: tl.constexpr, MAXIMIZE: tl.constexpr,
     SCALED: tl.constexpr, GUARDED: tl.constexpr, EMA: tl.constexpr, ZERO: tl.constexpr, STORE: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
@@ -126,9 +129,9 @@ def adam_kernel(
             if ZERO:
                 zero_chunk(place(addresses, n_tensors, t, start, 1, G, False), n, BLOCK)
         elif tl.load(chunks + 4 * c + 3) != 0:
-            _adam_chunk(addresses, n_tensors, t, start, n, row, P, G, M, E, DECOUPLED, AMSGRAD, MAXIMIZE,
+            _adam_chunk(addresses, n_tensors, t, start, n, row, P, G, M, E, DECOUPLED, CAREFUL, AMSGRAD, MAXIMIZE,
                         SCALED, EMA, ZERO, STORE, True, BLOCK)  # fmt: skip
         else:
-            _adam_chunk(addresses, n_tensors, t, start, n, row, P, G, M, E, DECOUPLED, AMSGRAD, MAXIMIZE,
+            _adam_chunk(addresses, n_tensors, t, start, n, row, P, G, M, E, DECOUPLED, CAREFUL, AMSGRAD, MAXIMIZE,
                         SCALED, EMA, ZERO, STORE, False, BLOCK // 8)  # fmt: skip
         c += tl.num_programs(0)

@@ -74,14 +74,16 @@ def adam_row_kernel(
     step_ptr: tl.tensor, partials: tl.tensor, n_partials: tl.tensor, scale_ptr: tl.tensor, found_ptr: tl.tensor,
     row: tl.tensor,  # ..., decay, 1-b1, b2, 1-b2, lr/c1, sqrt(c2), eps
     CLIP: tl.constexpr, GUARD: tl.constexpr, SCALE: tl.constexpr, FOUND: tl.constexpr, ADVANCE: tl.constexpr,
-    DECOUPLED: tl.constexpr,
+    DECOUPLED: tl.constexpr, CAREFUL: tl.constexpr,
 ) -> None:  # fmt: skip
     """Advance the step and write Adam's row."""
     t = _settle(hypers, step_ptr, partials, n_partials, scale_ptr, found_ptr, row, CLIP, GUARD, SCALE, FOUND, ADVANCE)
     lr, b1, b2 = tl.load(hypers + 2), tl.load(hypers + 3), tl.load(hypers + 4)
     decay = tl.load(hypers + 6)
     if DECOUPLED:
-        decay = 1.0 - lr * decay
+        decay = lr * decay
+        if not CAREFUL:
+            decay = 1.0 - decay
     wide = row.dtype.element_ty
     tl.store(row + OWN, decay.to(wide))
     tl.store(row + OWN + 1, (1.0 - b1).to(wide))
@@ -93,11 +95,37 @@ def adam_row_kernel(
 
 
 @triton.jit(do_not_specialize=["n_partials"])  # type: ignore[untyped-decorator]
+def lion_row_kernel(
+    hypers: tl.tensor,  # max_norm, EMA decay, lr, b1, b2, weight decay
+    step_ptr: tl.tensor, partials: tl.tensor, n_partials: tl.tensor, scale_ptr: tl.tensor, found_ptr: tl.tensor,
+    row: tl.tensor,  # ..., decay, lr, b1, 1-b1, b2, 1-b2
+    CLIP: tl.constexpr, GUARD: tl.constexpr, SCALE: tl.constexpr, FOUND: tl.constexpr, ADVANCE: tl.constexpr,
+    DECOUPLED: tl.constexpr, CAREFUL: tl.constexpr,
+) -> None:  # fmt: skip
+    """Advance the step and write Lion's row."""
+    _settle(hypers, step_ptr, partials, n_partials, scale_ptr, found_ptr, row, CLIP, GUARD, SCALE, FOUND, ADVANCE)
+    lr, b1, b2 = tl.load(hypers + 2), tl.load(hypers + 3), tl.load(hypers + 4)
+    decay = tl.load(hypers + 5)
+    if DECOUPLED:
+        decay = lr * decay
+        if not CAREFUL:
+            decay = 1.0 - decay
+    wide = row.dtype.element_ty
+    tl.store(row + OWN, decay.to(wide))
+    tl.store(row + OWN + 1, lr.to(wide))
+    tl.store(row + OWN + 2, b1.to(wide))
+    tl.store(row + OWN + 3, (1.0 - b1).to(wide))
+    tl.store(row + OWN + 4, b2.to(wide))
+    tl.store(row + OWN + 5, (1.0 - b2).to(wide))
+
+
+@triton.jit(do_not_specialize=["n_partials"])  # type: ignore[untyped-decorator]
 def sgd_row_kernel(
     hypers: tl.tensor,  # max_norm, EMA decay, lr, momentum, dampening, weight decay
     step_ptr: tl.tensor, partials: tl.tensor, n_partials: tl.tensor, scale_ptr: tl.tensor, found_ptr: tl.tensor,
     row: tl.tensor,  # ..., lr, momentum, damp, weight decay
     CLIP: tl.constexpr, GUARD: tl.constexpr, SCALE: tl.constexpr, FOUND: tl.constexpr, ADVANCE: tl.constexpr,
+    DECOUPLED: tl.constexpr,
 ) -> None:  # fmt: skip
     """Advance the step and write SGD's row; the first step is not damped, as in torch."""
     t = _settle(hypers, step_ptr, partials, n_partials, scale_ptr, found_ptr, row, CLIP, GUARD, SCALE, FOUND, ADVANCE)
@@ -105,4 +133,7 @@ def sgd_row_kernel(
     tl.store(row + OWN, tl.load(hypers + 2).to(wide))
     tl.store(row + OWN + 1, tl.load(hypers + 3).to(wide))
     tl.store(row + OWN + 2, tl.where(t > 1.0, 1.0 - tl.load(hypers + 4), 1.0).to(wide))
-    tl.store(row + OWN + 3, tl.load(hypers + 5).to(wide))
+    decay = tl.load(hypers + 5)
+    if DECOUPLED:
+        decay = 1.0 - tl.load(hypers + 2) * decay
+    tl.store(row + OWN + 3, decay.to(wide))

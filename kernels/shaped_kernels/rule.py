@@ -126,7 +126,7 @@ class Rule(ABC):
     def __init_subclass__(cls, **given: Any) -> None:
         super().__init_subclass__(**given)
         if "plain" in vars(cls) or "plain_list" in vars(cls):
-            for form in ("fused", "kernels", "elementwise"):
+            for form in ("fused", "has_fused", "kernels", "has_kernels", "elementwise"):
                 if form not in vars(cls):
                     setattr(cls, form, vars(Rule)[form])
 

@@ -72,3 +72,8 @@ def divisor(factor: float | None, device: torch.device) -> Tensor | None:
         A float32 tensor of one element, or None.
     """
     return None if factor is None else torch.tensor(factor, dtype=torch.float64).reciprocal().float().to(device)
+
+
+def double(scalar: Scalar) -> Scalar:
+    """A tensor scalar in float64; a Python float is one."""
+    return scalar.to(torch.float64) if isinstance(scalar, Tensor) else scalar

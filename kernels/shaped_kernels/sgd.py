@@ -1,7 +1,7 @@
 """SGD with momentum: one in-place pass over two or three lists of tensors.
 
     g <- -g                                if maximize
-    g <- g + wd*p
+    g <- g + wd*p                          p <- p - lr*wd*p instead, if the decay is decoupled
     b <- mu*b + damp*g                     damp = 1 - dampening, or 1 on the first step
     d  = g + mu*b  if nesterov else  b     (d = g without momentum)
     p <- p - lr*d
@@ -23,7 +23,7 @@ from .calls import Call
 from .fusion import take
 from .lists import WIDE, TensorLists
 from .rule import Hyper, Kernels, Rule, State
-from .scalars import Scalar, Store, divisor, narrow, number
+from .scalars import Scalar, Store, divisor, double, narrow, number
 
 
 def sgd_(
@@ -80,6 +80,7 @@ class SgdRule(Rule):
     Attributes:
         nesterov: Step along the gradient at the place momentum leads to.
         maximize: Climb instead of descend.
+        decoupled_weight_decay: Whether the decay is apart from the gradient, p <- p - lr*wd*p.
         buffered: Whether there is momentum, and so a slot.
     """
 
@@ -95,6 +96,7 @@ class SgdRule(Rule):
 
     nesterov: bool = False
     maximize: bool = False
+    decoupled_weight_decay: bool = False
     buffered: bool = field(default=False, kw_only=True, metadata={"group": False})
 
     @classmethod
@@ -127,14 +129,18 @@ class SgdRule(Rule):
     ) -> tuple[Tensor, State]:
         """Compute a step of one parameter: `sgd_reference`."""
         lr, momentum, dampening, weight_decay = numbers
+        dtype = p.dtype
         if isinstance(step, Tensor):
             damp: Scalar = torch.where(step > 1, 1.0 - dampening, torch.ones_like(step, dtype=torch.float64))
         else:
             damp = 1.0 - dampening if step > 1 else 1.0
+        if self.decoupled_weight_decay:
+            decay = narrow(1 - double(lr) * double(weight_decay), WIDE[p.dtype])
+            p, weight_decay = p.to(WIDE[p.dtype]) * decay, 0.0
         hypers = {"lr": lr, "momentum": momentum, "damp": damp, "weight_decay": weight_decay}
         buffer = slots[0] if slots else None
         new, moved = sgd_reference(p, g, buffer, **hypers, nesterov=self.nesterov, maximize=self.maximize)
-        return new, () if moved is None else (moved,)
+        return new.to(dtype), () if moved is None else (moved,)
 
     def fused(
         self,
@@ -147,6 +153,9 @@ class SgdRule(Rule):
     ) -> None:
         """Take a step by torch's operator over lists."""
         lr, momentum, dampening, weight_decay = numbers
+        if self.decoupled_weight_decay:
+            torch._foreach_mul_(params, 1.0 - lr * weight_decay)
+            weight_decay = 0.0
         torch._fused_sgd_(
             params,
             grads,
@@ -167,7 +176,8 @@ class SgdRule(Rule):
         from .sgd_triton import sgd_kernel
 
         constants = {"MOMENTUM": self.buffered, "NESTEROV": self.nesterov, "MAXIMIZE": self.maximize}
-        return Kernels(sgd_row_kernel, {}, sgd_kernel, constants, 4)
+        decay = {"DECOUPLED": self.decoupled_weight_decay}
+        return Kernels(sgd_row_kernel, decay, sgd_kernel, {**constants, **decay}, 4)
 
 
 def sgd_reference(

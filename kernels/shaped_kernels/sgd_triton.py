@@ -27,12 +27,15 @@ from .table_triton import (
 def sgd_rule(
     p: tl.tensor, g: tl.tensor, b: tl.tensor,
     row: tl.tensor,  # lr, momentum, damp, weight decay
-    MOMENTUM: tl.constexpr, NESTEROV: tl.constexpr, MAXIMIZE: tl.constexpr,
+    MOMENTUM: tl.constexpr, NESTEROV: tl.constexpr, MAXIMIZE: tl.constexpr, DECOUPLED: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
     """The update of loaded values; knows nothing of addresses."""
     if MAXIMIZE:
         g = -g
-    g = g + tl.load(row + 3) * p
+    if DECOUPLED:
+        p = p * tl.load(row + 3)  # 1 - lr*wd
+    else:
+        g = g + tl.load(row + 3) * p
     d = g
     if MOMENTUM:
         mu = tl.load(row + 1)
@@ -47,7 +50,7 @@ def sgd_rule(
 def _sgd_chunk(
     addresses: tl.tensor, n_tensors: tl.tensor, t: tl.tensor, start: tl.tensor, n: tl.tensor, row: tl.tensor,
     P: tl.constexpr, G: tl.constexpr, M: tl.constexpr, E: tl.constexpr,
-    MOMENTUM: tl.constexpr, NESTEROV: tl.constexpr, MAXIMIZE: tl.constexpr,
+    MOMENTUM: tl.constexpr, NESTEROV: tl.constexpr, MAXIMIZE: tl.constexpr, DECOUPLED: tl.constexpr,
     SCALED: tl.constexpr, EMA: tl.constexpr, ZERO: tl.constexpr, STORE: tl.constexpr,
     FAST: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
@@ -73,7 +76,7 @@ def _sgd_chunk(
             b = fetch(b_ptr, offs, n, W, FAST)
         if SCALED:
             g = g * tl.load(row + FACTOR)
-        p, b = sgd_rule(p, g, b, row + OWN, MOMENTUM, NESTEROV, MAXIMIZE)
+        p, b = sgd_rule(p, g, b, row + OWN, MOMENTUM, NESTEROV, MAXIMIZE, DECOUPLED)
         bits = tl.zeros([BLOCK], tl.uint32)
         if STORE == STOCHASTIC:
             bits = noise(start, offs, t, tl.load(row + COUNT).to(tl.int32))
@@ -93,7 +96,7 @@ def sgd_kernel(
     n_tensors: tl.tensor, chunks: tl.tensor, n_chunks: tl.tensor,
     row: tl.tensor,  # see rows_triton.py; its dtype is the one to compute in
     P: tl.constexpr, G: tl.constexpr, M: tl.constexpr, E: tl.constexpr,
-    MOMENTUM: tl.constexpr, NESTEROV: tl.constexpr, MAXIMIZE: tl.constexpr,
+    MOMENTUM: tl.constexpr, NESTEROV: tl.constexpr, MAXIMIZE: tl.constexpr, DECOUPLED: tl.constexpr,
     SCALED: tl.constexpr, GUARDED: tl.constexpr, EMA: tl.constexpr, ZERO: tl.constexpr, STORE: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
@@ -111,9 +114,9 @@ def sgd_kernel(
             if ZERO:
                 zero_chunk(place(addresses, n_tensors, t, start, 1, G, False), n, BLOCK)
         elif tl.load(chunks + 4 * c + 3) != 0:
-            _sgd_chunk(addresses, n_tensors, t, start, n, row, P, G, M, E, MOMENTUM, NESTEROV, MAXIMIZE,
+            _sgd_chunk(addresses, n_tensors, t, start, n, row, P, G, M, E, MOMENTUM, NESTEROV, MAXIMIZE, DECOUPLED,
                        SCALED, EMA, ZERO, STORE, True, BLOCK)  # fmt: skip
         else:
-            _sgd_chunk(addresses, n_tensors, t, start, n, row, P, G, M, E, MOMENTUM, NESTEROV, MAXIMIZE,
+            _sgd_chunk(addresses, n_tensors, t, start, n, row, P, G, M, E, MOMENTUM, NESTEROV, MAXIMIZE, DECOUPLED,
                        SCALED, EMA, ZERO, STORE, False, BLOCK // 8)  # fmt: skip
         c += tl.num_programs(0)

@@ -1,4 +1,4 @@
-"""SGD, Adam, AdamW and Muon over `shaped_kernels`: torch.optim's arguments and state dicts, and what is fused."""
+"""The optimizers over `shaped_kernels`: torch.optim's arguments and state dicts, and what is fused beyond them."""
 
 from . import schedules as schedules
 from .adam import Adam as Adam
@@ -8,7 +8,9 @@ from .averaging import SWA as SWA
 from .averaging import averaged as averaged
 from .base import FusedOptimizer as FusedOptimizer
 from .flattening import flatten_parameters as flatten_parameters
+from .lion import Lion as Lion
 from .muon import Muon as Muon
 from .options import Options as Options
 from .sgd import SGD as SGD
+from .table import OPTIMIZERS as OPTIMIZERS
 from .updates import Update as Update

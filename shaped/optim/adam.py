@@ -9,7 +9,7 @@ from shaped_kernels.adam import AdamRule
 
 from .base import FusedOptimizer
 from .groups import FLAGS
-from .options import Fusing
+from .options import Caution
 
 
 class Adam(FusedOptimizer):
@@ -33,7 +33,8 @@ class Adam(FusedOptimizer):
         maximize: Climb instead of descend.
         differentiable: Must be False.
         decoupled_weight_decay: AdamW's decay.
-        fusing: What torch's class does not have; see `Options`.
+        fusing: What torch's class does not have: `cautious=True` moves only elements whose update agrees with the
+            gradient, `cautious_decay=True` decays only those that the update shrinks; for the rest see `Options`.
 
     Raises:
         ValueError: A hyper-parameter is out of range, or a parameter is complex or sparse.
@@ -65,7 +66,7 @@ class Adam(FusedOptimizer):
         differentiable: bool = False,
         fused: bool | None = None,
         decoupled_weight_decay: bool = False,
-        **fusing: Unpack[Fusing],
+        **fusing: Unpack[Caution],
     ) -> None:
         super().__init__(
             params,
@@ -103,7 +104,8 @@ class AdamW(Adam):
         foreach, fused, capturable: Kept in the group for torch's sake; our rule is always fused. A state dict
             has step counts on the CPU, and on the device where `fused` or `capturable` is set.
         differentiable: Must be False.
-        fusing: What torch's class does not have; see `Options`.
+        fusing: What torch's class does not have: `cautious=True` moves only elements whose update agrees with the
+            gradient, `cautious_decay=True` decays only those that the update shrinks; for the rest see `Options`.
 
     Raises:
         ValueError: A hyper-parameter is out of range, or a parameter is complex or sparse.
@@ -126,7 +128,7 @@ class AdamW(Adam):
         capturable: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
-        **fusing: Unpack[Fusing],
+        **fusing: Unpack[Caution],
     ) -> None:
         super().__init__(
             params,

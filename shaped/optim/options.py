@@ -23,6 +23,19 @@ class Fusing(TypedDict, total=False):
     moments: Moments
 
 
+class Caution(Fusing, total=False):
+    """The same with the flags of Adam and Lion that shaped_kernels/cautious.py explains."""
+
+    cautious: bool
+    cautious_decay: bool
+
+
+class Decoupling(Fusing, total=False):
+    """The same with SGD's decay apart from the gradient."""
+
+    decoupled_weight_decay: bool
+
+
 @dataclass(frozen=True)
 class Options:
     """What is fused around an update, and how parameters and moments are stored.

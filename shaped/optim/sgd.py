@@ -9,7 +9,7 @@ from shaped_kernels.sgd import SgdRule
 
 from .base import FusedOptimizer
 from .groups import FLAGS
-from .options import Fusing
+from .options import Decoupling
 
 
 class SGD(FusedOptimizer):
@@ -29,7 +29,8 @@ class SGD(FusedOptimizer):
         maximize: Climb instead of descend.
         foreach, fused: Kept in the group for torch's sake; our rule is always fused.
         differentiable: Must be False.
-        fusing: What torch's class does not have; see `Options`.
+        fusing: What torch's class does not have: `decoupled_weight_decay=True` takes the decay out of the gradient,
+            p <- p - lr*weight_decay*p; for the rest see `Options`.
 
     Raises:
         ValueError: A hyper-parameter is out of range, or a parameter is complex or sparse.
@@ -53,7 +54,7 @@ class SGD(FusedOptimizer):
         foreach: bool | None = None,
         differentiable: bool = False,
         fused: bool | None = None,
-        **fusing: Unpack[Fusing],
+        **fusing: Unpack[Decoupling],
     ) -> None:
         super().__init__(
             params,

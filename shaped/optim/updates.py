@@ -143,7 +143,7 @@ class Plan:
 
     def witness(self, groups: Groups, state: State, rule_of: RuleOf) -> "Plan":
         """Note what is there now, which must be there later too."""
-        self._groups = [(group, rule_of(group).slots) for group in groups]
+        self._groups = [(group, _form(rule_of(group))) for group in groups]
         self._everyone = [*parameters_of(groups)]
         self._trainable = list(map(_requires_grad, self._everyone)) if self._params is None else []
         self._owners = [*state]
@@ -161,7 +161,7 @@ class Plan:
         """Whether all that was noted is as it was."""
         return (
             len(groups) == len(self._groups)
-            and all(g is h and rule_of(g).slots == s for g, (h, s) in zip(groups, self._groups, strict=True))
+            and all(g is h and _form(rule_of(g)) == s for g, (h, s) in zip(groups, self._groups, strict=True))
             and _same(parameters_of(groups), self._everyone)
             and (self._params is not None or list(map(_requires_grad, self._everyone)) == self._trainable)
             and _same(state, self._owners)
@@ -171,6 +171,11 @@ class Plan:
             # a new layout would not, and before the first step there may be no gradients yet.
             and all(u.lists.as_checked() if u.fresh else u.lists.laid_out_as_checked() for u in self.updates)
         )
+
+
+def _form(rule: Rule) -> tuple[tuple[str, ...], bool]:
+    """What lists are made for."""
+    return rule.slots, rule.has_kernels
 
 
 def parameters_of(groups: Groups) -> Iterator[Tensor]:

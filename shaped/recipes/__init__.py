@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from importlib import import_module, util
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
 
 from shaped.backends import BACKENDS, BackendName
 from shaped.errors import ShapedError, nearest
-from shaped.state import PATHS
+from shaped.optim.table import OPTIMIZERS
 
 RECIPES: Mapping[str, str] = {
     "digits": "classify 1,797 real handwritten digits with a small network",
@@ -30,7 +29,7 @@ class Settings:
     """
 
     backend: BackendName = "compiled"
-    optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
+    optimizer: str = "adamw"
     device: str = "cpu"
     epochs: int | None = None
     seed: int = 0
@@ -38,7 +37,7 @@ class Settings:
     resume: bool = False
 
     def __post_init__(self) -> None:
-        for name, known in (("backend", BACKENDS), ("optimizer", tuple(PATHS))):
+        for name, known in (("backend", BACKENDS), ("optimizer", tuple(OPTIMIZERS))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it is one of {', '.join(map(repr, known))}")
 

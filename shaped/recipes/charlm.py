@@ -15,7 +15,7 @@ from shaped.data import Windows, stdlib_text
 from shaped.errors import ShapedError
 from shaped.loop import Curves, JsonLines, Loop, Progress
 from shaped.losses import cross_entropy
-from shaped.optim import SGD, Adam, AdamW, FusedOptimizer
+from shaped.optim import SGD, Adam, AdamW, FusedOptimizer, Lion
 from shaped.params import ParamList
 from shaped.recipes import Outcome, Settings
 from shaped.recipes.display import say
@@ -68,6 +68,8 @@ def make_optimizer(name: str, params: GPT) -> FusedOptimizer:
         return Adam(params, lr=2e-3, betas=(0.9, 0.95))
     matrices, gains = ([p for p in params if (p.dim() > 1) == wide] for wide in (True, False))
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": gains, "weight_decay": 0.0}]
+    if name == "lion":
+        return Lion([{**group, "weight_decay": 5 * group["weight_decay"]} for group in groups], lr=4e-4)
     return AdamW(groups, lr=2e-3, betas=(0.9, 0.95))
 
 

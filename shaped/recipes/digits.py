@@ -27,6 +27,7 @@ OPTIMIZERS: Mapping[
     "sgd": (0.1, {"momentum": 0.9, "nesterov": True}),
     "adam": (3e-3, {}),
     "adamw": (3e-3, {"weight_decay": 0.05}),
+    "lion": (3e-4, {"weight_decay": 0.5}),
 }
 
 

@@ -45,6 +45,7 @@ OPTIMIZERS: Mapping[
     "sgd": (0.05, {"momentum": 0.9}),
     "adam": (3e-3, {}),
     "adamw": (3e-3, {"weight_decay": 0.01}),
+    "lion": (5e-4, {"weight_decay": 0.05}),
 }
 STREAM = 8  # rows in a batch of the stream
 

@@ -51,8 +51,9 @@ LR: Mapping[str, Real] = {
     "sgd": Real(1e-2, 0.5, log=True),
     "adam": Real(1e-3, 3e-2, log=True),
     "adamw": Real(1e-3, 3e-2, log=True),
+    "lion": Real(1e-4, 3e-3, log=True),
 }
-MORE: Mapping[str, Mapping[str, Any]] = {"sgd": {"momentum": 0.9, "nesterov": True}, "adam": {}, "adamw": {}}
+MORE: Mapping[str, Mapping[str, Any]] = {"sgd": {"momentum": 0.9, "nesterov": True}}
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,9 @@ class Learner:
     def make(table: Table, settings: Settings) -> "Learner":
         """Prove the model at the table's sizes."""
         params = fresh(table, 0, settings.device)
-        optimizer = make_optimizer(OptimizerConfig(settings.optimizer, options=dict(MORE[settings.optimizer])), params)
+        optimizer = make_optimizer(
+            OptimizerConfig(settings.optimizer, options=dict(MORE.get(settings.optimizer, {}))), params
+        )
         trainer = ScalarTrainer(mlp_loss, params, backend=settings.backend, optimizer=optimizer)
         return Learner(table, trainer, trainer.state_dict(), settings)
 

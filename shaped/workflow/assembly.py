@@ -10,8 +10,8 @@ from shaped.data import DataError
 from shaped.drawing import check_device
 from shaped.errors import ShapedError, nearest
 from shaped.optim import FusedOptimizer, schedules
+from shaped.optim.table import OPTIMIZERS
 from shaped.params import ParamList
-from shaped.state import PATHS
 from shaped.trainer import ScalarTrainer
 from shaped.workflow import registry
 from shaped.workflow.config import OptimizerConfig, Part, WorkflowConfig
@@ -109,9 +109,9 @@ def make_optimizer(config: OptimizerConfig, model: Any) -> FusedOptimizer:
     Raises:
         ShapedError: An option is unknown. ValueError: One is out of range.
     """
-    kind = PATHS.get(config.name)
+    kind = OPTIMIZERS.get(config.name)
     if kind is None:
-        raise ShapedError(f"no optimizer `{config.name}`{nearest(config.name, list(PATHS))}")
+        raise ShapedError(f"no optimizer `{config.name}`{nearest(config.name, list(OPTIMIZERS))}")
     params = [p for p in (model if isinstance(model, ParamList) else model.parameters()) if p.requires_grad]
     try:
         made: FusedOptimizer = kind(params, lr=config.lr, **config.options)

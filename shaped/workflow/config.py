@@ -20,6 +20,7 @@ from shaped import files
 from shaped.arguments import number, whole
 from shaped.backends import BackendName
 from shaped.errors import CheckpointCorrupt, ShapedError, StateError, nearest
+from shaped.optim.table import OPTIMIZERS
 from shaped.workflow.stopping import EarlyStopping
 
 C = TypeVar("C")
@@ -55,13 +56,20 @@ class BatchConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """The update rule, its learning rate in parameter units per step, and further arguments of its class."""
+    """The update rule by its name in `shaped.optim.OPTIMIZERS`, its learning rate in parameter units per step, and further
+    arguments of its class.
 
-    name: Literal["sgd", "adam", "adamw"] = "adamw"
+    Raises:
+        ValueError: There is no such rule, or the learning rate is no number.
+    """
+
+    name: str = "adamw"
     lr: float = 1e-3
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.name not in OPTIMIZERS:
+            raise ValueError(f"name is {self.name!r}; it is one of {', '.join(map(repr, OPTIMIZERS))}")
         number("lr", self.lr)
 
 

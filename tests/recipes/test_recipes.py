@@ -57,7 +57,7 @@ def test_runs_with_other_settings_write_to_other_folders() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"optimizer": "adamax"}, "optimizer is 'adamax'; it is one of 'sgd', 'adam', 'adamw'"),
+        ({"optimizer": "adamax"}, "optimizer is 'adamax'; it is one of 'sgd', 'adam', 'adamw', 'lion'"),
         ({"backend": "fast"}, "backend is 'fast'; it is one of 'eager', 'compiled', 'auto'"),
     ],
 )
