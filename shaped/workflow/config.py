@@ -56,8 +56,7 @@ class BatchConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """The update rule by its name in `shaped.optim.OPTIMIZERS`, its learning rate in parameter units per step, and further
-    arguments of its class.
+    """The update rule by its name in `shaped.optim.OPTIMIZERS`, its learning rate, and further arguments of its class.
 
     Raises:
         ValueError: There is no such rule, or the learning rate is no number.
