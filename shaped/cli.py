@@ -9,7 +9,7 @@ from typing import Literal
 
 from shaped.backends import BACKENDS
 from shaped.errors import ShapedError, SignatureError
-from shaped.optim.table import OPTIMIZERS
+from shaped.optim.table import SCHEDULED
 from shaped.recipes import RECIPES
 from shaped.state import PATHS
 
@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="run a ready job, or the `train` of a Python file")
     train.add_argument("job", metavar="RECIPE|FILE.py", help=f"{', '.join(RECIPES)}, or a file with train(settings)")
     train.add_argument("--backend", choices=BACKENDS, default="compiled", help="default: compiled; auto: if it can")
-    train.add_argument("--optimizer", choices=tuple(OPTIMIZERS), default="adamw", help="default: adamw")
+    train.add_argument("--optimizer", choices=SCHEDULED, default="adamw", help="default: adamw")
     train.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
     train.add_argument("--epochs", type=_positive, default=None, help="default: the job's own")
     train.add_argument("--seed", type=int, default=0, help="default: 0")

@@ -117,6 +117,8 @@ class Rule(ABC):
     every_slot: ClassVar[tuple[str, ...]] = ()
     # Whether the number of steps taken is part of the state, as `step`.
     counts: ClassVar[bool] = True
+    # Whether the gradient is taken elsewhere than at the parameter: at `point`.
+    leads: ClassVar[bool] = False
     # The integers that 8-bit codes of each slot are; empty where it has no such form.
     codes: ClassVar[tuple[torch.dtype, ...]] = ()
 
@@ -196,6 +198,10 @@ class Rule(ABC):
         numbers = self.read(group)
         self.check(numbers)
         return numbers
+
+    def point(self, p: Tensor, slots: State, numbers: Sequence[Scalar]) -> Tensor:
+        """Where the gradient of a parameter is taken, traceable as `plain` is; for a rule that `leads`."""
+        return p
 
     @abstractmethod
     def plain(

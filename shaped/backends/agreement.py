@@ -30,6 +30,7 @@ from shaped.backends.rounding import draws_at_random, rounding_moves
 from shaped.backends.step import WHY, WRONG_VALUE
 from shaped.backends.values import Checked, Runs
 from shaped.errors import ShapedError, first_line
+from shaped.optim.averaging import swapped
 
 _OTHER = "the optimizer's tensor"
 _ULPS = {torch.float32: 128.0, torch.float64: 1024.0}  # of the coarsest dtype in the graph; 4 of half precision
@@ -62,11 +63,7 @@ class EagerPass:
         """As the graph, whatever the arguments: nothing has changed since they were copied."""
         program = self._eager.program
         if self._found is None:
-            self._found = (
-                (self._eager.forward(self._inputs), [], [])
-                if self._only_loss
-                else self._eager.loss_and_backward(self._inputs)
-            )
+            self._found = (self._eager.forward(self._inputs), [], []) if self._only_loss else self._differentiated(flat)
         loss, gradients, written = self._found
         for i, new in zip(program.writes, written, strict=False):
             flat[i].copy_(new)
@@ -76,6 +73,14 @@ class EagerPass:
 
     def right(self) -> None:
         """Eager raises where a value cannot be taken."""
+
+    def _differentiated(self, flat: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Loss and gradients where the step takes them, which need not be where the parameters are."""
+        used = self._eager.program.used
+        points = [(t, flat[i]) for i, t in zip(used, self._eager.program.used_tensors, strict=True)]
+        points = [(t, point) for t, point in points if not torch.equal(t.detach(), point)]
+        with swapped([t for t, _ in points], [point for _, point in points]):
+            return self._eager.loss_and_backward(self._inputs)
 
 
 @dataclass(frozen=True)

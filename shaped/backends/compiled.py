@@ -78,6 +78,7 @@ class Compiled:
 
         Where it was not, nothing has changed. With `nonfinite="skip"` the flag is always True and the device counts.
         """
+        self._step(optimizer)  # refuses what cannot be compiled before anything waits
         step = self._step(optimizer if last else None)
         if not last:
             for update in optimizer.updates(self.program.used_tensors):

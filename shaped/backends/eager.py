@@ -13,6 +13,7 @@ from shaped.backends.progress import Progress
 from shaped.backends.samples import checked_count
 from shaped.backends.settings import Settings
 from shaped.optim import FusedOptimizer
+from shaped.optim.averaging import swapped
 from shaped.optim.base import Readings
 
 
@@ -56,7 +57,8 @@ class Eager:
         if self._settings.accumulate > 1:
             counted = self.program.count_now(inputs)
         samples = 1.0 if self._quiet else checked_count(counted)
-        loss, gradients, written = self.loss_and_backward(inputs)
+        with optimizer.ahead(self._used):
+            loss, gradients, written = self.loss_and_backward(inputs)
         if self._quiet:
             with Whole():
                 finite = finite_flag(loss, gradients)
@@ -121,7 +123,10 @@ class Eager:
             optimizer: A copy of one over `params`; it is stepped.
             params: Copies of the program's tensors; they are written.
         """
-        loss, gradients, written = self.loss_and_backward(inputs)
+        with optimizer.ahead([params[i] for i in self.program.used]):
+            at = [params[i].detach().clone() for i in self.program.used]
+        with swapped(self._used, at):
+            loss, gradients, written = self.loss_and_backward(inputs)
         if self._settings.accumulate > 1 and not checked_count(self.program.count_now(inputs)):
             return torch.zeros_like(loss), list(params)  # as a step of a batch without samples
         finite = all_finite([loss, *gradients])

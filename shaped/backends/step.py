@@ -68,9 +68,9 @@ class Step:
     ) -> None:
         self._program, self._optimizer = program, optimizer
         self._settings, self._progress = settings, progress
-        if optimizer is not None:
-            _refuse_storage(optimizer)
         self._gathers = settings.accumulate > 1
+        if optimizer is not None:
+            _refuse_storage(optimizer, self._gathers)
         with torch.inference_mode(False):
             self._samples = torch.zeros((), dtype=torch.float64, device=program.params.device)
         self._samples_now = 0.0
@@ -169,6 +169,7 @@ class Step:
             params = flat[: len(program.tensors)]
             rest = list(flat[len(program.tensors) : len(flat) - inputs])
             tensors, written = program.for_writing(params)
+            self._lead(tensors, rest)
             checked = runs(graph)
             loss, *every = checked.run(*tensors, *flat[len(flat) - inputs :])
             gradients = [every[program.trainable.index(i)] for i in program.used]
@@ -205,6 +206,17 @@ class Step:
             return loss, why, *self._move(optimizer, used, gradients, rest, go)
 
         return step
+
+    def _lead(self, tensors: list[Tensor], rest: Sequence[Tensor]) -> None:
+        """Put parameters where their rule takes the gradient."""
+        at = 0
+        for update, rule in zip(self._updates, self._rules, strict=True):
+            size = len(update.params)
+            slots = [rest[at + size * kind : at + size * (kind + 1)] for kind in range(len(update.slots))]
+            at += size * (len(update.slots) + len(_averages(update))) + 2
+            for j, index in enumerate(update.indices if rule.leads else ()):
+                i, state = self._program.used[index], tuple(slot[j] for slot in slots)
+                tensors[i] = rule.point(tensors[i], state, list(rest[at - 1].unbind()))
 
     def _taken(self, graph: GraphModule) -> int:
         """How many inputs the graph has: the batch, and what it reads from outside."""
@@ -301,7 +313,12 @@ def _averages(update: Update) -> tuple[list[Tensor], ...]:
     return () if update.ema is None else (update.ema,)
 
 
-def _refuse_storage(optimizer: FusedOptimizer) -> None:
+def _refuse_storage(optimizer: FusedOptimizer, gathers: bool) -> None:
+    if gathers and any(optimizer.rule_of(group).leads for group in optimizer.param_groups):
+        raise CompileError(
+            f"{type(optimizer).__name__} takes gradients ahead of the parameters, and what gathers them for "
+            "accumulate > 1 takes them at the parameters: use backend='eager'"
+        )
     options = optimizer.options
     wrong = []
     if options.store != "nearest":

@@ -11,6 +11,7 @@ from .flattening import flatten_parameters as flatten_parameters
 from .lion import Lion as Lion
 from .muon import Muon as Muon
 from .options import Options as Options
+from .schedule_free import ScheduleFree as ScheduleFree
 from .sgd import SGD as SGD
 from .table import OPTIMIZERS as OPTIMIZERS
 from .updates import Update as Update

@@ -10,7 +10,8 @@ is ours: parameters that move together share one `step` tensor, so that one incr
 """
 
 from abc import ABC
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import repeat
 from operator import attrgetter, is_not
@@ -28,6 +29,7 @@ from shaped_kernels.fusion import take
 from shaped_kernels.rule import Rule, switches
 from shaped_kernels.scalars import Scalar
 
+from .averaging import swapped
 from .born import BornInterface
 from .byreference import by_reference, says_own_reference
 from .groups import check_flags, named_like, unsupported
@@ -122,7 +124,7 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
     def _optional_keys(self) -> dict[str, Any]:
         """Keys that a group of a state dict may lack: torch's own and switches, with what they are then."""
         absent = {name: self.defaults[name] for name in switches(self.rule) if name in self.defaults}
-        return {**absent, **self._torchs_keys}
+        return {**absent, "differentiable": False, **self._torchs_keys}  # torch puts that one into the defaults
 
     def reference(
         self,
@@ -174,7 +176,7 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
             ValueError: One is out of range, or one of `params` cannot be updated; nothing has changed.
         """
         plan = self._plan(params)
-        return Readings(plan, [self._read(u) for u in plan.updates])
+        return Readings(plan, [u.admitted() for u in plan.updates])
 
     def update(
         self,
@@ -233,7 +235,11 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
         plan = self._plan(params)
         if len(grads) != plan.count:
             raise ValueError(f"expected {plan.count} gradients, one for each parameter, got {len(grads)}")
-        read = readings.readings if readings is not None and readings.plan is plan else map(self._read, plan.updates)
+        read = (
+            readings.readings
+            if readings is not None and readings.plan is plan
+            else [u.admitted() for u in plan.updates]
+        )
         try:
             with torch.no_grad():
                 given = zip(plan.updates, read, strict=True)
@@ -244,15 +250,23 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
             self._plans.clear()  # the parameters were given another dtype or device
             return self._ready(grads, params, None)
 
-    def _read(self, update: Update) -> Reading:
-        """An update's rule and numbers; a learning rate on the device is read at the first step only: reading waits."""
-        if _on_device(update) and update.admitted is not None:
-            return update.admitted
-        return update.read()
-
     def _call(self, update: Update, grads: Sequence[Tensor], reading: Reading) -> Call:
-        lr = update.group["lr"] if _on_device(update) else None
+        lr = update.group["lr"] if update.lr_on_device else None
         return Call(reading.rule, update.lists, grads, reading.numbers, update.counted, lr, self.options.looks_at_all)
+
+    @contextmanager
+    def ahead(self, params: Sequence[Tensor] | None = None) -> Iterator[None]:
+        """Put parameters where their rule takes the gradient, for the length of a `with` block; for most, that is here.
+
+        Args:
+            params: As `updates` takes them.
+        """
+        if not any(self.rule_of(group).leads for group in self.param_groups):
+            yield
+            return
+        points = [pair for u in self.updates(params) for pair in u.points()]
+        with swapped([p for p, _ in points], [point for _, point in points]):
+            yield
 
     def upload(self) -> None:
         """Write lr and all other hyper-parameters to the device, where captured steps read them.
@@ -266,7 +280,7 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
                 if u.lists.path == "triton" and len(u.lists):
                     from shaped_kernels.launch_triton import upload
 
-                    upload(self._call(u, u.lists.params, self._read(u)), extras)
+                    upload(self._call(u, u.lists.params, u.admitted()), extras)
 
     # torch.optim.Optimizer.
 
@@ -293,7 +307,7 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
         """
         loss = None
         if closure is not None:
-            with torch.enable_grad():
+            with self.ahead(), torch.enable_grad():
                 loss = closure()
         params = list(parameters_of(self.param_groups))
         grads: list[Any] = list(map(_grad, params))
@@ -429,12 +443,6 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
         update.fresh, update.unsaved = False, False
         for plan in holding:
             plan.witness(*now)
-
-
-def _on_device(update: Update) -> bool:
-    """Whether the learning rate is a tensor that kernels read where it is."""
-    lr, lists = update.group["lr"], update.lists
-    return isinstance(lr, Tensor) and lists.path == "triton" and lr.device == lists.device
 
 
 def _own_step(step: Tensor, group: Group) -> Tensor:

@@ -119,9 +119,22 @@ class Update:
         return reading
 
     @property
-    def admitted(self) -> Reading | None:
-        """What `read` returned last."""
-        return self._admitted
+    def lr_on_device(self) -> bool:
+        """Whether the learning rate is a tensor that kernels read where it is."""
+        lr, lists = self.group["lr"], self.lists
+        return isinstance(lr, Tensor) and lists.path == "triton" and lr.device == lists.device
+
+    def admitted(self) -> Reading:
+        """The same as `read`; a learning rate on the device is read at the first step only: reading waits."""
+        return self._admitted if self._admitted is not None and self.lr_on_device else self.read()
+
+    def points(self) -> list[tuple[Tensor, Tensor]]:
+        """Each parameter with where its gradient is taken, for a rule that leads."""
+        rule, numbers = self.admitted().rule, self.admitted().numbers
+        if not rule.leads:
+            return []
+        moved = zip(self.params, *self.slots, strict=True)
+        return [(p, rule.point(p.detach(), tuple(state), numbers)) for p, *state in moved]
 
     def scalars(self) -> Numbers:
         """The numbers that a schedule may touch, in the order of the rule's `hypers`; as `read` gives them."""

@@ -10,7 +10,7 @@ from types import ModuleType
 
 from shaped.backends import BACKENDS, BackendName
 from shaped.errors import ShapedError, nearest
-from shaped.optim.table import OPTIMIZERS
+from shaped.optim.table import SCHEDULED
 
 RECIPES: Mapping[str, str] = {
     "digits": "classify 1,797 real handwritten digits with a small network",
@@ -37,7 +37,7 @@ class Settings:
     resume: bool = False
 
     def __post_init__(self) -> None:
-        for name, known in (("backend", BACKENDS), ("optimizer", tuple(OPTIMIZERS))):
+        for name, known in (("backend", BACKENDS), ("optimizer", SCHEDULED)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it is one of {', '.join(map(repr, known))}")
 
