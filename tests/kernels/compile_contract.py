@@ -18,7 +18,9 @@ from triton.compiler import ASTSource
 from shaped_kernels.adam8_triton import adam8_kernel
 from shaped_kernels.adam_triton import adam_kernel
 from shaped_kernels.launch_triton import options
-from shaped_kernels.rows_triton import adam_row_kernel, sgd_row_kernel
+from shaped_kernels.lion_triton import lion_kernel
+from shaped_kernels.rows_triton import adam_row_kernel, lion_row_kernel, schedule_free_row_kernel, sgd_row_kernel
+from shaped_kernels.schedule_free_triton import schedule_free_kernel
 from shaped_kernels.sgd_triton import sgd_kernel
 from shaped_kernels.table_triton import squares_kernel
 from shaped_kernels.tables import BLOCK
@@ -29,9 +31,10 @@ PLAIN: dict[str, Any] = {
     **{"P": tl.float32, "G": tl.float32, "M": tl.float32, "E": tl.float32, "BLOCK": BLOCK, "STORE": 0},
     **{"MAXIMIZE": False, "SCALED": False, "GUARDED": False, "EMA": False, "ZERO": False},
 }
-ADAM = {**PLAIN, "DECOUPLED": True, "AMSGRAD": False}
-ADAM8 = {**PLAIN, "DECOUPLED": True}
-SGD = {**PLAIN, "MOMENTUM": True, "NESTEROV": True}
+ADAM = {**PLAIN, "DECOUPLED": True, "CAREFUL": False, "AMSGRAD": False}
+ADAM8 = {**PLAIN, "DECOUPLED": True, "CAREFUL": False}
+SGD = {**PLAIN, "MOMENTUM": True, "NESTEROV": True, "DECOUPLED": False}
+LION = {**PLAIN, "DECOUPLED": True, "CAREFUL": False}
 FULL = {"SCALED": True, "GUARDED": True, "EMA": True, "ZERO": True}
 NARROW = {"P": tl.bfloat16, "G": tl.bfloat16}
 SPLIT = {"P": tl.uint16, "G": tl.bfloat16, "STORE": 2}
@@ -51,6 +54,15 @@ CASES: list[tuple[str, Any, dict[str, Any], int, int, int]] = [
     ("sgd momentum fp32", sgd_kernel, SGD, 12, 8, 0),
     ("sgd momentum fp32, all fused", sgd_kernel, {**SGD, **FULL}, 16, 16, 0),
     ("sgd momentum split", sgd_kernel, {**SGD, **SPLIT}, 10, 8, 0),
+    ("adamw fp32, cautious decay", adam_kernel, {**ADAM, "CAREFUL": True}, 16, 12, 0),
+    ("sgd fp32, decay apart", sgd_kernel, {**SGD, "MOMENTUM": False, "NESTEROV": False, "DECOUPLED": True}, 8, 4, 0),
+    ("lion fp32", lion_kernel, LION, 12, 8, 0),
+    ("lion fp32, all fused, cautious decay", lion_kernel, {**LION, **FULL, "CAREFUL": True}, 16, 16, 0),
+    ("lion bf16 stochastic", lion_kernel, {**LION, **NARROW, "M": tl.bfloat16, "STORE": 1}, 6, 4, 0),
+    ("lion split", lion_kernel, {**LION, **SPLIT}, 10, 8, 0),
+    ("schedule-free fp32", schedule_free_kernel, PLAIN, 16, 12, 0),
+    ("schedule-free fp32, all fused", schedule_free_kernel, {**PLAIN, **FULL}, 20, 20, 0),
+    ("schedule-free split", schedule_free_kernel, {**PLAIN, **SPLIT}, 14, 12, 0),
     ("gradient norm fp32", squares_kernel, {"G": tl.float32, "BLOCK": BLOCK}, 4, 0, 0),
     ("gradient norm bf16", squares_kernel, {"G": tl.bfloat16, "BLOCK": BLOCK}, 2, 0, 0),
 ]
@@ -123,8 +135,10 @@ def main(name: str) -> int:
     kinds = {"P": tl.float64, "G": tl.float64, "M": tl.float64, "E": tl.float64}
     asm = compiled(adam_kernel, {**ADAM, **kinds, "AMSGRAD": True}, target, wide="fp64")
     compiled(sgd_kernel, {**SGD, "P": tl.float16, "G": tl.float16, "M": tl.float16, "MAXIMIZE": True}, target)
-    compiled(adam_row_kernel, {**ROW, "DECOUPLED": True}, target)
-    compiled(sgd_row_kernel, ROW, target, wide="fp64")
+    compiled(adam_row_kernel, {**ROW, "DECOUPLED": True, "CAREFUL": False}, target)
+    compiled(lion_row_kernel, {**ROW, "DECOUPLED": True, "CAREFUL": True}, target)
+    compiled(schedule_free_row_kernel, ROW, target)
+    compiled(sgd_row_kernel, {**ROW, "DECOUPLED": False}, target, wide="fp64")
     if cuda and not ("sqrt.rn.f64" in asm["ptx"] and "div.rn.f64" in asm["ptx"]):
         faults.append("adamw fp64: root or division is not rounded to nearest")
     print("\n".join(faults))

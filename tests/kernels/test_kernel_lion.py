@@ -1,4 +1,4 @@
-"""Lion in Triton, and the flags in the other kernels, against `plain` in float64; interpreted without a GPU."""
+"""Lion, schedule-free AdamW and the flags in Triton against `plain` in float64; interpreted without a GPU."""
 
 from typing import Any
 
@@ -13,6 +13,7 @@ from shaped_kernels.calls import Call, Extras
 from shaped_kernels.lion import LionRule
 from shaped_kernels.lists import TensorLists
 from shaped_kernels.rule import Rule
+from shaped_kernels.schedule_free import ScheduleFreeRule
 from shaped_kernels.sgd import SgdRule
 from tests.kernels.test_kernel_triton import BLOCK, DEVICE, launch
 
@@ -22,6 +23,8 @@ CASES: list[tuple[Rule, tuple[float, ...]]] = [
     (LionRule(maximize=True, cautious_decay=True), (0.01, 0.9, 0.95, 0.5)),
     (LionRule(decoupled_weight_decay=False), (0.01, 0.9, 0.95, 0.1)),
     (AdamRule(True, cautious_decay=True), (0.01, 0.9, 0.95, 1e-8, 0.5)),
+    (ScheduleFreeRule(), (0.01, 0.9, 0.95, 1e-8, 0.1, 2.0)),
+    (ScheduleFreeRule(maximize=True), (0.01, 0.9, 0.95, 1e-8, 0.1, 0.0)),
     (SgdRule(decoupled_weight_decay=True, buffered=True), (0.01, 0.9, 0.0, 0.5)),
 ]
 

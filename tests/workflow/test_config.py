@@ -88,7 +88,7 @@ def test_what_the_dataclass_itself_refuses_is_told_with_the_rest() -> None:
         ({"epochs": -1}, "epochs is -1; it is a whole number of at least 0"),
         (
             {"optimizer": {"name": "lino"}},
-            "optimizer.name is 'lino'; it is one of 'sgd', 'adam', 'adamw', 'lion', 'schedule_free'",
+            "optimizer.name is 'lino'; it is one of 'sgd', 'adam', 'adamw', 'lion'",
         ),
         ({"epochs": 0, "restore_best": True}, "restore_best needs an epoch, and epochs is 0"),
         ({"max_norm": -1.0}, "max_norm is -1.0; it is a finite number of at least 0"),
