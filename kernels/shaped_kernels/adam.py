@@ -276,17 +276,15 @@ def adam_reference(
         v <- b2*v + (1 - b2)*g*g        c2 = 1 - b2**t
         p <- p - (lr/c1) * m / (sqrt(v)/sqrt(c2) + eps)
 
-    with the decay before it, as at the top of this file. It may be traced: no branch depends on a
-    tensor. 1 - b, b**t, lr/c1 and sqrt(c2) are computed in double; bfloat16 and float16 elements
-    in float32, rounded once.
+    with the decay before it, as at the top. It may be traced: no branch depends on a tensor. 1 - b, b**t, lr/c1 and
+    sqrt(c2) are computed in double; bfloat16 and float16 elements in float32, rounded once.
 
     Args:
         p, g, m, v: A parameter, its gradient and its two moments, of one shape.
         v_max: The largest `v` so far: AMSGrad iff given.
         lr, beta1, beta2, eps, weight_decay, step: As in `adam_`; Python numbers or 0-dim tensors.
         decoupled: AdamW if true, Adam if not.
-        maximize: Climb instead of descend.
-        cautious, cautious_decay: As in cautious.py.
+        maximize, cautious, cautious_decay: As in `AdamRule`; the last needs a decoupled decay.
 
     Returns:
         New `p`, `m`, `v` and `v_max` (None if it was), in the dtypes they came in.
@@ -298,10 +296,8 @@ def adam_reference(
     w, d = p.to(wide), g.to(wide)
     if maximize:
         d = -d
-    if isinstance(weight_decay, Tensor) or weight_decay != 0:
-        if decoupled and cautious_decay:
-            pass  # when the update is known
-        elif decoupled:
+    if (isinstance(weight_decay, Tensor) or weight_decay != 0) and not cautious_decay:
+        if decoupled:
             w = w * narrow(1 - lr * double(weight_decay), wide)
         else:
             d = d + narrow(weight_decay, wide) * w
