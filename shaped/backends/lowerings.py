@@ -79,6 +79,13 @@ KNOWN: tuple[Fault, ...] = (
         "corrected",
     ),
     Fault(
+        "additions at indices on a CPU (index_put, gradients of max pooling and nearest upsampling)",
+        "before 2.14",
+        "what reads the sums is fused with loops of other ranges and then runs before the addition: it reads zeros",
+        "pytorch issue 185509",
+        "corrected",
+    ),
+    Fault(
         "softshrink",
         "2.13",
         "NaN becomes 0",
@@ -226,7 +233,7 @@ def _logit_backward(grad: Tensor, x: Tensor, eps: float | None = None) -> Tensor
 def mended() -> Iterator[None]:
     """Lower with all of the table mended."""
     with ExitStack() as stack:
-        for mend in (_tiles_mended, _tails_mended, _parts_kept, _kept_out, _alike_in_ci):
+        for mend in (_tiles_mended, _tails_mended, _parts_kept, _order_kept, _kept_out, _alike_in_ci):
             mend(stack)
         yield
 
@@ -319,3 +326,25 @@ def _parts_kept(stack: ExitStack) -> None:
         return bool(theirs(self, buffer, output))
 
     stack.enter_context(patch.object(PythonWrapperCodegen, "can_reuse", can_reuse))
+
+
+def _order_kept(stack: ExitStack) -> None:
+    """Keep what reads a buffer behind the operation that has written into it, for torch before 2.14.
+
+    Where two loops are fused whose ranges differ, their dependencies are read from their code once more. There a
+    buffer has the name that it had before it was written into, so that its reader would wait for the first value alone.
+    """
+    if torch.__version__ >= "2.14":  # compared as versions
+        return
+    from torch._inductor.dependencies import StarDep, WeakDep
+    from torch._inductor.scheduler import SchedulerNode
+    from torch.utils._ordered_set import OrderedSet
+
+    theirs = SchedulerNode.recompute_size_and_body
+
+    def recompute(self: Any, *args: Any, **kwargs: Any) -> None:
+        added = OrderedSet(dep for dep in self.read_writes.reads if isinstance(dep, StarDep | WeakDep))
+        theirs(self, *args, **kwargs)
+        self.set_read_writes(self.read_writes.with_read(added).rename(self.mutation_renames))
+
+    stack.enter_context(patch.object(SchedulerNode, "recompute_size_and_body", recompute))

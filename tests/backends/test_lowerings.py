@@ -160,3 +160,16 @@ def test_every_operation_of_the_table_is_the_same_compiled():
     ]
 
     assert not wrong
+
+
+@pytest.mark.slow
+def test_what_reads_a_sum_runs_after_the_addition_though_it_is_fused_with_what_came_before():
+    def function(x: Tensor) -> tuple[Tensor, ...]:
+        before = (x * 2).contiguous(memory_format=torch.channels_last)
+        added = torch.zeros_like(x).index_put((torch.tensor([1, 1]),), x, accumulate=True)
+        return before, added * 3 + x
+
+    x = torch.randn(2, 4, 4, 4)
+    found = lower(function, [x], []).run([x.clone()])
+
+    assert all(map(same, function(x), found))
