@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from shaped.arguments import flat, number, pair
 from shaped.backends import Auto, Backend, Compiled, Eager, Program, Progress, Settings, known_backend
 from shaped.errors import StateError, listing
 from shaped.optim import OPTIMIZERS, FusedOptimizer
@@ -74,6 +75,25 @@ class TrainingState:
         if sum([len(group["params"]) for group in self.optimizer.param_groups]) != self._entries:
             self._check_parameters(self.optimizer)
         return self.optimizer
+
+    def accept(self, path: str, optimizer: FusedOptimizer | None, lr: float, given: dict[str, Any]) -> FusedOptimizer:
+        """Check a path's hyper-parameters; the first call fixes them. Returns its optimizer, a new one at first.
+
+        Raises:
+            ValueError: One is out of range, or differs from the first call's.
+        """
+        fixed = {n: pair(n, value) if n == "betas" else number(n, value) for n, value in given.items()}
+        if optimizer is None:
+            optimizer = cast(FusedOptimizer, PATHS[path](self.program.used_tensors, lr=lr, **fixed))
+        group = optimizer.param_groups[0]
+        for name, value in fixed.items():
+            if tuple(flat(group[name])) != tuple(flat(value)):
+                raise ValueError(
+                    f"{path}_step: {name} is {value}, and the first call fixed {name} = {group[name]}; "
+                    "only lr may change"
+                )
+        self.accepted[path] = (optimizer, given)
+        return optimizer
 
     @property
     def _left_out(self) -> list[int]:

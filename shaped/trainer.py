@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from shaped.arguments import flat, number, pair
+from shaped.arguments import number
 from shaped.backends import (
     Auto,
     Backend,
@@ -30,7 +30,7 @@ from shaped.errors import ShapedError
 from shaped.optim import AdamW, FusedOptimizer
 from shaped.params import ParamList
 from shaped.proof import Proof
-from shaped.state import PATHS, GivenOptimizer, TrainingState
+from shaped.state import GivenOptimizer, TrainingState
 from shaped.strategies import GradientStrategy
 
 
@@ -41,7 +41,7 @@ class ScalarTrainer:
 
     Args:
         loss: `loss(params, *inputs) -> Float[Tensor, ""]`, annotated; for a module also a loss over the module or over
-            its output.
+            its output. It may return more, as a tuple or a NamedTuple with the loss first: it stands in `returned`.
         params: A ParamList or an nn.Module.
         backend: "eager" (autograd, operation by operation) or "compiled" (the proved graph with the update, one
             callable), which give the same numbers up to rounding; or "auto": compiled, and eager with a warning if the
@@ -54,7 +54,7 @@ class ScalarTrainer:
         nonfinite: What a NaN or infinite loss or gradient does: "raise" NonFiniteError, or "skip" the update and count
             it in `skipped`. Parameters, state and step counts stay as they were in both.
         accumulate: Take an update at every n-th step only, with the mean gradient over all samples of the n batches.
-        autocast: Run the loss under torch.autocast in this dtype (torch.bfloat16).
+        autocast: Run the loss under torch.autocast in this dtype (torch.bfloat16, or "bf16").
         check: Compare every batch with the signature. False only if something before does.
         allow_unused: A parameter that does not influence the loss gets a zero gradient and no update, not an error.
         sizes: "static": an executor for each tuple of sizes. "dynamic": one for all. "auto": the first, then the second
@@ -85,7 +85,7 @@ class ScalarTrainer:
         max_norm: float | None = None,
         nonfinite: Literal["raise", "skip"] = "raise",
         accumulate: int = 1,
-        autocast: torch.dtype | None = None,
+        autocast: torch.dtype | str | None = None,
         check: bool = True,
         allow_unused: bool = False,
         sizes: Sizes = "auto",
@@ -157,6 +157,16 @@ class ScalarTrainer:
     def skipped(self) -> int:
         """Batches left out because something was not finite (`nonfinite="skip"`); waits as `steps` does."""
         return self._shared.progress.left_out
+
+    @property
+    def returned(self) -> Any:
+        """What the loss returned in the last pass or step, as it is declared, where it returns more than the scalar.
+
+        Without gradients, and a copy where it is a parameter. Raises ValueError where there is none.
+        """
+        if not self._program.returned:
+            raise ValueError(f"`{self._program.signature.name}` returns the loss alone, or has not run yet")
+        return self._program.signature.returns.build(self._program.returned)
 
     @property
     def _program(self) -> Program:
@@ -305,7 +315,7 @@ class ScalarTrainer:
         known, accepted = shared.paths.get(path), shared.accepted.get(path)
         optimizer = known
         if optimizer is None or accepted is None or accepted[0] is not optimizer or accepted[1] != given:
-            optimizer = self._accept(path, optimizer, lr, given)
+            optimizer = shared.accept(path, optimizer, lr, given)
         group = optimizer.param_groups[0]
         before = group["lr"]
         try:
@@ -317,21 +327,6 @@ class ScalarTrainer:
                 if known is None:
                     shared.paths.pop(path, None)
             raise
-
-    def _accept(self, path: str, optimizer: FusedOptimizer | None, lr: float, given: dict[str, Any]) -> FusedOptimizer:
-        """Check a path's hyper-parameters; the first call fixes them. Returns its optimizer, a new one at first."""
-        fixed = {n: pair(n, value) if n == "betas" else number(n, value) for n, value in given.items()}
-        if optimizer is None:
-            optimizer = PATHS[path](self._program.used_tensors, lr=lr, **fixed)
-        group = optimizer.param_groups[0]
-        for name, value in fixed.items():
-            if tuple(flat(group[name])) != tuple(flat(value)):
-                raise ValueError(
-                    f"{path}_step: {name} is {value}, and the first call fixed {name} = {group[name]}; "
-                    "only lr may change"
-                )
-        self._shared.accepted[path] = (optimizer, given)
-        return optimizer
 
     def _take(self, optimizer: FusedOptimizer, inputs: Sequence[Tensor]) -> Float[Tensor, ""]:
         progress, accumulate, last = self._shared.progress, self._settings.accumulate, True

@@ -32,6 +32,7 @@ from shaped.backends.values import Checked, Runs
 from shaped.errors import ShapedError, first_line
 from shaped.optim.averaging import swapped
 
+RETURNED = "the returned"  # how the names of what a loss returns beside itself begin
 _OTHER = "the optimizer's tensor"
 _ULPS = {torch.float32: 128.0, torch.float64: 1024.0}  # of the coarsest dtype in the graph; 4 of half precision
 
@@ -69,7 +70,7 @@ class EagerPass:
             flat[i].copy_(new)
         moved = [g + self.shift * g.abs().amax() if self.shift and g.numel() else g for g in gradients]
         by_index = dict(zip(program.used, moved, strict=False))
-        return [loss, *(by_index.get(i) for i in program.trainable)]
+        return [loss, *(by_index.get(i) for i in program.trainable), *program.returned[1:]]
 
     def right(self) -> None:
         """Eager raises where a value cannot be taken."""
@@ -203,7 +204,8 @@ def _refused(trial: Trial, theirs: Outcome) -> bool:
 def _finite(trial: Trial, mine: Outcome) -> bool:
     if WHY in trial.returned:
         return int(mine.returned[trial.returned.index(WHY)]) == 0
-    return all(bool(v.isfinite().all()) for v in mine.returned)
+    named = zip(trial.returned, mine.returned, strict=False)
+    return all(bool(v.isfinite().all()) for name, v in named if not name.startswith(RETURNED))
 
 
 def _tolerance(graph: GraphModule) -> float:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from shaped.backends.agreement import Build, DisagreementError, Trial, hold
+from shaped.backends.agreement import RETURNED, Build, DisagreementError, Trial, hold
 from shaped.backends.capture import Capture, CudaGraphs, Graphs
 from shaped.backends.draws import Unheld
 from shaped.backends.eager import Eager
@@ -60,8 +60,9 @@ class Compiled:
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
         """The loss."""
         case, inputs = self._admit(inputs)
-        loss, *right = self._pass("forward", case, inputs, self._forward)(self.program.plain, inputs)
-        self._refuse_wrong("forward", right, case, inputs)
+        loss, *rest = self._pass("forward", case, inputs, self._forward)(self.program.plain, inputs)
+        self._refuse_wrong("forward", rest[self.program.more :], case, inputs)
+        self.program.keep(loss, rest[: self.program.more])
         return loss
 
     def loss_and_backward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
@@ -70,7 +71,9 @@ class Compiled:
         loss, *rest = self._pass("loss_and_backward", case, inputs, self._joint)(self.program.plain, inputs)
         count = len(self.program.used)
         wrote = count + len(self.program.writes)
-        self._refuse_wrong("loss_and_backward", rest[wrote:], case, inputs)
+        returned = wrote + self.program.more
+        self._refuse_wrong("loss_and_backward", rest[returned:], case, inputs)
+        self.program.keep(loss, rest[wrote:returned])
         return loss, list(rest[:count]), list(rest[count:wrote])
 
     def update(self, inputs: Sequence[Tensor], optimizer: FusedOptimizer, last: bool = True) -> tuple[Tensor, bool]:
@@ -87,12 +90,14 @@ class Compiled:
         state = step.prepare(case.samples, self._layout)
         runner = step.runs.get(case) or self._runner(step, case, inputs)
         with Whole():
-            loss, why, *norm = runner(state, inputs)
+            loss, why, *rest = runner(state, inputs)
+            norm = rest[self.program.more :]
             reason = why.item() if step.asks else 0
             if reason in (0, NO_SAMPLES) or (self._settings.skips and reason != WRONG_VALUE):
                 taken = last and not self._settings.skips and reason != NO_SAMPLES
                 self._progress.count(optimizer, last=last, taken=taken)
                 step.commit()
+                self.program.keep(loss, rest[: self.program.more])
                 if norm:
                     optimizer.grad_norm = norm[0]
                 return loss, True
@@ -226,6 +231,7 @@ class Compiled:
                 grads = len(self.program.used)
                 returned = ["the loss", *(f"the gradient of `{n}`" for n in names[:grads])]
                 returned += [f"what `{n}` becomes" for n in names[grads:]]
+            returned += self._returned
             known = self.program.params.names
             kept = [f"`{name}`" for name in known]
             args = (case.graph, found.sizes, self.program.plain, inputs, (), returned, kept, (), case.absent)
@@ -249,6 +255,10 @@ class Compiled:
             raise
         return executor.held
 
+    @property
+    def _returned(self) -> list[str]:
+        return [f"{RETURNED} `{entry.path}`" for entry in self.program.signature.returns.entries[1:]]
+
     def _step_executor(self, step: Step, case: Case, inputs: list[Tensor]) -> Executor:
         return self._executor(self._key(step.name, case, step.layout), case, step.state, inputs, step.function)
 
@@ -271,7 +281,17 @@ class Compiled:
         made = Runner(run, sizes, executor)
         names = [f"`{name}`" for name in self.program.params.names]
         moved = [*self.program.used, *range(len(names), len(step.state))]
-        args = (case.graph, sizes, step.state, inputs, step.rows, ["the loss", WHY], names, moved, case.absent)
+        args = (
+            case.graph,
+            sizes,
+            step.state,
+            inputs,
+            step.rows,
+            ["the loss", WHY, *self._returned],
+            names,
+            moved,
+            case.absent,
+        )
         if self._holds(Trial(executor, step.function, *args), first):
             step.runs[case] = made
         return made
@@ -324,7 +344,7 @@ class Compiled:
     def _forward(self, graph: GraphModule, runs: Callable[[GraphModule], Runs] = Checked) -> Flat:
         def run(*flat: Tensor) -> tuple[Any, ...]:
             outputs, _, right = self._run(runs(forward_graph(graph)), flat)
-            return outputs[0].clone(), *right
+            return outputs[0].clone(), *self._more(outputs), *right
 
         return run
 
@@ -334,9 +354,13 @@ class Compiled:
         def run(*flat: Tensor) -> tuple[Any, ...]:
             outputs, written, right = self._run(runs(graph), flat)
             gradients = [outputs[i] if self.program.strategy is None else outputs[i].clone() for i in kept]
-            return (outputs[0].clone(), *gradients, *written, *right)
+            return (outputs[0].clone(), *gradients, *written, *self._more(outputs), *right)
 
         return run
+
+    def _more(self, outputs: Sequence[Tensor]) -> list[Tensor]:
+        """What the loss returns beside itself: the last outputs of its graph."""
+        return [t.clone() for t in outputs[len(outputs) - self.program.more :]]
 
     def _run(self, checked: Runs, flat: Sequence[Tensor]) -> tuple[Sequence[Any], list[Tensor], list[Tensor]]:
         """The proved graph on copies of what it writes into, these copies, and whether it could take all values."""
@@ -359,6 +383,7 @@ def _refuse_hooks(program: Program) -> None:
 def _refuse_redrawn(program: Program, graph: GraphModule) -> None:
     """Activation checkpointing runs a random operation again, which in a graph draws anew."""
     outputs = next(node for node in graph.graph.nodes if node.op == "output").args[0]
+    outputs = outputs[: len(outputs) - program.more]
     if program.strategy is None and _draws(outputs) > _draws(outputs[:1]):
         raise CompileError(
             "the backward pass draws at random (activation checkpointing around dropout?), and in a graph that draw is "

@@ -23,6 +23,7 @@ from shaped.backends.losses import loss_signature
 from shaped.backends.modules import lasting, module_program
 from shaped.backends.outside import Outside, lift, tensors_of
 from shaped.backends.samples import FACTOR, Factor, Form, Given, Samples
+from shaped.backends.settings import floating
 from shaped.backends.trainable import refuse_shared_writes, refuse_untrainable
 from shaped.errors import GradientError, ProofError, ShapeError, SignatureError, listing
 from shaped.params import ParamList
@@ -92,7 +93,7 @@ class Program:
         *,
         assume: Sequence[str] = (),
         static: Sequence[str] | Mapping[str, int] = (),
-        autocast: torch.dtype | None = None,
+        autocast: torch.dtype | str | None = None,
         allow_unused: bool = False,
         check: bool = True,
         samples: Given = None,
@@ -109,9 +110,10 @@ class Program:
             raise SignatureError(f"params is {describe(params)}: pass a ParamList or an nn.Module")
         refuse_untrainable(self.params)
         self._check_result()
-        floating = next(t.dtype for t in self.params if t.requires_grad)
-        args = (len(self.params), self.params.dims, floating, self.params.device)
-        self.batch = Inputs(self.signature, *args)
+        self.more = len(self.signature.result) - 1  # tensors that the loss returns beside itself
+        self.returned: list[Tensor] = []  # by the last pass, where there are more: the loss first
+        dtype = next(t.dtype for t in self.params if t.requires_grad)
+        self.batch = Inputs(self.signature, len(self.params), self.params.dims, dtype, self.params.device)
         self.inputs: tuple[Entry, ...] = self.batch.entries
         self.arrange, self.examples = self.batch.arrange, self.batch.examples
         self.tensors = list(self.params)
@@ -121,14 +123,12 @@ class Program:
         taking = [bool(argument.entries) and not argument.keyword for argument in self.signature.arguments]
         simple = taking == sorted(taking, reverse=True) and sum(taking) == 1 + len(self.inputs)
         self._direct = self.signature.function if simple and self.batch.flat and autocast is None else None
-        self._assume, self._autocast = assume, _floating(autocast)
+        self._direct = None if self.more else self._direct
+        self._assume, self._autocast = assume, floating(autocast)
         self._static = dict(static) if isinstance(static, Mapping) else dict.fromkeys(_names(static))
         self._allow_unused, self.check = allow_unused, check
         self.samples = Samples(samples, self.signature, self.inputs, self.params.dims)
-        if strategy is not None and not callable(strategy):
-            raise ValueError(f"strategy is {strategy!r}; it is OneStep(), a function of your own, or None")
-        refuse_modules(strategy, self.modules)
-        self.strategy = None if isinstance(strategy, FullBackpropagation) else strategy
+        self.strategy = self._checked(strategy)
         self.around = lasting if self.modules else nullcontext  # a forward pass and the backward pass after it
         self.outside = Outside(self.signature.name, self.tensors)
         self._loss = inspect.unwrap(loss)
@@ -142,6 +142,20 @@ class Program:
         self.used_tensors = tuple(self.tensors[i] for i in self.used)  # known again by identity, as a list is not
         self.writes: list[int] = []
         self._write_too(self.proof)
+
+    def _checked(self, strategy: GradientStrategy | None) -> GradientStrategy | None:
+        """A strategy that takes this loss; None for full backpropagation."""
+        if strategy is not None and not callable(strategy):
+            raise ValueError(f"strategy is {strategy!r}; it is OneStep(), a function of your own, or None")
+        refuse_modules(strategy, self.modules)
+        if strategy is None or isinstance(strategy, FullBackpropagation):
+            return None
+        if self.more:
+            raise SignatureError(
+                f"`{self.signature.name}` returns {self.more} tensors beside the loss, and strategy "
+                f"`{strategy_name(strategy)}` takes a loss alone: return the scalar"
+            )
+        return strategy
 
     def _prove_first(self) -> Proof:
         """The proof before there is a batch, at the dtypes that it will likely have; of a function `samples` too."""
@@ -162,10 +176,11 @@ class Program:
 
     def _check_result(self) -> None:
         result = self.signature.result
-        if len(result) != 1 or result[0].dims or not result[0].floating:
+        if not result or result[0].dims or not result[0].floating:
             declared = ", ".join(spec.quoted for spec in result)
             raise SignatureError(
-                f'`{self.signature.name}` declares {declared}; a trainer needs one scalar: -> Float[Tensor, ""]'
+                f'`{self.signature.name}` declares {declared}; a trainer needs one scalar: -> Float[Tensor, ""], or '
+                "that before what else it returns"
             )
 
     def _prove(
@@ -192,7 +207,8 @@ class Program:
                 held=tuple(self.tensors),
             )
             unknown = [name for name in self._static if name not in static]
-            sizes = {**_guess(unknown), **static}
+            # a guess for those that only a batch will tell; the batch's own are proved when it comes
+            sizes = {**{name: 3 + i for i, name in enumerate(unknown)}, **static}
             if absent:
                 proof = prove_absent(setting, absent, self._assume, sizes)
             else:
@@ -383,7 +399,14 @@ class Program:
             result: Tensor = self._direct(self.params, *inputs)
             return result, []
         tensors, written = self.for_writing(self.tensors)
-        return self.proof.setting.run([*tensors, *inputs])[0], written
+        value, *others = self.proof.setting.run([*tensors, *inputs])
+        self.keep(value, others)
+        return value, written
+
+    def keep(self, loss: Tensor, others: Sequence[Tensor]) -> None:
+        """Remember what a pass returned, apart from parameters that move."""
+        if self.more:
+            self.returned = [self.apart(t.detach()) for t in (loss, *others)]
 
     def differentiate(self, inputs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Run the strategy: its loss, the gradients of `used`, and what the program would write, unwritten."""
@@ -417,17 +440,6 @@ class Program:
         with torch.no_grad():
             for i, new in zip(self.writes, written, strict=True):
                 self.tensors[i].copy_(new)
-
-
-def _guess(names: Sequence[str]) -> dict[str, int]:
-    """Sizes for static dimensions that only a batch will tell; the batch's own are proved when it comes."""
-    return {name: 3 + i for i, name in enumerate(names)}
-
-
-def _floating(autocast: torch.dtype | None) -> torch.dtype | None:
-    if autocast is not None and not (isinstance(autocast, torch.dtype) and autocast.is_floating_point):
-        raise ValueError(f"autocast is {autocast!r}; it is a floating-point dtype such as torch.bfloat16, or None")
-    return autocast
 
 
 def _names(static: Any) -> Sequence[str]:

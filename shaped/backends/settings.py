@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
+
 from shaped.arguments import whole
 
 Sizes = Literal["static", "dynamic", "auto"]
@@ -43,6 +45,26 @@ class Settings:
     def skips(self) -> bool:
         """Whether what is not finite is left out and counted, and not an error."""
         return self.nonfinite == "skip"
+
+
+_SHORT = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "half": torch.float16}
+
+
+def floating(autocast: torch.dtype | str | None) -> torch.dtype | None:
+    """The dtype of `autocast`: itself, or by its name (`"bfloat16"`) or the usual short one (`"bf16"`).
+
+    Raises:
+        ValueError: It is no floating-point dtype.
+    """
+    dtype = autocast
+    if isinstance(autocast, str):
+        dtype = _SHORT.get(autocast) or getattr(torch, autocast.removeprefix("torch."), None)
+    if dtype is not None and isinstance(dtype, torch.dtype) and dtype.is_floating_point:
+        return dtype
+    if autocast is None:
+        return None
+    said = "it is a floating-point dtype such as torch.bfloat16, its name such as 'bf16', or None"
+    raise ValueError(f"autocast is {autocast!r}; {said}")
 
 
 def _is_finite(value: Any) -> bool:

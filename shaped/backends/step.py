@@ -158,7 +158,7 @@ class Step:
             update.adopt()
 
     def function(self, graph: GraphModule, runs: Callable[[GraphModule], Runs] = Checked) -> Flat:
-        """What to lower: flat tensors to the loss, 0 or why nothing changed, and the gradients' norm if it is kept.
+        """What to lower: flat tensors to the loss, 0 or why nothing changed, more results, a norm that is kept.
 
         Where the host does not ask, a batch with a wrong value is left out like one that is not finite.
         """
@@ -172,6 +172,7 @@ class Step:
             self._lead(tensors, rest)
             checked = runs(graph)
             loss, *every = checked.run(*tensors, *flat[len(flat) - inputs :])
+            more = [t.clone() for t in every[len(every) - program.more :]]
             gradients = [every[program.trainable.index(i)] for i in program.used]
             if program.strategy is not None:  # one that is a parameter must not follow its update
                 gradients = [g.clone() for g in gradients]
@@ -201,9 +202,9 @@ class Step:
                 taken = go if optimizer is not None else torch.zeros_like(go)
                 counts.add_(torch.stack([taken, right & ~finite]).to(counts.dtype))
             if optimizer is None:
-                return loss, why
+                return loss, why, *more
             used = [params[i] for i in program.used]
-            return loss, why, *self._move(optimizer, used, gradients, rest, go)
+            return loss, why, *more, *self._move(optimizer, used, gradients, rest, go)
 
         return step
 

@@ -10,3 +10,4 @@ from shaped.loop.plots import plot_run as plot_run
 from shaped.loop.progress import Progress as Progress
 from shaped.loop.signals import Interrupted as Interrupted
 from shaped.loop.tracer import first_nonfinite as first_nonfinite
+from shaped.loop.training import TrainMetrics as TrainMetrics

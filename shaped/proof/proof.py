@@ -8,7 +8,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from shaped.errors import ShapeError, listing
 from shaped.proof.conditions import Condition
-from shaped.proof.setting import INNER, PLAIN, Setting, Step
+from shaped.proof.setting import INNER, MORE, PLAIN, Setting, Step
 from shaped.roles import Roles
 from shaped.strategies import strategy_name
 
@@ -165,13 +165,14 @@ class Proof:
 
 
 def forward_graph(graph: GraphModule, results: int = 1) -> GraphModule:
-    """The part of a joint graph that computes its first results, or the loss without what a strategy adds."""
+    """The part of a joint graph that computes its results, or the loss without what a strategy adds."""
     copy = Graph()
     mapping: dict[Node, Node] = {}
     outputs = copy.graph_copy(graph.graph, mapping)
     assert isinstance(outputs, tuple | list)
-    plain = graph.meta.get(PLAIN)
-    copy.output(tuple(outputs[:results] if plain is None else [outputs[plain]]))
+    plain, more = graph.meta.get(PLAIN), graph.meta.get(MORE, 0)
+    first = [*outputs[:1], *outputs[-more:]] if more else outputs[:results]
+    copy.output(tuple(first if plain is None else [outputs[plain]]))
     copy.eliminate_dead_code()
     return GraphModule(graph, copy)
 

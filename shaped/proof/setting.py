@@ -14,6 +14,7 @@ from shaped.shapes import Signature, TensorSpec
 from shaped.strategies import GradientStrategy, Pass, differentiate
 
 INNER = "inner gradient"  # in a graph's meta: whether the program differentiates within itself
+MORE = "more results"  # in a graph's meta: how many outputs at its end a loss returns beside itself
 PLAIN = "plain loss"  # in a graph's meta: which output is the user's own loss, if it is not the first
 # What the trace under way checks a result with; None where nothing is traced.
 _checker: ContextVar[Callable[[Any, TensorSpec], None] | None] = ContextVar("checker", default=None)
@@ -118,5 +119,6 @@ class Setting:
 
     @property
     def is_loss(self) -> bool:
-        """Whether there is something to differentiate: one scalar result."""
-        return len(self.signature.result) == 1 and not self.signature.result[0].dims and bool(self.wanted)
+        """Whether there is something to differentiate: a scalar result, alone or before others."""
+        first, *others = self.signature.result
+        return not first.dims and bool(self.wanted) and (first.floating or not others)

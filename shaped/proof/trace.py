@@ -23,7 +23,7 @@ from shaped.proof.isolation import follow, tracing
 from shaped.proof.keeping import putting_back
 from shaped.proof.reads import READS, Reads, is_traced
 from shaped.proof.rewrites import Rewrites, Standing
-from shaped.proof.setting import INNER, PLAIN, Setting, Step, checking
+from shaped.proof.setting import INNER, MORE, PLAIN, Setting, Step, checking
 from shaped.proof.source import Place, place_of_caller
 from shaped.proof.symbolic import Question, World
 from shaped.proof.tracer import graph_of
@@ -254,6 +254,7 @@ def _trace(setting: Setting, world: World, recorder: Recorder) -> Trace:
         if reads.changed:
             reads.settled = _settles(setting, world, graph)
     graph.meta[INNER] = recorder.differentiates
+    graph.meta[MORE] = len(setting.signature.result) - 1 if setting.is_loss else 0
     _mark_plain_loss(graph, setting)
     changed = [i for i, version in enumerate(versions) if tensors[i]._version != version]
     refused = [setting.signature.entries[i].path for i in changed if not setting.may_write(i)]
@@ -295,7 +296,7 @@ def _graph(
             with Rewrites(), standing, watching.backward():  # checkpoints, hooks and the user's functions run within
                 gradients = run_backward(results[0], wanted)
         missing.extend(i for i, gradient in zip(setting.wanted, gradients, strict=True) if gradient is None)
-        return (*outputs, *gradients)
+        return (outputs[0], *gradients, *outputs[1:])
 
     function = annotated_part(setting.signature.function)
     recorder.claims = Claims(world, getattr(function, "__code__", None))
