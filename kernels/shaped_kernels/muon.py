@@ -110,19 +110,44 @@ class MuonRule(Rule):
             new = old + narrow(1 - momentum, wide) * (grad - old)
             moved.append(new.to(b.dtype))
             ahead.append(grad + narrow(momentum, wide) * (new - grad) if self.nesterov else new)
-        views = [read_axes(self.axes, p.shape) for p in params]
-        blocks = [(i, block) for i, axes in enumerate(views) for block in axes.blocks]
-        taken = [block.take(ahead[i]) for i, block in blocks]
-        made = orthogonal_list(taken, self.ns_coefficients, self.ns_steps, narrow(eps, torch.float32))
-        pieces: list[list[Tensor]] = [[] for _ in params]
-        for (i, block), matrices in zip(blocks, made, strict=True):
-            _, rows, columns = block.size
-            pieces[i].append(block.put(matrices).to(ahead[i].dtype) * scale_of(columns, rows, self.adjust_lr_fn))
-        stepped = [
-            self._step(p, _whole(axes, parts), lr, weight_decay)
-            for p, axes, parts in zip(params, views, pieces, strict=True)
-        ]
+        directions = self._orthogonal(ahead, narrow(eps, torch.float32))
+        stepped = [self._step(p, direction, lr, weight_decay) for p, direction in zip(params, directions, strict=True)]
         return stepped, [moved]
+
+    def fused(
+        self,
+        params: list[Tensor],
+        grads: list[Tensor],
+        slots: Sequence[list[Tensor]],
+        numbers: Sequence[float],
+        step: Tensor,
+        factor: float | None,
+    ) -> None:
+        """Take a step in place, by torch's operators over lists around the products."""
+        lr, weight_decay, momentum, eps = numbers
+        if any(WIDE[p.dtype] != p.dtype or p.dtype != b.dtype for p, b in zip(params, slots[0], strict=True)):
+            grads = [g if factor is None else g * factor for g in grads]
+            new, state = self.plain_list(params, grads, slots, numbers, 1.0)
+            torch._foreach_copy_([*params, *slots[0]], [*new, *state[0]])
+            return
+        slopes = torch._foreach_mul(grads, factor) if factor is not None else grads
+        torch._foreach_lerp_(slots[0], slopes, 1.0 - momentum)
+        ahead = torch._foreach_lerp(slopes, slots[0], momentum) if self.nesterov else slots[0]
+        directions = self._orthogonal(ahead, eps)
+        torch._foreach_mul_(params, 1.0 - lr * weight_decay)
+        torch._foreach_add_(params, directions, alpha=-lr)
+
+    def _orthogonal(self, momenta: Sequence[Tensor], eps: Scalar) -> list[Tensor]:
+        """Where to go, scaled: an orthogonal factor of each matrix in each of these, laid out as they are."""
+        views = [read_axes(self.axes, m.shape) for m in momenta]
+        blocks = [(i, block) for i, axes in enumerate(views) for block in axes.blocks]
+        taken = [block.take(momenta[i]) for i, block in blocks]
+        scales = [scale_of(block.size[2], block.size[1], self.adjust_lr_fn) for _, block in blocks]
+        made = orthogonal_list(taken, scales, self.ns_coefficients, self.ns_steps, eps)
+        pieces: list[list[Tensor]] = [[] for _ in momenta]
+        for (i, block), matrices in zip(blocks, made, strict=True):
+            pieces[i].append(block.put(matrices).to(momenta[i].dtype))
+        return [_whole(axes, parts) for axes, parts in zip(views, pieces, strict=True)]
 
     @staticmethod
     def _step(p: Tensor, direction: Tensor, lr: Scalar, weight_decay: Scalar) -> Tensor:

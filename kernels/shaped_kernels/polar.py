@@ -76,12 +76,17 @@ def _polynomial(gram: Tensor, coefficients: Coefficients, steps: int) -> Tensor:
 
 
 def orthogonal_list(
-    batches: Sequence[Tensor], coefficients: Coefficients = MUON, steps: int = 5, eps: float | Tensor = 1e-7
+    batches: Sequence[Tensor],
+    scales: Sequence[float],
+    coefficients: Coefficients = MUON,
+    steps: int = 5,
+    eps: float | Tensor = 1e-7,
 ) -> list[Tensor]:
     """The same for batches of several shapes: those of one shape, standing or lying, are one chain of products.
 
     Args:
         batches: [n, rows, columns] each.
+        scales: What each result is multiplied with.
 
     Returns:
         One for each, of its shape.
@@ -94,10 +99,14 @@ def orthogonal_list(
     for (_, _, dtype), members in chains.items():
         lying = [_lying(batches[i]).to(dtype) for i in members]
         together = orthogonal(torch.cat(lying) if len(lying) > 1 else lying[0], coefficients, steps, eps)
-        for i, part in zip(members, together.split([len(batches[i]) for i in members]), strict=True):
-            made[i] = (
-                part if batches[i].shape == part.shape and batches[i].shape[-2] <= batches[i].shape[-1] else part.mT
-            )
+        parts = together.split([len(batches[i]) for i in members])
+        if len({scales[i] for i in members}) == 1:
+            parts = (together * scales[members[0]]).split([len(batches[i]) for i in members])
+        else:
+            parts = tuple(part * scales[i] for i, part in zip(members, parts, strict=True))
+        for i, part in zip(members, parts, strict=True):
+            rows, columns = batches[i].shape[-2:]
+            made[i] = part.mT if rows > columns else part
     return made
 
 

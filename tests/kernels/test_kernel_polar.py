@@ -40,7 +40,7 @@ def test_each_step_is_an_odd_polynomial_of_the_singular_values(shape: tuple[int,
 def test_many_shapes_together_are_each_as_alone(shapes: list[tuple[int, int]]) -> None:
     batches = [torch.randn(1 + i % 2, *shape, dtype=torch.float64) for i, shape in enumerate(shapes)]
 
-    for one, together in zip(batches, orthogonal_list(batches), strict=True):
+    for one, together in zip(batches, orthogonal_list(batches, [1.0] * len(batches)), strict=True):
         torch.testing.assert_close(together, orthogonal(one))
 
 
