@@ -1,16 +1,18 @@
 """Traces under one plan after another, until one goes through."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 from shaped.proof.explain import is_unprovable
-from shaped.proof.plans import needed_multiple, repairs, with_multiple
+from shaped.proof.plans import divided, needed_multiple, repairs, sizes_of, splits, with_multiple
 from shaped.proof.setting import Setting
 from shaped.proof.symbolic import Plan, World, hint
 from shaped.proof.trace import Recorder, Trace, trace
 from shaped.shapes import Dim
+
+_DIVISIONS = 6  # traces from one set of sizes
 
 
 class Found(NamedTuple):
@@ -28,14 +30,11 @@ class Failure(NamedTuple):
     recorder: Recorder
 
 
-def attempts(setting: Setting, names: Sequence[str], plan: Plan, most: int, meant: bool = False) -> "Found | Failure":
+def attempts(setting: Setting, names: Sequence[str], plan: Plan, most: int) -> "Found | Failure":
     """Trace until it goes through; where the hints were unlucky, repair them and try again.
 
     Unlucky is: not divisible, or in the wrong order. What a repaired hint decided comes back as a question and so
     as a condition. If nothing helps, the failure of the attempt that got furthest is the one to explain.
-
-    Args:
-        meant: The hints are sizes at which a run went through, so that a rest which they leave is tried before none.
     """
     failures: list[Failure] = []
     waiting = [plan]
@@ -53,14 +52,35 @@ def attempts(setting: Setting, names: Sequence[str], plan: Plan, most: int, mean
             return Found(trace(setting, world, recorder), plan)
         except _Substitution as needed:
             whole = with_multiple(plan, needed.multiple)
-            rest = _as_it_was(whole, needed.multiple, world)
-            waiting[:0] = [rest, whole] if meant else [whole, rest]
+            waiting[:0] = [whole, _as_it_was(whole, needed.multiple, world)]
         except Exception as error:
             failures.append(Failure(error, world, recorder))
             if is_unprovable(error):
                 break
             waiting.extend(repairs(world, plan))  # the user's own `assert seq <= 16` too may need other hints
     return max(failures, key=lambda failure: len(failure.recorder.steps))
+
+
+def attempt_at(setting: Setting, names: Sequence[str], plan: Plan) -> Found | None:
+    """Trace at the sizes that a plan has, each of them divided as it is there, until it goes through."""
+    waiting, seen = [plan], set[str]()
+    sizes = sizes_of(names, plan)
+    while waiting and len(seen) < _DIVISIONS:
+        plan = waiting.pop(0)
+        if repr(plan) in seen or sizes is None or sizes_of(names, plan) != sizes:
+            continue
+        seen.add(repr(plan))
+        world = World(names, plan)
+        world.env.notice = partial(_divide, world, sizes)
+        try:
+            return Found(trace(setting, world, Recorder(world)), plan)
+        except _Substitution as needed:
+            waiting[:0] = filter(None, [divided(plan, needed.multiple, sizes)])
+        except Exception as error:
+            if is_unprovable(error):
+                break
+            waiting.extend(splits(world, plan, sizes))
+    return None
 
 
 def _as_it_was(by: Plan, multiple: tuple[str, Dim], world: World) -> Plan:
@@ -84,4 +104,11 @@ def _substitute(world: World, fact: Any, number: bool) -> None:
     """Trace again where a divisibility was asked for: the layout questions that hang on the floor division vanish."""
     multiple = needed_multiple(fact, number, world)
     if multiple is not None:
+        raise _Substitution(multiple)
+
+
+def _divide(world: World, sizes: Mapping[str, int], fact: Any, number: bool) -> None:
+    """The same at sizes that stay, where they can be said to be divided."""
+    multiple = needed_multiple(fact, number, world)
+    if multiple is not None and divided(world.plan, multiple, sizes) is not None:
         raise _Substitution(multiple)

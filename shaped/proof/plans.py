@@ -29,6 +29,80 @@ def with_multiple(plan: Plan, multiple: tuple[str, Dim]) -> Plan:
     return replace(plan, multiples={**plan.multiples, name: divisor})
 
 
+def divided(plan: Plan, multiple: tuple[str, Dim], sizes: Mapping[str, int]) -> Plan | None:
+    """n = 4*(n//4) + rest as it is at these sizes; n = 5 where a quotient is below 2; None where it cannot be said."""
+    name, divisor = multiple
+    by = divisor.evaluate(sizes)
+    quotient, rest = divmod(sizes[name], by) if by > 0 else (0, 1)
+    if rest and divisor.constant is None:
+        return None
+    others = {n: dim for n, dim in plan.multiples.items() if n != name}
+    rests = {n: number for n, number in plan.rests.items() if n != name}
+    if quotient < 2:
+        plan = replace(plan, multiples=others, rests=rests)
+        if divisor.constant is not None:
+            return replace(plan, constants={**plan.constants, name: sizes[name]})
+        return replace(plan, equal={**plan.equal, name: divisor})
+    rests |= {name: rest} if rest else {}
+    return replace(plan, multiples={**others, name: divisor}, rests=rests, hints={**plan.hints, name: quotient})
+
+
+def without_small_quotients(plan: Plan) -> Plan:
+    """n = 4*(n//4) + 1 where n//4 is 2, as n = 9."""
+    for name, divisor in plan.multiples.items():
+        quotient = plan.constants.get(plan.quotient(name))
+        if quotient is not None and divisor.constant is not None:
+            size = divisor.constant * quotient + plan.rests.get(name, 0)
+            constants = {n: number for n, number in plan.constants.items() if n != plan.quotient(name)}
+            multiples = {n: dim for n, dim in plan.multiples.items() if n != name}
+            rests = {n: rest for n, rest in plan.rests.items() if n != name}
+            plan = replace(plan, constants={**constants, name: size}, multiples=multiples, rests=rests)
+    return plan
+
+
+def sizes_of(names: Iterable[str], plan: Plan) -> dict[str, int] | None:
+    """The sizes that a plan traces with; None where two of them define each other."""
+    sizes: dict[str, int] = {}
+
+    def size(name: str, before: tuple[str, ...]) -> int:
+        if name in before:
+            raise RecursionError
+        if name in plan.constants:
+            sizes[name] = plan.constants[name]
+        elif name in plan.equal:
+            dim = plan.equal[name]
+            sizes[name] = dim.evaluate({n: size(n, (*before, name)) for n in dim.names})
+        elif name in plan.multiples:
+            dim = plan.multiples[name]
+            by = dim.evaluate({n: size(n, (*before, name)) for n in dim.names})
+            sizes[name] = by * plan.constants.get(plan.quotient(name), plan.hints[name]) + plan.rests.get(name, 0)
+        else:
+            sizes[name] = plan.hints[name]
+        return sizes[name]
+
+    try:
+        return {name: size(name, ()) for name in names}
+    except (RecursionError, ZeroDivisionError):
+        return None
+
+
+def splits(world: World, plan: Plan, sizes: Mapping[str, int]) -> list[Plan]:
+    """Plans of the same sizes, each with one of those divided that the last questions divided."""
+    plans: list[Plan | None] = []
+    for asked, _ in reversed(world.env.answers):
+        for atom in _in_order(divisions(flat(asked)), world):
+            over, under = atom.args
+            divisor = world.dim(under)
+            for name in (world.symbols.get(s, "") for s in over.free_symbols):
+                if divisor is not None and plan.is_free(name) and name not in _names(under, world):
+                    plans.append(divided(plan, (name, divisor), sizes))
+            for name, coarse in plan.multiples.items() if under.is_Integer else ():
+                quotient = any(world.symbols.get(s) == plan.quotient(name) for s in over.free_symbols)
+                if quotient and coarse.constant is not None and coarse.constant * under <= _FINEST:
+                    plans.append(divided(plan, (name, Dim(str(coarse.constant * under))), sizes))
+    return [by for by in plans if by is not None]
+
+
 def repairs(world: World, plan: Plan) -> list[Plan]:
     """Other plans under which the last questions would be answered the other way."""
     rests_only: list[Plan] = [

@@ -1,5 +1,6 @@
 """Relations between sizes, as a statement lists them: each once, none that follows from the others, written plainly."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +9,8 @@ from sympy.core.function import Application
 
 from shaped.errors import Source
 from shaped.proof.arithmetic import holds, tidy
+from shaped.proof.conditions import Condition
+from shaped.shapes import Term
 
 
 def without_maximum(fact: Any) -> Any:
@@ -37,7 +40,9 @@ def weakest(facts: Sequence[tuple[Any, Source | None]]) -> list[tuple[Any, Sourc
     left = _joined(list(dict(reversed([(tidy(fact), source) for fact, source in facts])).items())[::-1])
     for fact, source in list(left):
         others = [other for other, _ in left if other != fact]
-        if holds(fact, others, dict.fromkeys(fact.free_symbols.union(*(o.free_symbols for o in others)), 1)):
+        if (isinstance(fact, sympy.Or) and not set(fact.args).isdisjoint(others)) or holds(
+            fact, others, dict.fromkeys(fact.free_symbols.union(*(o.free_symbols for o in others)), 1)
+        ):
             left.remove((fact, source))
     return left
 
@@ -52,6 +57,22 @@ def _joined(facts: list[tuple[Any, Source | None]]) -> list[tuple[Any, Source | 
                 rest = [(larger if j == i else f, s) for j, (f, s) in enumerate(facts) if f != fact]
                 return _joined(list(dict(rest).items()))
     return facts
+
+
+def in_one(conditions: Sequence[Condition]) -> list[Condition]:
+    """n % 2 == 1 and ((n - 1)//2) % 3 == 0 as n % 6 == 1."""
+    for coarse, finer in itertools.permutations(conditions, 2):
+        match coarse.term, finer.term:
+            case (
+                Term("==", (Term("%", (Term("name") as size, Term("number", (by,)))), Term("number", (rest,)))),
+                Term("==", (Term("%", (quotient, Term("number", (period,)))), Term("number", (more,)))),
+            ):
+                multiple = Term.of("-", size, Term.number(rest)) if rest else size
+                if quotient == Term.of("//", multiple, Term.number(by)):
+                    left = Term.of("%", size, Term.number(by * period))
+                    one = Condition(Term.of("==", left, Term.number(rest + by * more)), finer.source)
+                    return in_one([one, *(c for c in conditions if c is not coarse and c is not finer)])
+    return list(conditions)
 
 
 def effort(fact: Any) -> tuple[bool, int, str]:

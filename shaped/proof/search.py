@@ -14,8 +14,9 @@ from torch.utils._sympy.functions import PythonMod
 
 from shaped.arguments import whole
 from shaped.errors import Goal, ProofError, SignatureError, Source, nearest
+from shaped.proof.alternatives import Beginning, Equality
 from shaped.proof.arithmetic import divides, divisions, holds, holds_exactly
-from shaped.proof.attempts import Failure, attempts
+from shaped.proof.attempts import Failure, Found, attempts
 from shaped.proof.branches import Branches, Settled, together
 from shaped.proof.conditions import Assumption, Condition, follows
 from shaped.proof.explain import explain
@@ -23,7 +24,7 @@ from shaped.proof.plans import hints_where
 from shaped.proof.proof import Proof, count_operations, forward_graph
 from shaped.proof.refuting import PRIMES, fails_at, refuses, refuted, small_sizes
 from shaped.proof.rehearsal import rehearse
-from shaped.proof.relations import effort, weakest, without_maximum
+from shaped.proof.relations import effort, in_one, weakest, without_maximum
 from shaped.proof.setting import Setting
 from shaped.proof.small import EXCLUDED, needed_of_small, small_dimensions, small_expressions
 from shaped.proof.statement import Alternative, Fails, held
@@ -36,7 +37,6 @@ from shaped.shapes import Dim, Term
 # so that the first trace mostly goes through. What a hint decided is always read back as a question.
 _HINT = 48
 _ATTEMPTS = 8  # plans tried before a failure is believed
-_AGAIN = 6  # plans tried from sizes that a first proof does not admit
 _STARTS = 3  # sets of concrete sizes tried for a failure
 _PAIRED = 6  # questions that are also answered the other way two at a time
 _RUNS = 400  # of other branches; after these, what is not settled stays a condition
@@ -138,42 +138,25 @@ class Search:
             error = explain(found.error, self.setting, found.world, found.recorder)
             if refuses(found.error):  # the program's own `assert`: other sizes may satisfy it
                 try:
-                    return held(None, trials, self._sizes(trials, plan, found.world), self._again)
+                    return held(None, trials, self._sizes(trials, plan, found.world), self._beginning().at)
                 except Fails:
                     pass
             raise self._refuted(error, trials, plan, found.world) from None
         trials = self._trials(len(found.trace.steps))
         try:
             first = Alternative(self._conditions(found.trace, found.plan), found.trace, found.plan)
-            return held(first, trials, self._sizes(trials, found.plan, found.trace.world), self._again)
+            return held(first, trials, self._sizes(trials, found.plan, found.trace.world), self._beginning().at)
         except Fails as error:
             raise fails_at(error.sizes, trials) from None
-        except ProofError as error:
-            raise self._refuted(error, trials, plan, found.trace.world) from None
+        except Equality as needed:
+            raise self._refuted(needed.error, trials, plan, found.trace.world) from None
 
-    def _again(self, sizes: Mapping[str, int]) -> Alternative | None:
-        """A proof from these sizes, at which a run goes through: the smallest as numbers, the others as hints."""
-        plan = self._initial_plan()
-        hints = {name: sizes[name] for name in plan.hints}
-        for name, divisor in plan.multiples.items():
-            hints[name] = sizes[name] // divisor.evaluate(sizes)
-        for largest in (1, 2) if 2 in sizes.values() else (1,):
-            fixed = {name: size for name, size in sizes.items() if size <= largest and plan.is_free(name)}
-            if not _of_parameters(self.setting).isdisjoint(fixed):
-                continue  # a model of one position broadcasts over any sequence; nobody means it
-            at = replace(plan, hints=hints, constants={**plan.constants, **fixed})
+    def _beginning(self) -> Beginning:
+        def conditions(found: Found) -> list[Condition]:
             self._runs = 0
-            found = attempts(self.setting, self.names, at, _AGAIN, meant=True)
-            if isinstance(found, Failure):
-                continue
-            try:
-                conditions = self._conditions(found.trace, found.plan)
-            except ProofError:  # it needs two sizes to be equal
-                continue
-            stated = [*(_is(name, size) for name, size in fixed.items()), *conditions]
-            if all(condition.holds(sizes) for condition in stated):
-                return Alternative(stated, found.trace, found.plan)
-        return None
+            return self._conditions(found.trace, found.plan)
+
+        return Beginning(self.setting, self.names, self._initial_plan(), _of_parameters(self.setting), conditions)
 
     def _trials(self, operations: int) -> Trials:
         return Trials(self.setting, self.names, self.static, operations)
@@ -222,7 +205,7 @@ class Search:
         needs = partial(self._needs_small, world, plan, stated, [*(fact for fact, _ in kept), *large])
         smalls = [*small_dimensions(world, plan), *smalls]
         kept += [(fact, None) for fact in needed_of_small(plan, world, smalls, needs)]
-        return [*divisibility, *(Condition(world.term(fact), source) for fact, source in weakest(kept))]
+        return in_one([*divisibility, *(Condition(world.term(fact), source) for fact, source in weakest(kept))])
 
     def _asked(self, found: Trace) -> list[tuple[Any, Source | None]]:
         """Every question once, without those that are true for all sizes."""
@@ -241,7 +224,7 @@ class Search:
                 if isinstance(fact, sympy.Eq) and not divisions(fact):
                     if follows(Condition(found.world.term(fact)), self.assumptions):
                         continue
-                    raise self._needs_equality(fact, found, question)
+                    raise Equality(fact, self._needs_equality(fact, found, question))
                 asked[fact] = question.source
         return list(asked.items())
 
@@ -301,13 +284,13 @@ class Search:
     def _in_pairs(
         self, dropped: Sequence[tuple[Any, Source | None, list[Plan]]], plan: Plan
     ) -> list[tuple[Any, Source | None]]:
-        """Two questions answered the other way at once; where that fails, the second stays a condition."""
+        """Two questions answered the other way at once; where that fails, one of them stays as it was."""
         dropped = [one for one in dropped if one[2]]
         kept: list[tuple[Any, Source | None]] = []
-        for (_, _, first), (fact, source, second) in itertools.combinations(dropped[:_PAIRED], 2):
+        for (other, _, first), (fact, source, second) in itertools.combinations(dropped[:_PAIRED], 2):
             both = together(plan, first[0], second[0])
-            if (fact, source) not in kept and both is not None and not self._passes(both):
-                kept.append((fact, source))
+            if both is not None and not self._passes(both):
+                kept.append((sympy.Or(other, fact), source))
         return kept + [(fact, source) for fact, source, _ in dropped[_PAIRED:]]
 
     def _needs_equality(self, fact: Any, found: Trace, question: Question) -> ProofError:
@@ -366,7 +349,8 @@ class Search:
         """Where the traced graph itself is valid: symbols of at least 2, and each question answered as it was."""
         world, plan = found.world, found.world.plan
         least = [Condition(Term.of(">=", world.term(symbol), Term.number(2))) for symbol in world.symbols]
-        fixed = [_is(n, v) for n, v in plan.constants.items() if n in self.names and n not in self.static]
+        fixed = [_is(n, Term.number(v)) for n, v in plan.constants.items() if n in self.names and n not in self.static]
+        fixed += [_is(name, dim.term) for name, dim in plan.equal.items()]
         divisible = [_divides(name, divisor, plan) for name, divisor in plan.multiples.items()]
         return (*least, *fixed, *divisible, *(Condition(world.term(question.fact)) for question in found.questions))
 
@@ -426,8 +410,8 @@ def _compared(world: World) -> list[int]:
     return sorted(n for n in numbers if _SMALL < n < _LARGE)[:_NEAR]
 
 
-def _is(name: str, size: int) -> Condition:
-    return Condition(Term.of("==", Term.name(name), Term.number(size)))
+def _is(name: str, size: Term) -> Condition:
+    return Condition(Term.of("==", Term.name(name), size))
 
 
 def _divides(name: str, divisor: Dim, plan: Plan) -> Condition:

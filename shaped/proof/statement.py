@@ -19,6 +19,8 @@ _ALTERNATIVES = 4  # proofs that are tried from sizes that the first does not ad
 _COMPARED = 32  # numbers up to this one, and no period that does not show within eight times as many
 _DEEP = 40  # operations; programs of more are stated as they were traced first
 
+_OPPOSITE = {"==": "!=", "!=": "==", "<": ">=", ">=": "<", ">": "<=", "<=": ">"}
+
 Sizes = Mapping[str, int]
 
 
@@ -109,7 +111,7 @@ def either(proved: Sequence[Alternative], passing: Sequence[Sizes]) -> Alternati
     texts = [{c.text for c in one.conditions} for one in kept]
     common = set.intersection(*texts)
     shared = [c for c in kept[0].conditions if c.text in common]
-    rest = [[c for c in one.conditions if c.text not in common] for one in kept]
+    rest = _shortened([[c for c in one.conditions if c.text not in common] for one in kept])
     one_of = Condition(_joined("or", [_joined("and", [c.term for c in some]) for some in rest if some]))
     if not all(rest) or _always(one_of):
         return replace(kept[0], conditions=shared)
@@ -121,8 +123,22 @@ def _covers(other: Alternative, one: Alternative) -> bool:
     return {c.text for c in other.conditions} < {c.text for c in one.conditions}
 
 
+def _shortened(several: Sequence[Sequence[Condition]]) -> list[list[Condition]]:
+    """m != 3 or m == 3 and k > 4 as m != 3 or k > 4."""
+    alone = [some[0].term for some in several if len(some) == 1]
+
+    def otherwise(condition: Condition) -> bool:
+        return any(_always(Condition(Term.of("or", term, condition.term))) for term in alone)
+
+    return [list(some) if len(some) == 1 else [c for c in some if not otherwise(c)] for some in several]
+
+
 def _always(condition: Condition) -> bool:
     """Whether a relation over one size is true of each: n >= 3 or n == 1 or n == 2. What it compares with is small."""
+    if condition.term.op == "or" and len(condition.term.args) == 2:
+        one, other = condition.term.args
+        if one.op == _OPPOSITE.get(other.op) and one.args == other.args:
+            return True
     numbers = [part.args[0] for part in condition.term.parts() if part.op == "number"]
     known = len(condition.names) == 1 and max(numbers, default=0) < _COMPARED
     return known and all(condition.holds({condition.names[0]: size}) for size in range(1, 8 * _COMPARED))

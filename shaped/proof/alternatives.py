@@ -1,0 +1,128 @@
+"""A proof that begins at the sizes of a run, where the first proof does not admit them.
+
+The sizes are hints: the trace takes the branches that the run took and goes on to stand for all sizes that take them.
+So each size stays the multiple, and the rest, that it was: n = 4*(n//4) + 1. Larger sizes of the same rests come first,
+since a branch of small ones alone is seldom what is missing.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from shaped.errors import ProofError
+from shaped.proof.attempts import Found, attempt_at
+from shaped.proof.branches import equal_at
+from shaped.proof.conditions import Condition
+from shaped.proof.plans import sizes_of, without_small_quotients
+from shaped.proof.setting import Setting
+from shaped.proof.statement import Alternative
+from shaped.proof.symbolic import Plan
+from shaped.shapes import Term
+
+_PERIOD = 24  # larger sizes of the same rests are this far apart
+_HIGHER = (5, 7, 11, 13)
+_SMALL = 6  # sizes below are tried as numbers, one at a time
+_EQUALITIES = 3  # that one proof takes from the sizes it begins at
+
+Sizes = Mapping[str, int]
+
+
+class Equality(Exception):
+    """A program needs two sizes to be equal."""
+
+    def __init__(self, fact: Any, error: ProofError) -> None:
+        super().__init__(str(fact))
+        self.fact = fact
+        self.error = error
+
+
+@dataclass
+class Beginning:
+    """Proofs of one function from sizes at which a run went through.
+
+    Attributes:
+        plan: What is assumed and static.
+        parameters: Names that no alternative fixes: a model of one position broadcasts over any sequence, and nobody
+            means it.
+        conditions: What a trace needs; Equality where two sizes have to be equal.
+    """
+
+    setting: Setting
+    names: Sequence[str]
+    plan: Plan
+    parameters: Collection[str]
+    conditions: Callable[[Found], list[Condition]]
+    _seen: set[str] | None = None
+
+    def at(self, sizes: Sizes) -> Alternative | None:
+        """A proof whose conditions admit these sizes; None if none is found."""
+        for plan in {repr(plan): plan for plan in self._starts(sizes)}.values():
+            found = self._proved(plan, sizes)
+            if found is not None:
+                return found
+        return None
+
+    def _starts(self, sizes: Sizes) -> Iterator[Plan]:
+        """All sizes larger; those of 1 as numbers and the others larger, or as they are; small ones as numbers."""
+        free = [name for name in self.plan.hints if self.plan.is_free(name)]
+        larger = dict(zip(free, (_PERIOD * n for n in _HIGHER), strict=False))
+        ones, small = ({n: sizes[n] for n in free if sizes[n] <= most} for most in (1, 2))
+        single = sorted((name for name in free if sizes[name] < _SMALL), key=sizes.__getitem__)
+        starts = [({}, larger), (ones, larger), (ones, {}), *(({n: sizes[n]}, larger) for n in single), (small, {})]
+        for fixed, more in starts:
+            hints = {name: sizes[name] + more.get(name, 0) for name in self.plan.hints}
+            for name, divisor in self.plan.multiples.items():
+                hints[name] = sizes[name] // divisor.evaluate(sizes)
+            yield replace(self.plan, hints=hints, constants={**self.plan.constants, **fixed})
+
+    def _proved(self, plan: Plan, sizes: Sizes) -> Alternative | None:
+        for _ in range(_EQUALITIES + 1):
+            found = attempt_at(self.setting, self.names, plan)
+            if not isinstance(found, Found) or not self.parameters.isdisjoint(self._changed(found.plan)):
+                return None
+            if self._was_here(found):
+                return None
+            try:
+                conditions = self.conditions(found)
+            except Equality as needed:
+                equal = self._equal(needed.fact, found, sizes)
+                if equal is None:
+                    return None
+                plan = equal
+                continue
+            except ProofError:
+                return None
+            stated = [*self._stated(found.plan), *conditions]
+            if all(condition.holds(sizes) for condition in stated):
+                return Alternative(stated, found.trace, found.plan)
+            return None
+        return None
+
+    def _was_here(self, found: Found) -> bool:
+        """Whether a trace that took the same branches was looked at before."""
+        plan, world = found.plan, found.trace.world
+        facts = sorted({world.show(question.fact) for question in found.trace.questions})
+        key = repr((plan.constants, plan.equal, plan.multiples, plan.rests, facts))
+        self._seen = self._seen or set()
+        known = key in self._seen
+        self._seen.add(key)
+        return known
+
+    def _equal(self, fact: Any, found: Found, sizes: Sizes) -> Plan | None:
+        """The plan under which the two sides are equal as they are at these sizes."""
+        plans = equal_at(fact.args[0] - fact.args[1], 0, found.trace.world, found.plan)
+        here = sizes_of(self.names, found.plan)
+        alike = (plan for plan in plans or () if sizes_of(self.names, plan) == here == dict(sizes))
+        return next(map(without_small_quotients, alike), None)
+
+    def _changed(self, plan: Plan) -> set[str]:
+        """Names that a plan fixes to a number, or to other names, beyond what is assumed."""
+        return (plan.constants.keys() - self.plan.constants.keys()) | (plan.equal.keys() - self.plan.equal.keys())
+
+    def _stated(self, plan: Plan) -> list[Condition]:
+        """`n == 1`, `m == 2*n + 1`."""
+        changed = [name for name in self.names if name in self._changed(plan)]
+        terms = [
+            Term.number(plan.constants[name]) if name in plan.constants else plan.equal[name].term for name in changed
+        ]
+        return [Condition(Term.of("==", Term.name(name), term)) for name, term in zip(changed, terms, strict=True)]
