@@ -313,6 +313,8 @@ def flat(size: Any) -> Any:
 
 def tidy(fact: Any) -> Any:
     """A relation as people write it: no size twice, nothing subtracted, `n >= 4` for n - 2 >= 2, `n % 2 == 0`."""
+    if isinstance(fact, sympy.Or):
+        return sympy.Or(*map(tidy, fact.args))
     fact = _by_rest(whole(fact) if fact.has(*_ROUNDED) else fact)
     if isinstance(fact, _ORDER) and len(fact.free_symbols) == 1 and divisions(fact):
         (symbol,) = fact.free_symbols

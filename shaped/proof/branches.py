@@ -38,6 +38,7 @@ class Branches:
     run: Run
     given: Sequence[Any] = ()
     before: tuple["Branches", ...] = ()  # those from which this one was come to; what they asked is settled there
+    implied: Sequence[Any] = ()  # but for these, which nothing but the sizes of that run decided
 
     def settle(self, fact: Any, depth: int = _DEPTH) -> Settled | None:
         """Run the program where `fact` is false; None if it fails there, or if that cannot be told.
@@ -66,7 +67,12 @@ class Branches:
 
     def questions_of(self, world: World, fact: Any = sympy.true) -> list[Any]:
         """What another run asked that this one did not, neither as such nor the other way round, and that is open."""
-        known = [b.world.translate(asked.fact, world) for b in (*self.before, self) for asked in b.world.env.asked]
+        known = [
+            b.world.translate(asked.fact, world)
+            for b in (*self.before, self)
+            for asked in b.world.env.asked
+            if asked.fact not in b.implied
+        ]
         known.append(self.world.translate(fact, world))
         terms = {world.term(form) for k in known if k is not None for form in (k, sympy.Not(k))}
         given = self.translated(self.given, world)

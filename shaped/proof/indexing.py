@@ -40,7 +40,8 @@ def _indexed(x: Tensor, index: Any) -> tuple[Tensor, Any]:
         if part is Ellipsis:
             axis = taken.dim() - sum(map(_axes, parts[i + 1 :]))
         elif isinstance(part, list | tuple | range) and axis < taken.dim():
-            part = _numbers(part, taken, axis)
+            sliced = all(other is part or isinstance(other, slice) for other in parts)
+            part = part if sliced and _is_empty(taken, axis) else _numbers(part, taken, axis)
         if part is not Ellipsis:
             axis += _axes(part)
         left.append(part)
@@ -60,6 +61,11 @@ def _one_of(x: Tensor, axis: int, position: Any) -> Tensor:
         raise IndexError(f"index {position} is out of range for axis {axis} of size {size}")
     start = position if position >= 0 else position + size
     return x.narrow(axis, start, 1).squeeze(axis)
+
+
+def _is_empty(x: Tensor, but: int) -> bool:
+    """Whether another axis has no entries, so that torch looks up nothing and refuses no position."""
+    return any(isinstance(size, int) and size == 0 for axis, size in enumerate(x.shape) if axis != but)
 
 
 def _numbers(part: Any, x: Tensor, axis: int) -> Any:

@@ -1,7 +1,7 @@
 """Relations between sizes, as a statement lists them: each once, none that follows from the others, written plainly."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import sympy
@@ -10,6 +10,7 @@ from sympy.core.function import Application
 from shaped.errors import Source
 from shaped.proof.arithmetic import holds, tidy
 from shaped.proof.conditions import Condition
+from shaped.proof.symbolic import Plan
 from shaped.shapes import Term
 
 
@@ -35,14 +36,15 @@ def _divided(left: Any, right: Any) -> tuple[Any, Any]:
     return sympy.expand(left / by), sympy.expand(right / by)
 
 
-def weakest(facts: Sequence[tuple[Any, Source | None]]) -> list[tuple[Any, Source | None]]:
-    """Without those that follow from others."""
+def weakest(
+    facts: Sequence[tuple[Any, Source | None]], resting: Collection[Any] = ()
+) -> list[tuple[Any, Source | None]]:
+    """Without those that follow from others; `resting` are symbols that may be 0."""
     left = _joined(list(dict(reversed([(tidy(fact), source) for fact, source in facts])).items())[::-1])
     for fact, source in list(left):
         others = [other for other, _ in left if other != fact]
-        if (isinstance(fact, sympy.Or) and not set(fact.args).isdisjoint(others)) or holds(
-            fact, others, dict.fromkeys(fact.free_symbols.union(*(o.free_symbols for o in others)), 1)
-        ):
+        least = {s: int(s not in resting) for one in (fact, *others) for s in one.free_symbols}
+        if (isinstance(fact, sympy.Or) and not set(fact.args).isdisjoint(others)) or holds(fact, others, least):
             left.remove((fact, source))
     return left
 
@@ -57,6 +59,22 @@ def _joined(facts: list[tuple[Any, Source | None]]) -> list[tuple[Any, Source | 
                 rest = [(larger if j == i else f, s) for j, (f, s) in enumerate(facts) if f != fact]
                 return _joined(list(dict(rest).items()))
     return facts
+
+
+def plainly(term: Term, plan: Plan) -> Term:
+    """n >= 7 for (n - 1)//3 >= 2 where n % 3 is 1, and n >= 2 for n != 1."""
+    for name, divisor in plan.multiples.items():
+        size, rest = Term.name(name), plan.rests.get(name, 0)
+        quotient = Term.of("//", Term.of("-", size, Term.number(rest)) if rest else size, divisor.term)
+        match term:
+            case Term(">=" | "!=" as op, (over, Term("number", (int(least),)))) if (
+                over == quotient and divisor.constant
+            ):
+                term = Term.of(op, size, Term.number(divisor.constant * least + rest))
+    match term:
+        case Term("!=", (Term("name") as size, Term("number", (1,)))):
+            return Term.of(">=", size, Term.number(2))
+    return term
 
 
 def in_one(conditions: Sequence[Condition]) -> list[Condition]:

@@ -24,7 +24,7 @@ from shaped.proof.plans import hints_where
 from shaped.proof.proof import Proof, count_operations, forward_graph
 from shaped.proof.refuting import PRIMES, fails_at, refuses, refuted, small_sizes
 from shaped.proof.rehearsal import rehearse
-from shaped.proof.relations import effort, in_one, weakest, without_maximum
+from shaped.proof.relations import effort, in_one, plainly, weakest, without_maximum
 from shaped.proof.setting import Setting
 from shaped.proof.small import EXCLUDED, needed_of_small, small_dimensions, small_expressions
 from shaped.proof.statement import Alternative, Fails, held
@@ -202,10 +202,13 @@ class Search:
         kept += self._in_pairs(dropped, plan)
         divisibility = self._divisibility(world, plan) + _nonzero_divisors(found)
         stated = [*divisibility, *(Condition(world.term(fact)) for fact, _ in kept)]
-        needs = partial(self._needs_small, world, plan, stated, [*(fact for fact, _ in kept), *large])
+        implied = [q.fact for q in found.questions if q.fact not in given and holds(q.fact, [*given, *large])]
+        needs = partial(self._needs_small, world, plan, stated, [*(fact for fact, _ in kept), *large], implied)
         smalls = [*small_dimensions(world, plan), *smalls]
         kept += [(fact, None) for fact in needed_of_small(plan, world, smalls, needs)]
-        return in_one([*divisibility, *(Condition(world.term(fact), source) for fact, source in weakest(kept))])
+        resting = [symbol for symbol, name in world.symbols.items() if name in map(plan.quotient, plan.rests)]
+        needed = [Condition(plainly(world.term(fact), plan), source) for fact, source in weakest(kept, resting)]
+        return in_one([*divisibility, *needed])
 
     def _asked(self, found: Trace) -> list[tuple[Any, Source | None]]:
         """Every question once, without those that are true for all sizes."""
@@ -256,12 +259,14 @@ class Search:
         """Whether the program is well-shaped under another plan, and all that it asks there is settled."""
         return self._needs_branch(world, plan, other, given) == []
 
-    def _needs_branch(self, world: World, plan: Plan, other: Plan, given: Sequence[Any]) -> list[Any] | None:
+    def _needs_branch(
+        self, world: World, plan: Plan, other: Plan, given: Sequence[Any], implied: Sequence[Any] = ()
+    ) -> list[Any] | None:
         """What the program needs under another plan, in this world's symbols; None where it fails there."""
         run = self._run(other)
         if run is None:
             return None
-        known = Branches(world, plan, self._run, given)
+        known = Branches(world, plan, self._run, given, implied=implied)
         there = Branches(run, other, self._run, known.translated(given, run), (known,))
         needed: list[Any] = []
         for fact in known.questions_of(run):
@@ -273,13 +278,16 @@ class Search:
         return needed
 
     def _needs_small(
-        self, world: World, plan: Plan, conditions: Sequence[Condition], given: Sequence[Any], other: Plan,
-        more: Sequence[Any],
+        self, world: World, plan: Plan, conditions: Sequence[Condition], given: Sequence[Any], implied: Sequence[Any],
+        other: Plan, more: Sequence[Any],
     ) -> list[Any] | None:  # fmt: skip
-        """What it needs at these small sizes; where a condition excludes them, there is nothing to show."""
+        """What it needs at these small sizes; where a condition excludes them, there is nothing to show.
+
+        `implied` was asked of large sizes and is so for them: of small ones it is a question of its own.
+        """
         stated = [*conditions, *(Condition(world.term(fact)) for fact in more)]
         admissible = self._within(other, stated)
-        return EXCLUDED if admissible is None else self._needs_branch(world, plan, admissible, [*given, *more])
+        return EXCLUDED if admissible is None else self._needs_branch(world, plan, admissible, [*given, *more], implied)
 
     def _in_pairs(
         self, dropped: Sequence[tuple[Any, Source | None, list[Plan]]], plan: Plan

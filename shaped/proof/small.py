@@ -34,9 +34,13 @@ class Small:
 
 
 def small_dimensions(world: World, plan: Plan) -> list[Small]:
-    """Each symbol at 1."""
+    """Each symbol at 1, and a quotient that leaves a rest at 0 too."""
+    resting = {plan.quotient(name) for name in plan.multiples if plan.rests.get(name)}
     return [
-        Small(symbol, (replace(plan, constants={**plan.constants, name: 1}),)) for symbol, name in world.symbols.items()
+        Small(
+            symbol, tuple(replace(plan, constants={**plan.constants, name: n}) for n in (1, 0) if n or name in resting)
+        )
+        for symbol, name in world.symbols.items()
     ]
 
 
@@ -68,8 +72,8 @@ def needed_of_small(plan: Plan, world: World, smalls: Sequence[Small], needs: Ne
     good: list[Small] = []
     for small in smalls:
         found = {id(one): needs(one, needed) for one in small.plans}
-        bad = [one for one in small.plans if found[id(one)] is None]
-        asking = [one for one in small.plans if found[id(one)]]
+        asking = [one for one in small.plans if found[id(one)] and not _vanishes(small, one, world)]
+        bad = [one for one in small.plans if one not in asking and found[id(one)] != []]
         if not bad and not asking:
             good += [small] * bool(small.plans)
             continue
@@ -84,6 +88,11 @@ def needed_of_small(plan: Plan, world: World, smalls: Sequence[Small], needs: Ne
     return needed + _needed_of_sets(plan, world, good, needs, needed)
 
 
+def _vanishes(small: Small, one: Plan, world: World) -> bool:
+    """Whether it is the quotient of a size below the divisor, which to sympy is never 0."""
+    return small.size.is_Symbol and one.constants.get(world.symbols[small.size]) == 0
+
+
 def _passes(found: list[Any] | None) -> bool:
     return found is not EXCLUDED and found == []
 
@@ -94,14 +103,14 @@ def _needed_of_sets(plan: Plan, world: World, good: Sequence[Small], needs: Need
     failing: list[set[Any]] = []
     symbols, mixed = [small for small in good if small.size.is_Symbol], _compatible(plan, good)
     for members in [symbols, mixed] if len(good) > len(symbols) else [symbols]:
-        if len(members) < 2 or _passes(needs(_all_at_once(plan, members), known)):
+        if len(members) < 2 or all(_passes(needs(one, known)) for one in _all_at_once(plan, members)):
             continue
         sets = itertools.chain.from_iterable(itertools.combinations(members, n) for n in range(2, len(members) + 1))
         for some in itertools.islice(sets, _SETS):
             sizes = {small.size for small in some}
             if any(one <= sizes for one in failing):
                 continue
-            found = needs(_all_at_once(plan, some), known)
+            found = next(filter(lambda f: f != [], (needs(one, known) for one in _all_at_once(plan, some))), [])
             if found != []:
                 failing.append(sizes)
                 large = [_at_least_two(world, plan, small) for small in some]
@@ -143,12 +152,17 @@ def _changed(plan: Plan, other: Plan) -> set[str]:
     return {n for n in other.constants if n not in plan.constants} | {n for n in other.equal if n not in plan.equal}
 
 
-def _all_at_once(plan: Plan, smalls: Sequence[Small]) -> Plan:
-    constants, equal = dict(plan.constants), dict(plan.equal)
-    for small in smalls:
-        constants.update(small.plans[0].constants)
-        equal.update(small.plans[0].equal)
-    return replace(plan, constants=constants, equal=equal)
+def _all_at_once(plan: Plan, smalls: Sequence[Small]) -> list[Plan]:
+    """All of them at their first plans; where some have others, all at their last ones too."""
+    found = []
+    for which in (0, -1) if any(small.size.is_Symbol and len(small.plans) > 1 for small in smalls) else (0,):
+        constants, equal = dict(plan.constants), dict(plan.equal)
+        for small in smalls:
+            chosen = small.plans[which if small.size.is_Symbol else 0]
+            constants.update(chosen.constants)
+            equal.update(chosen.equal)
+        found.append(replace(plan, constants=constants, equal=equal))
+    return found
 
 
 def _excluding(world: World, plan: Plan, small: Small, bad: Sequence[Plan]) -> list[Any]:
@@ -158,8 +172,12 @@ def _excluding(world: World, plan: Plan, small: Small, bad: Sequence[Plan]) -> l
     if len(bad) == len(small.plans):
         return [_at_least_two(world, plan, small)]
     symbols = {name: symbol for symbol, name in world.symbols.items()}
-    return [
-        sympy.Ne(symbols[name], one.constants[name] if name in one.constants else world.expression(one.equal[name]))
+    return [  # unevaluated, since to sympy each symbol is above 0
+        sympy.Ne(
+            symbols[name],
+            one.constants[name] if name in one.constants else world.expression(one.equal[name]),
+            evaluate=False,
+        )
         for one in bad
         for name in _changed(plan, one)
     ]

@@ -102,10 +102,10 @@ def _sound(proof: Alternative, passing: Sequence[Sizes], failing: Sequence[Sizes
 def either(proved: Sequence[Alternative], passing: Sequence[Sizes]) -> Alternative:
     """What all alternatives ask, and that one of them holds; with the first one's trace."""
     useful = [one for one in proved if any(map(one.admits, passing))] or list(proved)
-    kept = [
-        one for i, one in enumerate(useful) if not any(_covers(other, one) for other in useful[:i] + useful[i + 1 :])
-    ]
-    kept = kept or useful[:1]
+    kept = list(useful)
+    for one in reversed(useful):
+        if any(_covers(other, one) for other in kept if other is not one):
+            kept.remove(one)
     if len(kept) == 1:
         return kept[0]
     texts = [{c.text for c in one.conditions} for one in kept]
@@ -119,8 +119,13 @@ def either(proved: Sequence[Alternative], passing: Sequence[Sizes]) -> Alternati
 
 
 def _covers(other: Alternative, one: Alternative) -> bool:
-    """Whether another asks less than this one, word by word."""
-    return {c.text for c in other.conditions} < {c.text for c in one.conditions}
+    """Whether another asks no more than this one: word by word, or of one size."""
+    if {c.text for c in other.conditions} <= {c.text for c in one.conditions}:
+        return True
+    if not one.conditions or not other.conditions:
+        return False
+    more, less = (_joined("and", [c.term for c in some.conditions]) for some in (one, other))
+    return _always(Condition(Term.of("or", Term.of("not", more), less)))
 
 
 def _shortened(several: Sequence[Sequence[Condition]]) -> list[list[Condition]]:

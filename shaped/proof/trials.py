@@ -29,9 +29,11 @@ _OPERATIONS = 6000  # of all runs together, so that a deep model is tried at a f
 _ELEMENTS = 400_000  # of all inputs of one run
 _EVERY = (7, 4, 3, 2)  # all sizes up to one of these, where they are not too many
 _POOL = (1, 1, 2, 2, 3, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15, 16, 24, 35)
+NEGATIVE = r"class values must be non-negative|non-negative integral|rate to be non-negative"  # entries; or else sizes
 _VALUES = re.compile(
-    r"between 0 and 1|probabilit|singular|positive.definite|overflow|converge|non-?negative|monotonic"
-    r"|must be in the range|elements of source|ZeroDivisionError"
+    rf"between 0 and 1|probabilit|singular|positive.definite|overflow|converge|{NEGATIVE}|monotonic"
+    r"|must be in the range|elements of source|ZeroDivisionError",
+    re.IGNORECASE,
 )
 _INDEX = re.compile(r"out of (bounds|range)|out-of-bounds")
 _LENGTH = "Length of all samples"  # of what is packed: zeros are none
