@@ -17,6 +17,7 @@ from shaped.proof import indexing
 from shaped.proof.margins import multi_margin_loss, multilabel_margin_loss
 from shaped.proof.operations import OPERATIONS
 from shaped.proof.ranges import arange, linspace
+from shaped.proof.triangles import combinations, tril_indices, triu_indices
 from shaped.proof.views import reshape
 
 
@@ -161,6 +162,9 @@ _REWRITES: dict[Any, Callable[..., Any]] = {
     F.multilabel_margin_loss: multilabel_margin_loss,
     torch.arange: arange,
     torch.linspace: linspace,
+    torch.tril_indices: tril_indices,
+    torch.triu_indices: triu_indices,
+    torch.combinations: combinations,
     Tensor.reshape: reshape,
     torch.reshape: reshape,
     F.affine_grid: affine_grid,

@@ -98,10 +98,32 @@ def divided_by_what_may_be_nothing(x: Float[Tensor, "a a+1 a"]) -> Float[Tensor,
     return x.reshape(x.shape[0], x.shape[1], -1, 4).sum()
 
 
+def every_other_in_thirds(x: Float[Tensor, "n d"]) -> Float[Tensor, "((n-1)//2+1)//3 d"]:
+    return x[::2].tensor_split(3)[0]
+
+
+def second_of_three(x: Float[Tensor, "n d"]) -> Float[Tensor, "(n+2)//3 d"]:
+    return x.chunk(3)[1]
+
+
+def three_of_the_pairs(x: Float[Tensor, "k m"]) -> Float[Tensor, "3 2"]:
+    pairs = x.unfold(1, 2, 2).reshape(-1, 2)
+    return pairs.split([3, x.shape[0] * (x.shape[1] // 2) - 3])[0]
+
+
+def two_where_odd(x: Float[Tensor, "n d"]) -> Float[Tensor, "n-2 d"]:
+    return x[2:] if x.shape[1] % 2 == 0 else x[2:][:2]
+
+
+def looks_up_in_nothing(x: Float[Tensor, "n m"]) -> Float[Tensor, "2 m//2"]:
+    return x[:, : x.shape[1] // 2][[0, 1]]
+
+
 PROGRAMS: list[Callable[..., Any]] = [
     parts, odd_and_not_too_small, one_side_fails, scattered, over_one_entry, chosen, chosen_beyond,
     indexed_by_another, claims_few, either_way, uneven_parts, halved_twice, last, last_of_each, ends,
     before_the_first, written_at_a_size, enlarged, taken_along, divided_by_what_may_be_nothing,
+    every_other_in_thirds, second_of_three, three_of_the_pairs, two_where_odd, looks_up_in_nothing,
 ]  # fmt: skip
 
 
@@ -127,6 +149,14 @@ def test_a_program_runs_at_just_the_sizes_that_its_conditions_admit(function: Ca
         admitted = all(condition.holds(sizes) for condition in proof.side_conditions)
 
         assert run(function, proof, sizes) == admitted, (sizes, proof.conditions)
+
+
+def test_the_rest_of_a_quotient_is_a_rest_of_the_size():
+    def halves(x: Float[Tensor, "n d"]) -> Float[Tensor, "n-n//2 d"]:
+        half = x[x.shape[0] // 2 :]
+        return half[1:] if half.shape[0] % 2 == 0 else half
+
+    assert prove(halves).conditions == ("n % 4 == 1 or n % 4 == 2",)
 
 
 def test_a_part_that_is_not_there_is_refuted_at_sizes_that_fail():
