@@ -6,7 +6,7 @@ since a branch of small ones alone is seldom what is missing.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from shaped.errors import ProofError
@@ -52,7 +52,7 @@ class Beginning:
     plan: Plan
     parameters: Collection[str]
     conditions: Callable[[Found], list[Condition]]
-    _seen: set[str] | None = None
+    _known: dict[str, Alternative | Equality | None] = field(default_factory=dict)  # what was found of each branch
 
     def at(self, sizes: Sizes) -> Alternative | None:
         """A proof whose conditions admit these sizes; None if none is found."""
@@ -78,35 +78,28 @@ class Beginning:
     def _proved(self, plan: Plan, sizes: Sizes) -> Alternative | None:
         for _ in range(_EQUALITIES + 1):
             found = attempt_at(self.setting, self.names, plan)
-            if not isinstance(found, Found) or not self.parameters.isdisjoint(self._changed(found.plan)):
+            if found is None or not self.parameters.isdisjoint(self._changed(found.plan)):
                 return None
-            if self._was_here(found):
+            key = _branches_of(found)
+            if key not in self._known:
+                self._known[key] = self._stating(found)
+            known = self._known[key]
+            if isinstance(known, Alternative):
+                return known if known.admits(sizes) else None
+            equal = self._equal(known.fact, found, sizes) if known is not None else None
+            if equal is None:
                 return None
-            try:
-                conditions = self.conditions(found)
-            except Equality as needed:
-                equal = self._equal(needed.fact, found, sizes)
-                if equal is None:
-                    return None
-                plan = equal
-                continue
-            except ProofError:
-                return None
-            stated = [*self._stated(found.plan), *conditions]
-            if all(condition.holds(sizes) for condition in stated):
-                return Alternative(stated, found.trace, found.plan)
-            return None
+            plan = equal
         return None
 
-    def _was_here(self, found: Found) -> bool:
-        """Whether a trace that took the same branches was looked at before."""
-        plan, world = found.plan, found.trace.world
-        facts = sorted({world.show(question.fact) for question in found.trace.questions})
-        key = repr((plan.constants, plan.equal, plan.multiples, plan.rests, facts))
-        self._seen = self._seen or set()
-        known = key in self._seen
-        self._seen.add(key)
-        return known
+    def _stating(self, found: Found) -> Alternative | Equality | None:
+        """What a trace needs, or the first two sizes that have to be equal."""
+        try:
+            return Alternative([*self._stated(found.plan), *self.conditions(found)], found.trace, found.plan)
+        except Equality as needed:
+            return needed
+        except ProofError:
+            return None
 
     def _equal(self, fact: Any, found: Found, sizes: Sizes) -> Plan | None:
         """The plan under which the two sides are equal as they are at these sizes."""
@@ -126,3 +119,10 @@ class Beginning:
             Term.number(plan.constants[name]) if name in plan.constants else plan.equal[name].term for name in changed
         ]
         return [Condition(Term.of("==", Term.name(name), term)) for name, term in zip(changed, terms, strict=True)]
+
+
+def _branches_of(found: Found) -> str:
+    """What was answered on the way; traces that answered the same need the same."""
+    plan, world = found.plan, found.trace.world
+    facts = sorted({world.show(question.fact) for question in found.trace.questions})
+    return repr((plan.constants, plan.equal, plan.multiples, plan.rests, facts))

@@ -298,7 +298,8 @@ class Search:
         for (other, _, first), (fact, source, second) in itertools.combinations(dropped[:_PAIRED], 2):
             both = together(plan, first[0], second[0])
             if both is not None and not self._passes(both):
-                kept.append((sympy.Or(other, fact), source))
+                either = sympy.Or(other, fact)
+                kept.append((fact if either is sympy.true else either, source))
         return kept + [(fact, source) for fact, source, _ in dropped[_PAIRED:]]
 
     def _needs_equality(self, fact: Any, found: Trace, question: Question) -> ProofError:
