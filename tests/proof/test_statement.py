@@ -11,6 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from shaped import ProofError, Unprovable, prove
+from shaped.proof.conditions import Condition
+from shaped.proof.relations import in_one
 
 
 def parts(x: Float[Tensor, "n d"]) -> Float[Tensor, "n-3 d"]:
@@ -152,11 +154,14 @@ def test_a_program_runs_at_just_the_sizes_that_its_conditions_admit(function: Ca
 
 
 def test_the_rest_of_a_quotient_is_a_rest_of_the_size():
-    def halves(x: Float[Tensor, "n d"]) -> Float[Tensor, "n-n//2 d"]:
-        half = x[x.shape[0] // 2 :]
-        return half[1:] if half.shape[0] % 2 == 0 else half
+    nested = [Condition.parse(text) for text in ("n % 2 == 1", "n >= m", "((n - 1)//2) % 3 == 2")]
+    one = in_one(nested)
 
-    assert prove(halves).conditions == ("n % 4 == 1 or n % 4 == 2",)
+    assert [condition.text for condition in one] == ["n % 6 == 5", "n >= m"]
+    assert all(
+        all(c.holds({"n": n, "m": 7}) for c in one) == all(c.holds({"n": n, "m": 7}) for c in nested)
+        for n in range(1, 50)
+    )
 
 
 def test_a_part_that_is_not_there_is_refuted_at_sizes_that_fail():
