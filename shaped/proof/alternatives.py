@@ -5,7 +5,8 @@ So each size stays the multiple, and the rest, that it was: n = 4*(n//4) + 1. La
 since a branch of small ones alone is seldom what is missing.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -50,7 +51,7 @@ class Beginning:
     setting: Setting
     names: Sequence[str]
     plan: Plan
-    parameters: Collection[str]
+    parameters: AbstractSet[str]
     conditions: Callable[[Found], list[Condition]]
     _known: dict[str, Alternative | Equality | None] = field(default_factory=dict)  # what was found of each branch
 
