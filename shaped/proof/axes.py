@@ -52,6 +52,7 @@ class Application:
 
     node: Any
     roles: dict[Part, str] = field(default_factory=dict)
+    entrywise: bool = False  # multiplied entry by entry, not contracted
 
     def note(self, parts: Iterable[Part], role: str) -> None:
         """Say what parts are here."""

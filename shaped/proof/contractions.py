@@ -68,6 +68,7 @@ def _matmul(walk: Walk, node: Node, name: str) -> Flow | None:
 @handles("convolution", "_convolution")
 def _convolution(walk: Walk, node: Node, name: str) -> Flow | None:
     source, weight = walk.flow(node.args[0]), walk.flow(node.args[1])
+    walk.notes.added.update(walk.flow(node.args[2]).weights)
     if weight.source != "weight":
         return None
     if source.source in ("weight",):
@@ -146,3 +147,33 @@ def _attention(walk: Walk, node: Node, name: str) -> None:
                     if not factor.wide:
                         use.note(factor.parts, role)
             walk.notes.applications.append(use)
+
+
+@handles("_weight_norm_interface")
+def _weight_norm(walk: Walk, node: Node, name: str) -> list[Flow] | None:
+    """A weight as a direction and lengths: it is where the direction is."""
+    direction, length = walk.flow(node.args[0]), walk.flow(node.args[1])
+    if direction.source != "weight":
+        return None
+    norms = tuple(plain(*size) for size in sizes_of(node.meta["val"][1]))
+    return [replace(direction, weights=direction.weights | length.weights), Flow(norms, "weight", direction.weights)]
+
+
+@handles("mkldnn_rnn_layer")
+def _lstm(walk: Walk, node: Node, name: str) -> list[Flow] | None:
+    """A layer of an LSTM as a CPU runs it: four gates of the input and of the state, each `[4*hidden, in]`."""
+    use = Application(node)
+    for given in node.args[1:3]:
+        weight = walk.flow(given)
+        if weight.source != "weight" or any(len(dim) != 1 for dim in weight.dims):
+            return None
+        gates, inner = weight.dims[0][0], weight.dims[1][0]
+        use.note(gates.parts, OUT)
+        use.note(inner.parts, IN)
+        quarter, expr = gates.size // 4, gates.expr / 4
+        for part in gates.parts:
+            part.cuts.update({(i * quarter, (i + 1) * quarter): (i * expr, (i + 1) * expr) for i in range(4)})
+    walk.notes.applications.append(use)
+    walk.notes.added.update(*(walk.flow(bias).weights for bias in node.args[3:5]))
+    values = [value for value in node.meta["val"] if isinstance(value, Tensor)]
+    return [Flow(tuple(plain(*size) for size in sizes_of(value)), "activation") for value in values]

@@ -136,6 +136,10 @@ class Walk:
             shapes = [part for part in value if isinstance(part, Tensor)]
             if name not in _NORMS:
                 self.lose(operands, node)
+            else:
+                learnt = [flow for flow in operands if flow.is_weight]
+                self.notes.scaled.update(*(flow.weights for flow in learnt[:1]))
+                self.notes.added.update(*(flow.weights for flow in learnt[1:]))
             source, weights = joint(operands)
             return [Flow(tuple(plain(*s) for s in sizes_of(part)), source, weights) for part in shapes]
         if not isinstance(value, Tensor):
@@ -188,7 +192,7 @@ class Walk:
         meets = {a.source, b.source}
         if "activation" not in meets and meets != {"looked up"} and meets != {"looked up", "weight"}:
             return None
-        return Application(node)
+        return Application(node, entrywise=True)
 
     def _scaled(self, flow: Flow, application: Application, operands: Sequence[Flow]) -> Flow:
         rank = len(flow.dims)

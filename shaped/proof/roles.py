@@ -136,6 +136,9 @@ class _Verdict:
         everything = [[*root.everything()] for root in roots]
         mine = {part for parts in everything for part in parts}
         uses = [use for use in self._uses if mine & set(use.roles)]
+        contracting = [use for use in uses if any(use.roles.get(part) in (IN, INDEX) for part in mine)]
+        if contracting:  # beside these it may be in a penalty, or multiply a first state that is zero
+            uses = [use for use in uses if use in contracting or not use.entrywise]
         if self._inner:
             uses = self._forward(uses, roots)
         said = [self._of_axis(root, parts, uses) for root, parts in zip(roots, everything, strict=True)]

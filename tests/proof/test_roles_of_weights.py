@@ -125,7 +125,7 @@ LAYOUTS: list[tuple[str, Callable[..., Tensor], Tensor, dict[str, Any], dict[str
     ("normed", lambda v, g, h, x: then(F.linear(x, g[:, None] * v / v.norm(dim=1, keepdim=True)), h), X,
      {"v": (7, 6), "g": (7,), "h": (7, 5)}, {"v": "out in", "g": "scale"}),
     ("layer norm", lambda w, g, b, h, x: then(F.layer_norm(x @ w, (7,), g, b), h), X,
-     {"w": (6, 7), "g": (7,), "b": (7,), "h": (7, 5)}, {"w": "in out", "g": "scale", "b": "scale"}),
+     {"w": (6, 7), "g": (7,), "b": (7,), "h": (7, 5)}, {"w": "in out", "g": "scale", "b": "bias"}),
 ]  # fmt: skip
 
 
@@ -169,6 +169,22 @@ def test_a_weight_that_is_used_both_ways_is_ambiguous_but_in_an_inner_gradient()
 
     assert read(roles(tied, X, w=(6, 7))) == {"w": "ambiguous"}
     assert read(roles(tied, X, inner=True, w=(6, 7))) == {"w": "in out"}
+
+
+def test_recurrent_layers_of_torch_have_their_gates_apart() -> None:
+    lstm, gru = torch.nn.LSTM(6, 7, batch_first=True), torch.nn.GRU(7, 5, batch_first=True)
+    weights = [*lstm.parameters(), *gru.parameters()]
+
+    def program(*given: Tensor) -> Tensor:
+        first = dict(zip(dict(lstm.named_parameters()), given[:4], strict=True))
+        second = dict(zip(dict(gru.named_parameters()), given[4:8], strict=True))
+        h = torch.func.functional_call(lstm, first, (given[9],))[0]
+        return then(torch.func.functional_call(gru, second, (h,))[0].mean(1), given[8])
+
+    shapes = {f"w{i}": tuple(w.shape) for i, w in enumerate(weights)} | {"h": (5, 5)}
+    gates = [str(role.axes) for role in roles(program, SEQUENCE, **shapes) if role.kind == "matrix"]
+
+    assert gates == ["(4 out) in", "(4 out) in", "(3 out) in", "(3 out) in"]
 
 
 def test_weights_on_constant_data_have_roles() -> None:
