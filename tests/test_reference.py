@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "docs" / "site"))
 
+from private_torch import names  # noqa: E402
 from reference import DOORS, exported  # noqa: E402
 
 
@@ -66,6 +67,14 @@ def test_what_a_public_function_raises_stands_in_its_docstring(door: str) -> Non
     ]
 
     assert silent == []
+
+
+def test_every_private_name_of_torch_that_is_used_stands_on_its_page() -> None:
+    page = (ROOT / "docs" / "private-torch.md").read_text()
+
+    assert [name for name in names() if f"| `{name}` |" not in page] == [], (
+        "python docs/site/private_torch.py PYTHON..."
+    )
 
 
 def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:

@@ -20,6 +20,9 @@ class TrainMetrics:
     Args:
         metrics: By name: a function of what the loss returned (`trainer.returned`) and the batch, which gives a number.
         name: What the recorded names begin with.
+
+    Raises:
+        ValueError: There are no metrics, or one is no function.
     """
 
     def __init__(self, metrics: Mapping[str, Callable[..., Any]], name: str = "train") -> None:
