@@ -5,7 +5,7 @@
 # Seen (torch 2.13.0, CPU, float32, g++): of 1,000 random x in [2**e, 2**(e+1)), eager equals the float64 remainder for
 # all, compiled code for all at e = 23, and is wrong for about a third at e = 24 and two thirds from e = 25 on. It
 # returns up to 4.0 at e = 24, from -8 to 8 at e = 26, and beyond 1e30 in size at e = 127: it is x - floor(x / 3) * 3 with
-each step rounded. No warning. Near to it: pytorch issue 198057 (an infinite divisor, and 0 for large quotients).
+# each step rounded. No warning. Near to it: pytorch issue 198057 (an infinite divisor, and 0 for large quotients).
 # What it means: a wrapped phase, a hash or a position taken modulo a float in a compiled model may lie outside the period.
 # Reduce in float64, or by torch.fmod, whose compiled result was right here, with its sign moved.
 set -euo pipefail
