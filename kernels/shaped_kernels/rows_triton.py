@@ -98,7 +98,7 @@ def adam_row_kernel(
 def schedule_free_row_kernel(
     hypers: tl.tensor,  # max_norm, EMA decay, lr, b1, b2, eps, weight decay, warmup
     step_ptr: tl.tensor, partials: tl.tensor, n_partials: tl.tensor, scale_ptr: tl.tensor, found_ptr: tl.tensor,
-    row: tl.tensor,  # ..., 1-b1, b2, 1-b2, s, sqrt(c2), eps, decay, c, 1-c
+    row: tl.tensor,  # ..., 1 - s*wd*(1-b1), s*wd, b2, 1-b2, sqrt(c2), eps, s, c
     CLIP: tl.constexpr, GUARD: tl.constexpr, SCALE: tl.constexpr, FOUND: tl.constexpr, ADVANCE: tl.constexpr,
 ) -> None:  # fmt: skip
     """Advance the step and write the row of schedule-free AdamW; `weights` in schedule_free.py."""
@@ -109,15 +109,15 @@ def schedule_free_row_kernel(
     part = n / whole
     c = part * part / (n * (n + 1.0) * (2.0 * n + 1.0) / (6.0 * whole * whole) + (t - n))
     wide = row.dtype.element_ty
-    tl.store(row + OWN, (1.0 - b1).to(wide))
-    tl.store(row + OWN + 1, b2.to(wide))
-    tl.store(row + OWN + 2, (1.0 - b2).to(wide))
-    tl.store(row + OWN + 3, (tl.load(hypers + 2) * part).to(wide))
+    decay = tl.load(hypers + 2) * part * tl.load(hypers + 6)
+    tl.store(row + OWN, (1.0 - decay * (1.0 - b1)).to(wide))
+    tl.store(row + OWN + 1, decay.to(wide))
+    tl.store(row + OWN + 2, b2.to(wide))
+    tl.store(row + OWN + 3, (1.0 - b2).to(wide))
     tl.store(row + OWN + 4, tl.sqrt(1.0 - _power(b2, t)).to(wide))
     tl.store(row + OWN + 5, tl.load(hypers + 5).to(wide))
-    tl.store(row + OWN + 6, tl.load(hypers + 6).to(wide))
+    tl.store(row + OWN + 6, (tl.load(hypers + 2) * part).to(wide))
     tl.store(row + OWN + 7, c.to(wide))
-    tl.store(row + OWN + 8, (1.0 - c).to(wide))
 
 
 @triton.jit(do_not_specialize=["n_partials"])  # type: ignore[untyped-decorator]

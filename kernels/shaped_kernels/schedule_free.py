@@ -82,7 +82,7 @@ class ScheduleFreeRule(Rule):
         from .rows_triton import schedule_free_row_kernel
         from .schedule_free_triton import schedule_free_kernel
 
-        return Kernels(schedule_free_row_kernel, {}, schedule_free_kernel, {"MAXIMIZE": self.maximize}, 9)
+        return Kernels(schedule_free_row_kernel, {}, schedule_free_kernel, {"MAXIMIZE": self.maximize}, 8)
 
 
 def weights(lr: Scalar, warmup: Scalar, step: Scalar) -> tuple[Scalar, Scalar]:

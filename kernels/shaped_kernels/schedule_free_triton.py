@@ -23,18 +23,28 @@ from .table_triton import (
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def schedule_free_squares(
+    g: tl.tensor, v: tl.tensor,
+    row: tl.tensor,  # 1 - s*wd*(1-b1), s*wd, b2, 1-b2, sqrt(c2), eps, s, c
+) -> tl.tensor:  # fmt: skip
+    """The new squares."""
+    return tl.load(row + 2) * v + tl.load(row + 3) * (g * g)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def schedule_free_direction(g: tl.tensor, v: tl.tensor, row: tl.tensor, EXACT: tl.constexpr) -> tl.tensor:
+    """The gradient over the root of the squares."""
+    return divide(g, divide(root(v, EXACT), tl.load(row + 4), EXACT) + tl.load(row + 5), EXACT)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def schedule_free_rule(
-    p: tl.tensor, g: tl.tensor, e: tl.tensor, v: tl.tensor,
-    row: tl.tensor,  # 1-b1, b2, 1-b2, s, sqrt(c2), eps, decay, c, 1-c
-    MAXIMIZE: tl.constexpr, EXACT: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
-    """The update of loaded values; knows nothing of addresses."""
-    if MAXIMIZE:
-        g = -g
-    v = tl.load(row + 1) * v + tl.load(row + 2) * (g * g)
-    d = divide(g, divide(root(v, EXACT), tl.load(row + 4), EXACT) + tl.load(row + 5), EXACT)
-    e = e - tl.load(row + 3) * (d + tl.load(row + 6) * (p + tl.load(row) * e))
-    return p + tl.load(row + 7) * e, tl.load(row + 8) * e, v
+    p: tl.tensor, d: tl.tensor, e: tl.tensor, row: tl.tensor
+) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
+    """The update of loaded values along `d`; knows nothing of addresses."""
+    e = tl.load(row) * e - tl.load(row + 1) * p - tl.load(row + 6) * d
+    step = tl.load(row + 7) * e
+    return p + step, e - step
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -59,24 +69,29 @@ def _schedule_free_chunk(
     i = 0
     while i < n:
         offs = i + tl.arange(0, BLOCK)
-        p = fetch_parameter(p_ptr, low_ptr, offs, n, W, STORE, FAST)
+        # The squares are stored before the rest is loaded: with all at once, two variants take 70 registers.
         g = fetch(g_ptr, offs, n, W, FAST)
-        m = fetch(m_ptr, offs, n, W, FAST)
-        v = fetch(v_ptr, offs, n, W, FAST)
+        if MAXIMIZE:
+            g = -g
         if SCALED:
             g = g * tl.load(row + FACTOR)
-        # A store that drops 16 random bits has no use for the last bit of a quotient, and registers are short.
-        p, m, v = schedule_free_rule(p, g, m, v, row + OWN, MAXIMIZE, STORE != STOCHASTIC)
+        v = schedule_free_squares(g, fetch(v_ptr, offs, n, W, FAST), row + OWN)
         bits = tl.zeros([BLOCK], tl.uint32)
         if STORE == STOCHASTIC:
             bits = noise(start, offs, t, tl.load(row + COUNT).to(tl.int32))
-        put_parameter(p_ptr, low_ptr, offs, p, bits, n, STORE, FAST)
         if STORE == STOCHASTIC and tl.bfloat16 == M:
             put_bits(v_ptr, offs, stochastic(v, bits >> 16), n, FAST)
+        else:
+            put(v_ptr, offs, v, n, FAST)
+        # A store that drops 16 random bits has no use for the last bit of a quotient, and registers are short.
+        d = schedule_free_direction(g, v, row + OWN, STORE != STOCHASTIC)
+        p = fetch_parameter(p_ptr, low_ptr, offs, n, W, STORE, FAST)
+        p, m = schedule_free_rule(p, d, fetch(m_ptr, offs, n, W, FAST), row + OWN)
+        put_parameter(p_ptr, low_ptr, offs, p, bits, n, STORE, FAST)
+        if STORE == STOCHASTIC and tl.bfloat16 == M:
             put_bits(m_ptr, offs, stochastic(m, (bits * 0x9E3779B1) >> 16), n, FAST)
         else:
             put(m_ptr, offs, m, n, FAST)
-            put(v_ptr, offs, v, n, FAST)
         put_beside(e_ptr, g_ptr, offs, p, row, n, EMA, ZERO, FAST)
         i += BLOCK
 
