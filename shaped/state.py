@@ -28,6 +28,17 @@ PATHS: Mapping[str, type[FusedOptimizer]] = {path: OPTIMIZERS[path] for path in 
 _FORMAT = 1
 
 
+def _made(maker: Callable[[Program], FusedOptimizer], program: Program) -> FusedOptimizer:
+    try:
+        return maker(program)
+    except TypeError as error:
+        name = getattr(maker, "__name__", repr(maker))
+        raise ValueError(
+            f"optimizer: {name} is called with the proof, as Muon is, and that raised {error}; "
+            "of others give the optimizer itself, as in AdamW(params)"
+        ) from None
+
+
 class TrainingState:
     """Optimizers by update path, counts, gradients that wait, and the backends made so far."""
 
@@ -36,7 +47,7 @@ class TrainingState:
     ) -> None:
         self.program = program
         if callable(optimizer):
-            optimizer = optimizer(program)
+            optimizer = _made(optimizer, program)
         self._save_frozen = save_frozen
         self.settings = settings
         self.progress = Progress(program.used_tensors, settings.skips)

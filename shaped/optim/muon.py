@@ -28,10 +28,6 @@ ADAMW = "adamw"  # what a role is overridden with to leave a parameter to AdamW
 
 
 class _Proof(Protocol):
-    def __getstate__(self) -> dict[str, Any]:
-        mine = {"_matrices": self._matrices, "_roles": self._roles, "_adjust": self._adjust}
-        return {**super().__getstate__(), **mine}
-
     @property
     def roles(self) -> Roles: ...
 

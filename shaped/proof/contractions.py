@@ -50,7 +50,8 @@ def _matmul(walk: Walk, node: Node, name: str) -> Flow | None:
     left = {"mm": 2, "bmm": 3}.get(name.replace("badd", "").replace("add", "") or name, 0)
     if name in ("dot", "vdot"):
         batch: list[tuple[Dim, Dim]] = []
-        inner, free = (a.dims[0], b.dims[0]), ((), ())
+        inner: tuple[Dim, Dim] = (a.dims[0], b.dims[0])
+        free: tuple[Dim, Dim] = ((), ())
     elif name in ("mv", "addmv"):
         batch, inner, free = [], (a.dims[1], b.dims[0]), (a.dims[0], ())
     else:

@@ -24,7 +24,7 @@ def loss(logits: Tensor) -> Tensor:
     return F.cross_entropy(logits, LABELS[: len(logits)])
 
 
-def roles(function: Callable[..., Tensor], *inputs: Tensor, inner: bool = False, **shapes: Sequence[int]) -> Roles:
+def roles(function: Callable[..., Tensor], *inputs: Tensor, inner: bool = False, **shapes: Any) -> Roles:
     weights = [torch.randn(*shape) for shape in shapes.values()]
     graph = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*weights, *inputs)
     return read_roles(graph, list(shapes), [tuple(shape) for shape in shapes.values()], inner=inner)
@@ -135,7 +135,7 @@ LAYOUTS: list[tuple[str, Callable[..., Tensor], Tensor, dict[str, Any], dict[str
 def test_axes_are_known_in_any_layout(
     program: Callable[..., Tensor], inputs: Tensor, shapes: Mapping[str, Sequence[int]], expected: Mapping[str, str]
 ) -> None:
-    found = read(roles(program, inputs, **shapes))
+    found = read(roles(program, inputs, **dict[str, Any](shapes)))
 
     assert found == {**expected, "h": "unembedding"}
 
@@ -182,7 +182,7 @@ def test_recurrent_layers_of_torch_have_their_gates_apart() -> None:
         return then(torch.func.functional_call(gru, second, (h,))[0].mean(1), given[8])
 
     shapes = {f"w{i}": tuple(w.shape) for i, w in enumerate(weights)} | {"h": (5, 5)}
-    gates = [str(role.axes) for role in roles(program, SEQUENCE, **shapes) if role.kind == "matrix"]
+    gates = [str(role.axes) for role in roles(program, SEQUENCE, **dict[str, Any](shapes)) if role.kind == "matrix"]
 
     assert gates == ["(4 out) in", "(4 out) in", "(3 out) in", "(3 out) in"]
 
