@@ -4,6 +4,7 @@ The door: what is imported here is public, and nothing else is.
 """
 
 from shaped import init as init
+from shaped import losses as losses
 from shaped.checkpoint import Checkpoints as Checkpoints
 from shaped.errors import CheckpointCorrupt as CheckpointCorrupt
 from shaped.errors import CheckpointError as CheckpointError

@@ -191,8 +191,13 @@ def _doctor(options: argparse.Namespace) -> int:
 
     from shaped.backends import has_cpp_compiler
 
+    other = _version("shaped")  # another product, whose files lie in a folder of the same name
+    clash = (
+        f"the distribution `shaped` {other} is installed too, and writes into our folder: pip uninstall shaped, then "
+    )
     rows = [
         ("shaped", _version("shaped-trainer") or "a checkout that is not installed"),
+        *([("clash", f"{clash}pip install --force-reinstall --no-deps shaped-trainer")] if other else []),
         ("python", sys.version.split()[0]),
         ("torch", str(torch.__version__)),
         ("triton", _version("triton") or "not installed: the updates run on the torch path"),

@@ -216,6 +216,20 @@ class ParamList:
         copies = [t.detach().clone().requires_grad_(t.requires_grad) for t in self._tensors]
         return cast(Self, _finish(self._layout, copies, self.requires_grad, self.binding))
 
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+        """A copy elsewhere, its floating-point tensors in another dtype; the same class and mask. For a new trainer.
+
+        Raises:
+            ShapeError: An annotation does not admit the dtype.
+        """
+        made = [t.detach().to(device, dtype if t.is_floating_point() else None, copy=True) for t in self._tensors]
+        bind(self.entries, made, owner=f"{type(self).__name__}.to", start=self.binding)
+        return cast(Self, _finish(self._layout, made, self.requires_grad, self.binding))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The tensors by name, detached and not copied, as a module's state dict. `shaped.export` writes files."""
+        return {name: tensor.detach() for name, tensor in zip(self.names, self._tensors, strict=True)}
+
     def set_values(self, other: "ParamList | Sequence[Tensor]") -> None:
         """Copy the tensors of `other` into these, all or nothing; from any device, and cast to each tensor's dtype.
 

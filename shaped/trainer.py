@@ -159,6 +159,11 @@ class ScalarTrainer:
         return self._shared.progress.left_out
 
     @property
+    def grad_norm(self) -> Tensor | None:
+        """The global 2-norm of the gradients of the last update before clipping; None without `max_norm`, or before."""
+        return self._shared.progress.grad_norm
+
+    @property
     def returned(self) -> Any:
         """What the loss returned in the last pass or step, as it is declared, where it returns more than the scalar.
 

@@ -292,7 +292,7 @@ def test_doctor_knows_every_extra_and_says_how_to_get_what_is_missing(
     monkeypatch.setattr(cli, "_version", lambda name: "" if name == "rich" else "1.0")
     main(["doctor"])
 
-    assert {name: packages for name, packages in extras.items() if name not in ("test", "lint")} == EXTRAS
+    assert {name: packages for name, packages in extras.items() if name not in ("test", "lint", "docs")} == EXTRAS
     assert (
         '[recipes]     scikit-learn 1.0, rich not installed, matplotlib 1.0: pip install "shaped-trainer[recipes]"\n'
         "[search]      optuna 1.0\n"
@@ -328,3 +328,20 @@ def test_list_says_whose_a_part_is_and_whether_it_is_broken(
         "  odd   broken: sequences: `odd` of other_pkg 2.0 cannot be imported: No module named 'other_pkg'  "
         "(other_pkg 2.0)"
     )
+
+
+def test_doctor_notices_the_other_distribution_of_our_import_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    info = tmp_path / "shaped-2.0.82.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: shaped\nVersion: 2.0.82\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    main(["doctor"])
+
+    assert "`shaped` 2.0.82 is installed too, and writes into our folder" in capsys.readouterr().out
+
+
+def test_a_job_without_checkpoints_refuses_to_be_resumed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "digits", "--resume"]) == 1
+    assert "digits keeps no checkpoints" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from jaxtyping import Bool, Complex64, Float, Int
+from jaxtyping import Bool, Complex64, Float, Float32, Int
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -299,3 +299,30 @@ def test_an_anonymous_list_is_copied_deeply() -> None:
     params = anonymous[Float[Tensor, "a b"]].init(a=2, b=3)
 
     assert bits(copy.deepcopy(params)) == bits(params)
+
+
+def test_a_list_goes_to_another_dtype_with_its_mask_and_leaves_its_own_tensors() -> None:
+    params = MLP.init(pixels=3, hidden=4, classes=2, frozen=("b1",), seed=0)
+    wide = params.to("cpu", torch.float64)
+
+    assert type(wide) is MLP
+    assert (wide.requires_grad, {t.dtype for t in wide}) == (params.requires_grad, {torch.float64})
+    assert all(torch.equal(a, b.float()) for a, b in zip(params, wide, strict=True))
+    assert not {t.data_ptr() for t in params} & {t.data_ptr() for t in params.to()}
+
+
+def test_a_dtype_that_an_annotation_does_not_admit_is_a_shape_error() -> None:
+    class Single(ParamList):
+        w: Float32[Tensor, "d"]
+
+    with pytest.raises(ShapeError, match=r"Single\.to breaks its signature"):
+        Single.init(d=2).to(dtype=torch.float64)
+
+
+def test_a_state_dict_has_the_tensors_themselves_by_name() -> None:
+    params = mlp()
+    state = params.state_dict()
+
+    assert list(state) == list(params.names)
+    assert all(state[n].data_ptr() == t.data_ptr() for n, t in zip(params.names, params, strict=True))
+    assert not any(t.requires_grad for t in state.values())

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from shaped.backends.executors import Executors
-from shaped.backends.gradients import all_finite, clipped, finite_flag, mean_with, of_counted
+from shaped.backends.gradients import all_finite, clipped, finite_flag, global_norm, mean_with, of_counted
 from shaped.backends.interrupts import Whole
 from shaped.backends.program import Program
 from shaped.backends.progress import Progress
@@ -133,7 +133,9 @@ class Eager:
         if finite:
             for i, new in zip(self.program.writes, written, strict=True):
                 params[i].copy_(new)
+            known = self._progress.grad_norm
             optimizer.update(self._clipped(gradients), [params[i] for i in self.program.used])
+            self._progress.grad_norm = known
         return loss, list(params)
 
     def _update_quietly(
@@ -168,7 +170,10 @@ class Eager:
         progress.counts.add_(torch.stack([taken, ~finite]).to(torch.int64))
 
     def _clipped(self, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
-        return gradients if self._settings.max_norm is None else clipped(gradients, self._settings.max_norm)
+        if self._settings.max_norm is None:
+            return gradients
+        self._progress.grad_norm = norm = global_norm(gradients)
+        return clipped(gradients, self._settings.max_norm, norm)
 
     def _admit(self, inputs: Sequence[Tensor]) -> None:
         self.program.follow_storage()

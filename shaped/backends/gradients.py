@@ -38,9 +38,12 @@ def global_norm(gradients: Sequence[Tensor]) -> Tensor:
     return torch.linalg.vector_norm(torch.stack(norms))
 
 
-def clipped(gradients: Sequence[Tensor], max_norm: float) -> list[Tensor]:
-    """Gradients scaled to a global 2-norm of at most `max_norm`, as `torch.nn.utils.clip_grad_norm_` scales them."""
-    factor = torch.clamp(max_norm / (global_norm(gradients) + 1e-6), max=1.0)
+def clipped(gradients: Sequence[Tensor], max_norm: float, norm: Tensor | None = None) -> list[Tensor]:
+    """Gradients scaled to a global 2-norm of at most `max_norm`, as `torch.nn.utils.clip_grad_norm_` scales them.
+
+    `norm` is their norm, where it is known already.
+    """
+    factor = torch.clamp(max_norm / ((global_norm(gradients) if norm is None else norm) + 1e-6), max=1.0)
     return [gradient * factor.to(gradient.dtype) for gradient in gradients]
 
 

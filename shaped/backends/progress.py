@@ -28,6 +28,7 @@ class Progress:
         waiting_for: The optimizer that they are for.
         calls: How many calls of a step were taken or left out.
         stepped: The optimizer of the last one.
+        grad_norm: The global norm of the gradients of the last update, before clipping, where the trainer clips.
     """
 
     def __init__(self, used: Sequence[Tensor], skips: bool) -> None:
@@ -41,6 +42,7 @@ class Progress:
         self.waiting_for: FusedOptimizer | None = None
         self.calls = 0
         self.stepped: FusedOptimizer | None = None
+        self.grad_norm: Tensor | None = None
 
     @property
     def means(self) -> list[Tensor]:

@@ -268,12 +268,13 @@ class Step:
         rest: list[Tensor],
         go: Tensor,
     ) -> tuple[Tensor, ...]:
-        """Clip and update where `go`; returns the norm that the optimizer keeps as `grad_norm`."""
-        norm: tuple[Tensor, ...] = ()
+        """Clip and update where `go`; returns the norms that the trainer and the optimizer keep as `grad_norm`."""
+        norms: list[Tensor] = []
         if self._settings.max_norm is not None:
-            gradients = clipped(gradients, self._settings.max_norm)
+            norms.append(global_norm(gradients))
+            gradients = clipped(gradients, self._settings.max_norm, norms[0])
         if optimizer.options.max_norm is not None or optimizer.options.skip_nonfinite:
-            norm = (global_norm(gradients),)
+            norms.append(global_norm(gradients))
         if optimizer.options.max_norm is not None:
             gradients = clipped(gradients, optimizer.options.max_norm)
         for update, rule in zip(self._updates, self._rules, strict=True):
@@ -282,7 +283,7 @@ class Step:
             averages = [[rest.pop(0) for _ in range(size)] for _ in _averages(update)]
             moving = [used[i] for i in update.indices], [gradients[i] for i in update.indices], slots
             self._apply(rule, *moving, averages, rest.pop(0), rest.pop(0), go)
-        return norm
+        return tuple(norms)
 
     def _apply(
         self,

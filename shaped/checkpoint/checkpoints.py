@@ -169,6 +169,7 @@ class Checkpoints:
         """A signal ends the run."""
         if self._is_new(loop):
             self._save_better(loop)
+        loop.said.append(f"step {loop.step} is saved in {self.folder}; `resume` goes on from there")
 
     def on_error(self, loop: "Loop", error: Exception) -> None:
         """An error ends the run at a step boundary."""

@@ -1,8 +1,9 @@
-"""What a loop is given, checked: trainers by spec."""
+"""What a loop is given, checked: trainers by spec, and what moves lr."""
 
 from collections.abc import Hashable, Mapping
 from typing import Any
 
+from shaped.optim.schedules import as_lambda
 from shaped.trainer import ScalarTrainer
 
 
@@ -22,3 +23,23 @@ def checked_specs(
                 "ScalarTrainer(other_loss, params, optimizer=optimizer)"
             )
     return specs
+
+
+def scheduler(trainer: ScalarTrainer, schedule: Any) -> Any:
+    """A scheduler as it is; a function of the step as one over the trainer's optimizer.
+
+    Raises:
+        ValueError: It is neither, or there is no optimizer for the function to set lr in.
+    """
+    if schedule is None or callable(getattr(schedule, "step", None)):
+        return schedule
+    if not callable(schedule):
+        raise ValueError(
+            f"schedule is a {type(schedule).__name__}; pass a torch LR scheduler, or a function of the step"
+        )
+    if trainer.optimizer is None:
+        raise ValueError(
+            "schedule is a function of the step, and the trainer has no optimizer whose lr it could set: "
+            "ScalarTrainer(..., optimizer=...), or call it where you step, lr=schedule(trainer.steps)"
+        )
+    return as_lambda(trainer.optimizer, schedule)

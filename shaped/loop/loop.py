@@ -16,7 +16,7 @@ from torch import Tensor
 from shaped.arguments import whole
 from shaped.data.feed import Batch, DataError, Feed, by_position
 from shaped.errors import NonFiniteError, ShapedError
-from shaped.loop.checks import checked_specs
+from shaped.loop.checks import checked_specs, scheduler
 from shaped.loop.hooks import Hooks
 from shaped.loop.listening import Listeners
 from shaped.loop.resuming import load_state, saved_state
@@ -39,7 +39,8 @@ class Loop(Hooks, Listeners):
     Args:
         trainer: Whose `train_step` is taken; it needs `optimizer=`.
         step: Instead of it: `lambda *batch: trainer.adamw_step(*batch, lr=1e-3)`.
-        schedule: A torch LR scheduler over the trainer's optimizer; stepped after each update, saved with the state.
+        schedule: A torch LR scheduler over the trainer's optimizer, or a function from the step to lr, as those of
+            `shaped.optim.schedules`; stepped after each update, saved with the state.
         metrics: For `evaluate`, by name: functions `metric(params, *batch)`, or `shaped.metrics.Scored(...)`.
         specs: Trainers for batches with a spec (`Batch(inputs, spec)`), by spec: other losses with inputs and executors
             of their own, over the same parameters and the same optimizer.
@@ -79,7 +80,7 @@ class Loop(Hooks, Listeners):
             raise ValueError(f"leftover is {leftover!r}; it is 'warn', 'step' or 'keep'")
         Hooks.__init__(self)
         Listeners.__init__(self)
-        self.trainer, self.schedule, self.metrics = trainer, schedule, dict(metrics or {})
+        self.trainer, self.schedule, self.metrics = trainer, scheduler(trainer, schedule), dict(metrics or {})
         self.specs = {None: trainer, **checked_specs(trainer, step, specs or {})}
         self._steps = {spec: other.train_step for spec, other in self.specs.items()}
         if step is not None:
@@ -91,6 +92,7 @@ class Loop(Hooks, Listeners):
         self.average = MovingAverage()
         self.batch: Batch | None = None
         self.resumed = False  # this run goes on with the one that a loaded state interrupted
+        self.said: list[str] = []  # by listeners, where a signal ends the run
         self.stopped = ""  # why `stop` ended the run, or is about to
         self.durations: deque[float] = deque(maxlen=_RECENT)  # seconds of each step, data and hooks apart
         self.start_epoch, self._max_skips, self._skips = 0, max_skips, 0
@@ -107,7 +109,7 @@ class Loop(Hooks, Listeners):
         self._keepers: dict[str, Any] = {}  # objects whose state is saved with ours, by name
         self._schedules: dict[str, dict[str, float]] = {}  # loaded hook states, by hook name
         if schedule is not None:
-            self.keep("schedule", schedule)
+            self.keep("schedule", self.schedule)
 
     # -- runs ------------------------------------------------------------------------------------------------------
 
@@ -155,7 +157,7 @@ class Loop(Hooks, Listeners):
             self.start_step, self.start_epoch = self.step, self._feed.epoch
 
     def _run(self, epochs: int | None, wraps: bool) -> None:
-        self._watch, self.stopped = Watch(self._listen), ""
+        self._watch, self.stopped, self.said = Watch(self._listen), "", []
         self._recorded, self._warned, self._at, self._broken, self.running = set(), set(), None, False, True
         with self._watch, self._workers:
             try:
@@ -184,7 +186,7 @@ class Loop(Hooks, Listeners):
                 self._at = None
                 self._tell("on_close")
         if self._watch.received:
-            raise Interrupted(self._watch.received)
+            raise Interrupted(self._watch.received, self.step, self.said)
 
     def _take_steps(self, epochs: int | None, wraps: bool) -> None:
         feed, watch = self._feed, self._watch

@@ -2,7 +2,10 @@
 
 import os
 import signal
+import sys
 import threading
+from collections.abc import Sequence
+from contextlib import suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +16,20 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(SystemExit):
-    """A signal ended the run at a step boundary; everything is saved. The exit status is 128 + its number."""
+    """A signal ended the run at a step boundary; checkpoints are made. The exit status is 128 + its number.
 
-    def __init__(self, number: int) -> None:
+    What became of the run is said on standard error when it is raised, since a SystemExit ends a script without a word.
+    """
+
+    def __init__(self, number: int, step: int = 0, said: Sequence[str] = ()) -> None:
         super().__init__(128 + number)
-        self.signal = signal.Signals(number)
+        self.signal, self._step, self._said = signal.Signals(number), step, tuple(said)
+        with suppress(OSError, ValueError, AttributeError):  # output that is gone must not hide how the run ended
+            print(f"shaped: {self}", file=sys.stderr, flush=True)
 
     def __str__(self) -> str:
-        return f"stopped by {self.signal.name}"
+        saved = "; ".join(self._said) or "nothing is saved, since no Checkpoints are attached"
+        return f"stopped by {self.signal.name} after step {self._step}: {saved}"
 
 
 class Workers:

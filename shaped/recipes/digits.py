@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from shaped import init
 from shaped.data import digits
+from shaped.errors import ShapedError
 from shaped.params import ParamList
 from shaped.recipes import Outcome, Settings
 from shaped.recipes.display import Curves, bar, say
@@ -49,6 +50,8 @@ def loss(p: MLP, x: Float[Tensor, "batch pixels"], y: Int[Tensor, " batch"]) -> 
 def train(settings: Settings) -> Outcome:
     """Train, print what is proved and what is reached, and save the learning curves."""
     epochs = EPOCHS if settings.epochs is None else settings.epochs
+    if settings.resume:
+        raise ShapedError("digits keeps no checkpoints, since it takes seconds: run it without --resume")
     curves, folder = Curves(), Path(settings.out)
     folder.mkdir(parents=True, exist_ok=True)  # what could fail after the training fails before it
     params = MLP.init(pixels=64, hidden=HIDDEN, classes=10, seed=settings.seed, device=settings.device)

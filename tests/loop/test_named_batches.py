@@ -1,5 +1,6 @@
 """Batches that are mappings: by name, in any order, with what no input has left out where the user says so."""
 
+import signal
 from typing import Any
 
 import pytest
@@ -10,8 +11,9 @@ from torch import Tensor
 from shaped import Loop, ParamList, ScalarTrainer
 from shaped.data import prefetch
 from shaped.data.feed import DataError
+from shaped.loop import Interrupted
 from shaped.metrics import evaluate
-from shaped.optim import SGD
+from shaped.optim import SGD, schedules
 
 
 class Line(ParamList):
@@ -101,3 +103,25 @@ def test_a_step_of_ones_own_is_given_the_inputs_in_order():
     Loop(mine, lambda *batch: mine.adamw_step(*batch, lr=0.1)).run_epochs(rows(), 1)
 
     assert mine.steps == 6
+
+
+def test_a_schedule_may_be_a_function_of_the_step():
+    made, seen = trainer(), []
+    loop = Loop(made, schedule=schedules.cosine(0.1, total=6))
+    loop.on_step(lambda loop: seen.append(loop.lr))
+    loop.run_epochs(rows(), 1)
+
+    assert seen == pytest.approx([schedules.cosine(0.1, total=6)(step) for step in range(1, 7)])
+    bare = ScalarTrainer(loss, Line.init(d=3, k=2))
+    with pytest.raises(ValueError, match="the trainer has no optimizer whose lr it could set"):
+        Loop(bare, lambda *batch: bare.step(*batch, lr=0.1), schedule=lambda step: 0.1)
+    with pytest.raises(ValueError, match="schedule is a float"):
+        Loop(made, schedule=0.1)
+
+
+def test_a_signal_says_what_became_of_the_run(capsys):
+    stopped = Interrupted(signal.SIGINT, 7, ["step 7 is saved in runs/a; `resume` goes on from there"])
+
+    assert str(stopped) == "stopped by SIGINT after step 7: step 7 is saved in runs/a; `resume` goes on from there"
+    assert capsys.readouterr().err == f"shaped: {stopped}\n"
+    assert "nothing is saved, since no Checkpoints are attached" in str(Interrupted(signal.SIGTERM, 3))

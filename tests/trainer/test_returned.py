@@ -43,6 +43,20 @@ def same(returned: Out, expected: Out) -> None:
         torch.testing.assert_close(mine, theirs.detach())
 
 
+def norm_of(plain: Line) -> float:
+    gradients = torch.autograd.grad(loss(plain, X, Y).loss, list(plain))
+    return float(torch.cat([g.flatten() for g in gradients]).norm())
+
+
+def test_the_gradients_norm_is_to_be_had_where_the_trainer_clips():
+    trainer, plain = ScalarTrainer(loss, line(), max_norm=0.1), line()
+    before = trainer.grad_norm
+    trainer.step(X, Y, lr=0.1)
+
+    assert before is None
+    assert trainer.grad_norm.item() == pytest.approx(norm_of(plain))
+
+
 def test_what_a_loss_returns_beside_itself_is_that_of_the_step_before_its_update():
     trainer, plain = ScalarTrainer(loss, line()), line()
     value = trainer.adamw_step(X, Y, lr=0.1)
@@ -61,6 +75,7 @@ def test_the_compiled_step_returns_it_too_and_is_held_against_eager():
 
     same(trainer.returned, loss(plain, X, Y))
     assert all(executor.held for executor in trainer.executors)
+    assert trainer.grad_norm == pytest.approx(norm_of(plain))
     assert trainer.steps == 1
 
 
