@@ -62,13 +62,17 @@ def _parser() -> argparse.ArgumentParser:
     listed.add_argument("kind", nargs="?", default="", help="models, data, metrics, ... (default: all)")
     listed.set_defaults(run=_list)
     check = commands.add_parser("check", help="prove the annotated functions and methods of a file")
-    check.add_argument("target", metavar="FILE.py[:name]")
+    check.add_argument(
+        "targets", nargs="*", metavar="FILE.py[:name] | FOLDER | MODULE[:name]",
+        help="default: the paths of [tool.shaped] in pyproject.toml",
+    )  # fmt: skip
     check.add_argument(
         "--assume", action="append", default=[], metavar="RELATION", help='for example "dim %% heads == 0"'
     )
     check.add_argument(
-        "--static", action="append", default=[], metavar="NAME[=SIZE]", help="prove this dimension at one size"
-    )
+        "--static", action="append", default=[], metavar="NAME[=SIZE]",
+        help="prove this dimension at one size; auto: those that are read as numbers, at numbers that are stated",
+    )  # fmt: skip
     check.add_argument(
         "--make",
         action="append",
@@ -77,7 +81,11 @@ def _parser() -> argparse.ArgumentParser:
         help="how an instance is made: 'Net(Config(dim=8))'",
     )
     check.add_argument("--json", action="store_true", help="print the verdicts as JSON")
+    check.add_argument("--sarif", action="store_true", help="print them as SARIF")
     check.add_argument("--steps", action="store_true", help="print the derivation too")
+    check.add_argument("-j", "--jobs", type=_positive, default=1, metavar="N", help="files at a time (default: 1)")
+    check.add_argument("--timeout", type=_positive, default=300, metavar="SECONDS", help="for one file (default: 300)")
+    check.add_argument("--fresh", action="store_true", help="prove files that have not changed, too")
     check.set_defaults(run=_check)
     bench = commands.add_parser("bench", help="time a training step on both backends, beside the plain torch loop")
     bench.add_argument(
@@ -139,15 +147,43 @@ def _list(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     """A line for each function, and what is wrong with those that are not proved. Status 1 if there are any."""
-    from shaped.check import check_file, report
-    from shaped.recipes import load_file
+    from shaped.check import check_file, load, read_project, report
 
-    path, _, name = options.target.partition(":")
-    static = dict(map(_static, options.static))
-    verdicts = check_file(load_file(Path(path)), Path(path), name, options.assume, static, options.make)
+    project = read_project(Path.cwd())
+    targets = options.targets or [str(project.root / path) for path in project.paths]
+    if not targets:
+        raise ShapedError("name a file, a folder or a module, or paths in [tool.shaped] of pyproject.toml")
+    path, _, name = targets[0].partition(":")
+    if len(targets) > 1 or options.sarif or not path.endswith(".py"):
+        return _check_project(targets, options)
+    static = {**project.static, **dict(map(_static, options.static))}
+    assume, factories = [*project.assume, *options.assume], [*project.factories, *options.make]
+    auto = static.pop("auto", 1) is None
+    verdicts = check_file(load(Path(path)), Path(path), name, assume, static, factories, auto=auto)
     form: Literal["text", "json"] = "json" if options.json else "text"
     print(*report(verdicts, form, whole=bool(name), steps=options.steps), sep="\n")
-    return 1 if any(verdict.status != "proved" for verdict in verdicts) else 0
+    return 1 if any(verdict.status not in ("proved", "ignored") for verdict in verdicts) else 0
+
+
+def _check_project(targets: Sequence[str], options: argparse.Namespace) -> int:
+    """Files in processes of their own. Status 2 if one could not be checked."""
+    from shaped.check import Options, check_project, find_jobs, read_project, report_project
+
+    project = read_project(Path.cwd())
+    static = {**project.static, **dict(map(_static, options.static))}
+    asked = Options(
+        auto=static.pop("auto", 1) is None,
+        assume=(*project.assume, *options.assume),
+        static=static,
+        factories=(*project.factories, *options.make),
+        root=str(project.root),
+    )
+    found = check_project(
+        find_jobs(targets, project), asked, workers=options.jobs, seconds=options.timeout, keep=not options.fresh
+    )
+    status, lines = report_project(found, "sarif" if options.sarif else "json" if options.json else "text")
+    print(*lines, sep="\n")
+    return status
 
 
 def _bench(options: argparse.Namespace) -> int:

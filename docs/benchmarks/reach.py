@@ -16,8 +16,8 @@ import json
 import os
 import platform
 import signal
-import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -160,7 +160,7 @@ def check(packages: Path, file: Path, seconds: int) -> None:
         if "<locals>" not in name:
             signal.setitimer(signal.ITIMER_PROF, seconds)
             try:
-                verdict = next(v for v in check_file(module, file, name, (), {}) if v.function == name)
+                verdict = next(v for v in check_file(module, file, name, (), {}, auto=True) if v.function == name)
                 status, summary = verdict.status, verdict.message
             except _Late:
                 status, summary = "late", f"more than {seconds} s"
@@ -176,21 +176,35 @@ def _print(file: Path, name: str, line: int, status: str, summary: str, seconds:
     print("\n@" + json.dumps(row), flush=True)
 
 
+def _aside(packages: Path, file: Path, seconds: int) -> list[dict[str, Any]]:
+    """The rows of a file, from a child of this process, which has imported the prover."""
+    with tempfile.TemporaryFile("w+") as rows:
+        child = os.fork()
+        if child == 0:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            sys.stdout = rows
+            try:
+                check(packages, file, seconds)
+                rows.flush()
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        rows.seek(0)
+        return [json.loads(line[1:]) for line in rows.read().splitlines() if line.startswith("@")]
+
+
 def measure(packages: Path, only: str, seconds: int, written: Path | None) -> list[dict[str, Any]]:
     """A row for each function of the packages, also written to a file as they come."""
+    importlib.import_module("shaped.proof.search")  # once, and not in each child
     rows: list[dict[str, Any]] = []
     for package in PACKAGES:
         for file in sorted((packages / package).rglob("*.py")):
             names = list(annotated(file))
             if not names or only not in str(file):
                 continue
-            command = [sys.executable, __file__, "--packages", str(packages), "--worker", str(file)]
-            done = subprocess.run(
-                [*command, "--seconds", str(seconds)], capture_output=True, text=True, check=False, env=os.environ
-            )
-            found = [json.loads(line[1:]) for line in done.stdout.splitlines() if line.startswith("@")]
+            found = _aside(packages, file, seconds)
             seen = {row["name"] for row in found}
-            lost = {"file": str(file), "status": "crash", "summary": done.stderr[-300:], "seconds": 0.0}
+            lost = {"file": str(file), "status": "crash", "summary": "the process ended", "seconds": 0.0}
             found += [{**lost, "name": name, "line": line} for name, line in names if name not in seen]
             rows += [{**row, "package": package, "file": str(file.relative_to(packages))} for row in found]
             if written is not None:
@@ -205,12 +219,8 @@ def main() -> None:
     parser.add_argument("--only", default="", help="files whose path has this in it")
     parser.add_argument("--seconds", type=int, default=60, help="for one function")
     parser.add_argument("--json", type=Path, default=None, help="where to write every row")
-    parser.add_argument("--worker", type=Path, default=None, help=argparse.SUPPRESS)
     options = parser.parse_args()
     packages = options.packages.resolve()
-    if options.worker is not None:
-        check(packages, options.worker, options.seconds)
-        return
     rows = measure(packages, options.only, options.seconds, options.json)
     import torch
 

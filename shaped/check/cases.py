@@ -14,6 +14,7 @@ from shaped.errors import ProofError, SignatureError, Unprovable
 from shaped.shapes import is_tensor_annotation
 
 _RANKS = (1, 0, 2, 3)  # axes of a `*batch`
+_RUNS = 100  # on real tensors, of a case after the first
 
 
 @dataclass
@@ -34,12 +35,14 @@ class Prover:
         instances: How instances are made.
         assume: Relations to take as given, for the cases that have their names.
         static: Names with their sizes, None for one of our choice.
+        auto: Take a dimension that the program reads as a number at some numbers, as integers are.
     """
 
     target: Target
     instances: Instances
     assume: Sequence[str] = ()
     static: Mapping[str, int | None] = field(default_factory=dict)
+    auto: bool = False
 
     def examine(self) -> Examined:
         """Prove every case.
@@ -68,7 +71,8 @@ class Prover:
         cases, left = self._cases(inventor, hints, owner)
         examined = Examined(self.target, hints.get("return"))
         for case in cases:
-            program = Program(self.target, case, examined.result, inventor.ints, inventor.dims)
+            program = Program(self.target, case, examined.result, inventor.ints, inventor.dims, self.auto)
+            program.runs = _RUNS if case is not cases[0] else program.runs
             try:
                 examined.held.append(program.prove(self.assume, self.static))
             except (ProofError, Unprovable) as error:

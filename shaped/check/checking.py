@@ -1,7 +1,10 @@
 """Each annotated function and method of a module proved: a verdict for each."""
 
+import ast
 import inspect
+import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,6 +29,8 @@ def check_file(
     assume: Sequence[str],
     static: Mapping[str, Any],
     factories: Sequence[str] = (),
+    strict: bool = True,
+    auto: bool = False,
 ) -> list[Verdict]:
     """Prove the functions and methods of a module, or those that are named.
 
@@ -34,6 +39,8 @@ def check_file(
         assume: Relations, each for the functions that have its names.
         static: Names with their sizes, None for one of our choice; each for the functions that have it.
         factories: How instances of a class are made, where its constructor cannot tell: `Net(Config(dim=8))`.
+        auto: Take a dimension that a program reads as a number at some numbers, and state them.
+        strict: Refuse a file that has nothing to prove, and a name of `static` that no function has.
 
     Raises:
         ShapedError: There is no such function, or none that is annotated; or no function has a name of `static`.
@@ -43,9 +50,9 @@ def check_file(
     if name and not found:
         known = [*functions, *methods, *(key.rpartition(".")[0] for key in methods)]
         raise ShapedError(f"{path} has no function `{name}`{nearest(name, known)}")
-    if not found:
+    if not found and strict:
         raise ShapedError(f'{path} has no function whose arguments are annotated with shapes (x: Float[Tensor, "a b"])')
-    if static:
+    if static and strict:
         names = {key: _dimensions(target) for key, target in found.items()}
         every = list(dict.fromkeys(n for known in names.values() for n in known))
         for wanted in static:
@@ -53,7 +60,7 @@ def check_file(
                 where = f"`{name}`" if name else str(path)
                 raise SignatureError(f"`{wanted}` is no dimension of {where}{nearest(wanted, every)}")
     instances = Instances(Factories(factories, vars(module)))
-    return [_verdict(target, instances, assume, static) for target in found.values()]
+    return [replace(_verdict(t, instances, assume, static, auto), header=_header(t)) for t in found.values()]
 
 
 def _found(functions: Mapping[str, Any], methods: Mapping[str, Target], name: str) -> dict[str, Target]:
@@ -66,13 +73,19 @@ def _found(functions: Mapping[str, Any], methods: Mapping[str, Target], name: st
     return {target.name: target for target in every}
 
 
-def _verdict(target: Target, instances: Instances, assume: Sequence[str], static: Mapping[str, Any]) -> Verdict:
+def _verdict(
+    target: Target, instances: Instances, assume: Sequence[str], static: Mapping[str, Any], auto: bool
+) -> Verdict:
     code = inspect.unwrap(target.function).__code__
     where = (target.name, code.co_filename, code.co_firstlineno)
     try:
         if _is_plain(target):
-            return _stated(where, _proof(target, assume, static))
-        examined = Prover(target, instances, assume, static).examine()
+            try:
+                return _stated(where, _proof(target, assume, static))
+            except Unprovable as error:
+                if not (auto and error.names):
+                    raise
+        examined = Prover(target, instances, assume, static, auto).examine()
         seconds = sum(proof.seconds for held in examined.held for proof in held.proofs)
         steps = tuple(str(step) for step in examined.held[0].proofs[0].steps)
         return Verdict(
@@ -114,6 +127,16 @@ def _proof(target: Target, assume: Sequence[str], static: Mapping[str, Any]) -> 
     return prove(target.function, relations, sized if len(sized) == len(mine) else tuple(mine))
 
 
+def _header(target: Target) -> int:
+    """How many lines a definition has, up to its body."""
+    try:
+        lines, _ = inspect.getsourcelines(inspect.unwrap(target.function).__code__)
+        node = ast.parse(textwrap.dedent("".join(lines))).body[0]
+    except (OSError, SyntaxError, IndexError):
+        return 1
+    return max(1, node.body[0].lineno - 1) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else 1
+
+
 def _text(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
@@ -122,13 +145,15 @@ def _is_plain(target: Target) -> bool:
     """Whether one proof says it all: tensors and lists of parameters, and defaults for the rest."""
     from shaped.shapes import read_signature
 
-    if target.owner is not None:
+    if target.owner is not None or inspect.iscoroutinefunction(inspect.unwrap(target.function)):
         return False
     hints = hints_of(inspect.unwrap(target.function))
     if any(has_shape(hint) and without_none(hint)[1] for hint in hints.values()):
         return False
     try:
-        return len(read_signature(target.function).axes) <= _MOST_AXES
+        signature = read_signature(target.function)
+        given = {entry.spec.axes for entry in signature.entries}
+        return len(signature.axes) <= _MOST_AXES and set(signature.axes) <= given
     except SignatureError:
         return not any(map(has_shape, hints.values()))  # `prove` will say what it cannot read
 
@@ -142,7 +167,10 @@ def _dimensions(target: Target) -> list[str]:
     except SignatureError:
         entries = ()
     names = [name for entry in entries for dim in entry.spec.dims for name in dim.names]
-    return list(dict.fromkeys([*names, *dimensions(hints_of(inspect.unwrap(target.function)).values())]))
+    makers = [inspect.unwrap(target.function), *([target.owner.__init__] if target.owner is not None else [])]
+    hints = [hint for maker in makers for hint in hints_of(maker).items() if hint[0] != "return"]
+    names += [*dimensions(hint for _, hint in hints), *(name for name, hint in hints if hint is int)]
+    return list(dict.fromkeys(names))
 
 
 def _is_meant(function: Any) -> bool:

@@ -70,10 +70,14 @@ class Program:
     Args:
         ints: Integers that were invented.
         dims: The names in the signature's annotations.
+        auto: Take a dimension that the program reads as a number at some numbers, too.
     """
 
-    def __init__(self, target: Target, case: Case, hint: Any, ints: Sequence[str], dims: frozenset[str]) -> None:
+    def __init__(
+        self, target: Target, case: Case, hint: Any, ints: Sequence[str], dims: frozenset[str], auto: bool
+    ) -> None:
         self.target, self.case, self.ints, self.dims = target, case, tuple(ints), dims
+        self.auto, self.runs = auto, 400
         self.result = Result(hint, dict(case.ranks))
         self.ties: dict[str, Dim] = {}
         self.built = 0  # how often all values could be made
@@ -108,7 +112,7 @@ class Program:
                 first = self._once(assume, {**given, **_numbers(names, 0)})
                 break
             except Unprovable as error:
-                more = [name for name in error.names if name in self.ints and name not in (*names, *given)]
+                more = [n for n in error.names if (self.auto or n in self.ints) and n not in (*names, *given)]
                 if not more:
                     raise
                 names += more
@@ -149,7 +153,9 @@ class Program:
         signature = self.signature
         names = {name for entry in signature.entries for dim in entry.spec.dims for name in dim.names}
         dtypes = tuple(entry.spec.default_dtype() for entry in signature.entries)
-        setting = Setting(signature, dtypes, (False,) * len(dtypes), torch.device("cpu"), call=self.call)
+        setting = Setting(
+            signature, dtypes, (False,) * len(dtypes), torch.device("cpu"), call=self.call, runs=self.runs
+        )
         relations = [text for text in assume if names_of(text) <= names]
         return prove_setting(setting, relations, {name: size for name, size in static.items() if name in names})
 

@@ -9,7 +9,7 @@ from typing import Any, Union, get_args, get_origin
 from torch import Tensor
 
 from shaped.check.choices import has_shape
-from shaped.check.unknown import Unknown
+from shaped.check.unknown import Unknown, undecided
 from shaped.check.written import ANY, ONES, Fresh, read_written, with_ranks
 from shaped.errors import SignatureError
 from shaped.proof import expect
@@ -36,10 +36,13 @@ class Result:
     def _hold(self, value: Any, hint: Any) -> None:
         if type(value) is Unknown and has_shape(hint):
             value.read()
+        if not has_shape(hint):
+            return
+        if isinstance(value, types.CoroutineType):
+            value.close()
+            raise undecided("the result is a coroutine, which nobody awaits here.")
         if is_tensor_annotation(hint):
             self._tensor(value, [hint])
-            return
-        if not has_shape(hint):
             return
         origin, arguments = get_origin(hint), get_args(hint)
         if origin is typing.Annotated:
@@ -53,11 +56,13 @@ class Result:
         elif isinstance(value, Mapping) and len(arguments) == 2:
             for part in value.values():
                 self._hold(part, arguments[1])
-        elif isinstance(value, list | tuple):
+        elif isinstance(value, list | tuple | types.GeneratorType):
             for part in value:
                 self._hold(part, arguments[0])
-        else:
+        elif value is None or isinstance(value, Tensor):
             expect(value, _LIST)
+        else:
+            raise undecided(f"the result is a {type(value).__name__}, which is not looked into.")
 
     def _union(self, value: Any, alternatives: Sequence[Any]) -> None:
         if isinstance(value, Tensor):

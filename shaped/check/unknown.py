@@ -30,6 +30,9 @@ class Unknown:
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> NoReturn:
+        for value in (*args, *(kwargs or {}).values()):
+            if type(value) is Unknown:
+                value.read()
         raise undecided("a value that nothing tells is given to torch here.")
 
     def __getattr__(self, name: str) -> NoReturn:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from shaped.errors import Source
 
-Status = Literal["proved", "refuted", "unprovable", "error"]
+Status = Literal["proved", "refuted", "unprovable", "error", "ignored"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Verdict:
     conditions: tuple[str, ...] = ()
     steps: tuple[str, ...] = ()
     seconds: float = 0.0
+    header: int = 1  # lines of the definition, decorators included, on which a comment about it may stand
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; `line` is that of the fault where there is one."""
@@ -42,7 +43,7 @@ class Verdict:
 
     def as_annotation(self) -> str:
         """A workflow command that GitHub shows beside the line."""
-        where = f"file={_relative(self.source.file if self.source else self.file)}"
+        where = f"file={relative(self.source.file if self.source else self.file)}"
         line = self.source.line if self.source else self.line
         text = self.message.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
         return f"::error {where},line={line},title={self.status}: {self.function}::{text}"
@@ -75,6 +76,7 @@ def report(verdicts: Sequence[Verdict], form: Literal["text", "json"], *, whole:
     yield f"\n{len(verdicts) - len(wrong)} proved, {len(wrong)} not"
 
 
-def _relative(file: str) -> str:
+def relative(file: str) -> str:
+    """A path as seen from here, where it is below."""
     path = Path(file)
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file

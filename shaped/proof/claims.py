@@ -16,7 +16,7 @@ from functools import lru_cache
 from types import CodeType, FrameType
 from typing import Any
 
-from torch import Tensor
+from torch import SymInt, Tensor
 
 from shaped.errors import SignatureError, Source
 from shaped.proof.source import Place, is_users
@@ -26,7 +26,7 @@ from shaped.shapes import TensorSpec, dtype_name, is_tensor_annotation, read_ten
 
 @dataclass(frozen=True)
 class Claim:
-    """A local variable's annotation."""
+    """The annotation of a local variable, or of an attribute as it is set: `self.w`."""
 
     name: str
     line: int  # the last of its statement
@@ -82,7 +82,12 @@ class Claims:
     def _locals(self, scope: _Scope, before: int | None) -> Broken | None:
         for claim in [claim for claim in scope.claims if before is None or claim.line < before]:
             scope.claims.remove(claim)
-            value = scope.frame.f_locals.get(claim.name)
+            name, _, attribute = claim.name.partition(".")
+            value = scope.frame.f_locals.get(name)
+            if attribute:  # a name on `self` is the constructor's integer of that name
+                value = getattr(value, "__dict__", {}).get(attribute, getattr(value, "_parameters", {}).get(attribute))
+                scope.sizes.update((n, scope.frame.f_locals[n]) for dim in claim.spec.dims for n in dim.names
+                                   if isinstance(scope.frame.f_locals.get(n), int | SymInt))  # fmt: skip
             goal = self._goal(claim.spec, value, scope.sizes) if isinstance(value, Tensor) else ""
             if goal and isinstance(value, Tensor):
                 return Broken(claim.name, claim.spec, value, goal, Place(scope.frame, -1, claim.line).source(), "")
@@ -169,8 +174,12 @@ def _annotated_locals(code: CodeType) -> tuple[tuple[str, int, str], ...]:
     waiting: list[ast.AST] = list(tree.body[0].body) if isinstance(tree.body[0], ast.FunctionDef) else []
     while waiting:
         node = waiting.pop(0)
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
-            found.append((node.target.id, start - 1 + (node.end_lineno or node.lineno), ast.unparse(node.annotation)))
+        target = node.target if isinstance(node, ast.AnnAssign) and node.value is not None else None
+        of_self = isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id == "self"
+        if isinstance(node, ast.AnnAssign) and (isinstance(target, ast.Name) or of_self):
+            found.append(
+                (ast.unparse(node.target), start - 1 + (node.end_lineno or node.lineno), ast.unparse(node.annotation))
+            )
         elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
             waiting.extend(ast.iter_child_nodes(node))
     return tuple(found)

@@ -16,7 +16,7 @@ from shaped.errors import Goal, ProofError, Source, Unprovable, first_line
 from shaped.proof.goals import SYMBOLS, equation, lacking, last_answer
 from shaped.proof.hints import hint_for
 from shaped.proof.setting import Setting
-from shaped.proof.source import Place, assignment_line, is_users, operands_of, place_of_traceback, tensors_in
+from shaped.proof.source import Place, assignment_line, is_own, is_users, operands_of, place_of_traceback, tensors_in
 from shaped.proof.symbolic import World
 from shaped.proof.trace import (
     Call,
@@ -85,6 +85,8 @@ def explain(error: Exception, setting: Setting, world: World, recorder: Recorder
     if isinstance(error, AttributeError) and "FakeTensor" in str(error):
         said = str(error).replace("FakeTensor", "Tensor")
         return AttributeError(said).with_traceback(_user_part(error))
+    if isinstance(error, AttributeError) and is_own(error):
+        return error.with_traceback(_user_part(error))
     if isinstance(error, TypeError) and "SymInt" in str(error):
         told = "its text" if "format" in str(error) else "a key, or a plain number"
         hint = "static=(...) proves each size of a dimension as it comes; a cache keyed by sizes is no part of a proof"

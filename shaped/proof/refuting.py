@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from shaped.errors import Goal, ProofError, ShapedError, Source, Unprovable, first_line
-from shaped.proof.source import is_users, place_of_traceback
+from shaped.proof.source import is_own, place_of_traceback
 from shaped.proof.symbolic import Plan
 from shaped.proof.trials import Trials
 
@@ -64,14 +64,6 @@ def fails_at(sizes: Sizes, trials: Trials) -> ProofError:
         said = f"AssertionError: {error}".removesuffix(": ")
         return ProofError(f"`{name}` refuses some sizes itself.", source, Goal(raised=said, sizes=dict(sizes)))
     return ProofError(f"`{name}` is not well-shaped.", source, Goal(said=said, sizes=dict(sizes)))
-
-
-def is_own(error: Exception) -> bool:
-    """Whether the program itself raised it, rather than something that it called."""
-    traceback = error.__traceback__
-    while traceback is not None and traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    return traceback is not None and is_users(traceback.tb_frame)
 
 
 def refuses(error: Exception) -> bool:

@@ -74,6 +74,7 @@ class Setting:
     # Kept around a forward pass and its backward pass, which may run parts of the program again.
     around: Callable[[], AbstractContextManager[Any]] = nullcontext
     held: tuple[Any, ...] = ()  # the real tensors that the first entries stand for, where there are any
+    runs: int = 400  # on real tensors, against which a statement is held, at most
 
     def context(self) -> AbstractContextManager[Any]:
         """torch.autocast where it is asked for."""

@@ -37,6 +37,16 @@ def is_users(frame: FrameType) -> bool:
     return not name.startswith((_STDLIB, str(Path(torch.__file__).parent)))
 
 
+def is_own(error: Exception) -> bool:
+    """Whether the program itself raised it, rather than something that it called."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        if traceback.tb_next.tb_frame.f_code.co_name == "__getattr__" and traceback.tb_next.tb_next is None:
+            break  # of torch's modules: an attribute that the program's own class lacks
+        traceback = traceback.tb_next
+    return traceback is not None and is_users(traceback.tb_frame)
+
+
 @dataclass(frozen=True)
 class Place:
     """An instruction of the user's program, with the frame it ran in."""

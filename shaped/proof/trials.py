@@ -49,7 +49,7 @@ class Trials:
         self.names = tuple(names)
         self.static = static
         self.operations = operations
-        self.left = max(8, min(_RUNS, _OPERATIONS // max(operations, 1)))
+        self.left = max(8, min(setting.runs, _OPERATIONS // max(operations, 1)))
         self._known: dict[tuple[int, ...], bool | None] = {}
         self._errors: dict[tuple[int, ...], Exception] = {}
 

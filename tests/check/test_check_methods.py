@@ -235,3 +235,54 @@ def fine(x: Float[Tensor, "a b"]) -> Float[Tensor, "b a"]:
 """)
 
     assert {name: verdict.status for name, verdict in found.items()} == {"unreadable": "unprovable", "fine": "proved"}
+
+
+def test_a_dimension_that_is_read_is_taken_at_numbers_where_that_is_allowed(check) -> None:  # type: ignore[no-untyped-def]
+    text = """
+def scan(x: Float[Tensor, "time dim"]) -> Float[Tensor, " dim"]:
+    state = x[0]
+    for t in range(x.shape[0]):
+        state = state + x[t]
+    return state
+"""
+
+    assert check(text)["scan"].status == "unprovable"
+    assert check(text, auto=True)["scan"].summary == "for all sizes, at time = 2 or time = 3 or time = 1"
+
+
+def test_axes_that_only_a_result_has_are_whatever_comes(check) -> None:  # type: ignore[no-untyped-def]
+    found = check("""
+def six(a: float = 0.0) -> Float[Tensor, "*batch"]:
+    return torch.tensor([a] * 6)
+""")
+
+    assert found["six"].status == "proved"
+
+
+def test_an_attribute_is_held_to_its_annotation_where_a_constructor_sets_it(check) -> None:  # type: ignore[no-untyped-def]
+    text = """
+class Net(nn.Module):
+    def __init__(self, d_in: int, d_out: int) -> None:
+        super().__init__()
+        self.w: Float[Tensor, "{axes}"] = nn.Parameter(torch.empty(d_out, d_in))
+
+    def forward(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_out"]:
+        return x @ self.w.T
+"""
+    wrong = check(text.format(axes="d_in d_out"))["Net.forward"]
+
+    assert check(text.format(axes="d_out d_in"))["Net.forward"].status == "proved"
+    assert wrong.summary == "at checked.py:12: d_out = d_in"
+
+
+def test_a_coroutine_is_undecided_and_what_a_generator_yields_is_held(check) -> None:  # type: ignore[no-untyped-def]
+    found = check("""
+from typing import Iterator
+async def later(x: Float[Tensor, "a"]) -> Float[Tensor, "a"]:
+    return x
+
+def each(x: Float[Tensor, "a b"]) -> Iterator[Float[Tensor, "a"]]:
+    yield x[0]
+""")
+
+    assert {name: verdict.status for name, verdict in found.items()} == {"later": "unprovable", "each": "refuted"}

@@ -1,0 +1,111 @@
+"""What a command names: files, folders, packages, and modules by their import path; and the modules that files are."""
+
+import importlib
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+
+from shaped.check.settings import Project
+from shaped.errors import ShapedError
+
+_SHAPES = ("jaxtyping", "ParamList")  # a file of a folder that names neither has nothing to prove
+
+
+@dataclass(frozen=True)
+class Job:
+    """A file to be checked, or a name in it."""
+
+    file: Path
+    name: str = ""
+
+
+def find_jobs(targets: Sequence[str], project: Project) -> list[Job]:
+    """The files that some targets name, each once.
+
+    Raises:
+        ShapedError: One names nothing.
+    """
+    found: dict[Job, None] = {}
+    for target in targets:
+        path, _, name = target.rpartition(":") if ":" in target[2:] else (target, "", "")
+        path, name = (path, name) if path else (target, "")
+        place = Path(path)
+        if place.is_dir():
+            if name:
+                raise ShapedError(f"{path} is a folder: name the file that `{name}` is in")
+            found.update(dict.fromkeys(_folder(place, project)))
+        elif place.is_file():
+            found[Job(place, name)] = None
+        else:
+            found.update(dict.fromkeys(_module(path, name, project)))
+    return list(found)
+
+
+def _folder(folder: Path, project: Project) -> Iterator[Job]:
+    for file in sorted(folder.rglob("*.py")):
+        hidden = any(part.startswith(".") or part == "__pycache__" for part in file.relative_to(folder).parts)
+        if (
+            not hidden
+            and not project.excludes(file)
+            and any(word in file.read_text("utf-8", "ignore") for word in _SHAPES)
+        ):
+            yield Job(file)
+
+
+def _module(path: str, name: str, project: Project) -> Iterator[Job]:
+    """A module by its import path, as it is found from the project's root."""
+    if not all(part.isidentifier() for part in path.split(".")):
+        raise ShapedError(f"no file {path}")
+    if str(project.root) not in sys.path:
+        sys.path.insert(0, str(project.root))
+    try:
+        spec = find_spec(path)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        raise ShapedError(f"no file {path}, and no module of that name")
+    origin = Path(spec.origin)
+    if origin.name == "__init__.py" and not name:
+        yield from _folder(origin.parent, project)
+    else:
+        yield Job(origin, name)
+
+
+def package_of(file: Path) -> tuple[Path, str] | None:
+    """The folder to import from, and the module's name, for a file in a package; None for one that is in none."""
+    file = file.resolve()
+    root = file.parent
+    if not (root / "__init__.py").is_file():
+        return None
+    while (root / "__init__.py").is_file() and root != root.parent:
+        root = root.parent
+    parts = list(file.relative_to(root).with_suffix("").parts)
+    return root, ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def load(file: Path) -> ModuleType:
+    """Import a file: as a part of its package, so that it may import relatively; otherwise by its path.
+
+    Raises:
+        ShapedError: It is no Python file, or raises an error when it is imported.
+    """
+    from shaped.recipes import load_file
+
+    package = package_of(file) if file.is_file() else None
+    if package is None:
+        return load_file(file)
+    root, name = package
+    before = sys.modules.get(name)
+    if before is not None and getattr(before, "__file__", None) == str(file.resolve()):
+        return before
+    if before is not None or not name or not all(part.isidentifier() for part in name.split(".")):
+        return load_file(file)
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    try:
+        return importlib.import_module(name)
+    except (Exception, SystemExit) as error:
+        raise ShapedError(f"{file} cannot be imported. {type(error).__name__}: {error}") from error

@@ -1,0 +1,146 @@
+"""A file checked in a process of its own, which may hang, exit or print as it likes; and what is kept of it."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from shaped.check.files import Job, load
+from shaped.check.verdicts import Verdict
+from shaped.errors import ShapedError, Source
+from shaped.files import replace
+
+CACHE = ".shaped_cache"
+_PROGRAM = "import sys; from shaped.check.worker import main; main(sys.argv[1:])"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the proofs of a run have in common."""
+
+    assume: tuple[str, ...] = ()
+    static: Mapping[str, int | None] = field(default_factory=dict)
+    factories: tuple[str, ...] = ()
+    auto: bool = False
+    root: str = ""  # of the project: what a file imports from there is part of what its verdicts depend on
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was found of a file; `failure` says why nothing was."""
+
+    job: Job
+    verdicts: tuple[Verdict, ...] = ()
+    failure: str = ""
+    kept: bool = False  # from an earlier run
+
+
+def ask(job: Job, options: Options, seconds: float, keep: bool = True) -> Answer:
+    """Check a file in a process of its own, unless nothing has changed since it was.
+
+    Args:
+        seconds: After which the process is ended.
+        keep: Use and write what is kept in `.shaped_cache` of the project.
+    """
+    place = Path(options.root) / CACHE / f"{_key(job, options)}.json"
+    if keep and (known := _known(place, job)) is not None:
+        return known
+    with tempfile.TemporaryDirectory() as folder:
+        task, answer = Path(folder) / "task.json", Path(folder) / "answer.json"
+        task.write_text(json.dumps({"file": str(job.file), "name": job.name, **asdict(options)}))
+        command = [sys.executable, "-c", _PROGRAM, str(task), str(answer)]
+        try:
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False)
+        except subprocess.TimeoutExpired:
+            return Answer(job, failure=f"{job.file} took more than {seconds:g} s (--timeout)")
+        if not answer.is_file():
+            said = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
+            return Answer(job, failure=f"{job.file}: the process that checked it ended: {said[0]}")
+        found = json.loads(answer.read_text())
+    if found["failure"]:
+        return Answer(job, failure=found["failure"])
+    if keep:
+        place.parent.mkdir(exist_ok=True)
+        (place.parent / ".gitignore").write_text("*\n")
+        replace(place, json.dumps(found).encode())
+    return Answer(job, tuple(map(_verdict, found["verdicts"])))
+
+
+def _known(place: Path, job: Job) -> Answer | None:
+    """What an earlier run found, if every file that it depends on is what it was."""
+    try:
+        found = json.loads(place.read_text())
+        if all(_digest(file) == digest for file, digest in found["files"].items()):
+            return Answer(job, tuple(map(_verdict, found["verdicts"])), kept=True)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return None
+
+
+def _verdict(data: Mapping[str, Any]) -> Verdict:
+    source = Source(**data["source"]) if data["source"] else None
+    return Verdict(**{**data, "source": source, "conditions": tuple(data["conditions"]), "steps": tuple(data["steps"])})
+
+
+def _digest(file: str | Path) -> str:
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+
+
+def _key(job: Job, options: Options) -> str:
+    """A file, what is asked of it, and the versions that answer."""
+    asked = {"file": str(job.file.resolve()), "name": job.name, **asdict(options), "versions": versions()}
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:32]
+
+
+@cache
+def versions() -> str:
+    """Python's, torch's, jaxtyping's, and ours with the content of its files: a checkout changes without a version."""
+    found = [sys.version]
+    for name in ("torch", "jaxtyping", "sympy"):
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            found.append(name)
+    ours = Path(__file__).resolve().parents[1]
+    files = [file for room in ("check", "proof", "shapes") for file in sorted((ours / room).glob("*.py"))]
+    return " ".join([*found, hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()])
+
+
+def _files(root: Path, file: Path) -> dict[str, str]:
+    """What the process has imported of the project: of these files a verdict depends."""
+    found = {str(file.resolve()): _digest(file)}
+    for module in list(sys.modules.values()):
+        path = getattr(module, "__file__", None)
+        if not isinstance(path, str) or not path.endswith(".py") or "site-packages" in path:
+            continue
+        if Path(path).is_absolute() and Path(path).is_file() and Path(path).resolve().is_relative_to(root):
+            found[path] = _digest(path)
+    return found
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Do a task, and write the answer."""
+    from shaped.check.checking import check_file
+
+    task = json.loads(Path(arguments[0]).read_text())
+    file = Path(task["file"])
+    answer: dict[str, Any] = {"verdicts": [], "files": {}, "failure": ""}
+    try:
+        module = load(file)
+        verdicts = check_file(
+            module, file, task["name"], task["assume"], task["static"], task["factories"], False, task["auto"]
+        )
+        answer["verdicts"] = [asdict(verdict) for verdict in verdicts]
+        answer["files"] = _files(Path(task["root"]).resolve(), file)
+    except ShapedError as error:
+        answer["failure"] = f"{type(error).__name__}: {error}"
+    replace(Path(arguments[1]), json.dumps(answer).encode())
+    os._exit(0)  # whatever threads and handlers the file has left

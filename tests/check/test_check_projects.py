@@ -1,0 +1,144 @@
+"""Files, packages and modules as a project has them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from shaped import cli
+from shaped.check import Job, Options, Project, Verdict, check_project, find_jobs, load, read_project, report_project
+from shaped.check.ignoring import ignored
+from shaped.check.sarif import as_sarif
+from shaped.check.settings import Project as Settings
+from shaped.errors import ShapedError, Source
+
+TWICE = """
+from jaxtyping import Float
+from torch import Tensor
+
+def twice(x: Float[Tensor, "a b"]) -> Float[Tensor, "a b"]:
+    return 2 * x
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package with a module that imports relatively."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    inner = tmp_path / "checked_package" / "inner"
+    inner.mkdir(parents=True)
+    (tmp_path / "pyproject.toml").write_text('[tool.shaped]\npaths = ["checked_package"]\nexclude = ["*_old.py"]\n')
+    (inner.parent / "__init__.py").touch()
+    (inner / "__init__.py").touch()
+    (inner.parent / "names.py").write_text(TWICE)
+    (inner.parent / "plain.py").write_text("import math\n")
+    (inner.parent / "model_old.py").write_text("import jaxtyping\n")
+    (inner / "model.py").write_text(TWICE.replace("def twice", "from ..names import twice\n\ndef more"))
+    return tmp_path
+
+
+def test_a_folder_a_module_and_a_file_name_what_is_to_be_checked(project: Path) -> None:
+    settings = read_project(project)
+    names = [job.file.name for job in find_jobs(["checked_package"], settings)]
+
+    assert names == ["model.py", "names.py"]
+    assert find_jobs(["checked_package/names.py:twice"], settings) == [Job(Path("checked_package/names.py"), "twice")]
+    found = find_jobs(["checked_package.inner.model:more", "checked_package"], settings)
+
+    assert (found[0].file.name, found[0].name, len(found)) == ("model.py", "more", 3)
+    with pytest.raises(ShapedError, match=r"no file checked_package\.nowhere, and no module of that name"):
+        find_jobs(["checked_package.nowhere"], settings)
+
+
+def test_a_file_of_a_package_may_import_relatively(project: Path) -> None:
+    module = load(project / "checked_package" / "inner" / "model.py")
+
+    assert module.__name__ == "checked_package.inner.model"
+    assert module.twice.__module__ == "checked_package.names"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[tool.shaped]\npath = []\n", "`path` is unknown; did you mean `paths`?"),
+        ("[tool.shaped]\npaths = 'src'\n", "paths is a list of strings, not 'src'"),
+        ("[tool.shaped]\nstatic = {n = 'x'}\n", "static is a list of names, or a table of names with their sizes"),
+        ("[tool.shaped\n", "is no TOML"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text(text)
+
+    with pytest.raises(ShapedError) as error:
+        read_project(tmp_path)
+    assert said in str(error.value)
+
+
+def test_settings_come_from_the_nearest_pyproject(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text(
+        '[tool.shaped]\nstatic = ["time"]\nassume = ["a <= 4"]\nexclude = ["old"]\n'
+    )
+    (tmp_path / "src").mkdir()
+    settings = read_project(tmp_path / "src")
+
+    assert settings == Settings(tmp_path.resolve(), exclude=("old",), static={"time": None}, assume=("a <= 4",))
+    assert settings.excludes(tmp_path / "old" / "a.py")
+    assert not settings.excludes(tmp_path / "src" / "a.py")
+
+
+def verdict(file: Path, line: int, status: str, fault: int) -> Verdict:
+    return Verdict("f", str(file), line, status, "s", "m", Source(str(file), fault))  # type: ignore[arg-type]
+
+
+def test_a_comment_silences_its_line_and_one_that_silences_nothing_is_reported(tmp_path: Path) -> None:
+    file = tmp_path / "model.py"
+    lines = ["def f(x):", "    a = x  # shaped: ignore[refuted]", "    return a  # shaped: ignore[unprovable]",
+             "b = 1  # shaped: ignore", "c = 1  # shaped: ignore[refutd]", "d = '# shaped: ignore'"]  # fmt: skip
+    file.write_text("\n".join(lines))
+    found, unused = ignored([verdict(file, 1, "refuted", 2), verdict(file, 1, "refuted", 3)])
+
+    assert [one.status for one in found] == ["ignored", "refuted"]
+    assert [(one.line, one.said) for one in unused] == [
+        (3, "this ignores nothing: take the comment out"),
+        (4, "this ignores nothing: take the comment out"),
+        (5, "`refutd` is no rule; there are refuted, unprovable, error; did you mean `refuted`?"),
+    ]
+
+
+def test_sarif_has_a_result_at_the_line_of_each_fault(tmp_path: Path) -> None:
+    log = as_sarif([verdict(tmp_path / "model.py", 1, "refuted", 2)])
+    result = log["runs"][0]["results"][0]
+
+    assert log["version"] == "2.1.0"
+    assert (result["ruleId"], result["level"]) == ("refuted", "error")
+    assert result["locations"][0]["physicalLocation"]["region"] == {"startLine": 2}
+    assert result["relatedLocations"][0]["physicalLocation"]["region"] == {"startLine": 1}
+
+
+@pytest.mark.slow
+def test_a_file_that_ends_its_process_or_hangs_harms_nothing_and_what_is_unchanged_is_kept(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / "checked_package" / "exits.py").write_text("import os, jaxtyping\nprint('noise')\nos._exit(3)\n")
+    hangs = project / "hangs.py"
+    hangs.write_text("import jaxtyping, time\ntime.sleep(1000)\n")
+    late = next(check_project([Job(hangs)], Options(root=str(project)), workers=1, seconds=1)).answer
+
+    assert late.failure == f"{hangs} took more than 1 s (--timeout)"
+    assert cli.main(["check", "-j", "2"]) == 2
+    out = capsys.readouterr().out
+
+    assert "proved      checked_package/names.py:5  twice  for all sizes\n" in out
+    assert "exits.py: the process that checked it ended: exit status 3\n" in out
+    assert out.endswith("\n2 proved, 0 not, 1 of 3 files could not be checked\n")
+    jobs, options = find_jobs(["checked_package/names.py"], read_project(project)), Options(root=str(project))
+    again = [one.answer.kept for one in check_project(jobs, options, workers=1, seconds=300)]
+    names = project / "checked_package" / "names.py"
+    names.write_text(TWICE.replace('"a b"]:', '"b a"]:'))
+    found = list(check_project(jobs, options, workers=1, seconds=300))
+    status, lines = report_project(iter(found), "json")
+
+    assert again == [True]
+    assert (status, json.loads(next(lines))["verdicts"][0]["status"]) == (1, "refuted")
+    assert isinstance(read_project(project), Project)
