@@ -152,7 +152,7 @@ def _spec(annotation: Any) -> TensorSpec | None:
 
 def _local_claims(frame: FrameType) -> Sequence[Claim]:
     found = []
-    for name, line, text in _annotated_locals(frame.f_code):
+    for name, line, text in _annotated_locals(frame.f_code, frame.f_code.co_filename):
         try:
             spec = _spec(eval(text, frame.f_globals, dict(frame.f_locals)))
         except Exception:  # the user's own expression, which Python itself does not evaluate
@@ -163,8 +163,11 @@ def _local_claims(frame: FrameType) -> Sequence[Claim]:
 
 
 @lru_cache(maxsize=1024)
-def _annotated_locals(code: CodeType) -> tuple[tuple[str, int, str], ...]:
-    """Name, last line and annotation of each annotated assignment in a function's own body."""
+def _annotated_locals(code: CodeType, file: str) -> tuple[tuple[str, int, str], ...]:
+    """Name, last line and annotation of each annotated assignment in a function's own body.
+
+    `file` is part of the key: to Python, codes of two files are equal where they do the same.
+    """
     try:
         lines, start = inspect.getsourcelines(code)
         tree = ast.parse(textwrap.dedent("".join(lines)))

@@ -33,7 +33,8 @@ def check(tmp_path: Path, request: pytest.FixtureRequest):  # type: ignore[no-un
     """Write a program, and check it or a name in it."""
 
     def checked(text: str, name: str = "", **options: object) -> dict[str, Verdict]:
-        file = tmp_path / "checked.py"
+        file = tmp_path / str(len(list(tmp_path.iterdir()))) / "checked.py"
+        file.parent.mkdir()
         file.write_text(HEAD + text)
         module = ModuleType(f"checked_{abs(hash(text))}")
         module.__file__ = str(file)
