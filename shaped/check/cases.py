@@ -91,9 +91,10 @@ class Prover:
         elif owner == "made" and target.owner is not None:
             owners = list(self.instances(inventor, target.owner, "self"))
         given = [parameter for parameter in parameters if parameter.name in options]
-        chosen, left = combined([owners, *(options[parameter.name] for parameter in given)])
+        every: list[Sequence[Any]] = [owners, *(options[parameter.name] for parameter in given)]
+        chosen, left = combined(every)
         combinations = [(some[0], tuple(zip(given, some[1:], strict=True))) for some in chosen]
-        cases, skipped = _with_axes(combinations)  # type: ignore[arg-type]
+        cases, skipped = _with_axes(combinations)
         count = left + skipped
         return cases, [f"{count} of {count + len(cases)} combinations"] if count else []
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from shaped.check.cases import Prover, dimensions
 from shaped.check.choices import has_shape, without_none
-from shaped.check.instances import Factories, Instances, hints_of
+from shaped.check.instances import Factories, Instances, constructor, hints_of
 from shaped.check.programs import Unbuilt, names_of
 from shaped.check.statements import conditions, statement, summary
 from shaped.check.targets import Target, functions_of, methods_of, named
@@ -167,7 +167,7 @@ def _dimensions(target: Target) -> list[str]:
     except SignatureError:
         entries = ()
     names = [name for entry in entries for dim in entry.spec.dims for name in dim.names]
-    makers = [inspect.unwrap(target.function), *([target.owner.__init__] if target.owner is not None else [])]
+    makers = [inspect.unwrap(target.function), *([constructor(target.owner)] if target.owner is not None else [])]
     hints = [hint for maker in makers for hint in hints_of(maker).items() if hint[0] != "return"]
     names += [*dimensions(hint for _, hint in hints), *(name for name, hint in hints if hint is int)]
     return list(dict.fromkeys(names))

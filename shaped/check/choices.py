@@ -102,7 +102,7 @@ def _unknown(path: str, why: str, parts: Sequence[Any]) -> Unknown:
     return Unknown(path, why)
 
 
-def _keyed(keys: Sequence[str], parts: Sequence[Any]) -> Keyed:
+def _keyed(keys: Sequence[Any], parts: Sequence[Any]) -> Keyed:
     return Keyed(zip(keys, parts, strict=True))
 
 
@@ -193,9 +193,10 @@ class Inventor:
         if origin is tuple and Ellipsis not in arguments:
             return self._several(path, tuple, [self.of(a, f"{path}[{i}]") for i, a in enumerate(arguments)])
         if isinstance(origin, type) and issubclass(origin, Mapping) and len(arguments) == 2:
-            options = [self.of(arguments[1], f'{path}["{key}"]') for key in _KEYS]
+            keys: Sequence[Any] = (0, 1) if arguments[0] is int else _KEYS
+            options = [self.of(arguments[1], f"{path}[{key!r}]") for key in keys]
             chosen, _ = combined(options)
-            return [together(path, "dict", _KEYS, parts, partial(_keyed, _KEYS)) for parts in chosen]
+            return [together(path, "dict", list(map(str, keys)), parts, partial(_keyed, keys)) for parts in chosen]
         if origin in (list, tuple) or (isinstance(origin, type) and issubclass(list, origin)):
             found = []
             for length in _LENGTHS:

@@ -108,7 +108,9 @@ class Instances:
                 parameters = list(inspect.signature(kind).parameters.values())
             except (TypeError, ValueError):
                 return [unknown(path, f"nothing makes its {kind.__name__}")]
-            hints = hints_of(kind) if dataclasses.is_dataclass(kind) and _generated(kind) else hints_of(kind.__init__)
+            hints = (
+                hints_of(kind) if dataclasses.is_dataclass(kind) and _generated(kind) else hints_of(constructor(kind))
+            )
             parameters = [_with_factory(kind, parameter) for parameter in parameters]
             options = inventor.arguments(parameters, hints, f"{path}.")
             make = kind
@@ -133,9 +135,14 @@ class Instances:
         return together(path, f"any {kind.__name__}", tuple(found), list(found.values()), make)
 
 
+def constructor(kind: Any) -> Any:
+    """A class's `__init__`, its own or inherited."""
+    return kind.__init__
+
+
 def _generated(kind: type) -> bool:
     """Whether a dataclass's constructor is the one that it was given."""
-    code = getattr(inspect.unwrap(kind.__init__), "__code__", None)
+    code = getattr(inspect.unwrap(constructor(kind)), "__code__", None)
     return code is None or code.co_filename.startswith("<")
 
 

@@ -23,7 +23,7 @@ class Unknown:
         object.__setattr__(self, "_path", path)
         object.__setattr__(self, "_why", why)
 
-    @property
+    @property  # type: ignore[misc]  # isinstance asks for it
     def __class__(self) -> Any:
         """What `isinstance` asks for: torch's containers do for whatever they hold, and no program is decided by it."""
         return self.read() if is_users(sys._getframe(1)) else Unknown
@@ -61,10 +61,10 @@ for _name in _READ.split():
     setattr(Unknown, f"__{_name}__", _reading())
 
 
-class Keyed(dict[str, Any]):
+class Keyed(dict[Any, Any]):
     """A mapping with keys of our choice."""
 
-    def __missing__(self, key: str) -> NoReturn:
+    def __missing__(self, key: Any) -> NoReturn:
         raise undecided(f"the key {key!r} is read here, and the annotation names no keys.",
                         "write a TypedDict or a dataclass")  # fmt: skip
 
@@ -89,7 +89,7 @@ def blank(kind: type, attributes: dict[str, Any]) -> Any:
     instance = made.__new__(made)
     for base in kind.__mro__:  # torch's modules hold their parts in attributes of their own
         if base.__module__.startswith("torch.nn.modules.module"):
-            base.__init__(instance)
+            vars(base)["__init__"](instance)
     for name, value in attributes.items():
         object.__setattr__(instance, name, value)
     return instance
