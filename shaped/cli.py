@@ -61,6 +61,23 @@ def _parser() -> argparse.ArgumentParser:
     listed = commands.add_parser("list", help="list the parts that a workflow knows by name")
     listed.add_argument("kind", nargs="?", default="", help="models, data, metrics, ... (default: all)")
     listed.set_defaults(run=_list)
+    _add_check(commands)
+    bench = commands.add_parser("bench", help="time a training step on both backends, beside the plain torch loop")
+    bench.add_argument(
+        "words", nargs="*", metavar="FILE.py[:name] | NAME=SIZE | 'NAME<BOUND'",
+        help="a loss, sizes (batch=64) and bounds of integer inputs ('y<10'); without a file an MLP of 64-128-10",
+    )  # fmt: skip
+    bench.add_argument("--backend", choices=("eager", "compiled"), default=None, help="default: both")
+    bench.add_argument("--optimizer", choices=tuple(PATHS), default="adamw", help="default: adamw")
+    bench.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
+    bench.add_argument("--static", action="append", default=[], metavar="NAME", help="prove this dimension at its size")
+    bench.set_defaults(run=_bench)
+    doctor = commands.add_parser("doctor", help="say what runs here: torch, Triton, GPU, compiler, extras")
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+def _add_check(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     check = commands.add_parser("check", help="prove the annotated functions and methods of a file")
     check.add_argument(
         "targets", nargs="*", metavar="FILE.py[:name] | FOLDER | MODULE[:name]",
@@ -87,19 +104,6 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--timeout", type=_positive, default=300, metavar="SECONDS", help="for one file (default: 300)")
     check.add_argument("--fresh", action="store_true", help="prove files that have not changed, too")
     check.set_defaults(run=_check)
-    bench = commands.add_parser("bench", help="time a training step on both backends, beside the plain torch loop")
-    bench.add_argument(
-        "words", nargs="*", metavar="FILE.py[:name] | NAME=SIZE | 'NAME<BOUND'",
-        help="a loss, sizes (batch=64) and bounds of integer inputs ('y<10'); without a file an MLP of 64-128-10",
-    )  # fmt: skip
-    bench.add_argument("--backend", choices=("eager", "compiled"), default=None, help="default: both")
-    bench.add_argument("--optimizer", choices=tuple(PATHS), default="adamw", help="default: adamw")
-    bench.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
-    bench.add_argument("--static", action="append", default=[], metavar="NAME", help="prove this dimension at its size")
-    bench.set_defaults(run=_bench)
-    doctor = commands.add_parser("doctor", help="say what runs here: torch, Triton, GPU, compiler, extras")
-    doctor.set_defaults(run=_doctor)
-    return parser
 
 
 def _positive(text: str) -> int:
