@@ -32,10 +32,11 @@ _POOL = (1, 1, 2, 2, 3, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15, 16, 24, 35)
 NEGATIVE = r"class values must be non-negative|non-negative integral|rate to be non-negative"  # entries; or else sizes
 _VALUES = re.compile(
     rf"between 0 and 1|probabilit|singular|positive.definite|overflow|converge|{NEGATIVE}|monotonic"
-    r"|must be in the range|elements of source|ZeroDivisionError",
+    r"|must be in the range|elements of source",
     re.IGNORECASE,
 )
-_INDEX = re.compile(r"out of (bounds|range)|out-of-bounds")
+_INDEX = re.compile(r"out of (bounds|range)|out-of-bounds|ZeroDivisionError")
+_DIVISOR = "ZeroDivisionError"  # as torch says of integers: of a size, or of data, and those may be 1
 _LENGTH = "Length of all samples"  # of what is packed: zeros are none
 
 Sizes = Mapping[str, int]
@@ -60,7 +61,7 @@ class Trials:
             found = [self._outcome(sizes) for sizes in several]
         if any(found):
             return found
-        # An index that is out of range whatever the sizes is a matter of its values.
+        # An index that is out of range, or a divisor that is 0, whatever the sizes is a matter of its values.
         return [None if passes is False and self._index(sizes) else passes
                 for sizes, passes in zip(several, found, strict=True)]  # fmt: skip
 
@@ -139,7 +140,9 @@ class Trials:
         error = self._error(shapes, sizes, 0)
         if error is not None and _LENGTH in str(error):
             error = self._error(shapes, sizes, 2)
-        if error is not None and _INDEX.search(str(error)):  # an index may be data: with others it may go through
+        if error is not None and _DIVISOR in str(error):
+            error = self._error(shapes, sizes, 2) and error
+        elif error is not None and _INDEX.search(str(error)):  # an index may be data: with others it may go through
             error = self._error(shapes, sizes, 1) or (self._error(shapes, sizes, 2) and error)
         if error is None:
             return True

@@ -121,11 +121,16 @@ def looks_up_in_nothing(x: Float[Tensor, "n m"]) -> Float[Tensor, "2 m//2"]:
     return x[:, : x.shape[1] // 2][[0, 1]]
 
 
+def counts_around(x: Float[Tensor, "n d"], y: Float[Tensor, " m"]) -> Float[Tensor, "m d"]:
+    return x[3:][torch.arange(y.shape[0]) % (x.shape[0] - 3)]
+
+
 PROGRAMS: list[Callable[..., Any]] = [
     parts, odd_and_not_too_small, one_side_fails, scattered, over_one_entry, chosen, chosen_beyond,
     indexed_by_another, claims_few, either_way, uneven_parts, halved_twice, last, last_of_each, ends,
     before_the_first, written_at_a_size, enlarged, taken_along, divided_by_what_may_be_nothing,
     every_other_in_thirds, second_of_three, three_of_the_pairs, two_where_odd, looks_up_in_nothing,
+    counts_around,
 ]  # fmt: skip
 
 
@@ -190,6 +195,17 @@ def test_what_only_a_symbolic_run_refuses_is_unprovable_and_not_refuted():
 
     with pytest.raises(Unprovable, match="neither proved nor refuted"):
         prove(compiled)
+
+
+def test_a_divisor_that_is_data_stays_a_matter_of_values():
+    def shares(x: Int[Tensor, " n"], y: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+        return x // y
+
+    def nothing(x: Int[Tensor, " n"], y: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+        return x // (y - y)
+
+    assert prove(shares).conditions == ()
+    assert prove(nothing).conditions == ()
 
 
 def test_an_index_that_is_data_stays_a_matter_of_values():
