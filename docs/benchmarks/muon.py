@@ -138,6 +138,7 @@ def learning() -> None:
             for rate, run in learn(rule, missing):
                 runs[f"{rule} {rate:g}"] = run
                 place.write_text(json.dumps({**versions("torch"), "machine": machine(), "runs": runs}, indent=1) + "\n")
+    runs = {f"{rule} {rate:g}": runs[f"{rule} {rate:g}"] for rule in ("adamw", "muon") for rate in RATES}
     rows = [
         (key, *(f"{run[i][2]:.3f}" for i in range(2, len(run), 2)), f"{run[-1][1] / run[-1][0] * 1e3:.0f}")
         for key, run in runs.items()
@@ -148,13 +149,21 @@ def learning() -> None:
     page = (
         "# Muon and AdamW on charlm\n\nLoss on held-out text, nats a byte, after so many steps; milliseconds of the "
         f"processor a step, one thread.\n\n{table(('rule, lr', *steps, 'ms a step'), rows)}\n\nBest at the end: AdamW "
-        f"{best['adamw'][0]:.3f} ({best['adamw'][1]}), Muon {best['muon'][0]:.3f} ({best['muon'][1]}).\n\n"
+        f"{best['adamw'][0]:.3f} ({best['adamw'][1]}), Muon {best['muon'][0]:.3f} ({best['muon'][1]})."
+        f"{_edges(key for _, key in best.values())}\n\n"
         "![loss against steps and seconds](muon-learning.png)\n\n"
         f"torch {versions('torch')['torch']}, {machine()}.\n\n    python docs/benchmarks/muon.py learning"
     )
     save(RESULTS / "muon-learning", page)
     picture(runs, {key for _, key in best.values()})
     print(page)
+
+
+def _edges(best: Iterable[str]) -> str:
+    """Says where a best rate is the first or the last that was tried, so that another may be better still."""
+    ends = {f"{rate:g}" for rate in (min(RATES), max(RATES))}
+    found = [key for key in best if key.split()[1] in ends]
+    return f" At the edge of what was tried: {', '.join(found)}." if found else ""
 
 
 def picture(runs: dict[str, Any], best: set[str]) -> None:
