@@ -58,7 +58,11 @@ class TrainingState:
         if optimizer is not None:
             if not isinstance(cast(object, optimizer), FusedOptimizer):
                 given = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
-                raise ValueError(f"optimizer is a {given}; use one of shaped.optim, such as AdamW")
+                ours = {kind.__name__ for kind in OPTIMIZERS.values()}
+                use = "use one of shaped.optim, such as AdamW"
+                if type(optimizer).__name__ in ours:
+                    use = f"shaped.optim.{type(optimizer).__name__} takes its arguments and its state dicts"
+                raise ValueError(f"optimizer is a {given}; {use}")
             self._check_parameters(optimizer)
 
     def _check_parameters(self, optimizer: FusedOptimizer) -> None:

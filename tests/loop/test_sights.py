@@ -262,7 +262,8 @@ def test_a_signal_finishes_the_step_saves_and_exits_with_the_conventional_status
     last = max(int(line) for line in ["1", *out.split()])
 
     assert process.returncode == 128 + number
-    assert error == ""
+    saved = f"step {last} is saved in {tmp_path / 'run'}; `resume` goes on from there"
+    assert error == f"shaped: stopped by {signal.Signals(number).name} after step {last}: {saved}\n"
     assert [p.name for p in (tmp_path / "run").glob("step-*")] == [f"step-{last:08d}"]
 
 
