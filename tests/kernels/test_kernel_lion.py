@@ -10,12 +10,13 @@ pytest.importorskip("triton")
 
 from shaped_kernels.adam import AdamRule
 from shaped_kernels.calls import Call, Extras
+from shaped_kernels.launch_triton import launch
 from shaped_kernels.lion import LionRule
 from shaped_kernels.lists import TensorLists
 from shaped_kernels.rule import Rule
 from shaped_kernels.schedule_free import ScheduleFreeRule
 from shaped_kernels.sgd import SgdRule
-from tests.kernels.test_kernel_triton import BLOCK, DEVICE, launch
+from tests.kernels.test_kernel_triton import BLOCK, DEVICE
 
 SIZES = ((), (0,), (BLOCK - 1,), (2 * BLOCK + 3,))
 CASES: list[tuple[Rule, tuple[float, ...]]] = [

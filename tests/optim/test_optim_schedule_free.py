@@ -1,5 +1,6 @@
 """Schedule-free AdamW: the parameters are the average, and gradients are taken ahead of them by whoever steps."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -87,7 +88,7 @@ def by_hand(steps: int) -> Tensor:
         return value
 
     for step in range(steps):
-        optimizer.step(lambda step=step: closure(batch(step)))
+        optimizer.step(partial(closure, batch(step)))
     return w.detach()
 
 
