@@ -124,7 +124,12 @@ class Term:
         return operations[self.op](*(arg.evaluate(values, operations) for arg in self.args))
 
     def holds(self, values: Mapping[str, Any]) -> bool:
-        """Whether it is true; False where it has no value: a division by zero, a name without a size."""
+        """Whether it is true; False where it has no value: a division by zero, a name without a size.
+
+        One alternative without a value leaves the others as they are.
+        """
+        if self.op == "or":
+            return any(part.holds(values) for part in self.args)
         try:
             return bool(self.evaluate(values))
         except (ArithmeticError, KeyError, ValueError, TypeError):

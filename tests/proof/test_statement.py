@@ -197,6 +197,13 @@ def test_what_only_a_symbolic_run_refuses_is_unprovable_and_not_refuted():
         prove(compiled)
 
 
+def test_an_alternative_without_a_value_leaves_the_others():
+    condition = Condition.parse("n % (m//2) != 0 or m == 1")
+
+    assert condition.holds({"n": 2, "m": 1})
+    assert not Condition.parse("n % (m//2) != 0 or m == 3").holds({"n": 2, "m": 1})
+
+
 def test_a_divisor_that_is_data_stays_a_matter_of_values():
     def shares(x: Int[Tensor, " n"], y: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
         return x // y
