@@ -151,7 +151,7 @@ def _list(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     """A line for each function, and what is wrong with those that are not proved. Status 1 if there are any."""
-    from shaped.check import check_file, load, read_project, report
+    from shaped.check import check_file, ignored, load, read_project, report
 
     project = read_project(Path.cwd())
     targets = options.targets or [str(project.root / path) for path in project.paths]
@@ -163,7 +163,7 @@ def _check(options: argparse.Namespace) -> int:
     static = {**project.static, **dict(map(_static, options.static))}
     assume, factories = [*project.assume, *options.assume], [*project.factories, *options.make]
     auto = static.pop("auto", 1) is None
-    verdicts = check_file(load(Path(path)), Path(path), name, assume, static, factories, auto=auto)
+    verdicts, _ = ignored(check_file(load(Path(path)), Path(path), name, assume, static, factories, auto=auto))
     form: Literal["text", "json"] = "json" if options.json else "text"
     print(*report(verdicts, form, whole=bool(name), steps=options.steps), sep="\n")
     return 1 if any(verdict.status not in ("proved", "ignored") for verdict in verdicts) else 0

@@ -4,6 +4,7 @@ from shaped.check.checking import check_file as check_file
 from shaped.check.files import Job as Job
 from shaped.check.files import find_jobs as find_jobs
 from shaped.check.files import load as load
+from shaped.check.ignoring import ignored as ignored
 from shaped.check.project import check_project as check_project
 from shaped.check.project import report_project as report_project
 from shaped.check.settings import Project as Project

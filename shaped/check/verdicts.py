@@ -68,12 +68,14 @@ def report(verdicts: Sequence[Verdict], form: Literal["text", "json"], *, whole:
             yield verdict.message
         if steps and verdict.steps:
             yield from ("", *verdict.steps, "")
-    wrong = [verdict for verdict in verdicts if verdict.status != "proved"]
+    wrong = [verdict for verdict in verdicts if verdict.status not in ("proved", "ignored")]
     for i, verdict in enumerate(wrong):
         yield verdict.message if whole and i == 0 else f"\n{verdict.message}"
     if os.environ.get("GITHUB_ACTIONS") == "true":
         yield from (verdict.as_annotation() for verdict in wrong)
-    yield f"\n{len(verdicts) - len(wrong)} proved, {len(wrong)} not"
+    silenced = sum(verdict.status == "ignored" for verdict in verdicts)
+    more = f", {silenced} ignored" if silenced else ""
+    yield f"\n{len(verdicts) - len(wrong) - silenced} proved, {len(wrong)} not{more}"
 
 
 def relative(file: str) -> str:

@@ -121,5 +121,7 @@ class Setting:
     @property
     def is_loss(self) -> bool:
         """Whether there is something to differentiate: a scalar result, alone or before others."""
+        if not self.signature.result:  # of a program that holds its results itself
+            return False
         first, *others = self.signature.result
         return not first.dims and bool(self.wanted) and (first.floating or not others)

@@ -106,6 +106,18 @@ def test_a_comment_silences_its_line_and_one_that_silences_nothing_is_reported(t
     ]
 
 
+def test_a_comment_silences_a_function_of_a_single_file_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("silenced.py").write_text(TWICE.replace('"a b"]:', '"b a"]:  # shaped: ignore[refuted]'))
+
+    assert cli.main(["check", "silenced.py"]) == 0
+    assert capsys.readouterr().out == (
+        "ignored     silenced.py:5  twice  refuted, as a comment says\n\n0 proved, 0 not, 1 ignored\n"
+    )
+
+
 def test_sarif_has_a_result_at_the_line_of_each_fault(tmp_path: Path) -> None:
     log = as_sarif([verdict(tmp_path / "model.py", 1, "refuted", 2)])
     result = log["runs"][0]["results"][0]
