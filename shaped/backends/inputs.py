@@ -104,7 +104,7 @@ class Inputs:
         present = iter(inputs)
         return [None if i in left else next(present) for i in range(len(self.entries))]
 
-    def examples(self, shapes: Sequence[Any], sizes: Mapping[str, int]) -> list[Tensor]:
+    def examples(self, shapes: Sequence[Any], sizes: Mapping[str, int]) -> list[Any]:
         """A batch of zeros: of given shapes (or like given tensors), or of given sizes by dimension name.
 
         Raises:

@@ -102,7 +102,8 @@ class Samples:
         self._given, self._loss = given, signature.name
         always = {e.path for a in signature.arguments if not a.optional for e in a.entries}
         first = next((entry for entry in inputs if entry.path in always), None)
-        self._first, self._path = (None, "") if first is None else (first.spec, first.path)
+        self._first = first.spec if first is not None else None
+        self._path = first.path if first is not None else ""
         self._dims: tuple[Dim, ...] = ()
         self._counting: Signature | None = None
         self._proofs: dict[Any, Proof] = {}

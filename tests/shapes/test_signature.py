@@ -181,17 +181,17 @@ def test_an_optional_input_that_is_left_out_is_none_for_each_of_its_tensors():
 
 @pytest.mark.parametrize("annotation", [Float[Tensor, "b"] | None, Union[None, Float[Tensor, "b"]]])  # noqa: UP007
 def test_an_input_with_none_in_its_annotation_may_be_none_without_a_default(annotation):
-    def masked(m: annotation) -> Float[Tensor, "b"]:
+    def masked(m: annotation) -> Float[Tensor, "b"]:  # type: ignore[valid-type]
         raise AssertionError
 
     assert read_signature(masked).arrange([None], {}) == [None]
 
 
 def test_a_default_number_stands_for_an_input_without_axes():
-    def scaled(x: Float[Tensor, "b"], t: Float[Tensor, ""] = 2.0) -> Float[Tensor, "b"]:
+    def scaled(x: Float[Tensor, "b"], t: Float[Tensor, ""] = 2.0) -> Float[Tensor, "b"]:  # type: ignore[assignment]
         return x * t
 
-    def wrong(x: Float[Tensor, "b"] = 2.0) -> Float[Tensor, "b"]:
+    def wrong(x: Float[Tensor, "b"] = 2.0) -> Float[Tensor, "b"]:  # type: ignore[assignment]
         return x
 
     assert read_signature(scaled).arrange(["x"], {}) == ["x", 2.0]

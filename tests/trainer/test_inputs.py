@@ -1,5 +1,7 @@
 """Numbers and optional inputs: values that change at each step, and inputs that some batches leave out."""
 
+from typing import Any, cast
+
 import pytest
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,7 +20,7 @@ def annealed(
     x: Float[Tensor, "b d"],
     beta: float,
     keep: Bool[Tensor, " b"] | None = None,
-    t: Float[Tensor, ""] = 1.0,
+    t: Float[Tensor, ""] = 1.0,  # type: ignore[assignment]
 ) -> Float[Tensor, ""]:
     each = (x @ p.w / t).square().mean(1)
     return (each if keep is None else each * keep).mean() + beta * p.w.square().sum()
@@ -36,8 +38,8 @@ def test_numbers_that_change_at_each_step_and_optional_inputs_compile_nothing_ag
     trainer, plain = ScalarTrainer(annealed, line(), backend=backend), line()
     calls = [((0.0,), {}), ((0.5, KEEP), {}), ((2,), {"t": 2.0}), ((), {"beta": 0.25, "keep": KEEP}), ((0.1, None), {})]
 
-    for arguments, named in calls:
-        expected = annealed(plain, X, *arguments, **named)
+    for arguments, named in cast(Any, calls):
+        expected = cast(Any, annealed)(plain, X, *arguments, **cast(Any, named))
         gradient = torch.autograd.grad(expected, [plain.w])[0]
         torch.testing.assert_close(trainer.step(X, *arguments, **named, lr=0.1), expected.detach())
         plain = Line(w=(plain.w - 0.1 * gradient).detach().requires_grad_())
@@ -50,7 +52,7 @@ def test_a_number_takes_the_dtype_of_the_parameters():
     params = Line(w=line().w.detach().double())
     trainer = ScalarTrainer(annealed, params)
 
-    assert trainer.forward(X.double(), 0.1).item() == annealed(trainer.params, X.double(), 0.1).item()
+    assert trainer.forward(X.double(), 0.1).item() == cast(Any, annealed)(trainer.params, X.double(), 0.1).item()
 
 
 @pytest.mark.parametrize("value", ["a", True, 1j])
@@ -93,7 +95,7 @@ def test_a_program_that_asks_for_a_number_says_that_it_is_an_input():
 
 def test_a_program_that_needs_an_optional_input_is_refused_before_any_batch():
     def needs(p: Line, x: Float[Tensor, "b d"], keep: Float[Tensor, " b"] | None = None) -> Float[Tensor, ""]:
-        return ((x @ p.w) * keep[:, None]).mean()
+        return ((x @ p.w) * keep[:, None]).mean()  # type: ignore[index]
 
     with pytest.raises(SignatureError, match="does not run without `keep`"):
         ScalarTrainer(needs, line())
@@ -145,8 +147,10 @@ def test_a_module_may_take_optional_inputs_and_its_loss_numbers():
 
 
 def test_accumulation_counts_batches_that_leave_inputs_out():
-    by = {"samples": lambda x, beta, keep, t: x.shape[0] if keep is None else keep.sum()}
-    trainer = ScalarTrainer(annealed, line(), accumulate=2, **by)
+    def rows(x: Any, beta: Any, keep: Any, t: Any) -> Any:
+        return x.shape[0] if keep is None else keep.sum()
+
+    trainer = ScalarTrainer(annealed, line(), accumulate=2, samples=rows)
     trainer.step(X, 0.0, KEEP, lr=0.1)
     trainer.step(X[:4], 0.0, lr=0.1)
 

@@ -1,6 +1,6 @@
 """Losses that return predictions or figures beside the scalar: in the proof, in the step, on both backends."""
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import pytest
 import torch
@@ -54,7 +54,7 @@ def test_the_gradients_norm_is_to_be_had_where_the_trainer_clips():
     trainer.step(X, Y, lr=0.1)
 
     assert before is None
-    assert trainer.grad_norm.item() == pytest.approx(norm_of(plain))
+    assert float(cast(Tensor, trainer.grad_norm)) == pytest.approx(norm_of(plain))
 
 
 def test_what_a_loss_returns_beside_itself_is_that_of_the_step_before_its_update():
@@ -64,7 +64,7 @@ def test_what_a_loss_returns_beside_itself_is_that_of_the_step_before_its_update
     same(trainer.returned, loss(plain, X, Y))
     assert trainer.returned.loss == value
     trainer.forward(X[:2], Y[:2])
-    same(trainer.returned, loss(trainer.params, X[:2], Y[:2]))
+    same(trainer.returned, loss(cast(Line, trainer.params), X[:2], Y[:2]))
 
 
 def test_the_compiled_step_returns_it_too_and_is_held_against_eager():
