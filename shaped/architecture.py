@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from shaped.arguments import number
+from shaped.arguments import checked, number, only_tensors
 from shaped.backends import BackendName
 from shaped.errors import NonFiniteError, ShapedError, ShapeError, StateError, listing, nearest
 from shaped.params import ParamList
@@ -51,10 +51,15 @@ def mixed(
         ShapedError: The chosen operation is none of these.
         ShapeError: `alpha` had other operations at another place.
     """
+    if not isinstance(operations, Mapping) or not operations or not all(map(callable, operations.values())):
+        raise ShapeError(f"mixed: operations is {operations!r}; it is a mapping of names to functions")
+    if not isinstance(alpha, str):
+        raise ShapeError(f"mixed: alpha is {alpha!r}; it is the path of the logits")
     if (met := _met.get()) is not None:
         before = met.setdefault(alpha, tuple(operations))
         if before != tuple(operations):
             raise ShapeError(f"mixed({alpha!r}) has the operations {list(before)}, then {list(operations)}")
+    only_tensors("mixed", 1, logits=logits)
     chosen = _chosen.get()
     if chosen is not None and alpha in chosen:
         if chosen[alpha] not in operations:
@@ -65,6 +70,7 @@ def mixed(
     return (weights * outputs).sum(0)
 
 
+@checked
 @dataclass(frozen=True)
 class Choice:
     """One place of the search: the path of its logits, and for each operation the parameters that are its own."""
@@ -89,6 +95,7 @@ class Architecture:
     loss: Callable[..., Any]
     unused: tuple[str, ...]
 
+    @checked
     def of(self, params: P) -> P:
         """Parameters for `loss`: the same memory, with what is not used frozen. Draw new ones to train from scratch."""
         return params.with_frozen(self.unused)
@@ -118,6 +125,7 @@ class Darts(Generic[P]):
         ProofError, GradientError: The loss is not well-shaped, or does not use some of its parameters.
     """
 
+    @checked
     def __init__(
         self,
         loss: Callable[..., Any],
@@ -170,8 +178,14 @@ class Darts(Generic[P]):
             The losses of the training and of the validation batch, each before its update.
 
         Raises:
-            ShapeError: A batch does not fit the loss. ValueError: The search is not of second order, and `xi` is given.
+            ShapeError: A batch does not fit the loss. ValueError: A number is out of range, or the search is not of
+                second order, and `xi` is given. Nothing has changed.
         """
+        for name, batch in (("training", training), ("validation", validation)):
+            if not isinstance(batch, list | tuple):
+                raise ShapeError(f"{name} is a {type(batch).__name__}; it is a list of the loss's inputs")
+        lr, alpha_lr = number("lr", lr), number("alpha_lr", alpha_lr)
+        weight_decay = number("weight_decay", weight_decay)
         if xi is not None and not self._second_order:
             raise ValueError("xi is for a search of second order: Darts(..., second_order=True)")
         more: dict[str, Any] = {}
@@ -181,8 +195,9 @@ class Darts(Generic[P]):
                 raise ShapeError(f"the training batch has {len(training)} tensors; the loss takes {listing(names)}")
             more = {f"training_{name}": value for name, value in zip(names, training, strict=True)}
             logits = next(p for p in self.alphas.params if p.requires_grad)
-            ahead = number("lr", lr) if xi is None else number("xi", xi)
+            ahead = lr if xi is None else number("xi", xi)
             more["xi"] = torch.tensor(ahead, dtype=logits.dtype, device=logits.device)
+        self.weights._program.arrange(training, {})  # refused before the logits have moved
         beside = self.alphas.adam_step(*validation, lr=alpha_lr, betas=(0.5, 0.999), **more)
         return self.weights.adamw_step(*training, lr=lr, weight_decay=weight_decay), beside
 
@@ -195,6 +210,7 @@ class Darts(Generic[P]):
             for choice in self.choices
         }
 
+    @checked
     def discretise(self, max_params: int | None = None) -> Architecture:
         """The most probable operation of each choice; under a budget, the most probable architecture within it.
 

@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from shaped.arguments import whole
+from shaped.arguments import checked, only_tensors, whole
+from shaped.drawing import check_device
 from shaped.errors import ShapeError, StateError
 from shaped.lora.names import matching
 from shaped.shapes import worn
@@ -29,7 +30,14 @@ Product = Literal["emulated", "scaled"]
 
 
 def scale_of(x: Tensor, dtype: torch.dtype) -> Float[Tensor, ""]:
-    """What x is multiplied with before it is rounded, so that its largest entry becomes the dtype's."""
+    """What x is multiplied with before it is rounded, so that its largest entry becomes the dtype's.
+
+    Raises:
+        ShapeError: `x` is no tensor. ValueError: `dtype` is no floating-point dtype.
+    """
+    only_tensors("scale_of", x=x)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype is {dtype!r}; it is a floating-point dtype, such as {E4M3}")
     with torch.no_grad():
         largest = (
             x.abs().amax() if x.numel() else x.new_zeros(())
@@ -49,7 +57,8 @@ def to_fp8(x: Tensor, dtype: torch.dtype = E4M3) -> tuple[Tensor, Float[Tensor, 
 
 
 def round_to_fp8(x: Tensor, dtype: torch.dtype = E4M3) -> Tensor:
-    """x as eight bits would keep it, in its own dtype. Has no gradient of its own."""
+    """x as eight bits would keep it, in its own dtype. Has no gradient of its own. Raises as `scale_of`."""
+    only_tensors("round_to_fp8", x=x)
     q, scale = to_fp8(x.detach(), dtype)
     return (q.float() / scale).to(x.dtype)
 
@@ -107,10 +116,15 @@ def fp8_linear(
     """
     if product not in ("emulated", "scaled"):
         raise ValueError(f"product is {product!r}; it is 'emulated' or 'scaled'")
+    only_tensors("fp8_linear", x=x, w=w, **({} if b is None else {"b": b}))
     if w.dim() != 2 or x.dim() < 1 or not x.shape[-1] == w.shape[0]:
         raise ShapeError(f"fp8_linear: x is {list(x.shape)} and w {list(w.shape)}; the last axis of x is the rows of w")
     if not (x.is_floating_point() and w.is_floating_point()):
         raise ShapeError(f"fp8_linear: x is {x.dtype} and w {w.dtype}; both are floating-point")
+    if b is not None and b.shape != w.shape[1:]:
+        raise ShapeError(
+            f"fp8_linear: b is {list(b.shape)} and w {list(w.shape)}; b has one entry for each column of w"
+        )
     rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
     y: Tensor = _Linear.apply(rows, w, product)
     y = y if x.dim() == 2 else y.reshape(*x.shape[:-1], w.shape[1])
@@ -127,6 +141,7 @@ class Fp8Linear(nn.Linear):
         return fp8_linear(input, self.weight.T, self.bias, product=self.product)
 
 
+@checked
 def convert(
     module: nn.Module, targets: Sequence[str] = ("*",), *, product: Product | Literal["torchao"] = "emulated"
 ) -> tuple[str, ...]:
@@ -145,8 +160,6 @@ def convert(
         ShapeError: A target means no linear layer. ImportError: torchao is asked for and not installed. Nothing has
             changed.
     """
-    if product not in ("emulated", "scaled", "torchao"):
-        raise ValueError(f"product is {product!r}; it is 'emulated', 'scaled' or 'torchao'")
     linear = {name: part for name, part in module.named_modules() if type(part) is nn.Linear}
     if not linear:
         raise ShapeError(f"{type(module).__name__} has no torch.nn.Linear")
@@ -193,6 +206,7 @@ class LossScaler:
     Source: Micikevicius et al. 2018, arXiv:1710.03740, section 3.2, as torch.amp.GradScaler.
     """
 
+    @checked
     def __init__(
         self,
         scale: float = 2.0**16,
@@ -209,6 +223,7 @@ class LossScaler:
                 "floor, which is positive, and finite in float32; growth is above 1 and backoff between 0 and 1"
             )
         whole("interval", interval, 1)
+        check_device(device)
         self.scale = torch.tensor(float(scale), device=device)
         self.interval, self.growth, self.backoff, self.floor = interval, growth, backoff, floor
         self.good = 0  # finite steps since the scale last changed
@@ -232,7 +247,9 @@ class LossScaler:
         return value
 
     def update(self, finite: bool) -> None:
-        """Tell it how a step went."""
+        """Tell it how a step went: False where it was skipped."""
+        if not isinstance(finite, bool):
+            raise ValueError(f"finite is {finite!r}; it is True or False")
         if not finite:
             self.scale = (self.scale * self.backoff).clamp_min(self.floor)
             self.good = 0
@@ -246,6 +263,7 @@ class LossScaler:
         """The scale and the count, as plain numbers."""
         return {"scale": self.scale.item(), "good": self.good}
 
+    @checked
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state.
 
@@ -264,6 +282,7 @@ class LossScaler:
         self.scale, self.good = torch.full_like(self.scale, scale), good
 
 
+@checked
 def with_scale(loss: Callable[..., Any]) -> Callable[..., Any]:
     """The same loss with one more input, `loss_scale : []`, which it does not use: for the strategy `unscaled`."""
     extra = inspect.Parameter("loss_scale", inspect.Parameter.KEYWORD_ONLY, annotation=Float[Tensor, ""])

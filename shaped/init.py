@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from shaped.arguments import checked
+
 Draw = Callable[[tuple[int, ...], Generator, torch.dtype], Tensor]
 
 
@@ -43,12 +45,14 @@ def ones() -> Any:
     return constant(1.0, name="ones()")
 
 
+@checked
 def constant(value: float, *, name: str = "") -> Any:
     """All `value`."""
     _finite("value", value)
     return Initializer(name or f"constant({value})", lambda shape, _, dtype: torch.full(shape, value, dtype=dtype))
 
 
+@checked
 def normal(std: float = 0.02, mean: float = 0.0) -> Any:
     """Independent normal values. 0.02 is GPT-2's."""
     _finite("std", std, 0)
@@ -58,6 +62,7 @@ def normal(std: float = 0.02, mean: float = 0.0) -> Any:
     )
 
 
+@checked
 def uniform(bound: float) -> Any:
     """Independent values, uniform in [-bound, bound]."""
     _finite("bound", bound, 0)
@@ -67,6 +72,7 @@ def uniform(bound: float) -> Any:
     )
 
 
+@checked
 def fan_in(gain: float = 1.0) -> Any:
     """Uniform in +-gain/sqrt(inputs): torch.nn.Linear's default at gain 1.
 
@@ -82,6 +88,7 @@ def fan_in(gain: float = 1.0) -> Any:
     return Initializer(f"fan_in({_finite('gain', gain, 0)})", draw)
 
 
+@checked
 def orthogonal(gain: float = 1.0) -> Any:
     """Orthonormal rows or columns, by QR of a normal matrix; axes after the first are flattened.
 
@@ -103,6 +110,6 @@ def orthogonal(gain: float = 1.0) -> Any:
 
 
 def _finite(name: str, value: float, least: float = -math.inf) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < least:
+    if not math.isfinite(value) or value < least:
         raise ValueError(f"{name} is {value!r}; it is a finite number{' of at least 0' if least == 0 else ''}")
     return value

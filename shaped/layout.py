@@ -264,8 +264,6 @@ def _whole(size: Any) -> int | None:
 
 def frozen_entries(owner: str, entries: Sequence[Entry], frozen: Sequence[str]) -> list[bool]:
     """Which entries stand at or under one of the paths."""
-    if isinstance(frozen, str) or not isinstance(frozen, Sequence):
-        raise SignatureError(f"{owner}: frozen is {frozen!r}; it is a list of paths, such as ({entries[0].path!r},)")
     for path in frozen:
         if not any(_under(entry.path, path) for entry in entries):
             known = [entry.path for entry in entries]

@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from shaped.arguments import checked, keyed, only_tensors, real
 from shaped.checkpoint.generators import generators_kept
 from shaped.data.feed import Feed, by_position
-from shaped.errors import ShapedError, ShapeError
+from shaped.errors import ShapedError, ShapeError, StateError
 from shaped.trainer import ScalarTrainer
 
 
@@ -42,8 +43,9 @@ class Mean:
 
     def update(self, value: float | Tensor, weight: float = 1.0) -> None:
         """Add a number; a weight of 0 leaves it out."""
+        value, weight = real("value", value), real("weight", weight)
         if weight:
-            self.total += float(value) * weight
+            self.total += value * weight
             self.weight += weight
 
     def compute(self) -> float:
@@ -65,6 +67,7 @@ class MovingAverage:
         ValueError: `weight` is out of range.
     """
 
+    @checked
     def __init__(self, weight: float = 0.01) -> None:
         if not 0 < weight <= 1:
             raise ValueError(f"weight is {weight!r}; it is a number above 0 and at most 1")
@@ -73,8 +76,9 @@ class MovingAverage:
 
     def update(self, value: float | Tensor) -> None:
         """Add a number."""
+        value = real("value", value)
         self._count += 1
-        self._value += (float(value) - self._value) * max(self.weight, 1 / self._count)
+        self._value += (value - self._value) * max(self.weight, 1 / self._count)
 
     def compute(self) -> float:
         """The average; NaN before the first number."""
@@ -89,7 +93,8 @@ class MovingAverage:
         return {"value": self._value, "count": self._count}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Go on from a saved state."""
+        """Go on from a saved state. Raises StateError where it is none."""
+        keyed("state", state, "value", "count", error=StateError)
         self._value, self._count = float(state["value"]), int(state["count"])
 
 
@@ -103,6 +108,7 @@ class Scored:
         predict: From parameters and a batch to the arguments of `update`, a tensor or a tuple.
     """
 
+    @checked
     def __init__(self, metric: Metric, predict: Callable[..., Any]) -> None:
         self._metric, self._predict = metric, predict
 
@@ -136,6 +142,7 @@ class _Averaged:
         self._mean.reset()
 
 
+@checked
 @torch.no_grad()
 def evaluate(
     trainer: ScalarTrainer,
@@ -211,8 +218,10 @@ def accuracy(
     Raises:
         ShapeError: `target` or `mask` is not of the shape of `logits` without its last axis.
     """
+    only_tensors("accuracy", logits=logits, target=target, **({} if mask is None else {"mask": mask}))
     if logits.dim() < 1 or logits.shape[:-1] != target.shape or (mask is not None and mask.shape != target.shape):
-        shapes = [list(t.shape) for t in (logits, target, mask) if t is not None]
-        raise ShapeError(f"accuracy: {' against '.join(map(str, shapes))}; classes are the last axis of logits")
+        given = {"logits": logits, "target": target, "mask": mask}
+        shapes = " against ".join(f"{name} {list(t.shape)}" for name, t in given.items() if t is not None)
+        raise ShapeError(f"accuracy: {shapes}; classes are the last axis of logits")
     right = logits.argmax(-1) == target
     return right.float().mean() if mask is None else right[mask].float().mean()

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from shaped.arguments import whole
+from shaped.arguments import checked, whole
 from shaped.drawing import check_device, check_dtype, draw_entry
 from shaped.errors import ShapeError, SignatureError, listing, nearest
 from shaped.layout import (
@@ -82,6 +82,7 @@ class ParamList:
         self.__dict__.update(_finish(layout, tensors, mask, binding).__dict__)
 
     @classmethod
+    @checked
     def init(
         cls,
         /,
@@ -122,6 +123,7 @@ class ParamList:
         return cast(Self, _finish(layout, tensors, [m and not k for m, k in zip(mask, kept, strict=True)]))
 
     @classmethod
+    @checked
     def from_module(cls, module: nn.Module) -> "ParamList":
         """The parameters and buffers of a module, under their names, at their present sizes.
 
@@ -216,12 +218,14 @@ class ParamList:
         copies = [t.detach().clone().requires_grad_(t.requires_grad) for t in self._tensors]
         return cast(Self, _finish(self._layout, copies, self.requires_grad, self.binding))
 
+    @checked
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """A copy elsewhere, its floating-point tensors in another dtype; the same class and mask. For a new trainer.
 
         Raises:
-            ShapeError: An annotation does not admit the dtype.
+            ShapeError: An annotation does not admit the dtype. ValueError: The device cannot be used.
         """
+        check_device(device)
         made = [t.detach().to(device, dtype if t.is_floating_point() else None, copy=True) for t in self._tensors]
         bind(self.entries, made, owner=f"{type(self).__name__}.to", start=self.binding)
         return cast(Self, _finish(self._layout, made, self.requires_grad, self.binding))
@@ -249,6 +253,7 @@ class ParamList:
             for old, value in zip(self._tensors, new, strict=True):
                 old.copy_(value)
 
+    @checked
     def with_frozen(self, paths: Sequence[str]) -> Self:
         """The same memory under another mask: these paths, or prefixes of paths, ask for no gradient, the rest does.
 
@@ -268,6 +273,8 @@ class ParamList:
             ShapeError: There are more or fewer of them, or one has another shape. In a trace, where sizes are symbols,
                 shapes are left to whoever traces.
         """
+        if not isinstance(tensors, ParamList | list | tuple):
+            raise ShapeError(f"tensors is {describe(tensors)}: pass a ParamList, or a list of {len(self)} tensors")
         if any(isinstance(size, torch.SymInt) for t in self._tensors for size in t.shape):
             if len(tensors) != len(self):
                 raise ShapeError(f"{len(tensors)} tensors for the {len(self)} entries of {type(self).__name__}")
@@ -280,7 +287,7 @@ class ParamList:
         if isinstance(key, int):
             raise IndexError(f"{type(self).__name__} has {len(self)} tensors and none at {key}")
         found: Any = self
-        for part in [key] if key in {field.name for field in self._fields} else str(key).split("."):
+        for part in [key] if key in [field.name for field in self._fields] else str(key).split("."):
             if isinstance(found, tuple) and part.isdecimal() and int(part) < len(found):
                 found = found[int(part)]
             elif isinstance(found, ParamList) and part in (places := {f.name: f.place for f in found._fields}):

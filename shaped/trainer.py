@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from shaped.arguments import number
+from shaped.arguments import checked, number
 from shaped.backends import (
     Auto,
     Backend,
@@ -23,7 +23,6 @@ from shaped.backends import (
     Sizes,
     checked_count,
     compare,
-    known_backend,
     not_finite,
 )
 from shaped.errors import ShapedError
@@ -72,6 +71,7 @@ class ScalarTrainer:
         ValueError: An argument is out of range.
     """
 
+    @checked
     def __init__(
         self,
         loss: Callable[..., Any],
@@ -95,7 +95,6 @@ class ScalarTrainer:
         strategy: GradientStrategy | None = None,
         save_frozen: bool = True,
     ) -> None:
-        known_backend(backend)
         settings = Settings(max_executors, max_norm, nonfinite, accumulate, sizes, capture, verify)
         proving: dict[str, Any] = {"assume": assume, "static": static, "autocast": autocast, "check": check}
         proving |= {"samples": samples, "allow_unused": allow_unused, "strategy": strategy}
@@ -349,12 +348,14 @@ class ScalarTrainer:
 
     # -- two backends ----------------------------------------------------------------------------------------------
 
+    @checked
     def with_backend(self, backend: Literal["eager", "compiled", "auto"]) -> "ScalarTrainer":
         """A trainer on another backend that shares parameters, proof, optimizers and step count with this one."""
         other = copy.copy(self)  # another handle on the same run
         other._chosen, other._backend = backend, self._shared.backend(backend)
         return other
 
+    @checked
     def precompile(self, *shapes: Any, method: str | None = None, **sizes: int) -> Executors:
         """Compile for a batch before there is one: `precompile(batch=64)`, or `precompile((64, 784), (64,))`.
 

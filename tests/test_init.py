@@ -73,12 +73,12 @@ def test_orthogonal_rows_or_columns_are_orthonormal_up_to_the_gain(shape: tuple[
     ("make", "message"),
     [
         (lambda: init.constant(math.nan), "value is nan; it is a finite number"),
-        (lambda: init.constant("1"), "value is '1'; it is a finite number"),  # type: ignore[arg-type]
+        (lambda: init.constant("1"), "value is '1'; it is a number"),  # type: ignore[arg-type]
         (lambda: init.normal(-0.1), "std is -0.1; it is a finite number of at least 0"),
         (lambda: init.normal(mean=math.inf), "mean is inf; it is a finite number"),
         (lambda: init.uniform(-1), "bound is -1; it is a finite number of at least 0"),
-        (lambda: init.fan_in(True), "gain is True; it is a finite number of at least 0"),
-        (lambda: init.orthogonal(None), "gain is None; it is a finite number"),  # type: ignore[arg-type]
+        (lambda: init.fan_in(True), "gain is True; it is a number"),
+        (lambda: init.orthogonal(None), "gain is None; it is a number"),  # type: ignore[arg-type]
     ],
 )
 def test_a_number_out_of_range_is_refused_where_it_is_written(make: Any, message: str) -> None:

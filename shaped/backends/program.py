@@ -145,8 +145,6 @@ class Program:
 
     def _checked(self, strategy: GradientStrategy | None) -> GradientStrategy | None:
         """A strategy that takes this loss; None for full backpropagation."""
-        if strategy is not None and not callable(strategy):
-            raise ValueError(f"strategy is {strategy!r}; it is OneStep(), a function of your own, or None")
         refuse_modules(strategy, self.modules)
         if strategy is None or isinstance(strategy, FullBackpropagation):
             return None

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -14,7 +14,7 @@ Nonfinite = Literal["raise", "skip"]
 
 @dataclass(frozen=True)
 class Settings:
-    """Options that both backends read; `ScalarTrainer` says what each means.
+    """Options that both backends read; `ScalarTrainer` says what each means, and holds them to their kinds.
 
     Raises:
         ValueError: One is out of range; the message names it.
@@ -29,17 +29,10 @@ class Settings:
     verify: bool = True
 
     def __post_init__(self) -> None:
-        if self.nonfinite not in ("raise", "skip"):
-            raise ValueError(f"nonfinite is {self.nonfinite!r}; it is 'raise' or 'skip'")
         whole("accumulate", self.accumulate, 1)
-        if self.max_norm is not None and not (_is_finite(self.max_norm) and self.max_norm > 0):
+        if self.max_norm is not None and not 0 < self.max_norm < math.inf:
             raise ValueError(f"max_norm is {self.max_norm!r}; it is a positive number, or None")
         whole("max_executors", self.max_executors, 1)
-        if self.sizes not in ("static", "dynamic", "auto"):
-            raise ValueError(f"sizes is {self.sizes!r}; it is 'static', 'dynamic' or 'auto'")
-        for name in ("capture", "verify"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it is True or False")
 
     @property
     def skips(self) -> bool:
@@ -65,7 +58,3 @@ def floating(autocast: torch.dtype | str | None) -> torch.dtype | None:
         return None
     said = "it is a floating-point dtype such as torch.bfloat16, its name such as 'bf16', or None"
     raise ValueError(f"autocast is {autocast!r}; {said}")
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

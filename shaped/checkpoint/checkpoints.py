@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from shaped.arguments import whole
+from shaped.arguments import checked, whole
 from shaped.checkpoint.files import (
     Checkpoint,
     is_checkpoint,
@@ -79,6 +79,7 @@ class Checkpoints:
         RunLocked: Another process runs here. ValueError: An argument is out of range. OSError: No folder can be made.
     """
 
+    @checked
     def __init__(
         self,
         folder: str | Path,
@@ -93,10 +94,8 @@ class Checkpoints:
             whole("every", every, 1)
         if keep != -1:
             whole("keep (-1 keeps all)", keep, 1)
-        if best is not None and (not isinstance(best, str) or not best):
+        if best == "":
             raise ValueError(f"best is {best!r}; it is the name of a recorded figure, such as 'validation/loss'")
-        if mode not in ("min", "max") or on_failure not in ("raise", "warn"):
-            raise ValueError(f"mode is {mode!r} ('min' or 'max'), on_failure {on_failure!r} ('raise' or 'warn')")
         self._place = RunFolder(Path(folder))
         self.folder, self.run = self._place.path, self._place.run
         self._every, self._keep, self._best, self._sign = every, keep, best, 1 if mode == "min" else -1
@@ -176,12 +175,14 @@ class Checkpoints:
         if self._is_new(loop):
             error.add_note(f"the run up to here is saved as {self._save_better(loop)}")
 
+    @checked
     def ask(self, loop: "Loop") -> None:
         """Have a checkpoint made after all hooks of this step: a hook itself, `loop.on_epoch(checkpoints.ask)`."""
         self._due = True
 
     # -- saving ----------------------------------------------------------------------------------------------------
 
+    @checked
     def save(self, loop: "Loop") -> Path:
         """Write a checkpoint of the loop now, whole or not at all, and remove those that need not stay.
 
@@ -268,6 +269,7 @@ class Checkpoints:
         """The steps of which there is a checkpoint, in order; not yet verified."""
         return self._place.steps()
 
+    @checked
     def path(self, step: int) -> Path:
         """Where the checkpoint of a step is, or would be."""
         return self._place.step(step)
@@ -277,6 +279,7 @@ class Checkpoints:
         """The step at which the watched figure was best: of the state that was saved or loaded last, here or ever."""
         return self._best_step if self._began else self._kept_best(self._place.read_small("best.json"))[0]
 
+    @checked
     def read(self, step: int) -> Checkpoint:
         """A checkpoint, verified.
 
@@ -285,6 +288,7 @@ class Checkpoints:
         """
         return read_checkpoint(self.path(step))
 
+    @checked
     def resume(self, loop: "Loop", *, step: int | None = None, strict: bool = False) -> Resumed:
         """Load the newest checkpoint into a loop, or nothing where there is none yet.
 
@@ -368,6 +372,7 @@ class Checkpoints:
         warnings.warn(f"a corrupt checkpoint is set aside as {to.name}: {error}", stacklevel=3)
         return to
 
+    @checked
     def mean(self, like: P, n: int = 3) -> P:
         """The mean of the parameters over the newest n checkpoints that are whole, as a list of `like`'s class.
 

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 from shaped import files
+from shaped.arguments import checked
 from shaped.checkpoint.codec import from_json, join, split, to_json
 from shaped.errors import CheckpointCorrupt, CheckpointError
 from shaped.shapes import dtype_name
@@ -45,6 +46,7 @@ class Checkpoint:
     state: Any
 
 
+@checked
 def write_checkpoint(
     folder: Path, name: str, state: Any, about: Mapping[str, Any], *, aside: Path | None = None
 ) -> Path:
@@ -189,6 +191,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return _guarded(path / MANIFEST, read)
 
 
+@checked
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint, all of it verified.
 

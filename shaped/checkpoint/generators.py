@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from shaped.arguments import keyed
+
 
 def generator_states() -> dict[str, Any]:
     """Where every global generator is now; numpy's only if something has imported it."""
@@ -27,6 +29,7 @@ def generator_states() -> dict[str, Any]:
 
 def set_generator_states(states: Mapping[str, Any]) -> None:
     """Put the generators where `generator_states` found them; those that it does not name stay as they are."""
+    keyed("states", states, "torch", "python")
     torch.set_rng_state(states["torch"])
     python = states["python"]
     random.setstate((python["version"], tuple(python["words"].tolist()), python["gauss"]))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Generator, Tensor
 
-from shaped.arguments import whole
+from shaped.arguments import checked, whole
 from shaped.errors import ShapeError
 from shaped.shapes import describe
 
@@ -29,6 +29,7 @@ class Batches:
         ValueError: `batch_size` is below 1, or `drop_last` leaves nothing.
     """
 
+    @checked
     def __init__(
         self, *tensors: Tensor, batch_size: int, seed: int = 0, shuffle: bool = True, drop_last: bool = False
     ) -> None:
@@ -53,6 +54,7 @@ class Batches:
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         return self.iterate(0)
 
+    @checked
     def iterate(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
         """The batches of an epoch from the `start`-th on."""
         order = self.order(epoch)
@@ -60,6 +62,7 @@ class Batches:
             chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
             yield tuple(t[chosen.to(t.device)] for t in self.tensors)
 
+    @checked
     def order(self, epoch: int) -> Tensor:
         """Numbers of the examples in the order of an epoch."""
         if not self.shuffle:

@@ -8,13 +8,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
-from shaped.arguments import whole
+from shaped.arguments import checked, whole
 from shaped.errors import ShapedError
 
 Batch = tuple[Float[Tensor, "batch 64"], Int[Tensor, " batch"]]
 _TEST = 360  # one image in five is held out
 
 
+@checked
 def digits(
     batch_size: int = 64,
     *,
@@ -44,9 +45,6 @@ def digits(
     """
     whole("batch_size", batch_size, 1)
     whole("epoch", epoch, 0)
-    whole("seed", seed)
-    if split not in ("train", "test", "all"):
-        raise ValueError(f"split is {split!r}; it is 'train', 'test' or 'all'")
     return _batches(*_load(), batch_size, seed, split, epoch, drop_last)
 
 

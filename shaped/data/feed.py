@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from shaped.arguments import checked, keyed
 from shaped.checkpoint.generators import generator_states, generators_kept, set_generator_states
 from shaped.data.kept import (
     checksum,
@@ -133,6 +134,7 @@ class Feed:
         DataError: `data` is no iterable and no function.
     """
 
+    @checked
     def __init__(
         self,
         data: Any,
@@ -144,6 +146,8 @@ class Feed:
         if not (isinstance(data, Iterable) or callable(data) or hasattr(data, "iterate")):
             raise DataError(f"data is a {type(data).__name__}: pass an iterable of batches, or a function of the epoch")
         self.data, self._fit = data, fit
+        if state:
+            keyed("state", state, "epoch", "index", "generators", error=StateError)
         self.epoch = int(state["epoch"]) if state else 0
         self.index = int(state["index"]) if state else 0
         self._began: Any = state["generators"] if state else None  # generator states where the epoch began
@@ -311,7 +315,10 @@ class Feed:
             seen = self._sum is not None
             return self._checked(data.iterate(epoch, start - seen), int(seen))
         if not isinstance(data, Iterable):
-            iterator = iter(data(epoch))
+            made = data(epoch)
+            if not isinstance(made, Iterable):
+                raise DataError(f"the data of epoch {epoch} is a {type(made).__name__}: return a list of batches")
+            iterator = iter(made)
         elif isinstance(data, Iterator):
             if again:
                 _reset(data)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from shaped.arguments import whole
+from shaped.arguments import checked, whole
 from shaped.data.feed import Batch, Feed, to_device
 from shaped.drawing import check_device
 
@@ -30,6 +30,7 @@ class prefetch:
         ValueError: `depth` is below 1, or tensors cannot be made on `device`.
     """
 
+    @checked
     def __init__(self, data: Any, device: torch.device | str = "cpu", depth: int = 2) -> None:
         whole("depth", depth, 1)
         check_device(device)
@@ -39,6 +40,7 @@ class prefetch:
     def __len__(self) -> int:
         return len(self.data)
 
+    @checked
     def iterate(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from the `start`-th on; the first is fetched here, in turn with other draws."""
         feed = Feed(self.data, {"epoch": epoch, "index": start, "generators": None}, used=self._used)
@@ -60,7 +62,8 @@ class prefetch:
                 yield item
         finally:
             stop.set()
-            while thread.is_alive():  # it may be waiting for room
+            # It may be waiting for room, or be the one that collects this generator.
+            while thread.is_alive() and thread is not threading.current_thread():
                 _drain(ready)
                 thread.join(0.01)
 

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Generator, Tensor
 
+from shaped.arguments import checked
 from shaped.data.batches import mixed
 from shaped.errors import ShapedError
 
@@ -19,6 +20,7 @@ _LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "__pycache__"}
 _HELD_OUT = 20  # one file in so many is for validation
 
 
+@checked
 def stdlib_text(split: Literal["train", "validation"] = "train") -> UInt8[Tensor, " bytes"]:
     """The bytes of the standard library's Python files, one after the other.
 
@@ -28,8 +30,6 @@ def stdlib_text(split: Literal["train", "validation"] = "train") -> UInt8[Tensor
         ValueError: `split` is unknown.
         ShapedError: There are no sources here (a stripped installation).
     """
-    if split not in ("train", "validation"):
-        raise ValueError(f"split is {split!r}; it is 'train' or 'validation'")
     return _load(split == "validation")
 
 
@@ -64,6 +64,7 @@ class Windows:
         ValueError: The text is not longer than a window, or a number is below 1.
     """
 
+    @checked
     def __init__(
         self,
         text: UInt8[Tensor, " bytes"],
@@ -84,6 +85,7 @@ class Windows:
     def __len__(self) -> int:
         return self._batches
 
+    @checked
     def iterate(self, epoch: int, start: int = 0) -> Iterator[Pair]:
         """The batches of an epoch from the `start`-th on."""
         within = torch.arange(self._length + 1)

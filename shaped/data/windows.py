@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
-from shaped.arguments import whole
+from shaped.arguments import checked, only_tensors, whole
 from shaped.errors import ShapeError, SignatureError
 from shaped.shapes import Entry, bind, read_signature, read_tensor
 from shaped.trainer import ScalarTrainer
@@ -45,6 +45,7 @@ class WindowSet:
         return f"WindowSet({windows} windows of {window} rows and {features} features)"
 
 
+@checked
 def create_windows(
     data: Float[Tensor, "time features"],
     window: int,
@@ -102,6 +103,7 @@ _ENTRIES = (
 )
 
 
+@checked
 def parse_window_sizes(text: str) -> tuple[int, ...]:
     """Window sizes from a comma-separated list: "5, 10,20" is (5, 10, 20).
 
@@ -128,16 +130,19 @@ def _is_size(part: str) -> bool:
 
 def flat_windows(x: Float[Tensor, "batch window features"]) -> Float[Tensor, "batch window*features"]:
     """Windows as flat rows, the oldest moment first: what a model over features takes."""
+    only_tensors("flat_windows", 3, x=x)
     return x.reshape(x.shape[0], x.shape[1] * x.shape[2])
 
 
 def last_rows(x: Float[Tensor, "batch window features"]) -> Float[Tensor, "batch features"]:
     """The last moment of each window."""
+    only_tensors("last_rows", 3, x=x)
     return x[:, -1]
 
 
 def single_windows(x: Float[Tensor, "batch features"]) -> Float[Tensor, "batch 1 features"]:
     """Flat rows as windows of length 1: what a model over windows takes."""
+    only_tensors("single_windows", 2, x=x)
     return x.unsqueeze(1)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
-from shaped.arguments import whole
+from shaped.arguments import checked, whole
 from shaped.loop.running import Running
 
 HookFunction = Callable[[Any], Any]
@@ -100,7 +100,7 @@ class Periodic(Schedule):
     """When some seconds have passed since the last time ended; the run's beginning starts the clock."""
 
     def __init__(self, seconds: float, at_end: bool) -> None:
-        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
+        if not 0 < seconds < math.inf:
             raise ValueError(f"seconds is {seconds!r}; it is a number above 0")
         self.seconds, self.at_end = seconds, at_end
         self._since = 0.0
@@ -120,7 +120,7 @@ class Exponential(Schedule):
 
     def __init__(self, start: int, factor: float, at_end: bool) -> None:
         self.start = whole("start", start, 1)
-        if isinstance(factor, bool) or not isinstance(factor, int | float) or not 1 < factor < math.inf:
+        if not 1 < factor < math.inf:
             raise ValueError(f"factor is {factor!r}; it is a number above 1")
         self.factor, self.at_end = factor, at_end
         self._next, self._gap = start, start
@@ -168,10 +168,12 @@ class Hooks:
     def __init__(self) -> None:
         self.hooks: dict[str, list[Hook]] = {"start": [], "step": [], "epoch": [], "end": []}
 
+    @checked
     def on_start(self, function: Added | None = None, *, name: str = "", priority: int = 0) -> Any:
         """Run a function before a run's first step. As `on_step` in all else."""
         return self._add("start", function, name, priority, Schedule())
 
+    @checked
     def on_step(self, function: Added | None = None, *, name: str = "", priority: int = 0) -> Any:
         """Run a function after every step: as `loop.on_step(f)`, or as the decorator `@loop.on_step`.
 
@@ -182,6 +184,7 @@ class Hooks:
         """
         return self._add("step", function, name, priority, Schedule())
 
+    @checked
     def on_epoch(self, function: Added | None = None, *, name: str = "", priority: int = 0) -> Any:
         """Run a function where the data has been gone over to its end; `epoch` is complete. As `on_step` in all else.
 
@@ -189,24 +192,29 @@ class Hooks:
         """
         return self._add("epoch", function, name, priority, Schedule())
 
+    @checked
     def on_end(self, function: Added | None = None, *, name: str = "", priority: int = 0) -> Any:
         """Run a function after a run's last step; not where it is interrupted. As `on_step` in all else."""
         return self._add("end", function, name, priority, Schedule())
 
+    @checked
     def every_n_steps(self, n: int, function: Added | None = None, *, name: str = "", priority: int = 0) -> Any:
         """Run a function where `step` is a multiple of n. As `on_step` in all else."""
         return self._add("step", function, name, priority, EveryN(n))
 
+    @checked
     def n_times(self, n: int, function: Added | None = None, *, name: str = "", priority: int = 0) -> Any:
         """Run a function exactly n times in each run, evenly, the last time after its last step. As `on_step`."""
         return self._add("step", function, name, priority, NTimes(n))
 
+    @checked
     def periodic(
         self, seconds: float, function: Added | None = None, *, at_end: bool = False, name: str = "", priority: int = 0
     ) -> Any:
         """Run a function when so many seconds have passed, and with `at_end` after the last step. As `on_step`."""
         return self._add("step", function, name, priority, Periodic(seconds, at_end))
 
+    @checked
     def exponential(
         self,
         start: int,
@@ -223,8 +231,6 @@ class Hooks:
     def _add(self, kind: str, function: Added | None, name: str, priority: int, schedule: Schedule) -> Any:
         if function is None:
             return lambda decorated: self._add(kind, decorated, name, priority, schedule)
-        if not callable(function):
-            raise ValueError(f"a hook is a function of the loop, not a {type(function).__name__}")
         name = name or getattr(function, "__name__", type(function).__name__)
         if name in self._names() and name != "<lambda>":
             raise ValueError(f"there is a hook named `{name}` already; give this one another: name=...")
@@ -236,6 +242,7 @@ class Hooks:
     def _names(self) -> set[str]:
         return {hook.name for hooks in self.hooks.values() for hook in hooks}
 
+    @checked
     def free_name(self, name: str) -> str:
         """The name, or `name 2` and so on where hooks have it already."""
         names = [name, *(f"{name} {i}" for i in range(2, len(self._names()) + 3))]

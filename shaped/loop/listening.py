@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from shaped.arguments import keyed, real
 from shaped.errors import listing
 
 HEARD = ("attached", "on_record", "on_settled", "on_finish", "on_stop", "on_error", "on_close")
@@ -47,7 +48,7 @@ class Listeners:
 
     def record(self, values: Mapping[str, float]) -> None:
         """Hand figures to whoever is attached (logs, curves, the best checkpoint), by name, at this step."""
-        numbers = {name: float(value) for name, value in values.items()}
+        numbers = {name: real(f"values[{name!r}]", value) for name, value in keyed("values", values).items()}
         self.latest.update(numbers)
         self._recorded.update(numbers)
         self._known.update(numbers)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shaped import files
+from shaped.arguments import checked
 from shaped.errors import ShapedError
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class Training:
         terms: Compute the terms apart, one forward pass a record.
     """
 
+    @checked
     def __init__(self, every: int = 10, *, terms: bool = False) -> None:
         self._every, self._terms = every, terms
         self._failed = False
@@ -68,6 +70,7 @@ class JsonLines(Training):
         every, terms: As for `Training`.
     """
 
+    @checked
     def __init__(self, path: str | Path, every: int = 10, *, terms: bool = False) -> None:
         super().__init__(every, terms=terms)
         self.path = Path(path)
@@ -102,6 +105,7 @@ def _writable(value: Any) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
+@checked
 def read_log(path: str | Path) -> dict[str, list[tuple[int, float]]]:
     """A JSON-lines log as series: (step, value) by figure, in order of steps, the later of two for one step.
 
@@ -145,6 +149,7 @@ class TensorBoard(Training):
         ShapedError: tensorboard is not installed.
     """
 
+    @checked
     def __init__(self, folder: str | Path, every: int = 10, *, terms: bool = False) -> None:
         super().__init__(every, terms=terms)
         try:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from shaped.arguments import whole
+from shaped.arguments import checked, whole
 from shaped.data.feed import Batch, DataError, Feed, by_position
 from shaped.errors import NonFiniteError, ShapedError
 from shaped.loop.checks import checked_specs, scheduler
@@ -55,6 +55,7 @@ class Loop(Hooks, Listeners):
         ValueError: There is no way to take a step, or an argument is out of range.
     """
 
+    @checked
     def __init__(
         self,
         trainer: ScalarTrainer,
@@ -68,23 +69,18 @@ class Loop(Hooks, Listeners):
         leftover: Literal["warn", "step", "keep"] = "warn",
         signals: bool = True,
     ) -> None:
-        if not isinstance(trainer, ScalarTrainer):
-            raise ValueError(f"trainer is a {type(trainer).__name__}; pass a ScalarTrainer")
         if step is None and trainer.optimizer is None:
             raise ValueError(
                 "the trainer has no optimizer: ScalarTrainer(..., optimizer=shaped.optim.AdamW(params)), or "
                 "Loop(trainer, lambda *batch: trainer.adamw_step(*batch, lr=1e-3))"
             )
         whole("max_skips", max_skips, 1)
-        if leftover not in ("warn", "step", "keep"):
-            raise ValueError(f"leftover is {leftover!r}; it is 'warn', 'step' or 'keep'")
         Hooks.__init__(self)
         Listeners.__init__(self)
         self.trainer, self.schedule, self.metrics = trainer, scheduler(trainer, schedule), dict(metrics or {})
         self.specs = {None: trainer, **checked_specs(trainer, step, specs or {})}
-        self._steps = {spec: other.train_step for spec, other in self.specs.items()}
-        if step is not None:
-            self._steps[None] = step
+        taken = {} if step is None else {None: step}
+        self._steps = {spec: other.train_step for spec, other in self.specs.items()} | taken
         self.step, self.start_step = 0, 0
         self.end_step: int | None = None  # one past the last step of the run; None while it is not known
         self.shared: dict[str, Any] = {}  # for hooks to leave things for each other; not saved
@@ -113,6 +109,7 @@ class Loop(Hooks, Listeners):
 
     # -- runs ------------------------------------------------------------------------------------------------------
 
+    @checked
     def run_steps(self, data: Any, n: int) -> None:
         """Take n steps, from where the data was left; after a resume, until the interrupted call's n are complete.
 
@@ -125,12 +122,14 @@ class Loop(Hooks, Listeners):
         self.end_step = self.start_step + n
         self._run(epochs=None, wraps=False)
 
+    @checked
     def run_to_step(self, data: Any, n: int) -> None:
         """Take steps until `step` is n, going over the data as often as needed. Raises as `run_steps`."""
         self._begin(data, "n", n)
         self.end_step = n
         self._run(epochs=None, wraps=True)
 
+    @checked
     def run_epochs(self, data: Any, n: int) -> None:
         """Go over the data n times; after a resume, until the interrupted call's n are complete.
 
@@ -247,6 +246,7 @@ class Loop(Hooks, Listeners):
         if left:
             self._tell_settled()
 
+    @checked
     def stop(self, reason: str = "asked to stop") -> None:
         """End the run after this step and its hooks, as if it were the last; from any hook, or from another thread.
 
@@ -353,6 +353,7 @@ class Loop(Hooks, Listeners):
 
     # -- what comes along ------------------------------------------------------------------------------------------
 
+    @checked
     def after_update(self, name: str, function: Callable[[ParamList], Any]) -> None:
         """Change parameters in place after each update (a constraint), before any hook sees them.
 
@@ -393,6 +394,7 @@ class Loop(Hooks, Listeners):
         optimizer: FusedOptimizer | None = self.trainer.optimizer
         return float(optimizer.param_groups[0]["lr"]) if optimizer is not None else math.nan
 
+    @checked
     def evaluate(self, data: Any, name: str = "validation") -> dict[str, float]:
         """The loss and the loop's metrics over data, recorded as `validation/loss` and so on. Changes no generator.
 
@@ -422,6 +424,7 @@ class Loop(Hooks, Listeners):
 
     # -- state -----------------------------------------------------------------------------------------------------
 
+    @checked
     def keep(self, name: str, thing: Any) -> None:
         """Save and load an object's state with the loop's: anything with `state_dict` and `load_state_dict`.
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shaped import files
+from shaped.arguments import checked
 from shaped.errors import ShapedError
 from shaped.loop.logs import read_log
 
@@ -27,6 +28,7 @@ class Curves:
         ShapedError: matplotlib is not installed; better now than after the training.
     """
 
+    @checked
     def __init__(self, log: str | Path, seconds: float = 60.0) -> None:
         _figure_class()
         self.log, self._seconds = Path(log), seconds
@@ -45,6 +47,7 @@ class Curves:
             warnings.warn(f"the curves {self.picture} cannot be written: {error}", stacklevel=2)
 
 
+@checked
 def plot_run(run: str | Path, picture: str | Path | None = None) -> Path:
     """Draw the log of a run.
 
@@ -83,7 +86,8 @@ def plot(series: Series, picture: Path, title: str = "") -> Path:
         if len(names) > 1:
             axis.legend(frameon=False)
     figure.suptitle(title)
-    files.replace_by(picture, lambda temporary: figure.savefig(temporary, dpi=120))
+    kind = picture.suffix.lstrip(".") or "png"  # matplotlib would give a file without an ending one
+    files.replace_by(picture, lambda temporary: figure.savefig(temporary, dpi=120, format=kind))
     return picture
 
 

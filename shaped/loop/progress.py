@@ -5,6 +5,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, TextIO
 
+from shaped.arguments import checked
 from shaped.data.feed import batch_size
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ class Progress:
         file: Where to; standard output by default.
     """
 
+    @checked
     def __init__(self, title: str = "train", seconds: float = 10.0, file: TextIO | None = None) -> None:
         self.title, self._seconds, self._file = title, seconds, file
         self._bar: Any = None

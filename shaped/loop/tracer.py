@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from shaped.arguments import checked
 from shaped.checkpoint.generators import generators_kept
 from shaped.errors import Source
 from shaped.proof.source import place_of_caller
@@ -35,6 +36,7 @@ class Origin:
         return "\n".join(line.rstrip() for line in lines)
 
 
+@checked
 def first_nonfinite(trainer: ScalarTrainer, *inputs: Any) -> Origin | None:
     """Where the first NaN or infinity of a batch comes from, or None if everything is finite.
 

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from shaped.arguments import checked, keyed
+from shaped.errors import StateError
 from shaped.metrics import Mean
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ class TrainMetrics:
         ValueError: There are no metrics, or one is no function.
     """
 
+    @checked
     def __init__(self, metrics: Mapping[str, Callable[..., Any]], name: str = "train") -> None:
         wrong = [key for key, function in metrics.items() if not callable(function)]
         if wrong or not metrics:
@@ -63,7 +66,8 @@ class TrainMetrics:
         return {key: {"total": mean.total, "weight": mean.weight} for key, mean in self._means.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state; a metric that it does not have begins anew."""
+        """Go on from a saved state; a metric that it does not have begins anew. Raises StateError where it is none."""
+        keyed("state", state, error=StateError)
         for key, mean in self._means.items():
             saved = state.get(key, {"total": 0.0, "weight": 0.0})
             mean.total, mean.weight = float(saved["total"]), float(saved["weight"])

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from shaped import init
+from shaped.arguments import checked
 from shaped.drawing import draw_entry
 from shaped.errors import ShapeError, listing
 from shaped.layout import Field
@@ -81,6 +82,7 @@ class Adapted(Generic[P]):
         return found
 
 
+@checked
 def adapt(
     loss: Callable[..., Any],
     params: P,
@@ -109,11 +111,7 @@ def adapt(
         ValueError: `rank`, `alpha` or `base` is not usable.
     """
     check_rank(rank, alpha)
-    if base not in ("float", "nf4"):
-        raise ValueError(f"base is {base!r}; it is 'float' or 'nf4'")
     owner = type(params).__name__
-    if not isinstance(params, ParamList):
-        raise ShapeError(f"params is a {owner}: adapt takes a ParamList; a module gets inject(module, ...)")
     if ALPHA in params.names:
         raise ShapeError(f"{owner} has adapters already: adapt adapted.merged(), which has them in its weights")
     chosen = matching(owner, params.names, targets)

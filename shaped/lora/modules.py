@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from shaped.arguments import checked
 from shaped.errors import ShapeError, listing
 from shaped.lora.names import adapter_dtype, check_rank, matching
 from shaped.lora.nf4 import BLOCK, Nf4Product, dequantise_nf4, quantise_nf4
@@ -45,6 +46,7 @@ class Nf4Linear(nn.Module):
 class LoraLinear(nn.Module):
     """A frozen linear layer with a low-rank product beside it; made by `inject`."""
 
+    @checked
     def __init__(
         self, layer: nn.Linear, rank: int, alpha: float, generator: torch.Generator, base: Literal["float", "nf4"]
     ) -> None:
@@ -130,6 +132,7 @@ def _unmerge_first(part: nn.Module, *rest: Any) -> None:
     part.unmerge()
 
 
+@checked
 def inject(
     module: nn.Module,
     targets: Sequence[str],
@@ -159,8 +162,6 @@ def inject(
             inputs do not divide by 64. ValueError: `rank`, `alpha` or `base` is not usable. Nothing has changed.
     """
     check_rank(rank, alpha)
-    if base not in ("float", "nf4"):
-        raise ValueError(f"base is {base!r}; it is 'float' or 'nf4'")
     owner = type(module).__name__
     if any(isinstance(part, LoraLinear) for part in module.modules()):
         raise ShapeError(f"{owner} has adapters already; merged(module) is a plain copy")
@@ -189,6 +190,7 @@ def adapters(module: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
     return ((name, part) for name, part in module.named_modules() if isinstance(part, LoraLinear))
 
 
+@checked
 def merge(module: nn.Module) -> None:
     """Add each adapter to its layer's weight, for inference at the base's speed; `unmerge` takes it back bit for bit.
 
@@ -203,12 +205,14 @@ def merge(module: nn.Module) -> None:
         part.merge()
 
 
+@checked
 def unmerge(module: nn.Module) -> None:
     """Put the bases' weights back."""
     for _, part in adapters(module):
         part.unmerge()
 
 
+@checked
 def merged(module: M) -> M:
     """A copy of the module with plain linear layers that have the adapters in their weights."""
     made = copy.deepcopy(module)

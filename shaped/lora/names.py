@@ -15,7 +15,7 @@ def matching(owner: str, names: Sequence[str], targets: Sequence[str]) -> list[s
     Raises:
         ShapeError: A target means nothing.
     """
-    if isinstance(targets, str) or not targets:
+    if not targets:
         raise ShapeError(f"targets is {targets!r}; it is a list of names or patterns, such as ({names[0]!r},)")
     idle = [t for t in targets if not any(_means(t, name) for name in names)]
     if idle:
@@ -35,5 +35,5 @@ def adapter_dtype(base: torch.dtype) -> torch.dtype:
 def check_rank(rank: int, alpha: float) -> None:
     """Raise ValueError unless the rank is a positive whole number and alpha a positive number."""
     whole("rank", rank, 1)
-    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not 0 < alpha < float("inf"):
+    if not 0 < alpha < float("inf"):
         raise ValueError(f"alpha is {alpha!r}; it is a positive number")

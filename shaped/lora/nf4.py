@@ -12,6 +12,9 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from shaped.arguments import checked, only_tensors
+from shaped.errors import ShapeError
+
 BLOCK = 64
 _CODEBOOK = (
     -1.0, -0.6962, -0.5251, -0.3949, -0.2844, -0.1848, -0.0911, 0.0,
@@ -19,6 +22,7 @@ _CODEBOOK = (
 )  # fmt: skip
 
 
+@checked
 def quantise_nf4(
     w: Float[Tensor, "rows columns"], block: int = BLOCK, scale_block: int | None = None
 ) -> tuple[UInt8[Tensor, "rows columns//block block//2"], Float[Tensor, "rows columns//block"]]:
@@ -62,7 +66,13 @@ def _rounded(scales: Tensor, group: int) -> Tensor:
 def dequantise_nf4(
     codes: UInt8[Tensor, "rows blocks half"], scales: Float[Tensor, "rows blocks"]
 ) -> Float[Tensor, "rows blocks*half*2"]:
-    """The weights that codes and scales stand for, in the dtype of the scales."""
+    """The weights that codes and scales stand for, in the scales' dtype. Raises ShapeError where these do not fit."""
+    only_tensors("dequantise_nf4", codes=codes, scales=scales)
+    if codes.dtype != torch.uint8 or codes.dim() != 3 or codes.shape[:2] != scales.shape:
+        raise ShapeError(
+            f"dequantise_nf4: codes are {codes.dtype} {list(codes.shape)} and scales {list(scales.shape)}; expected "
+            "uint8 [rows, blocks, half] and [rows, blocks]"
+        )
     book = torch.tensor(_CODEBOOK, dtype=scales.dtype, device=scales.device)
     halves = torch.stack([codes >> 4, codes & 15], -1).long()
     return (book[halves].flatten(-2) * scales.unsqueeze(-1)).flatten(1)

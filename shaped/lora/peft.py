@@ -20,6 +20,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from shaped import files
+from shaped.arguments import checked
 from shaped.errors import StateError, listing
 from shaped.lora.lists import Adapted
 from shaped.lora.modules import adapters, inject
@@ -50,6 +51,7 @@ _ASIDE = {
 _FIRST = (True, False, None, "gaussian", "orthogonal", "eva")
 
 
+@checked
 def save_adapter(adapted: nn.Module | Adapted[Any], folder: str | os.PathLike[str]) -> Path:
     """Write the adapter alone, in PEFT's format; the folder is made.
 
@@ -91,6 +93,7 @@ def save_adapter(adapted: nn.Module | Adapted[Any], folder: str | os.PathLike[st
     return place
 
 
+@checked
 def load_adapter(adapted: nn.Module | Adapted[Any], folder: str | os.PathLike[str]) -> None:
     """Take over an adapter in PEFT's format, all or nothing. A module without adapters first gets those of the files.
 
@@ -123,6 +126,7 @@ def load_adapter(adapted: nn.Module | Adapted[Any], folder: str | os.PathLike[st
         part.merge()
 
 
+@checked
 def read_adapter(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Configuration and tensors of an adapter in PEFT's format.
 

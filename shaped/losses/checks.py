@@ -13,6 +13,7 @@ import torch
 from torch import SymInt, Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
+from shaped.arguments import only_tensors
 from shaped.errors import ShapeError
 from shaped.shapes import dtype_name
 
@@ -53,10 +54,8 @@ def check_same(loss: str, **tensors: Tensor | None) -> None:
     Raises:
         ShapeError: Two differ, or something is no tensor.
     """
+    only_tensors(loss, **{n: t for n, t in tensors.items() if n not in ("mask", "weights") or t is not None})
     given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-    for name, tensor in given.items():
-        if not isinstance(tensor, Tensor):
-            raise ShapeError(f"{loss}: {name} is a {type(tensor).__name__}, not a tensor")
     (first, reference), *others = given.items()
     for name, tensor in others:
         if tensor.shape != reference.shape:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from shaped.arguments import checked
 from shaped.errors import ShapedError
 from shaped.shapes import worn
 
@@ -48,6 +49,7 @@ def add_loss(name: str, value: Tensor) -> None:
     terms[name] = terms[name] + scalar if name in terms else scalar
 
 
+@checked
 def with_terms(loss: F) -> F:
     """Let a loss add terms with `add_loss`; the decorated function returns the sum."""
 
@@ -65,6 +67,7 @@ def with_terms(loss: F) -> F:
     return worn(total, loss)  # type: ignore[return-value]
 
 
+@checked
 def loss_terms(loss: Callable[..., Any], *args: Any) -> dict[str, Tensor]:
     """The terms of a loss on its arguments, each a scalar without a graph; `main` is what it returns itself.
 

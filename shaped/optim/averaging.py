@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
+from shaped.arguments import checked, keyed
 from shaped.errors import listing
 from shaped.params import ParamList
 
@@ -62,7 +63,7 @@ class _Average:
         Raises:
             ValueError: The averages do not fit the parameters; nothing has changed.
         """
-        theirs = list(state["averages"])
+        theirs = list(keyed("state", state, "averages", "count")["averages"])
         if self._names is not None and state.get("names") is not None:
             named = dict(zip(state["names"], theirs, strict=True))
             if set(named) != set(self._names):
@@ -99,6 +100,7 @@ class EMA(_Average):
         ValueError: `decay` is outside [0, 1).
     """
 
+    @checked
     def __init__(self, params: Iterable[Tensor], decay: float = 0.999) -> None:
         if not 0.0 <= decay < 1.0:
             raise ValueError(f"decay must be in [0, 1), got {decay}")
@@ -115,6 +117,7 @@ class SWA(_Average):
     Source: Izmailov et al. 2018, arXiv:1803.05407; batch norm statistics are `torch.optim.swa_utils.update_bn`'s.
     """
 
+    @checked
     def __init__(self, params: Iterable[Tensor]) -> None:
         super().__init__(params)
         self._rule = get_swa_multi_avg_fn()  # type: ignore[no-untyped-call]
@@ -139,6 +142,7 @@ def swapped(params: Iterable[Tensor], averages: Iterable[Tensor]) -> Iterator[No
                 p.copy_(b)
 
 
+@checked
 @contextmanager
 def averaged(optimizer: Optimizer) -> Iterator[None]:
     """Evaluate with the averages that an optimizer with `ema_decay=` keeps; the parameters come back after.

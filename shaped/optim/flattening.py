@@ -5,10 +5,12 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from shaped.arguments import checked
 from shaped_kernels.flat import offsets_of, views
 from shaped_kernels.lists import is_dense
 
 
+@checked
 def flatten_parameters(params: Iterable[Tensor], *, grads: bool = False) -> None:
     """Move parameters into one block, in place: the same tensors, other memory.
 

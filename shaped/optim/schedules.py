@@ -16,17 +16,19 @@ from typing import Any, Literal
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
-from shaped.arguments import whole
+from shaped.arguments import checked, real, whole
 from shaped.errors import NonFiniteError
 
 Schedule = Callable[[int], float]
 
 
+@checked
 def constant(lr: float) -> Schedule:
     """The same lr at every step."""
     return lambda step: lr
 
 
+@checked
 def step_decay(lr: float, every: int, factor: float = 0.1) -> Schedule:
     """lr * factor**(step // every): torch's StepLR.
 
@@ -37,11 +39,13 @@ def step_decay(lr: float, every: int, factor: float = 0.1) -> Schedule:
     return lambda step: lr * factor ** (step // every)
 
 
+@checked
 def exponential(lr: float, factor: float) -> Schedule:
     """lr * factor**step: torch's ExponentialLR."""
     return lambda step: lr * factor**step
 
 
+@checked
 def cosine(lr: float, total: int, end: float = 0.0) -> Schedule:
     """From `lr` to `end` on half a cosine in `total` steps, then `end`: torch's CosineAnnealingLR up to `total`.
 
@@ -56,6 +60,7 @@ def cosine(lr: float, total: int, end: float = 0.0) -> Schedule:
     return lambda step: end + (lr - end) * (1 + math.cos(math.pi * min(step, total) / total)) / 2
 
 
+@checked
 def cosine_restarts(lr: float, period: int, factor: int = 1, end: float = 0.0) -> Schedule:
     """A cosine from `lr` to `end` again and again: torch's CosineAnnealingWarmRestarts.
 
@@ -86,6 +91,7 @@ def cosine_restarts(lr: float, period: int, factor: int = 1, end: float = 0.0) -
     return at
 
 
+@checked
 def warmup(lr: float, steps: int) -> Schedule:
     """lr * min(1, (step + 1) / steps): on a line to `lr`, which step `steps - 1` is the first to have.
 
@@ -96,6 +102,7 @@ def warmup(lr: float, steps: int) -> Schedule:
     return lambda step: lr * min(1.0, (step + 1) / steps)
 
 
+@checked
 def warmup_cosine(peak: float, warmup: int, total: int, end: float = 0.0) -> Schedule:
     """Linearly from 0 to `peak` in `warmup` steps, then a cosine to `end` at step `total`.
 
@@ -110,6 +117,7 @@ def warmup_cosine(peak: float, warmup: int, total: int, end: float = 0.0) -> Sch
     return lambda step: peak * step / warmup if step < warmup else down(step - warmup)
 
 
+@checked
 def linear(start: float, end: float, total: int) -> Schedule:
     """On a line from `start` to `end` in `total` steps, then `end`.
 
@@ -120,6 +128,7 @@ def linear(start: float, end: float, total: int) -> Schedule:
     return lambda step: start + (end - start) * min(step, total) / total
 
 
+@checked
 def one_cycle(peak: float, total: int, rise: float = 0.3, start: float = 25.0, end: float = 1e4) -> Schedule:
     """Up from peak/start to `peak` on half a cosine, and down to peak/start/end: torch's OneCycleLR.
 
@@ -147,6 +156,7 @@ def one_cycle(peak: float, total: int, rise: float = 0.3, start: float = 25.0, e
     return lr
 
 
+@checked
 def as_lambda(optimizer: Optimizer, schedule: Schedule) -> LambdaLR:
     """torch's LambdaLR that gives every group schedule(step), whatever lr it was made with.
 
@@ -177,6 +187,7 @@ class ReduceOnPlateau(ReduceLROnPlateau):
         ValueError: `factor` is not below 1, or `mode` is unknown.
     """
 
+    @checked
     def __init__(
         self,
         optimizer: Optimizer,
@@ -214,7 +225,7 @@ class ReduceOnPlateau(ReduceLROnPlateau):
 
 
 def _share_of(schedule: Schedule, rate: float) -> Schedule:
-    return lambda step: schedule(step) / rate
+    return lambda step: real(f"schedule({step})", schedule(step)) / rate
 
 
 def _between(first: float, second: float, share: float) -> float:

@@ -6,6 +6,7 @@ from functools import cached_property
 
 from torch.fx import Graph, GraphModule, Node
 
+from shaped.arguments import checked
 from shaped.errors import ShapeError, listing
 from shaped.proof.conditions import Condition
 from shaped.proof.setting import INNER, MORE, PLAIN, Setting, Step
@@ -84,6 +85,7 @@ class Proof:
         """` by OneStep`; nothing where it is full backpropagation."""
         return f" by {strategy_name(self.setting.strategy)}" if self.setting.strategy is not None else ""
 
+    @checked
     def at(self, sizes: Mapping[str, int]) -> "Proof":
         """The same proof, with sizes that have become known; they are checked against the conditions.
 
@@ -93,6 +95,7 @@ class Proof:
         self.check(sizes)
         return replace(self, here=dict(sizes))
 
+    @checked
     def check(self, sizes: Mapping[str, int]) -> None:
         """Raise ShapeError if a condition whose names are all in `sizes` is false, or a size is below 1."""
         wrong = [f"{name} = {size} is below 1" for name, size in sizes.items() if size < 1 and name in self.dims]
@@ -109,12 +112,15 @@ class Proof:
         """Relations that hold where `graph` is the program; elsewhere it takes another branch, which is proved too."""
         return self._region
 
+    @checked
     def graph_at(self, sizes: Mapping[str, int]) -> GraphModule:
         """The graph to run at these sizes.
 
         The traced graph stands for all sizes of at least 2 that take the branches it took. A size of 1, or two sizes
         that happen to be equal where the program asked, may take another branch, so those sizes are traced apart.
         """
+        if missing := [name for name in self.dims if name not in sizes]:
+            raise ShapeError(f"sizes lacks {listing(missing)}")
         if all(condition.holds(sizes) for condition in self._region):
             return self.graph
         from shaped.proof.explain import explain

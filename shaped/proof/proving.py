@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from shaped.arguments import checked
 from shaped.errors import ProofError, ShapedError, SignatureError, first_line, listing
 from shaped.proof.proof import Proof
 from shaped.proof.setting import Setting
@@ -15,6 +16,7 @@ from shaped.shapes import read_signature
 _NAME = re.compile(r"[^\W\d]\w*")
 
 
+@checked
 def prove(fn: Callable[..., Any], assume: Sequence[str] = (), static: Sequence[str] | Mapping[str, int] = ()) -> Proof:
     """Prove that an annotated function is well-shaped for all sizes of its dimension names.
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import torch
 from torch import Tensor
 
+from shaped.arguments import checked
 from shaped.errors import SignatureError
 from shaped.shapes.dims import Dim
 
@@ -80,6 +81,7 @@ class Renames:
     mapping: Mapping[str, Dim]
 
 
+@checked
 def dims(**mapping: str | int) -> Renames:
     """Use a class at other dimensions: each of its names becomes an expression over the names around it.
 

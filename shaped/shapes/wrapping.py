@@ -35,6 +35,6 @@ def worn(
     wrapper.__module__, wrapper.__doc__ = original.__module__, function.__doc__
     wrapper.__annotations__ = {**resolve_hints(function), **(annotations or {})}
     signature = inspect.signature(function)
-    parameters = [*signature.parameters.values(), *extra]
+    parameters = sorted([*signature.parameters.values(), *extra], key=lambda p: p.kind)
     wrapper.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return wrapper

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from shaped import files
-from shaped.arguments import number, whole
+from shaped.arguments import checked, number, whole
 from shaped.backends import BackendName
 from shaped.errors import CheckpointCorrupt, ShapedError, StateError, nearest
 from shaped.optim.table import OPTIMIZERS
@@ -32,6 +32,7 @@ class ConfigError(ShapedError, ValueError):
     """A configuration has unknown keys, lacks some, or has values of the wrong kind; all are listed."""
 
 
+@checked
 @dataclass(frozen=True)
 class Part:
     """A part by its name in a registry, or as `module:attribute`, and what it is called with."""
@@ -40,6 +41,7 @@ class Part:
     options: dict[str, Any] = field(default_factory=dict)
 
 
+@checked
 @dataclass(frozen=True)
 class BatchConfig:
     """How examples become batches. `seed` is the workflow's where it is None."""
@@ -54,6 +56,7 @@ class BatchConfig:
         whole("batch_size", self.batch_size, 1)
 
 
+@checked
 @dataclass(frozen=True)
 class OptimizerConfig:
     """The update rule by its name in `shaped.optim.OPTIMIZERS`, its learning rate, and further arguments of its class.
@@ -72,6 +75,7 @@ class OptimizerConfig:
         number("lr", self.lr)
 
 
+@checked
 @dataclass(frozen=True)
 class StoppingConfig:
     """Arguments of `EarlyStopping`; the workflow's `monitor` and `mode` are used."""
@@ -84,6 +88,7 @@ class StoppingConfig:
         EarlyStopping(self.patience, alpha=self.alpha, min_delta=self.min_delta)
 
 
+@checked
 @dataclass(frozen=True)
 class WorkflowConfig:
     """All that a workflow needs to be run again.
@@ -125,14 +130,13 @@ class WorkflowConfig:
     def __post_init__(self) -> None:
         whole("epochs", self.epochs, 0, ConfigError)
         whole("seed", self.seed, 0, ConfigError)
-        if self.mode not in ("min", "max"):
-            raise ConfigError(f"mode is {self.mode!r}; it is 'min' or 'max'")
         if self.max_norm is not None and not number("max_norm", self.max_norm):
             raise ConfigError("max_norm is 0; it is a positive number, or None")
         if self.restore_best and self.epochs == 0:
             raise ConfigError("restore_best needs an epoch, and epochs is 0")
 
 
+@checked
 def read_config(kind: type[C], path: str | Path) -> C:
     """A configuration from a TOML or JSON file.
 
@@ -150,6 +154,7 @@ def read_config(kind: type[C], path: str | Path) -> C:
     return from_dict(kind, values)
 
 
+@checked
 def from_dict(kind: type[C], values: Mapping[str, Any]) -> C:
     """A configuration dataclass from plain data, strictly.
 

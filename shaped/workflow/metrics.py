@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shaped.arguments import checked
 from shaped.errors import ShapedError, ShapeError
 from shaped.metrics import Metric, Scored
 from shaped.workflow.classes import Areas, Counts
@@ -73,6 +74,7 @@ class MetricComputer:
         ShapedError: A name is unknown (the nearest is suggested) or used twice, or something is no metric.
     """
 
+    @checked
     def __init__(self, *names: str, **own: Any) -> None:
         self._metrics: dict[str, Callable[[], Metric]] = {}
         for name in names:
@@ -85,6 +87,7 @@ class MetricComputer:
         """The names that `compute` gives."""
         return tuple(self._metrics)
 
+    @checked
     def register(self, name: str, metric: Any) -> None:
         """Add a metric, as for `own`.
 
@@ -95,11 +98,13 @@ class MetricComputer:
             raise ShapedError(f"there is a metric named `{name}` already")
         self._metrics[name] = _maker(name, metric)
 
+    @checked
     def unregister(self, name: str) -> None:
         """Leave a metric out. Raises ShapedError where there is none of that name."""
         if self._metrics.pop(name, None) is None:
             raise ShapedError(f"no metric `{name}`; there are {', '.join(self._metrics) or 'none'}")
 
+    @checked
     @torch.no_grad()
     def compute(self, predictions: Tensor, targets: Tensor) -> dict[str, float]:
         """Every metric over these predictions and targets.
@@ -121,6 +126,7 @@ class MetricComputer:
             found[name] = float(metric.compute())
         return found
 
+    @checked
     def scored(self, predict: Callable[..., Any], targets: int = -1) -> dict[str, Scored]:
         """The metrics for `Loop(metrics=...)`: each batch is predicted once for all of them.
 

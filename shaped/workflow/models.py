@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from shaped import files
+from shaped.arguments import checked
 from shaped.errors import CheckpointCorrupt, CheckpointError, SignatureError, columns, nearest
 from shaped.layout import dimension_names, list_names
 from shaped.params import ParamList
@@ -104,6 +105,7 @@ class ModelProvider:
         defaults: Sizes that need not be given.
     """
 
+    @checked
     def __init__(
         self,
         make: type[ParamList] | Callable[..., Model],
@@ -130,6 +132,7 @@ class ModelProvider:
     def _list_class(self) -> type[ParamList] | None:
         return self._make if isinstance(self._make, type) and issubclass(self._make, ParamList) else None
 
+    @checked
     def create(self, *, seed: int = 0, device: torch.device | str | None = None, **sizes: Any) -> Model:
         """A new model on a device, with values drawn by `seed`.
 
@@ -173,6 +176,7 @@ class ModelProvider:
             torch.manual_seed(seed)
             return self._make(**given)
 
+    @checked
     def info(self, model: Model) -> ModelInfo:
         """Names, shapes with dimension names, and counts. Raises SignatureError where it is no model."""
         params = _params(model)
@@ -182,6 +186,7 @@ class ModelProvider:
         )
         return ModelInfo(self.name, rows, params.dims)
 
+    @checked
     def save(
         self,
         model: Model,
@@ -227,6 +232,7 @@ class ModelProvider:
         lengths = {path.rpartition(".")[2]: length for path, length in model._layout.lengths.items()}
         return {**model.dims, **lengths}
 
+    @checked
     def load(self, path: str | Path, **sizes: Any) -> Model:
         """The model of a file, made at the sizes that are in it (or at those given) with its values.
 
@@ -255,6 +261,7 @@ class ModelProvider:
                 t.copy_(tensors[name])
         return model
 
+    @checked
     def read_about(self, path: str | Path) -> dict[str, Any]:
         """What `save` was given as `about`. Raises as `load`."""
         about: dict[str, Any] = _read(Path(path))[0]["about"]

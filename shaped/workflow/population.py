@@ -12,12 +12,12 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from shaped.arguments import number, whole
+from shaped.arguments import checked, number, whole
 from shaped.checkpoint.files import made_by, read_checkpoint, remove_checkpoint, write_checkpoint
 from shaped.checkpoint.lock import Lock
 from shaped.data.batches import mixed
@@ -105,6 +105,7 @@ class Population:
         ValueError: An argument is out of range. CheckpointError: The folder's checkpoint cannot be read.
     """
 
+    @checked
     def __init__(
         self,
         space: Space,
@@ -114,7 +115,7 @@ class Population:
         size: int = 8,
         generations: int = 10,
         fraction: float = 0.2,
-        perturb: tuple[float, ...] = (0.8, 1.2),
+        perturb: Sequence[float] = (0.8, 1.2),
         direction: Literal["min", "max"] = "min",
         apply: Callable[[Loop, Mapping[str, Any]], Any] = set_groups,
         seed: int = 0,
@@ -127,8 +128,6 @@ class Population:
             raise ValueError(f"fraction is {fraction!r}; it is a share above 0 and at most a half")
         if not perturb or not all(number("a factor of perturb", factor) for factor in perturb):
             raise ValueError(f"perturb is {perturb!r}; it has factors above 0")
-        if direction not in ("min", "max"):
-            raise ValueError(f"direction is {direction!r}; it is 'min' or 'max'")
         self.space, self._train, self._apply = check_space(space), train, apply
         self._generations, self._perturb, self._seed = generations, perturb, seed
         self._moving = max(1, int(fraction * size))
@@ -229,6 +228,7 @@ class Population:
     def _rules(self) -> dict[str, Any]:
         return {"sign": self._sign, "moving": self._moving, "perturb": list(self._perturb)}
 
+    @checked
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state.
 

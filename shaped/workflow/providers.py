@@ -7,6 +7,7 @@ takes it, so lists of batches, DataLoaders and tables need no iterator of their 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
+from shaped.arguments import checked
 from shaped.data import DataError
 from shaped.workflow.config import BatchConfig
 
@@ -40,6 +41,7 @@ class GivenData:
         close: Called once, when the provider is closed.
     """
 
+    @checked
     def __init__(
         self,
         training: Any,
@@ -94,13 +96,13 @@ class ChunkedData:
         ValueError: `load` is no function.
     """
 
+    @checked
     def __init__(self, load: Callable[[int], Any], close: Callable[[], Any] | None = None) -> None:
-        if not callable(load):
-            raise ValueError(f"load is a {type(load).__name__}; pass a function of the chunk's number")
         self._load, self._close, self._closed = load, close, False
         self._passes, self._running = 0, self.iterate(0)
         self.error: Exception | None = None
 
+    @checked
     def iterate(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """The batches of an epoch from the `start`-th on; the chunks before it are loaded to count theirs."""
         number = 0

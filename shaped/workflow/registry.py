@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar, overload
 
+from shaped.arguments import checked
 from shaped.errors import ShapedError, nearest
 
 T = TypeVar("T")
@@ -31,6 +32,8 @@ class Registry(Generic[T]):
     """
 
     def __init__(self, kind: str, **built_in: str) -> None:
+        if not isinstance(kind, str):  # not `checked`, since ours are made where the package is imported
+            raise ValueError(f"kind is {kind!r}; it is a text")
         self.kind, self.group = kind, f"shaped.{kind}"
         self._entries: dict[str, Any] = {name: EntryPoint(name, where, self.group) for name, where in built_in.items()}
 
@@ -40,6 +43,7 @@ class Registry(Generic[T]):
     @overload
     def register(self, name: str, value: F) -> F: ...
 
+    @checked
     def register(self, name: str, value: Any = None) -> Any:
         """Give a name to a part: `register(name, value)`, or the decorator `@register(name)`.
 
@@ -57,6 +61,7 @@ class Registry(Generic[T]):
             raise ShapedError(f"{self.kind}: `{name}` is taken by {_origin((taken or [self._entries[name]])[0])}")
         return value
 
+    @checked
     def unregister(self, name: str) -> None:
         """Forget a name that was registered here; one of an installed package stays.
 
@@ -66,6 +71,7 @@ class Registry(Generic[T]):
         if self._entries.pop(name, None) is None:
             raise self._missing(name)
 
+    @checked
     def get(self, name: str) -> T:
         """What a name stands for.
 
@@ -89,6 +95,7 @@ class Registry(Generic[T]):
             raise ShapedError(f"{self.kind}: `{name}` of {_origin(found[0])} cannot be imported: {error}") from error
         return loaded
 
+    @checked
     def origin(self, name: str) -> str:
         """Where a name comes from: a package, a module, or `this program`."""
         found = [self._entries[name]] if name in self._entries else self._theirs().get(name)
@@ -96,6 +103,7 @@ class Registry(Generic[T]):
             raise self._missing(name)
         return " and ".join(map(_origin, found))
 
+    @checked
     def about(self, name: str) -> str:
         """The first line of what a part says of itself; why it cannot be imported, where it cannot."""
         try:

@@ -24,7 +24,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
 from shaped import files
-from shaped.arguments import whole
+from shaped.arguments import checked, whole
 from shaped.checkpoint.lock import Lock
 from shaped.data.batches import mixed
 from shaped.errors import (
@@ -96,10 +96,12 @@ class Trial:
             raise KeyError(f"the space has no `{name}`{nearest(name, list(self.values))}")
         return self.values[name]
 
+    @checked
     def follow(self, loop: "Loop") -> None:
         """Count a loop's steps as this trial's."""
         self._loops.append((loop, loop.step))
 
+    @checked
     def report(self, value: float) -> None:
         """Say how it goes, after an epoch for instance.
 
@@ -114,6 +116,7 @@ class Trial:
             self.pruned = True
             raise Pruned(f"trial {self.number} at report {len(self.reports)}: {value:.4g}")
 
+    @checked
     def watch(self, monitor: str = "validation/loss") -> "_Watch":
         """A listener for a loop: reports a recorded figure, and ends the run where the trial is pruned."""
         return _Watch(self, monitor)
@@ -123,7 +126,7 @@ class _Watch:
     """Reports what a loop records."""
 
     def __init__(self, trial: Trial, monitor: str) -> None:
-        if not isinstance(monitor, str) or not monitor:
+        if not monitor:
             raise ValueError(f"monitor is {monitor!r}; it is the name of a recorded figure")
         self._trial, self._monitor = trial, monitor
         self.watches = monitor
@@ -190,6 +193,7 @@ class Search:
         CheckpointCorrupt: The journal is not what was written. CheckpointError: The folder is a file.
     """
 
+    @checked
     def __init__(
         self,
         space: Space,
@@ -205,10 +209,6 @@ class Search:
         folder: str | Path | None = None,
         catch: tuple[type[Exception], ...] = (NonFiniteError,),
     ) -> None:
-        if strategy not in STRATEGIES:
-            raise ValueError(f"strategy is {strategy!r}; it is one of {', '.join(map(repr, STRATEGIES))}")
-        if direction not in ("min", "max") or pruning not in (None, "median"):
-            raise ValueError(f"direction is {direction!r} ('min' or 'max'), pruning {pruning!r} (None or 'median')")
         whole("trials", trials, 1)
         whole("startup", startup, 1)
         whole("points", points, 1)
@@ -269,6 +269,7 @@ class Search:
         seconds = round(time.perf_counter() - began, 3)
         return TrialResult(trial.number, values, score, state, tuple(trial.reports), trial.steps, seconds, error)  # type: ignore[arg-type]
 
+    @checked
     def prunes(self, reports: list[float]) -> bool:
         """Whether the median rule ends a trial with these reports.
 

@@ -12,13 +12,13 @@ All that is drawn is a function of seed and epoch.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor
 
-from shaped.arguments import whole
+from shaped.arguments import checked, whole
 from shaped.data import DataError
 from shaped.data.batches import mixed
 
@@ -40,9 +40,10 @@ class SequenceProvider:
         DataError: There are no eras. ValueError: An argument is out of range.
     """
 
+    @checked
     def __init__(
         self,
-        eras: Sequence[Any] | Tensor,
+        eras: Any,
         *,
         strategy: Literal["consecutive", "random", "curriculum"] = "consecutive",
         max_length: int = 4,
@@ -57,6 +58,8 @@ class SequenceProvider:
         if count is not None:
             whole("count", count, 1)
         whole("seed", seed)
+        if isinstance(eras, str) or not isinstance(eras, Iterable):
+            raise DataError(f"eras is a {type(eras).__name__}; it has the era of each row")
         values = eras.tolist() if hasattr(eras, "tolist") else list(eras)
         if not values:
             raise DataError("there are no eras")
@@ -77,10 +80,12 @@ class SequenceProvider:
         """Sequences in an epoch."""
         return self._count or -(-len(self.names) // self.max_length)
 
+    @checked
     def sequences(self, epoch: int = 0) -> list[tuple[Any, ...]]:
         """The sequences of an epoch, each as the names of its eras in order of time."""
         return [self.names[start : start + length] for start, length in self._spans(epoch)]
 
+    @checked
     def rows(self, epoch: int = 0) -> list[Tensor]:
         """The rows of each sequence, in order of era and then as they stand in the table."""
         order = torch.argsort(self._era, stable=True)
@@ -106,6 +111,7 @@ class SequenceProvider:
             spans.append((int(torch.randint(0, total - length + 1, (), generator=generator)), length))
         return spans
 
+    @checked
     def split(self, last: int, *, gap: int = 0) -> tuple["SequenceProvider", "SequenceProvider"]:
         """Training and validation: the last eras are held out, and `gap` eras before them are used for neither.
 
@@ -130,6 +136,7 @@ class SequenceProvider:
         part.names = self.names[first:end]
         return part
 
+    @checked
     def batches(self, *tensors: Tensor) -> "SequenceBatches":
         """Data for a loop: a batch for each sequence, of the rows of these tensors.
 
@@ -154,6 +161,7 @@ class SequenceBatches:
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         return self.iterate(0)
 
+    @checked
     def iterate(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
         """The batches of an epoch from the `start`-th on."""
         for rows in self.provider.rows(epoch)[start:]:

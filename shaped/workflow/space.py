@@ -13,12 +13,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from shaped.arguments import checked
 from shaped.data.batches import mixed
 from shaped.errors import ShapedError
 
 Values = dict[str, Any]
 
 
+@checked
 @dataclass(frozen=True)
 class Real:
     """A number in [low, high]; with `log` even in the exponent, for what varies over powers of ten."""
@@ -30,10 +32,12 @@ class Real:
     def __post_init__(self) -> None:
         _check_bounds(self)
 
+    @checked
     def draw(self, generator: random.Random) -> float:
         """A value at random."""
         return self.at(generator.random())
 
+    @checked
     def at(self, share: float) -> float:
         """The value at a share of the way from low to high."""
         if self.log:
@@ -42,6 +46,7 @@ class Real:
             value = self.low + share * (self.high - self.low)
         return min(max(value, self.low), self.high)
 
+    @checked
     def grid(self, points: int) -> list[float]:
         """So many values, evenly from low to high."""
         return [self.at(i / (points - 1)) for i in range(points)] if points > 1 else [self.at(0.5)]
@@ -55,6 +60,7 @@ class Real:
         return f"Real({_spelled(self.low)}, {_spelled(self.high)}{', log' if self.log else ''})"
 
 
+@checked
 @dataclass(frozen=True)
 class Integer:
     """A whole number in [low, high], both among them; with `log` even in the exponent. ValueError for other bounds."""
@@ -64,10 +70,9 @@ class Integer:
     log: bool = False
 
     def __post_init__(self) -> None:
-        if any(isinstance(x, bool) or not isinstance(x, int) for x in (self.low, self.high)):
-            raise ValueError(f"{self.low!r} and {self.high!r} bound whole numbers; give whole numbers")
         _check_bounds(self)
 
+    @checked
     def draw(self, generator: random.Random) -> int:
         """A value at random."""
         if not self.log:
@@ -75,6 +80,7 @@ class Integer:
         low, high = math.log(self.low - 0.5), math.log(self.high + 0.5)  # each end gets its whole share
         return self._whole(math.exp(low + generator.random() * (high - low)))
 
+    @checked
     def grid(self, points: int) -> list[int]:
         """Up to so many values, evenly from low to high."""
         shares = [i / (points - 1) for i in range(points)] if points > 1 else [0.5]
@@ -105,10 +111,12 @@ class Categorical:
             raise ValueError(f"choices are {choices!r}; they are different texts, numbers, True, False or None")
         self.choices = choices
 
+    @checked
     def draw(self, generator: random.Random) -> Any:
         """A value at random."""
         return generator.choice(self.choices)
 
+    @checked
     def grid(self, points: int) -> list[Any]:
         """All of them, whatever `points` is."""
         return list(self.choices)
@@ -135,8 +143,11 @@ Space = Mapping[str, Dimension]
 
 
 def _check_bounds(d: Any) -> None:
-    numbers = all(isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in (d.low, d.high))
-    if not numbers or d.low > d.high or (isinstance(d, Real) and d.low == d.high):
+    if (
+        not (math.isfinite(d.low) and math.isfinite(d.high))
+        or d.low > d.high
+        or (isinstance(d, Real) and d.low == d.high)
+    ):
         raise ValueError(f"{type(d).__name__}({d.low!r}, {d.high!r}): low is below high, and both are finite numbers")
     if d.log and d.low <= 0:
         raise ValueError(f"{type(d).__name__}({d.low!r}, {d.high!r}, log=True): a logarithm needs low above 0")

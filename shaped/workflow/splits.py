@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Int64, Shaped
 from torch import Tensor
 
-from shaped.arguments import whole
+from shaped.arguments import checked, whole
 from shaped.errors import ShapedError, ShapeError
 
 Rows = Int64[Tensor, " rows"]
@@ -39,11 +39,21 @@ class Split:
     test: Rows
     validation: Rows
 
+    @checked
     def take(self, *tensors: Shaped[Tensor, "rows ..."]) -> tuple[tuple[Tensor, ...], ...]:
-        """The rows of some tensors: those for training, for test, and for validation, each as a tuple."""
+        """The rows of some tensors: those for training, for test, and for validation, each as a tuple.
+
+        Raises:
+            ShapeError: One of the tensors has too few rows.
+        """
+        last = max([int(rows.max()) for rows in (self.train, self.test, self.validation) if len(rows)], default=-1)
+        for i, t in enumerate(tensors):
+            if t.dim() < 1 or len(t) <= last:
+                raise ShapeError(f"tensors[{i}] is {list(t.shape)}, and the split has a row {last}")
         return tuple(tuple(t[rows.to(t.device)] for t in tensors) for rows in (self.train, self.test, self.validation))
 
 
+@checked
 def split(
     rows: int | Shaped[Tensor, "rows ..."],
     how: Literal["random", "chronological", "stratified"] = "random",
@@ -73,8 +83,6 @@ def split(
         ShapedError: scikit-learn is not installed ("random" and "stratified").
     """
     count = len(rows) if isinstance(rows, Tensor) else rows
-    if how not in ("random", "chronological", "stratified"):
-        raise ValueError(f"how is {how!r}; it is 'random', 'chronological' or 'stratified'")
     if not 0 < test < 1 or not 0 <= validation < 1 or test + validation >= 1:
         raise ValueError(f"test is {test} and validation {validation}; they are shares, and leave some for training")
     if gap < 0 or (gap and how != "chronological"):
@@ -146,6 +154,7 @@ def fold_rows(number: int, train: Any, test: Any, count: int) -> tuple[Rows, Row
     return rows.long(), tested.long()
 
 
+@checked
 @dataclass(frozen=True)
 class CVConfig:
     """How cross-validation splits, as plain data.
@@ -174,8 +183,6 @@ class CVConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(f"method is {self.method!r}; it is one of {', '.join(map(repr, METHODS))}")
         whole("folds", self.folds, 2)
         whole("purge_gap", self.purge_gap, 0)
         whole("embargo", self.embargo, 0)
@@ -186,6 +193,7 @@ class CVConfig:
         if self.shuffle and (self.purge_gap or self.embargo or self.method in ("time_series", "group")):
             raise ValueError("shuffle is of k_fold and stratified without purge_gap and embargo")
 
+    @checked
     def splitter(self, spans: Int64[Tensor, "rows 2"] | None = None) -> Splitter:
         """A splitter as this says, purged where a gap, an embargo or `spans` ask for it.
 
@@ -225,11 +233,10 @@ class Purged:
     Source: López de Prado 2018, Advances in Financial Machine Learning, chapter 7.
     """
 
+    @checked
     def __init__(
         self, splitter: Splitter, *, gap: int = 0, embargo: int = 0, spans: Int64[Tensor, "rows 2"] | None = None
     ) -> None:
-        if not isinstance(splitter, Splitter):
-            raise ValueError(f"splitter is a {type(splitter).__name__}; it needs split(X, y, groups)")
         whole("gap", gap, 0)
         whole("embargo", embargo, 0)
         if spans is not None:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from shaped.arguments import whole
+from shaped.arguments import checked, number, real, whole
 from shaped.errors import NonFiniteError, StateError
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class EarlyStopping:
         ValueError: An argument is out of range.
     """
 
+    @checked
     def __init__(
         self,
         patience: int = 10,
@@ -42,13 +43,10 @@ class EarlyStopping:
         min_delta: float = 0.0,
     ) -> None:
         whole("patience", patience, 1)
-        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha <= 1:
+        if not 0 < alpha <= 1:
             raise ValueError(f"alpha is {alpha!r}; it is a number above 0 and at most 1")
-        if mode not in ("min", "max"):
-            raise ValueError(f"mode is {mode!r}; it is 'min' or 'max'")
-        if isinstance(min_delta, bool) or not isinstance(min_delta, int | float) or not 0 <= min_delta < math.inf:
-            raise ValueError(f"min_delta is {min_delta!r}; it is a finite number of at least 0")
-        if not isinstance(monitor, str) or not monitor:
+        number("min_delta", min_delta)
+        if not monitor:
             raise ValueError(f"monitor is {monitor!r}; it is the name of a recorded figure")
         self.patience, self.monitor, self.alpha, self.mode, self.min_delta = patience, monitor, alpha, mode, min_delta
         self.reset()
@@ -66,7 +64,7 @@ class EarlyStopping:
         Raises:
             NonFiniteError: It is NaN or infinite, which would stay in the average for ever; nothing has changed.
         """
-        value = float(value)
+        value = real("value", value)
         if not math.isfinite(value):
             raise NonFiniteError(f"early stopping was given {self.monitor} = {value}; its average would stay so")
         first = math.isnan(self.smoothed)
@@ -89,6 +87,7 @@ class EarlyStopping:
         names = ("smoothed", "best", "waited", "stopped", "alpha", "mode")
         return {name: getattr(self, name) for name in names}
 
+    @checked
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state; `patience` and `min_delta` may be others now.
 

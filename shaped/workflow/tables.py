@@ -2,7 +2,7 @@
 
 import importlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -10,12 +10,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from shaped.arguments import checked
 from shaped.data import Batches, DataError
 from shaped.errors import ShapedError, nearest
 from shaped.workflow.config import BatchConfig
 from shaped.workflow.splits import split
 
 
+@checked
 @dataclass(frozen=True)
 class Table:
     """Features [rows, features] in float32, and a target [rows]: classes from 0 on, or numbers in float32."""
@@ -94,7 +96,7 @@ def _numbers(features: Any, names: Sequence[str]) -> Tensor:
     copied = features.copy() if hasattr(features, "copy") else features  # an array may be read-only, or a view of yours
     try:
         x = torch.as_tensor(copied).detach().float()
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"the features are not numeric: {error}") from None
     bad = [] if x.dim() != 2 else torch.nonzero(~torch.isfinite(x).all(0)).flatten().tolist()
     if bad:
@@ -109,7 +111,11 @@ def _target(target: Any) -> tuple[Tensor, list[str]]:
         if target.dim() != 1:
             return target, []
     else:
-        values = target.tolist() if hasattr(target, "tolist") else list(target)
+        values = (
+            target.tolist() if hasattr(target, "tolist") else list(target) if isinstance(target, Iterable) else target
+        )
+        if not isinstance(values, list):
+            raise DataError(f"the target is a {type(target).__name__}; it is a column's name, or a value for each row")
     if any(value is None or type(value).__name__ in ("NAType", "NaTType") or value != value for value in values):
         raise DataError("the target has missing values")
     if all(isinstance(value, float) for value in values):
@@ -141,12 +147,13 @@ class TableProvider:
         ValueError: The share is out of range.
     """
 
+    @checked
     def __init__(
         self,
         table: Any,
         *,
-        validation: float | Sequence[int] | Tensor = 0.2,
-        training: Sequence[int] | Tensor | None = None,
+        validation: Any = 0.2,
+        training: Any = None,
         standardize: bool = True,
         seed: int = 0,
         device: torch.device | str = "cpu",
@@ -172,18 +179,23 @@ class TableProvider:
         counts = {"training_rows": len(self.training), "validation_rows": len(self.validation)}
         return {"sizes": t.sizes, "features": t.features, "classes": t.classes, **counts}
 
+    @checked
     def tensors(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Features, standardized, and targets of some rows. DataError where the provider is closed."""
         if self._closed:
             raise DataError("the provider is closed")
+        if rows.dtype not in (torch.int64, torch.int32, torch.bool) or rows.dim() != 1:
+            raise DataError(f"rows is {rows.dtype} {list(rows.shape)}; it has the numbers of rows")
         x = (self.table.x[rows] - self.mean) / self.deviation
         return x.to(self._device), self.table.y[rows].to(self._device)
 
+    @checked
     def training_data(self, batches: BatchConfig) -> Batches:
         """Training rows in batches, in another order in each epoch."""
         return Batches(*self.tensors(self.training), batch_size=batches.batch_size, shuffle=batches.shuffle,
                        drop_last=batches.drop_last, seed=batches.seed or 0)  # fmt: skip
 
+    @checked
     def validation_data(self, batches: BatchConfig) -> Batches | None:
         """Rows held out, in order and all of them, in batches of up to 1,024; None where there are none."""
         if not len(self.validation):

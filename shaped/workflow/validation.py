@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from shaped import files
+from shaped.arguments import checked
 from shaped.checkpoint import generators_kept
 from shaped.checkpoint.codec import from_json, join, split
 from shaped.checkpoint.files import write_small
@@ -128,6 +129,7 @@ class CrossValidator:
         ValueError: An argument is of another kind.
     """
 
+    @checked
     def __init__(
         self,
         train: Callable[[Fold], Trained],
@@ -138,13 +140,10 @@ class CrossValidator:
         folder: str | Path | None = None,
     ) -> None:
         splitter = CVConfig() if splitter is None else splitter
-        if not isinstance(splitter, CVConfig | Splitter):
-            raise ValueError(f"splitter is a {type(splitter).__name__}; pass a CVConfig, or an object with split()")
-        if not callable(train):
-            raise ValueError(f"train is a {type(train).__name__}; pass a function of the fold")
         self.train, self.splitter, self.seed, self.batch_size = train, splitter, seed, batch_size
         self.folder = None if folder is None else Path(folder)
 
+    @checked
     def run(
         self,
         *tensors: Shaped[Tensor, "rows ..."],
@@ -168,11 +167,13 @@ class CrossValidator:
             and with rows of it on both sides of a fold. A model was trained in two folds, or figures
             differ between folds. CheckpointError: The folder is of another run. ValueError: The splitter refuses.
         """
-        odd = [type(t).__name__ for t in (*tensors, *_given(labels, groups, spans)) if not isinstance(t, Tensor)]
-        if odd:
-            raise ShapeError(f"cross-validation takes tensors, not {', '.join(odd)}: pass torch.as_tensor(...)")
         if not tensors or len({len(t) for t in (*tensors, *_given(labels, groups, spans))}) > 1:
-            raise ShapeError("cross-validation takes tensors with the same rows along their first axis")
+            beside = {"labels": labels, "groups": groups, "spans": spans}
+            rows = {f"tensors[{i}]": t for i, t in enumerate(tensors)} | {
+                n: t for n, t in beside.items() if t is not None
+            }
+            said = ", ".join(f"{name} {len(t)}" for name, t in rows.items()) or "there are none"
+            raise ShapeError(f"cross-validation takes tensors with the same rows along their first axis: {said}")
         if not len(tensors[0]):
             raise ShapeError("cross-validation has no rows")
         folds = list(self._folds(tensors, labels if labels is not None else tensors[-1], groups, spans))

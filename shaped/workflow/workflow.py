@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from shaped.arguments import checked
 from shaped.checkpoint import Checkpoints
 from shaped.checkpoint.files import write_small
 from shaped.data import Feed, prefetch
@@ -48,6 +49,7 @@ class TrainingWorkflow:
         are not given.
     """
 
+    @checked
     def __init__(
         self,
         config: WorkflowConfig | dict[str, Any],
@@ -70,6 +72,7 @@ class TrainingWorkflow:
         self._clear()
 
     @classmethod
+    @checked
     def from_trainer(
         cls,
         trainer: ScalarTrainer,
@@ -239,6 +242,7 @@ class TrainingWorkflow:
         """The loop, for hooks and listeners of your own."""
         return self._ready()
 
+    @checked
     def cancel(self, reason: str = "cancelled") -> None:
         """End the training after the step under way, from a hook or any thread; with a folder a checkpoint is made.
 
@@ -249,6 +253,7 @@ class TrainingWorkflow:
         if self._loop is not None:
             self._loop.stop(self._cancelled)
 
+    @checked
     def save(self, path: str | Path) -> Path:
         """Write the model by its provider, with this configuration. Raises ShapedError where there is no provider."""
         self._ready()

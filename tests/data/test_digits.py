@@ -75,8 +75,8 @@ def test_batches_are_copies() -> None:
     ("options", "message"),
     [
         ({"batch_size": 0}, "batch_size is 0; it is a whole number of at least 1"),
-        ({"batch_size": 2.5}, "batch_size is 2.5; it is a whole number of at least 1"),
-        ({"batch_size": True}, "batch_size is True; it is a whole number of at least 1"),
+        ({"batch_size": 2.5}, "batch_size is 2.5; it is a whole number"),
+        ({"batch_size": True}, "batch_size is True; it is a whole number"),
         ({"epoch": -1}, "epoch is -1; it is a whole number of at least 0"),
         ({"seed": None}, "seed is None; it is a whole number"),
         ({"split": "validation"}, "split is 'validation'; it is 'train', 'test' or 'all'"),

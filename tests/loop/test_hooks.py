@@ -179,10 +179,10 @@ def test_two_hooks_cannot_have_one_name(loop: Loop) -> None:
     ("add", "message"),
     [
         (lambda loop: loop.every_n_steps(0), "n is 0; it is a whole number of at least 1"),
-        (lambda loop: loop.n_times(1.5), "n is 1.5; it is a whole number of at least 1"),
+        (lambda loop: loop.n_times(1.5), "n is 1.5; it is a whole number"),
         (lambda loop: loop.periodic(0), "seconds is 0; it is a number above 0"),
         (lambda loop: loop.exponential(10, factor=1.0), "factor is 1.0; it is a number above 1"),
-        (lambda loop: loop.on_step(3), "a hook is a function of the loop, not a int"),
+        (lambda loop: loop.on_step(3), "function is 3; it is a function or None"),
     ],
 )
 def test_what_is_no_schedule_is_refused(add: Callable[[Loop], Any], message: str, loop: Loop) -> None:

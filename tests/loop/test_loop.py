@@ -81,7 +81,7 @@ def test_a_loop_needs_a_way_to_take_a_step():
     trainer = ScalarTrainer(mlp_loss, mlp())
     with pytest.raises(ValueError, match=r"the trainer has no optimizer: .*Loop\(trainer, lambda \*batch: "):
         Loop(trainer)
-    with pytest.raises(ValueError, match="trainer is a MLP; pass a ScalarTrainer"):
+    with pytest.raises(ValueError, match="trainer is a MLP; it is a ScalarTrainer"):
         Loop(mlp())  # type: ignore[arg-type]
     loop = Loop(trainer, lambda *inputs: trainer.adamw_step(*inputs, lr=0.1))
     loop.run_epochs(LIST, 1)

@@ -175,7 +175,7 @@ def test_a_loss_refuses_to_broadcast_batch_by_1_against_batch(loss: Callable[...
         (lambda: losses.mse(T, T.long()), "mse: target is int64, expected floating point"),
         (lambda: losses.mse(T, T, mask=T), "mse: mask is float32, expected bool"),
         (lambda: losses.mse(T, 1.0),  # type: ignore[arg-type]
-         "mse: target is a float, not a tensor"),
+         "mse: target is 1.0, not a tensor"),
         (lambda: losses.cross_entropy(T, T.long()), "cross_entropy: logits are [4] and target [4]; classes are the "
          "last axis of logits"),
         (lambda: losses.cross_entropy(P, T), "cross_entropy: target is float32, expected class numbers"),

@@ -109,7 +109,7 @@ def test_arguments_out_of_range_are_refused() -> None:
         ({"size": 1}, "size is 1"),
         ({"fraction": 0.6}, "fraction is 0.6; it is a share above 0 and at most a half"),
         ({"perturb": ()}, "perturb is"),
-        ({"perturb": "ab"}, "a factor of perturb is 'a'; it is a finite number of at least 0"),
+        ({"perturb": "ab"}, "perturb is 'ab'; it is a sequence of numbers"),
         ({"direction": "up"}, "direction is 'up'"),
     ):
         with pytest.raises(ValueError, match=said):

@@ -86,7 +86,7 @@ def test_closed_chunks_load_nothing_and_close_once() -> None:
     assert list(chunked) == []
     with pytest.raises(DataError, match="the data is closed"):
         list(chunked.iterate(0))
-    with pytest.raises(ValueError, match="load is a list; pass a function of the chunk's number"):
+    with pytest.raises(ValueError, match="load is a list; it is a function"):
         ChunkedData([])  # type: ignore[arg-type]
     with pytest.raises(DataError, match="a chunk is a int: return a list of batches"):
         list(ChunkedData(lambda index: 3).iterate(0))

@@ -149,7 +149,7 @@ def test_an_error_that_is_not_caught_ends_the_search_and_an_objective_may_raise_
 
     assert len(Search(SPACE, broken, folder=tmp_path).results) == 1
     assert [(t.state, t.score) for t in Search(SPACE, gives_up, trials=1).run().trials] == [("pruned", 4.0)]
-    with pytest.raises(ValueError, match="'tpe'; it is one of 'random', 'grid', 'bayesian'"):
+    with pytest.raises(ValueError, match="strategy is 'tpe'; it is 'random', 'grid' or 'bayesian'"):
         Search(SPACE, broken, strategy="tpe")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="trials is 0"):
         Search(SPACE, broken, trials=0)
@@ -230,7 +230,7 @@ def test_what_an_objective_does_to_its_values_is_not_recorded() -> None:
 def test_what_is_no_score_no_name_or_no_folder_is_refused_in_words(tmp_path: Path) -> None:
     with pytest.raises(ShapedError, match="trial 0: the objective returned None, a NoneType; a score is a number"):
         Search(SPACE, lambda trial: None, trials=1).run()  # type: ignore[arg-type, return-value]
-    with pytest.raises(ValueError, match="names in a space are texts, not 1"):
+    with pytest.raises(ValueError, match="a key of space is 1; it is a text"):
         Search({1: Real(1, 2)}, sphere)  # type: ignore[dict-item]
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="is a file, and a search needs a folder"):

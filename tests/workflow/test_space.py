@@ -90,7 +90,7 @@ def test_the_bayesian_choice_learns_and_the_random_one_does_not() -> None:
         (lambda: Real(2.0, 1.0), r"Real\(2.0, 1.0\): low is below high"),
         (lambda: Real(0.0, 1.0, log=True), "a logarithm needs low above 0"),
         (lambda: Real(0.0, math.inf), "both are finite numbers"),
-        (lambda: Integer(1.5, 2), "bound whole numbers; give whole numbers"),  # type: ignore[arg-type]
+        (lambda: Integer(1.5, 2), "low is 1.5; it is a whole number"),  # type: ignore[arg-type]
         (lambda: Categorical(), "they are different texts"),
         (lambda: Categorical("a", "a"), "they are different texts"),
         (lambda: Categorical([1]), "they are different texts"),

@@ -189,13 +189,13 @@ def wrong(value: Any) -> Any:
     ("make", "kind", "message"),
     [
         (lambda: CVConfig(wrong("kfold")), ValueError,
-         "method is 'kfold'; it is one of 'k_fold', 'stratified', 'time_series', 'group'"),
+         "method is 'kfold'; it is 'k_fold', 'stratified', 'time_series' or 'group'"),
         (lambda: CVConfig(folds=1), ValueError, "folds is 1; it is a whole number of at least 2"),
         (lambda: CVConfig(embargo=-1), ValueError, "embargo is -1; it is a whole number of at least 0"),
         (lambda: CVConfig(test_size=3), ValueError, "test_size is of time_series; the method is 'k_fold'"),
         (lambda: CVConfig(shuffle=True, purge_gap=1), ValueError,
          "shuffle is of k_fold and stratified without purge_gap and embargo"),
-        (lambda: Purged(wrong(3)), ValueError, "splitter is a int; it needs split(X, y, groups)"),
+        (lambda: Purged(wrong(3)), ValueError, "splitter is 3; it is a Splitter"),
         (lambda: Purged(model_selection.KFold(2), gap=-1), ValueError, "gap is -1; it is a whole number of at least 0"),
         (
             lambda: Purged(model_selection.KFold(2), spans=bad_spans()), ShapeError,

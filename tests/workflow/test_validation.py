@@ -287,16 +287,16 @@ def wrong(value: Any) -> Any:
 @pytest.mark.parametrize(
     ("make", "kind", "message"),
     [
-        (lambda: CrossValidator(wrong(3)), ValueError, "train is a int; pass a function of the fold"),
+        (lambda: CrossValidator(wrong(3)), ValueError, "train is 3; it is a function"),
         (lambda: CrossValidator(train, wrong(3)), ValueError,
-         "splitter is a int; pass a CVConfig, or an object with split()"),
+         "splitter is 3; it is a CVConfig, a Splitter or None"),
         (
-            lambda: CrossValidator(train).run(wrong(np.zeros((4, 3))), torch.zeros(4)), ShapeError,
-            "cross-validation takes tensors, not ndarray: pass torch.as_tensor(...)",
+            lambda: CrossValidator(train).run(wrong(np.zeros((4, 3))), torch.zeros(4)), ValueError,
+            "tensors[0] is a ndarray; it is a tensor",
         ),
         (
             lambda: CrossValidator(train).run(torch.zeros(4, 3), torch.zeros(5)), ShapeError,
-            "cross-validation takes tensors with the same rows along their first axis",
+            "cross-validation takes tensors with the same rows along their first axis: tensors[0] 4, tensors[1] 5",
         ),
         (
             lambda: CrossValidator(lambda fold: wrong(3.0)).run(*table()), ShapedError,

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from shaped import files
+from shaped.arguments import checked
 from shaped.checkpoint.codec import from_json, to_json
-from shaped.errors import CheckpointCorrupt, CheckpointError
+from shaped.errors import CheckpointCorrupt, CheckpointError, listing
 
 _FIRST = "0" * 64
 
@@ -35,6 +36,7 @@ class AuditLog:
         CheckpointError: It is a link, a pipe or a folder, or has other events. Nothing has changed.
     """
 
+    @checked
     def __init__(self, path: str | Path, *, only: Collection[str] | None = None) -> None:
         self.path = Path(path)
         self.count, self.head, self.size = 0, _FIRST, 0
@@ -64,6 +66,7 @@ class AuditLog:
         if self.count == 0 or not torn.startswith(b"{") or _is_json(torn):
             raise CheckpointCorrupt(f"{self.path}, line {self.count + 1}: it is not what was written there")
 
+    @checked
     def append(self, event: str, **data: Any) -> Mapping[str, Any]:
         """Write an event, flushed to the disk, and return its line as data.
 
@@ -74,6 +77,10 @@ class AuditLog:
         Raises:
             CheckpointError: Another log has written to the file since; nothing was appended.
         """
+        try:
+            to_json(data)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{listing(list(data))}: a line holds plain data and finite numbers: {error}") from None
         now = datetime.now(UTC).isoformat()
         body = {"n": self.count, "time": now, "event": event, "data": data, "previous": self.head}
         head = hashlib.sha256(to_json(body)).hexdigest()
@@ -163,6 +170,7 @@ def _entries(path: Path, content: bytes) -> Iterator[Mapping[str, Any]]:
         yield {**entry, "hash": said}
 
 
+@checked
 def verify_log(path: str | Path) -> int:
     """Check the whole chain of a log; how many events it has.
 

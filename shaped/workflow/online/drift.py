@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 
-from shaped.arguments import number, whole
+from shaped.arguments import checked, keyed, number, real, whole
 from shaped.errors import ShapedError, StateError
 
 Reason = Literal["drift", "schedule"]
@@ -49,7 +49,7 @@ class _River:
         Raises:
             ValueError: It is not finite: it would poison every later answer.
         """
-        value = float(value)
+        value = real("value", value)
         if not math.isfinite(value):
             raise ValueError(f"the detector was given {value}; it takes finite numbers")
         self._detector.update(value)
@@ -66,6 +66,7 @@ class _River:
         Raises:
             StateError: It is another detector's, or has other arguments, or another version of river's.
         """
+        keyed("state", state, error=StateError)
         mine = {"detector": type(self).__name__, "arguments": self._arguments}
         there = {name: state.get(name) for name in mine}
         if there != mine:
@@ -99,6 +100,7 @@ class ADWIN(_River):
     Source: river.drift.ADWIN, whose answers these are.
     """
 
+    @checked
     def __init__(self, delta: float = 0.002, clock: int = 32, grace_period: int = 10) -> None:
         if not 0 < delta < 1:
             raise ValueError(f"delta is {delta!r}; it is a number above 0 and below 1")
@@ -120,6 +122,7 @@ class PageHinkley(_River):
     Source: river.drift.PageHinkley, whose answers these are.
     """
 
+    @checked
     def __init__(
         self,
         min_instances: int = 30,
@@ -145,6 +148,7 @@ class KSWIN(_River):
     Source: river.drift.KSWIN, whose answers these are.
     """
 
+    @checked
     def __init__(self, alpha: float = 0.005, window_size: int = 100, stat_size: int = 30, seed: int = 0) -> None:
         super().__init__(alpha=alpha, window_size=window_size, stat_size=stat_size, seed=seed)
 
@@ -199,6 +203,7 @@ class Trigger:
         ValueError: There is neither a detector nor a schedule, or a number is out of range.
     """
 
+    @checked
     def __init__(
         self,
         detector: DriftDetector | None = None,
@@ -209,8 +214,6 @@ class Trigger:
     ) -> None:
         if detector is None and every is None:
             raise ValueError("a trigger needs a detector, or every=")
-        if detector is not None and not isinstance(detector, DriftDetector):
-            raise ValueError(f"detector is a {type(detector).__name__}; it needs update, state_dict, load_state_dict")
         for name, value, least in (("every", every, 1), ("min_samples", min_samples, 1), ("cooldown", cooldown, 0)):
             if value is not None:
                 whole(name, value, least)
@@ -220,6 +223,7 @@ class Trigger:
 
     def update(self, value: float) -> Reason | None:
         """Add a number; "drift" or "schedule" where an update is due."""
+        value = real("value", value)
         if self.detector is not None:
             self._drift = self.detector.update(value) or self._drift
         self.seen += 1
@@ -252,6 +256,7 @@ class Trigger:
         Raises:
             StateError: It has a detector and this has none, or the other way round, or the detector refuses it.
         """
+        keyed("state", state, "detector", "seen", "since", "fired", "drift", error=StateError)
         if (state["detector"] is None) != (self.detector is None):
             raise StateError("the trigger has a detector on one side only")
         if self.detector is not None:

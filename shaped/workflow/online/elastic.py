@@ -9,7 +9,6 @@ Source: Kirkpatrick et al. 2017, PNAS 114(13), arXiv:1612.00796, equation 3.
 """
 
 import inspect
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -19,7 +18,8 @@ from torch import Tensor
 from torch.func import grad, vmap
 from torch.utils import _pytree as pytree
 
-from shaped.errors import SignatureError
+from shaped.arguments import checked, number, only_tensors
+from shaped.errors import ShapeError, SignatureError
 from shaped.params import ParamList
 from shaped.shapes import annotated_part, resolve_hints, worn
 
@@ -39,6 +39,7 @@ class Elastic(Generic[P]):
         return self.params.model  # type: ignore[no-any-return]
 
 
+@checked
 def fisher_diagonal(
     loss: Callable[..., Any],
     params: P,
@@ -79,14 +80,12 @@ def fisher_diagonal(
             tensors[i] = tensor
         whole = pytree.tree_unflatten(tensors, pytree.tree_structure(params))
         value: Tensor = loss(whole, *(x.unsqueeze(0) for x in example))
+        only_tensors("fisher_diagonal", loss=value)
         return value
 
     count, trained = 0, tuple(frozen[i] for i in names)
     for batch in data:
-        inputs = (batch,) if isinstance(batch, Tensor) else tuple(batch)
-        if sample is not None:
-            with torch.no_grad():
-                inputs = (*inputs[:-1], sample(params, *inputs))
+        inputs = _examples(batch, params, sample)
         if not len(inputs[0]):
             continue
         each = vmap(grad(single), (None, *[0] * len(inputs)), chunk_size=chunk, randomness="different")
@@ -101,6 +100,18 @@ def fisher_diagonal(
     return params.like(found)
 
 
+def _examples(batch: Any, params: ParamList, sample: Callable[..., Tensor] | None) -> tuple[Tensor, ...]:
+    inputs = (batch,) if isinstance(batch, Tensor) else tuple(batch) if isinstance(batch, list | tuple) else ()
+    if not inputs or not all(isinstance(x, Tensor) and x.dim() for x in inputs):
+        raise ShapeError(f"a batch of the data is a {type(batch).__name__}: pass tensors with the examples first")
+    if sample is not None:
+        with torch.no_grad():
+            inputs = (*inputs[:-1], sample(params, *inputs))
+        only_tensors("fisher_diagonal", sample=inputs[-1])
+    return inputs
+
+
+@checked
 def elastic(
     loss: Callable[..., Any], params: P, fisher: P, *, anchor: P | None = None, strength: float = 1.0
 ) -> Elastic[P]:
@@ -120,8 +131,7 @@ def elastic(
         ValueError: `strength` or an entry of `fisher` is negative or not finite. ShapeError: The lists differ in sizes.
         SignatureError: The loss has no argument that is a parameter list.
     """
-    if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 <= strength < math.inf:
-        raise ValueError(f"strength is {strength!r}; it is a finite number of at least 0")
+    number("strength", strength)
     wrong = [n for n, t in zip(fisher.names, fisher, strict=True) if not bool((t.isfinite() & (t >= 0)).all())]
     if wrong:
         raise ValueError(f"fisher: {', '.join(wrong)} is negative or not finite")

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from shaped.arguments import whole
+from shaped.arguments import checked, whole
 from shaped.checkpoint.codec import join, split
 from shaped.errors import ShapeError, nearest
 from shaped.workflow.online.audit import AuditLog
@@ -38,6 +38,7 @@ class Feedback:
         CheckpointCorrupt: The file is not what was written. CheckpointError: It is another log; it is as it was.
     """
 
+    @checked
     def __init__(self, path: str | Path) -> None:
         self._read(Path(path))
 
@@ -66,6 +67,7 @@ class Feedback:
         self._catch_up()
         return len(self._complete)
 
+    @checked
     def ask(self, key: str, *inputs: Shaped[Tensor, "..."]) -> None:
         """Remember the inputs of one example (without a batch axis).
 
@@ -80,6 +82,7 @@ class Feedback:
             raise ValueError(f"`{key}` was asked already, and its example has not been taken")
         self._record("ask", key=key, tensors=_packed(inputs))
 
+    @checked
     def answer(self, key: str, *targets: Shaped[Tensor, "..."]) -> None:
         """Complete an example with its targets.
 
@@ -97,6 +100,7 @@ class Feedback:
             raise ShapeError(f"the example `{key}` is {', '.join(mine)}; those that are ready are {', '.join(others)}")
         self._record("answer", key=key, tensors=packed)
 
+    @checked
     def take(self, n: int) -> tuple[Tensor, ...] | None:
         """The n examples that were completed first, as a batch; None while there are fewer.
 
@@ -129,8 +133,6 @@ def _forms(example: Sequence[Tensor]) -> list[str]:
 
 
 def _packed(tensors: Sequence[Tensor]) -> list[dict[str, Any]]:
-    if odd := [type(t).__name__ for t in tensors if not isinstance(t, Tensor)]:
-        raise ShapeError(f"an example is made of tensors, not {', '.join(odd)}: pass torch.as_tensor(...)")
     plain = [
         {"dtype": str(t.dtype).removeprefix("torch."), "shape": list(t.shape), "values": t.flatten().tolist()}
         for t in tensors

@@ -18,7 +18,7 @@ from typing import Any
 from jaxtyping import Shaped
 from torch import Tensor
 
-from shaped.arguments import whole
+from shaped.arguments import checked, whole
 from shaped.checkpoint import generator_states, set_generator_states
 from shaped.errors import NonFiniteError, StateError
 from shaped.metrics import evaluate
@@ -84,6 +84,7 @@ class OnlineLearner:
         CheckpointCorrupt: None of them is whole, or the log is broken. ValueError: An argument is out of range.
     """
 
+    @checked
     def __init__(
         self,
         trainer: ScalarTrainer,
@@ -167,6 +168,7 @@ class OnlineLearner:
         while self.fresh and len(self._recent) > 1:
             self._recent.popleft()
 
+    @checked
     def update(self, reason: str = "manual") -> Update:
         """Learn from the recent batches, as one transaction. After one for a drift the detector begins anew.
 
@@ -223,6 +225,7 @@ class OnlineLearner:
 
     # -- versions --------------------------------------------------------------------------------------------------
 
+    @checked
     def rollback(self, to: int | None = None) -> Version:
         """Go back to an earlier version: its parameters, optimizer state and counts of steps.
 
@@ -252,6 +255,7 @@ class OnlineLearner:
         self.log.append("rollback", to=target.number, version=made.number, observed=self.observed)
         return made
 
+    @checked
     def save(self, reason: str = "saved") -> Version:
         """Make a version of all that is, so that a new process goes on from this observation."""
         self._check_open()
@@ -283,6 +287,7 @@ class OnlineLearner:
             "generators": generator_states(),
         }
 
+    @checked
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state, all or nothing.
 

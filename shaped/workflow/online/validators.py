@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from shaped.arguments import checked
 from shaped.params import ParamList
 
 
@@ -22,6 +23,7 @@ class Candidate:
 Validator = Callable[[Candidate], str | None]
 
 
+@checked
 @dataclass(frozen=True)
 class LossDelta:
     """Accept where the loss on held-out batches grew by no more than `most`, in the loss's unit; 0 lets none."""
@@ -37,6 +39,7 @@ class LossDelta:
         return f"the loss went from {before:.4g} to {after:.4g}, by more than {self.most:g}"
 
 
+@checked
 @dataclass(frozen=True)
 class WeightNorm:
     """Accept where the parameters' 2-norm is at most `most`, and they moved by at most `change` of their norm.
@@ -64,6 +67,7 @@ class WeightNorm:
 class Composite:
     """Accept where every validator does; else all that object are heard."""
 
+    @checked
     def __init__(self, *validators: Validator) -> None:
         self.validators = validators
 

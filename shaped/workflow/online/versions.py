@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shaped.arguments import whole
+from shaped.arguments import checked, whole
 from shaped.checkpoint.files import Checkpoint, made_by, read_checkpoint, remove_checkpoint, write_checkpoint
 from shaped.checkpoint.lock import Lock
 from shaped.errors import CheckpointCorrupt, CheckpointError
@@ -42,6 +42,7 @@ class Versions:
         RunLocked: Another process works here. ValueError: `keep` is below 1.
     """
 
+    @checked
     def __init__(self, folder: str | Path, *, keep: int = 5) -> None:
         self.folder, self.keep = Path(folder), whole("keep", keep, 1)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -55,6 +56,7 @@ class Versions:
         names = (_NAME.fullmatch(name) for name in os.listdir(self.folder))
         return sorted(int(match[1]) for match in names if match)
 
+    @checked
     def save(self, state: Mapping[str, Any], reason: str) -> Version:
         """Write a state as the next version, read it back, and remove those that need not stay.
 
@@ -79,6 +81,7 @@ class Versions:
         found = (re.search(r"version-(\d{6,12})", name) for name in os.listdir(self.folder))
         return max((int(match[1]) for match in found if match), default=0)
 
+    @checked
     def read(self, number: int) -> Version:
         """A version, verified.
 
@@ -88,6 +91,7 @@ class Versions:
         found: Checkpoint = read_checkpoint(self.folder / f"version-{number:06d}")
         return Version(number, str(found.manifest.get("reason", "")), found.path, found.state)
 
+    @checked
     def newest(self, before: int | None = None) -> Version | None:
         """The newest version that is whole, or None where there is none.
 

@@ -163,13 +163,13 @@ def wrong(value: Any) -> Any:
     ("make", "message"),
     [
         (lambda: Trigger(), "a trigger needs a detector, or every="),
-        (lambda: Trigger(wrong(3)), "detector is a int; it needs update, state_dict, load_state_dict"),
+        (lambda: Trigger(wrong(3)), "detector is 3; it is a DriftDetector or None"),
         (lambda: Trigger(every=0), "every is 0; it is a whole number of at least 1"),
         (lambda: Trigger(every=1, cooldown=-1), "cooldown is -1; it is a whole number of at least 0"),
         (lambda: ADWIN(delta=0), "delta is 0; it is a number above 0 and below 1"),
         (lambda: ADWIN(clock=0), "clock is 0; it is a whole number of at least 1"),
         (lambda: PageHinkley(min_instances=-1), "min_instances is -1; it is a whole number of at least 1"),
-        (lambda: PageHinkley(threshold=wrong("a")), "threshold is 'a'; it is a finite number of at least 0"),
+        (lambda: PageHinkley(threshold=wrong("a")), "threshold is 'a'; it is a number"),
     ],
 )
 def test_a_wrong_trigger_is_refused(make: Any, message: str) -> None:
@@ -186,5 +186,5 @@ def test_a_trigger_with_and_one_without_a_detector_do_not_share_a_state() -> Non
 
 @pytest.mark.parametrize("wrong", [{"clock": 0}, {"clock": 1.5}, {"grace_period": -1}])
 def test_a_clock_that_cannot_tick_is_refused(wrong: Any) -> None:
-    with pytest.raises(ValueError, match="it is a whole number of at least"):
+    with pytest.raises(ValueError, match="it is a whole number"):
         ADWIN(**wrong)
