@@ -59,7 +59,7 @@ class Trials:
         several = list(several)
         with self._aside():
             found = [self._outcome(sizes) for sizes in several]
-        if any(found):
+        if any(found) or all(dtype.is_floating_point for dtype in self.setting.dtypes):  # no input is an index
             return found
         # An index that is out of range, or a divisor that is 0, whatever the sizes is a matter of its values.
         return [None if passes is False and self._index(sizes) else passes

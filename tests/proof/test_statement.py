@@ -204,6 +204,14 @@ def test_an_alternative_without_a_value_leaves_the_others():
     assert not Condition.parse("n % (m//2) != 0 or m == 3").holds({"n": 2, "m": 1})
 
 
+def test_constants_beyond_an_axis_of_any_input_are_refuted():
+    def third_of_two(x: Float[Tensor, "n d"]) -> Float[Tensor, "n 2"]:
+        return F.adaptive_max_pool1d(x, 2)[:, torch.tensor([0, 2])]
+
+    with pytest.raises(ProofError, match="out of bounds"):
+        prove(third_of_two)
+
+
 def test_a_divisor_that_is_data_stays_a_matter_of_values():
     def shares(x: Int[Tensor, " n"], y: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
         return x // y
