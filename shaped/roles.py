@@ -1,7 +1,7 @@
 """What a parameter does in a program, and the table that says so of all of them."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, SupportsIndex, overload
 
 from shaped.errors import columns
 from shaped_kernels.matrices import Axes
@@ -37,8 +37,14 @@ class Roles(tuple[Role, ...]):
         rows = [head, *((r.name, str(list(r.shape)), str(r.axes or "-"), r.kind, r.why) for r in self)]
         return "\n".join(columns(rows, left=len(head)))
 
-    def __getitem__(self, name: object) -> Role:  # type: ignore[override]
-        """A role by name, or by place."""
+    @overload
+    def __getitem__(self, name: str | SupportsIndex) -> Role: ...
+
+    @overload
+    def __getitem__(self, name: slice) -> tuple[Role, ...]: ...
+
+    def __getitem__(self, name: str | SupportsIndex | slice) -> Role | tuple[Role, ...]:
+        """A role by name or by place, or the roles of a slice."""
         if isinstance(name, str):
             return next(role for role in self if role.name == name)
-        return super().__getitem__(name)  # type: ignore[index,no-any-return]
+        return super().__getitem__(name)

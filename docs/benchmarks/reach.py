@@ -67,6 +67,7 @@ def _nothing(name: str) -> Any:
             raise AttributeError(name)
         return _nothing(name)
 
+    kind: _Nothing
     body = {"__module__": "hollow", "__call__": same, "__getattr__": no_name, "__class_getitem__": lambda item: kind}
     kind = _Nothing(name, (), {**body, "__init__": lambda self, *args, **kwargs: None})
     return kind

@@ -191,9 +191,16 @@ class AdamRule(Rule):
         new: list[Any] = [
             *adam_reference(
                 *(p, g, *slots),
-                **{"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay},
-                **{"step": step, "decoupled": self.decoupled_weight_decay, "maximize": self.maximize},
-                **{"cautious": self.cautious, "cautious_decay": self.cautious_decay},
+                lr=lr,
+                beta1=beta1,
+                beta2=beta2,
+                eps=eps,
+                weight_decay=weight_decay,
+                step=step,
+                decoupled=self.decoupled_weight_decay,
+                maximize=self.maximize,
+                cautious=self.cautious,
+                cautious_decay=self.cautious_decay,
             )
         ]
         return new[0], tuple(new[1 : 1 + len(slots)])

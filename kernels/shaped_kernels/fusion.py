@@ -143,7 +143,8 @@ def _move_plainly(
     rule, old = call.rule, [p.detach() for p in params]
     slopes = [g.detach() if factor is None else g.detach() * factor for g in grads]
     new, state = rule.plain_list(old, slopes, slots, call.scalars, float(call.step))
-    kinds = [("parameter", old, new), *((name, *pair) for name, *pair in zip(rule.slots, slots, state, strict=True))]
+    kinds: list[tuple[str, Sequence[Tensor], Sequence[Tensor]]]
+    kinds = [("parameter", old, new), *zip(rule.slots, slots, state, strict=True)]
     for kind, mine, values in kinds:
         refuse_misshapen(rule, kind, mine, values)
     for _, mine, values in kinds:

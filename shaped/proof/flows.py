@@ -14,6 +14,7 @@ from torch import SymInt, Tensor
 from torch.fx import Node
 
 from shaped.proof.axes import Application, Dim, Part, bare, joined, plain, same_factors, size_of
+from shaped.proof.symbolic import hint
 
 Source = Literal["constant", "weight", "looked up", "activation"]
 _SAME = {"clone", "alias", "detach", "_to_copy", "lift_fresh_copy", "lift_fresh", "contiguous", "positive", "neg"}
@@ -76,10 +77,7 @@ def name_of(node: Node) -> str:
 
 def sizes_of(value: Any) -> list[tuple[int, Any]]:
     """The sizes of a tensor: at the hints, and as expressions."""
-    return [
-        (int(n.node.hint), n.node.expr) if isinstance(n, SymInt) else (int(n), sympy.Integer(int(n)))
-        for n in value.shape
-    ]
+    return [(hint(n), n.node.expr) if isinstance(n, SymInt) else (int(n), sympy.Integer(int(n))) for n in value.shape]
 
 
 def joint(flows: Iterable[Flow]) -> tuple[Source, frozenset[int]]:
@@ -106,8 +104,10 @@ class Walk:
         value = node.meta.get("val")
         name = name_of(node)
         if name == "getitem":
-            flow = self.flows.get(node.args[0])  # type: ignore[call-overload]
-            self.flows[node] = flow[node.args[1]] if isinstance(flow, list) else flow
+            several: Any = node.args[0]
+            index: Any = node.args[1]
+            flow = self.flows.get(several)
+            self.flows[node] = flow[index] if isinstance(flow, list) else flow
             return
         operands = [self.flows[n] for n in node.all_input_nodes if isinstance(self.flows.get(n), Flow)]
         handler = _HANDLERS.get(name)
@@ -206,8 +206,8 @@ class Walk:
         self.notes.applications.append(application)
         dims = []
         for i, dim in enumerate(flow.dims):
-            own = [f.dims[i - rank + len(f.dims)] for f in operands if f.is_weight and i - rank + len(f.dims) >= 0]
-            known = joined([d for d in own if d], fresh=False) if any(own) else None
+            owns = [f.dims[i - rank + len(f.dims)] for f in operands if f.is_weight and i - rank + len(f.dims) >= 0]
+            known = joined([d for d in owns if d], fresh=False) if any(owns) else None
             fits = known is not None and len(known) == len(dim)
             dims.append(_from(known if fits and known is not None else dim, application, dim))
         return replace(flow, dims=tuple(dims), source="activation", weights=frozenset())

@@ -16,6 +16,7 @@ from shaped.proof.flows import (
     joint,
     sizes_of,
 )
+from shaped.proof.symbolic import hint
 
 Size = tuple[int, Any]
 
@@ -32,9 +33,9 @@ def argument(node: Node, index: int, name: str, default: Any = None) -> Any:
 
 def sized(argument: Any) -> Size:
     """A size that is given as a number, as a symbolic size, or as a node for one."""
-    value = argument.meta.get("val") if isinstance(argument, Node) else argument
+    value: Any = argument.meta.get("val") if isinstance(argument, Node) else argument
     if isinstance(value, SymInt):
-        return int(value.node.hint), value.node.expr
+        return hint(value), value.node.expr
     return int(value), sympy.Integer(int(value))
 
 
@@ -58,7 +59,8 @@ def _permute(walk: Walk, node: Node, name: str) -> Flow | None:
         given: Any = node.args[1]
         order = [i % rank for i in given]
     elif name == "transpose":
-        a, b = (int(i) % rank for i in node.args[1:3])  # type: ignore[call-overload]
+        pair: Any = node.args[1:3]
+        a, b = (int(i) % rank for i in pair)
         order[a], order[b] = order[b], order[a]
     elif name in ("t", "numpy_T"):
         order = order[::-1]

@@ -154,8 +154,8 @@ class Proof:
         lines = [f"{a:<{pad}}{b}".rstrip() for a, b in zip(left, right, strict=True)]
         lines.append(f"conditions   {', '.join(self.conditions) or 'none'}")
         if self.without is not None:
-            left = listing([a.name for a in self.setting.signature.arguments if a.optional])
-            lines.append(f"without      {left}: conditions {', '.join(self.without.conditions) or 'none'}")
+            absent = listing([a.name for a in self.setting.signature.arguments if a.optional])
+            lines.append(f"without      {absent}: conditions {', '.join(self.without.conditions) or 'none'}")
         if self.writes:
             lines.append(f"writes       {', '.join(self.writes)}")
         fixed = {**self.here, **self.static}

@@ -262,10 +262,10 @@ class _Verdict:
     def _lengths(self, root: Part, size: int) -> tuple[int, ...]:
         """The lengths of parts that an axis is cut into without rest; () where there are none."""
         ends = [*root.cuts.values(), *root.ends.values()]
-        spans = sorted({(self._at(a), self._at(b)) for a, b in ends}, key=str)
-        if any(a is None or b is None for a, b in spans):
+        places = {(self._at(a), self._at(b)) for a, b in ends}
+        spans = sorted((a, b) for a, b in places if a is not None and b is not None)
+        if len(spans) < len(places):
             return ()
-        spans = sorted((a or 0, b or 0) for a, b in spans)
         at, lengths = 0, []
         for start, stop in spans:
             if start != at:

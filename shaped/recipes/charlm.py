@@ -2,6 +2,7 @@
 
 import math
 import time
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -67,7 +68,7 @@ def make_optimizer(name: str, params: GPT) -> FusedOptimizer:
     if name == "adam":
         return Adam(params, lr=2e-3, betas=(0.9, 0.95))
     matrices, gains = ([p for p in params if (p.dim() > 1) == wide] for wide in (True, False))
-    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": gains, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"params": matrices, "weight_decay": 0.1}, {"params": gains, "weight_decay": 0.0}]
     if name == "lion":
         return Lion([{**group, "weight_decay": 5 * group["weight_decay"]} for group in groups], lr=4e-4)
     return AdamW(groups, lr=2e-3, betas=(0.9, 0.95))

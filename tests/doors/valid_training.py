@@ -1,7 +1,7 @@
 """A valid call of everything public that takes arguments: by name, how the callable and its arguments are made."""
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -214,8 +214,8 @@ plain("set_generator_states", checkpoint.set_generator_states, lambda: {"states"
 plain("EMA", optim.EMA, lambda: {"params": mlp(), "decay": 0.9})
 plain("SWA", optim.SWA, lambda: {"params": mlp()})
 for kind in (optim.EMA, optim.SWA):
-    of(kind.__name__, lambda kind=kind: kind(mlp()), "load_state_dict",
-       lambda kind=kind: {"state": kind(mlp()).state_dict()})  # type: ignore[misc]  # fmt: skip
+    of(kind.__name__, partial(lambda kind: kind(mlp()), kind), "load_state_dict",
+       partial(lambda kind: {"state": kind(mlp()).state_dict()}, kind))  # fmt: skip
 valid("averaged", lambda folder: (
     like(optim.averaged, lambda **given: optim.averaged(**given).__enter__()),
     {"optimizer": averaging()},

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 Dim = int | str  # a string is a size of the batch, free in the proof
 
@@ -85,13 +86,14 @@ class Draft:
 
 
 Operation = Callable[[Draft, Value], Value | None]  # None: not for such a value
+Entered = TypeVar("Entered", bound=Operation)
 OPERATIONS: dict[int, dict[str, Operation]] = {2: {}, 3: {}, 4: {}}
 
 
-def over(*ranks: int) -> Callable[[Operation], Operation]:
+def over(*ranks: int) -> Callable[[Entered], Entered]:
     """Enter a function in the tables of values of these ranks."""
 
-    def enter(function: Operation) -> Operation:
+    def enter(function: Entered) -> Entered:
         for rank in ranks:
             OPERATIONS[rank][function.__name__] = function
         return function

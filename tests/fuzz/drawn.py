@@ -3,8 +3,9 @@
 import random
 from dataclasses import dataclass
 
-import tests.fuzz.operations  # noqa: F401  # enters its operations in the tables
+from shaped.backends.settings import Sizes
 from tests.fuzz.drafts import OPERATIONS, Dim, Draft, Value
+from tests.fuzz.operations import linear  # and its module enters all operations in the tables
 
 DTYPES = ("float32", "float32", "float32", "float64", "float64", "bfloat16")
 HEAD = """\
@@ -26,7 +27,7 @@ class Loss:
     dtype: str
     inputs: tuple[tuple[str, tuple[Dim, ...], int], ...]  # kind, dims, number of classes
     sizes: tuple[dict[str, int], ...]  # of the batches, one a step
-    mode: str  # `sizes` of the trainer
+    mode: Sizes  # `sizes` of the trainer
     draws: bool
     kinds: tuple[str, ...]
 
@@ -53,7 +54,8 @@ def make(seed: int, index: int) -> Loss:
     first = {"n": n, "t": t}
     sizes = (first, other, first) if other["n"] > 1 else (first,) * 3
     inputs = tuple(draft.inputs.values())
-    mode = rng.choice(["auto", "auto", "dynamic", "static"])
+    modes: list[Sizes] = ["auto", "auto", "dynamic", "static"]
+    mode = rng.choice(modes)
     dtype = rng.choice(DTYPES)
     if mode == "static":
         sizes = (first,) * 3
@@ -67,7 +69,7 @@ def _started(d: Draft) -> Value:
         x = Value(d.input(dims), dims)
         return OPERATIONS[4]["convolved"](d, x) or x
     dims = ("n", features) if d.rng.random() < 0.5 else ("n", "t", features)
-    return OPERATIONS[len(dims)]["linear"](d, Value(d.input(dims), dims))
+    return linear(d, Value(d.input(dims), dims))
 
 
 def _ended(d: Draft, x: Value) -> str:

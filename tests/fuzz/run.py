@@ -175,7 +175,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     flush=True,
                 )
             elif options.all:
-                print(f"{loss.number} {kind}: {first_line(said)} {loss.dtype} {' '.join(loss.kinds)}", flush=True)
+                first = said.strip().partition("\n")[0]
+                print(f"{loss.number} {kind}: {first} {loss.dtype} {' '.join(loss.kinds)}", flush=True)
     print("\n".join(f"{kind:<18}{counts[kind]:>5}" for kind in (*FAULTS, AGREES, UNPROVED, FAILS)))
     return int(any(counts[kind] for kind in FAULTS))
 

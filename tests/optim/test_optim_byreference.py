@@ -40,7 +40,7 @@ class Switched(AdamW):
         g: Tensor,
         slots: tuple[Tensor, ...],
         scalars: Sequence[Tensor | float],
-        step: Tensor | float | None,
+        step: Tensor | float,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         new, state = super().reference(update, p, g, slots, scalars, step)
         moved = p + self.sign * update.group["factor"] * (new - p)
@@ -57,7 +57,7 @@ class Normed(SGD):
         g: Tensor,
         slots: tuple[Tensor, ...],
         scalars: Sequence[Tensor | float],
-        step: Tensor | float | None,
+        step: Tensor | float,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         return p - scalars[0] * g / g.norm(), slots
 
