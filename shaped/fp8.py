@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from shaped.arguments import checked, only_tensors, whole
+from shaped.arguments import checked, keyed, only_tensors, whole
 from shaped.drawing import check_device
 from shaped.errors import ShapeError, StateError
 from shaped.lora.names import matching
@@ -263,13 +263,13 @@ class LossScaler:
         """The scale and the count, as plain numbers."""
         return {"scale": self.scale.item(), "good": self.good}
 
-    @checked
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state.
 
         Raises:
             StateError: It is none; nothing has changed.
         """
+        keyed("state", state, error=StateError)
         scale, good = state.get("scale"), state.get("good")
         if (
             not isinstance(scale, float)

@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from shaped.arguments import checked
 from shaped.data.feed import batch_size
@@ -24,7 +24,9 @@ class Progress:
     """
 
     @checked
-    def __init__(self, title: str = "train", seconds: float = 10.0, file: TextIO | None = None) -> None:
+    def __init__(self, title: str = "train", seconds: float = 10.0, file: Any = None) -> None:
+        if file is not None and not hasattr(file, "write"):
+            raise ValueError(f"file is a {type(file).__name__}; it is something with `write`, or None")
         self.title, self._seconds, self._file = title, seconds, file
         self._bar: Any = None
         self._task: Any = None

@@ -228,7 +228,6 @@ class Population:
     def _rules(self) -> dict[str, Any]:
         return {"sign": self._sign, "moving": self._moving, "perturb": list(self._perturb)}
 
-    @checked
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state.
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from shaped.arguments import checked, number, real, whole
+from shaped.arguments import checked, keyed, number, real, whole
 from shaped.errors import NonFiniteError, StateError
 
 if TYPE_CHECKING:
@@ -87,13 +87,13 @@ class EarlyStopping:
         names = ("smoothed", "best", "waited", "stopped", "alpha", "mode")
         return {name: getattr(self, name) for name in names}
 
-    @checked
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state; `patience` and `min_delta` may be others now.
 
         Raises:
             StateError: It was saved with another `alpha` or `mode`, or is no such state; nothing has changed.
         """
+        keyed("state", state, error=StateError)
         wrong = [f"{name} was {state.get(name)!r} there, {mine!r} here"
                  for name, mine in (("alpha", self.alpha), ("mode", self.mode)) if state.get(name) != mine]  # fmt: skip
         wrong += [f"`{name}` is missing" for name in ("smoothed", "best", "waited", "stopped") if name not in state]

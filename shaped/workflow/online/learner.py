@@ -287,7 +287,6 @@ class OnlineLearner:
             "generators": generator_states(),
         }
 
-    @checked
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state, all or nothing.
 
