@@ -22,6 +22,7 @@ from torch import Tensor
 from shaped.errors import ShapeError, listing
 
 F = TypeVar("F", bound=Callable[..., Any])
+OWN = "checked by the function"  # in an Annotated: what is wrong takes more words than its kind
 
 
 def whole(name: str, value: Any, least: int | None = None, error: type[Exception] = ValueError) -> int:
@@ -112,7 +113,7 @@ def _declared(function: Callable[..., Any]) -> "tuple[list[str], str, dict[str, 
     parameters = list(inspect.signature(function).parameters.values())
     places = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     names = vars(sys.modules["shaped"])  # what only type checkers import, since it stands on a floor above
-    hints = get_type_hints(function, localns=names)
+    hints = get_type_hints(function, localns=names, include_extras=True)
     stars: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
     kinds = {stars.get(p.kind, p.name): _Kind(_asked(hints.get(p.name, Any))) for p in parameters}
     starred = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), "")
@@ -124,6 +125,8 @@ def _asked(hint: Any) -> Any:
     origin, parts = get_origin(hint), get_args(hint)
     if hasattr(hint, "array_type"):  # jaxtyping's
         return hint.array_type
+    if origin is Annotated:
+        return Any if OWN in hint.__metadata__ else hint
     if isinstance(hint, TypeVar):
         return _asked(hint.__bound__ or Any)
     if getattr(hint, "_is_protocol", False) and not getattr(hint, "_is_runtime_protocol", False):

@@ -6,13 +6,13 @@ Where a trainer is over an nn.Module, `params` is the module.
 """
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from shaped.arguments import checked, keyed, only_tensors, real
+from shaped.arguments import OWN, checked, keyed, only_tensors, real
 from shaped.checkpoint.generators import generators_kept
 from shaped.data.feed import Feed, by_position
 from shaped.errors import ShapedError, ShapeError, StateError
@@ -147,7 +147,7 @@ class _Averaged:
 def evaluate(
     trainer: ScalarTrainer,
     data: Any,
-    metrics: Mapping[str, Callable[..., Any] | Scored] | None = None,
+    metrics: Annotated[Mapping[str, Callable[..., Any] | Scored] | None, OWN] = None,
     *,
     between: Callable[[], None] = lambda: None,
     ignore: bool | Collection[str] = (),
@@ -169,7 +169,7 @@ def evaluate(
         DataError: There is no batch. ShapedError: A metric is none, or is named `loss`. ShapeError: A batch does not
         fit.
     """
-    prepared = {name: _prepared(name, metric) for name, metric in (metrics or {}).items()}
+    prepared = {name: _prepared(name, m) for name, m in keyed("metrics", {} if metrics is None else metrics).items()}
     loss, feed = Mean(), Feed(data, fit=lambda b: by_position(b, trainer.proof.setting.signature, ignore))
     model = trainer.modules[0] if trainer.modules else trainer.params
     training = [module for module in trainer.modules if module.training]

@@ -123,7 +123,6 @@ class ParamList:
         return cast(Self, _finish(layout, tensors, [m and not k for m, k in zip(mask, kept, strict=True)]))
 
     @classmethod
-    @checked
     def from_module(cls, module: nn.Module) -> "ParamList":
         """The parameters and buffers of a module, under their names, at their present sizes.
 

@@ -4,13 +4,13 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from shaped.arguments import checked, number
+from shaped.arguments import OWN, checked, number
 from shaped.backends import (
     Auto,
     Backend,
@@ -78,7 +78,7 @@ class ScalarTrainer:
         params: ParamList | nn.Module,
         *,
         backend: Literal["eager", "compiled", "auto"] = "eager",
-        optimizer: GivenOptimizer | None = None,
+        optimizer: Annotated[GivenOptimizer | None, OWN] = None,
         assume: Sequence[str] = (),
         static: Sequence[str] | Mapping[str, int] = (),
         max_executors: int = 20,

@@ -66,7 +66,7 @@ def test_accuracy_counts_rows_and_leaves_out_what_is_masked() -> None:
 
     assert accuracy(logits, target) == 0.5
     assert accuracy(logits, target, mask=torch.tensor([[True, True], [False, True]])) == pytest.approx(2 / 3)
-    with pytest.raises(ShapeError, match=r"accuracy: \[2, 2, 2\] against \[4\]; classes are the last axis of logits"):
+    with pytest.raises(ShapeError, match=r"accuracy: logits \[2, 2, 2\] against target \[4\]; classes are the last"):
         accuracy(logits, target.flatten())
 
 

@@ -154,7 +154,6 @@ def read_config(kind: type[C], path: str | Path) -> C:
     return from_dict(kind, values)
 
 
-@checked
 def from_dict(kind: type[C], values: Mapping[str, Any]) -> C:
     """A configuration dataclass from plain data, strictly.
 
@@ -164,6 +163,8 @@ def from_dict(kind: type[C], values: Mapping[str, Any]) -> C:
         ConfigError: Unknown or missing keys, or values of another kind; every fault is listed, with the nearest name.
     """
     wrong: list[str] = []
+    if not (isinstance(kind, type) and is_dataclass(kind)):
+        raise ConfigError(f"kind is {kind!r}; it is a dataclass")
     made = _read(kind, values, "", wrong)
     if wrong:
         raise ConfigError(f"{kind.__name__} cannot be read.\n  " + "\n  ".join(wrong))

@@ -104,7 +104,6 @@ class MetricComputer:
         if self._metrics.pop(name, None) is None:
             raise ShapedError(f"no metric `{name}`; there are {', '.join(self._metrics) or 'none'}")
 
-    @checked
     @torch.no_grad()
     def compute(self, predictions: Tensor, targets: Tensor) -> dict[str, float]:
         """Every metric over these predictions and targets.

@@ -43,7 +43,6 @@ class Registry(Generic[T]):
     @overload
     def register(self, name: str, value: F) -> F: ...
 
-    @checked
     def register(self, name: str, value: Any = None) -> Any:
         """Give a name to a part: `register(name, value)`, or the decorator `@register(name)`.
 

@@ -31,6 +31,9 @@ WRONG: tuple[Any, ...] = (
 # What is called otherwise in a message, since it stands there for a whole batch, or for what it should have been.
 SAID = {
     ("ParamList.set_values", "other"): "The new value of MLP",
+    ("ParamList.from_module", "module"): "",
+    ("from_dict", "values"): "is no table of WorkflowConfig",
+    ("evaluate", "metrics"): "metric",
     ("dispatch", "model"): "is not a function",
     ("dispatch", "x"): "the batch",
     ("OnlineLearner.observe", "inputs"): "ensor",
