@@ -247,7 +247,11 @@ class LossScaler:
         return value
 
     def update(self, finite: bool) -> None:
-        """Tell it how a step went: False where it was skipped."""
+        """Tell it how a step went: False where it was skipped.
+
+        Raises:
+            ValueError: `finite` is neither True nor False.
+        """
         if not isinstance(finite, bool):
             raise ValueError(f"finite is {finite!r}; it is True or False")
         if not finite:

@@ -154,10 +154,10 @@ def test_the_root_does_not_make_the_import_name_kernels_ours() -> None:
     assert found is None or found.origin is None or not Path(found.origin).is_relative_to(ROOT)
 
 
-def test_only_two_files_name_inductor() -> None:
+def test_only_three_files_name_inductor() -> None:
     named = [by_name(file) for file in FILES if "_inductor" in file.read_text()]
 
-    assert sorted(named) == ["shaped/backends/inductor.py", "shaped/backends/lowerings.py"]
+    assert sorted(named) == [f"shaped/backends/{name}.py" for name in ("inductor", "lowerings", "vectors")]
 
 
 def test_only_the_backends_name_cuda_graphs() -> None:

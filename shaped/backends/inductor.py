@@ -1,5 +1,5 @@
-"""Lowering: one flat function of tensors to one compiled callable. Only this file and `lowerings.py` name
-Inductor.
+"""Lowering: one flat function of tensors to one compiled callable. Only this file, `lowerings.py` and
+`vectors.py` name Inductor.
 
 The function is traced with Inductor's decompositions, at concrete sizes or with symbols for the free ones, made
 functional (writes become copies at the end) and given to Inductor's inner compiler. What comes back is called

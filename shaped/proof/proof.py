@@ -118,6 +118,9 @@ class Proof:
 
         The traced graph stands for all sizes of at least 2 that take the branches it took. A size of 1, or two sizes
         that happen to be equal where the program asked, may take another branch, so those sizes are traced apart.
+
+        Raises:
+            ShapeError: `sizes` lacks a name, or the program fails at them.
         """
         if missing := [name for name in self.dims if name not in sizes]:
             raise ShapeError(f"sizes lacks {listing(missing)}")

@@ -29,6 +29,9 @@ class Registry(Generic[T]):
     Args:
         kind: What the entries are, in the plural ("models"); the entry-point group is `shaped.models`.
         built_in: Names with `module:attribute`, imported when asked for.
+
+    Raises:
+        ValueError: `kind` is no text.
     """
 
     def __init__(self, kind: str, **built_in: str) -> None:

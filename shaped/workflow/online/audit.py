@@ -75,6 +75,7 @@ class AuditLog:
             data: Plain data; numbers are finite.
 
         Raises:
+            ValueError: `data` is no plain data, or holds a number that is not finite.
             CheckpointError: Another log has written to the file since; nothing was appended.
         """
         try:
