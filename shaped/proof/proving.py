@@ -3,11 +3,11 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
-from shaped.arguments import checked
+from shaped.arguments import OWN, checked
 from shaped.errors import ProofError, ShapedError, SignatureError, first_line, listing
 from shaped.proof.proof import Proof
 from shaped.proof.setting import Setting
@@ -17,7 +17,11 @@ _NAME = re.compile(r"[^\W\d]\w*")
 
 
 @checked
-def prove(fn: Callable[..., Any], assume: Sequence[str] = (), static: Sequence[str] | Mapping[str, int] = ()) -> Proof:
+def prove(
+    fn: Callable[..., Any],
+    assume: Annotated[Sequence[str], OWN] = (),
+    static: Annotated[Sequence[str] | Mapping[str, int], OWN] = (),
+) -> Proof:
     """Prove that an annotated function is well-shaped for all sizes of its dimension names.
 
     If it returns one scalar and takes a ParamList, it is a loss: its gradients are part of the proof. An update needs
