@@ -204,7 +204,6 @@ def test_train_runs_the_train_of_a_file(script_folder: Path, capsys: pytest.Capt
         ),
         (["train", "nowhere.py"], "ShapedError: no file nowhere.py\n"),
         (["check", "nowhere.py"], "ShapedError: no file nowhere.py\n"),
-        (["check", "tests"], "ShapedError: no file tests\n"),
     ],
     ids=" ".join,
 )
