@@ -21,6 +21,9 @@ class Progress:
         title: What stands before the bar.
         seconds: Between plain lines.
         file: Where to; standard output by default.
+
+    Raises:
+        ValueError: `file` cannot be written to, or `seconds` is no number.
     """
 
     @checked
