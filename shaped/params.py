@@ -13,13 +13,13 @@ receives a `ParamList` checks them again. Gradients and optimizer moments are li
 import inspect
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Self, cast
+from typing import Annotated, Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from shaped.arguments import checked, whole
+from shaped.arguments import OWN, checked, whole
 from shaped.drawing import check_device, check_dtype, draw_entry
 from shaped.errors import ShapeError, SignatureError, listing, nearest
 from shaped.layout import (
@@ -88,10 +88,10 @@ class ParamList:
         /,
         *,
         seed: int = 0,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        device: Annotated[torch.device | str | None, OWN] = None,
+        dtype: Annotated[torch.dtype | None, OWN] = None,
         frozen: Sequence[str] = (),
-        **sizes: int,
+        **sizes: Annotated[int, OWN],
     ) -> Self:
         """Draw a list at the given sizes.
 
