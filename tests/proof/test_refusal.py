@@ -200,7 +200,7 @@ def test_a_program_that_fails_shows_none_of_our_frames_above_the_message(tmp_pat
     frames = [line.split('"')[1] for line in run.stderr.splitlines() if line.startswith("  File ")]
 
     assert "shaped.ProofError: `transposed` is not well-shaped." in run.stderr
-    assert [frame.rsplit("/", 1)[-1] for frame in frames] == ["model.py", "trainer.py"]
+    assert [frame.rsplit("/", 1)[-1] for frame in frames] == ["model.py", "arguments.py", "trainer.py"]
 
 
 def test_no_library_frame_and_no_internal_symbol_is_shown():
