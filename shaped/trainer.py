@@ -34,7 +34,7 @@ from shaped.strategies import GradientStrategy
 
 
 class ScalarTrainer:
-    """Forward, backward and update of one scalar loss, proved at construction.
+    """Forward, backward and update of one scalar loss, whose shapes are proved at construction.
 
     The parameters are trained in place. Every method checks its whole input before anything changes.
 
