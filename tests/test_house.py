@@ -22,6 +22,7 @@ ROOMS = [
     (2, ("shaped.params", "shaped.init", "shaped.layout", "shaped.drawing", "shaped.strategies", "shaped.roles")),
     (3, ("shaped.proof",)),
     (3, ("shaped.optim",)),
+    (3, ("shaped.ranks",)),
     (4, ("shaped.backends",)),
     (5, ("shaped.trainer", "shaped.state")),
     (6, ("shaped.checkpoint", "shaped.loop", "shaped.metrics", "shaped.losses", "shaped.data")),

@@ -1,0 +1,220 @@
+"""What ranks exchange: functional collectives, which run as they stand in an eager pass and in a graph.
+
+    whole    <- gather(part)
+    g        <- scatter(samples*g), or total(samples*g)       summed over the ranks
+    totals   <- total([samples, samples*loss, ...])           one small sum a step; see `Totals`
+
+Only this file names torch's collectives.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.distributed as dist
+import torch.distributed._functional_collectives  # which tells fake tensors what these operations give
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+
+from shaped.ranks.join import cause, post
+
+_ops = torch.ops._c10d_functional
+_groups: WeakKeyDictionary[Any, dict[tuple[int, ...], Any]] = WeakKeyDictionary()  # of ours, by the default group
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What the ranks agreed on in a step: sums over them, read once.
+
+    Attributes:
+        samples: In the batches of all ranks.
+        loss: samples*loss.
+        not_finite: Ranks where a sum of gradients, the loss or the count is not finite.
+        wrong: Ranks whose batch is none, or has a value that an operation cannot take.
+        stop: Ranks that were asked to stop.
+        culprits: Ranks whose own loss or gradients are not finite.
+        culprit: The sum of their numbers: where it is one, its number.
+        squares, kept: Squares of the gradients that an update would take, with this batch and without it.
+    """
+
+    samples: float
+    loss: float
+    not_finite: float
+    wrong: float
+    stop: float
+    culprits: float
+    culprit: float
+    squares: float
+    kept: float
+
+    @property
+    def where(self) -> str:
+        """` on rank 2`, where one rank alone is to blame for what is not finite; ` on 3 ranks`; or nothing."""
+        if not self.culprits:
+            return ""
+        return f" on rank {int(self.culprit)}" if self.culprits == 1 else f" on {int(self.culprits)} ranks"
+
+
+NOT_FINITE, WRONG = 2, 3  # where these stand in the vector
+SAMPLES, LOSS, SQUARES, KEPT = 0, 1, 7, 8
+
+
+class Exchange:
+    """The ranks along one axis of a mesh.
+
+    Args:
+        mesh: torch's mesh.
+        axis: One of its axes.
+
+    Attributes:
+        rank, size: This process among those of the axis.
+        stop: Set it to ask all ranks to stop.
+        stopping: Whether any rank had asked when the last step was taken; alike on all ranks.
+        said: What this rank says of itself in each step, on the device: how its batch weighs (1, or 0 where it has
+            none), and whether it asks to stop.
+    """
+
+    def __init__(self, mesh: DeviceMesh, axis: str) -> None:
+        theirs = mesh.get_group(axis)
+        self.rank, self.size = dist.get_rank(theirs), dist.get_world_size(theirs)
+        self.group = _own(theirs)
+        self.name: str = self.group.group_name
+        device = torch.device(mesh.device_type, torch.cuda.current_device() if mesh.device_type == "cuda" else None)
+        self.said = torch.tensor([1.0, 0.0], dtype=torch.float64, device=device)
+        self.stopping = False
+        self._weight, self._stop = 1.0, False
+        self._device = device
+
+    # -- in a pass, eager or traced --------------------------------------------------------------------------------
+
+    def total(self, t: Tensor) -> Tensor:
+        """The sum over the ranks, on all of them."""
+        return _ops.wait_tensor(_ops.all_reduce(t, "sum", self.name))  # type: ignore[no-any-return]
+
+    def totals(self, tensors: list[Tensor]) -> list[Tensor]:
+        """The same of several, all under way at once."""
+        begun = [_ops.all_reduce(t, "sum", self.name) for t in tensors]
+        return [_ops.wait_tensor(t) for t in begun]
+
+    def gather(self, part: Tensor) -> Tensor:
+        """All ranks' parts, one after another, on all of them."""
+        return _ops.wait_tensor(  # type: ignore[no-any-return]
+            _ops.all_gather_into_tensor(part.contiguous(), self.size, self.name)
+        )
+
+    def scatter(self, flat: Tensor) -> Tensor:
+        """This rank's part of the sum over the ranks."""
+        return _ops.wait_tensor(  # type: ignore[no-any-return]
+            _ops.reduce_scatter_tensor(flat.contiguous(), "sum", self.size, self.name)
+        )
+
+    def agree(
+        self,
+        samples: Tensor,
+        loss: Tensor,
+        not_finite: Tensor,
+        wrong: Tensor,
+        culprit: Tensor,
+        squares: Tensor,
+        kept: Tensor,
+        said: Tensor,
+    ) -> Tensor:
+        """The sums of all of it, float64 (9,), as `Totals` names them."""
+        number = torch.full((), float(self.rank), dtype=torch.float64, device=said.device)
+        mine = [samples, loss, not_finite, wrong, said[1], culprit, culprit * number, squares, kept]
+        return self.total(torch.stack([m.to(said.device, torch.float64) for m in mine]))
+
+    # -- what this rank says ---------------------------------------------------------------------------------------
+
+    @property
+    def stop(self) -> bool:
+        """Whether this rank asks all to stop."""
+        return self._stop
+
+    @stop.setter
+    def stop(self, asked: bool) -> None:
+        self._stop = asked
+        self.said[1] = float(asked)
+
+    @property
+    def weight(self) -> float:
+        """How this rank's batches weigh: 1, or 0 where it takes part with a batch that is not its own."""
+        return self._weight
+
+    @weight.setter
+    def weight(self, weight: float) -> None:
+        if weight not in (0, 1):
+            raise ValueError(f"weight is {weight!r}; it is 1, or 0 for a batch that does not count")
+        self._weight = weight
+        self.said[0] = weight
+
+    def read(self, totals: Tensor) -> Totals:
+        """What was agreed on, as numbers of the host; remembers whether to stop."""
+        found = Totals(*totals.tolist())
+        self.stopping = found.stop > 0
+        return found
+
+    # -- between hosts ---------------------------------------------------------------------------------------------
+
+    def tell(self, thing: Any) -> list[Any]:
+        """What every rank tells, by rank; all ranks call it."""
+        told: list[Any] = [None] * self.size
+        dist.all_gather_object(told, thing, self.group)
+        return told
+
+    def mean(self, value: float, weight: float) -> float:
+        """The mean of all ranks' values by their weights; NaN where nothing weighs. All ranks call it."""
+        told = self.tell((float(value), float(weight)))
+        weighed = sum(w for _, w in told)
+        return sum(v * w for v, w in told if w) / weighed if weighed else float("nan")
+
+    def failed(self, error: BaseException) -> None:
+        """Leave word of an error that ends this rank alone, for those that will wait for it."""
+        post(error)
+
+    @property
+    def cause(self) -> str | None:
+        """What took some rank down, where it left word."""
+        return cause()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Exchange with nobody for a while: sums are this rank's own, and others' parts are copies of its part.
+
+        A compiled step has the group's name in its code. Under that name it finds another group here, so that what runs
+        on all ranks together can be tried on one.
+        """
+        from torch._C._distributed_c10d import _register_process_group, _unregister_process_group
+
+        _unregister_process_group(self.name)
+        _register_process_group(self.name, self._stand_in())
+        try:
+            yield
+        finally:
+            _unregister_process_group(self.name)
+            _register_process_group(self.name, self.group)
+
+    def _stand_in(self) -> Any:
+        from torch._C._distributed_c10d import FakeProcessGroup, ProcessGroup
+
+        group = dist.ProcessGroup(dist.HashStore(), self.rank, self.size)
+        # 2.11 makes it by its constructor, later ones by a function
+        make = getattr(FakeProcessGroup, "_create_internal", FakeProcessGroup)
+        kind = ProcessGroup.BackendType.CUSTOM
+        for device in dict.fromkeys(["cpu", self._device.type]):
+            group._register_backend(torch.device(device), kind, make(self.rank, self.size))
+        group._set_default_backend(kind)
+        group._set_group_name(self.name)
+        return group
+
+
+def _own(theirs: Any) -> Any:
+    """A group of the same processes that nobody else uses; made once, by all of them."""
+    known = _groups.setdefault(dist.group.WORLD, {})
+    members = tuple(dist.get_process_group_ranks(theirs))
+    if members not in known:
+        known[members] = dist.new_group(list(members), use_local_synchronization=True)
+    return known[members]

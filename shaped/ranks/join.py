@@ -1,0 +1,132 @@
+"""Joining the processes that torchrun started, and leaving them.
+
+    torchrun --standalone --nproc-per-node 4 train.py          mesh = ranks.join()
+
+Alone, without torchrun, a program is a group of one: the same program, without a collective in its graph.
+"""
+
+import atexit
+import math
+import os
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from types import TracebackType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from shaped.arguments import checked
+
+FAILED = "shaped/failed"  # in the store: which rank went down, and of what
+_joined = False
+
+
+@checked
+def join(*, backend: str | None = None, timeout: float | None = None, **axes: int) -> DeviceMesh:
+    """Join what torchrun set, and lay the processes out on named axes.
+
+    Args:
+        backend: torch.distributed's, such as "gloo" or "nccl"; the default is gloo for CPUs, with nccl where there is a
+            GPU for each process.
+        timeout: Seconds that a rank waits for the others; torch's default is 30 minutes (nccl: 10).
+        axes: A size for each axis: `join(dp=4)`. Without any, all processes are on one axis, `dp`.
+
+    Returns:
+        torch's DeviceMesh. A second call returns one over the same group.
+
+    Raises:
+        ValueError: The sizes do not make the number of processes.
+        RuntimeError: torch.distributed cannot be used here, or the others do not come.
+    """
+    global _joined
+    if not dist.is_available():
+        raise RuntimeError("this torch was built without torch.distributed")
+    count = dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
+    axes = axes or {"dp": count}
+    if math.prod(axes.values()) != count or min(axes.values()) < 1:
+        said = ", ".join(f"{name}={size}" for name, size in axes.items())
+        started = f"{count} processes are there" if count > 1 else "one process is there: torchrun starts several"
+        raise ValueError(f"join({said}) wants {math.prod(axes.values())} processes, and {started}")
+    if not dist.is_initialized():
+        _begin(backend, timeout)
+        _joined = True
+        _tell_of_errors()
+        atexit.register(leave)
+    return init_device_mesh(_device(), tuple(axes.values()), mesh_dim_names=tuple(axes))
+
+
+def _begin(backend: str | None, timeout: float | None) -> None:
+    """Make the default group."""
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    gpus = backend is None and torch.cuda.is_available() and torch.cuda.device_count() >= here
+    if gpus or (backend or "").endswith("nccl"):
+        torch.cuda.set_device(local)
+    given: dict[str, Any] = {} if timeout is None else {"timeout": timedelta(seconds=timeout)}
+    backend = backend or ("cpu:gloo,cuda:nccl" if gpus else "gloo")
+    if "WORLD_SIZE" not in os.environ:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, **given)
+        return
+    store, rank, size = next(iter(dist.rendezvous("env://")))
+    # A restart by torchrun meets at the same store, where gloo would find the addresses of the processes before it.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    dist.init_process_group(
+        backend, store=dist.PrefixStore(f"shaped/{attempt}", store), rank=rank, world_size=size, **given
+    )
+
+
+def _device() -> str:
+    """What the mesh's collectives run on."""
+    return "cuda" if "nccl" in dist.get_backend_config() else "cpu"
+
+
+def leave() -> None:
+    """Leave the group that `join` made; a second time, nothing. It runs by itself where a program ends well.
+
+    A program that ends in an error does not: the others may be within a collective, which only its end interrupts.
+    """
+    global _joined
+    if _joined and dist.is_initialized():
+        dist.destroy_process_group()
+    _joined = False
+
+
+def _tell_of_errors() -> None:
+    """Tell the others of an error that ends this process, and leave the group to them."""
+    before: Callable[..., Any] = sys.excepthook
+
+    def told(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        global _joined
+        _joined = False
+        post(error)
+        before(kind, error, trace)
+
+    sys.excepthook = told
+
+
+def post(error: BaseException) -> None:
+    """Leave word in the store of what took this rank down, for those that wait for it; the first one stays."""
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        text = f"rank {dist.get_rank()}: {type(error).__name__}: {error}".splitlines()[0]
+        store.compare_set(FAILED, "", text)
+    except Exception:  # the store's host is gone: nobody is left to be told
+        return
+
+
+def cause() -> str | None:
+    """What took some rank down: `rank 1: ValueError: ...`; None where nobody left word."""
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        return store.get(FAILED).decode() if store.check([FAILED]) else None
+    except Exception:  # as above
+        return None
+
+
+def say(*things: Any) -> None:
+    """Print on rank 0 only; alone, print."""
+    if not dist.is_available() or not dist.is_initialized() or dist.get_rank() == 0:
+        print(*things, flush=True)

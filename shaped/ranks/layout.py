@@ -1,0 +1,96 @@
+"""Even flat parts: a tensor flattened, padded with fewer than `size` zeros and cut into `size` parts of one length.
+
+The same shapes on all ranks, whatever the tensor's: one program serves all ranks, and a part is an interval of entries.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one tensor lies over the ranks.
+
+    Attributes:
+        shape: Of the whole.
+        size: How many parts there are.
+    """
+
+    shape: tuple[int, ...]
+    size: int
+
+    @property
+    def numel(self) -> int:
+        """Entries of the whole."""
+        return math.prod(self.shape)
+
+    @property
+    def length(self) -> int:
+        """Entries of a part, the padding of the last ones among them."""
+        return -(-self.numel // self.size)
+
+    def bounds(self, rank: int) -> tuple[int, int]:
+        """Where a rank's part begins and ends in the flattened tensor, without padding; the same twice where empty."""
+        return min(rank * self.length, self.numel), min((rank + 1) * self.length, self.numel)
+
+    def padded(self, part: Tensor) -> Tensor:
+        """A rank's entries with what pads them."""
+        return _filled(part, self.length)
+
+    def flat(self, whole: Tensor) -> Tensor:
+        """The whole as all parts one after another."""
+        return _filled(whole.reshape(-1), self.length * self.size)
+
+    def cut(self, whole: Tensor, rank: int) -> Tensor:
+        """A rank's part, padded: a tensor of its own."""
+        start, stop = self.bounds(rank)
+        own = whole.reshape(-1)[start:stop]
+        filled = _filled(own, self.length)
+        return filled.clone() if filled is own else filled
+
+    def whole(self, flat: Tensor) -> Tensor:
+        """All parts one after another as the whole: a view."""
+        return flat[: self.numel].view(self.shape)
+
+
+def _filled(flat: Tensor, length: int) -> Tensor:
+    """With zeros up to a length; the same tensor where none is missing."""
+    missing = length - flat.shape[0]
+    if not missing:
+        return flat
+    return torch.cat([flat, flat.new_zeros(missing)])
+
+
+def units(names: Sequence[str], bytes_of: Sequence[int], small: int = 2**16) -> list[list[int]]:
+    """What moves over the ranks together: the entries of one block of a list, and small ones with the one before.
+
+    Args:
+        names: Of the entries, such as `blocks.3.w`, in their order.
+        bytes_of: How large each is.
+        small: Up to how many bytes an entry outside of lists goes along.
+
+    Returns:
+        Positions, in order; each once.
+    """
+    found: list[list[int]] = []
+    before: str | None = None
+    for i, name in enumerate(names):
+        block = _block(name)
+        along = block == before if block else before == "" and bytes_of[i] <= small
+        if found and along:
+            found[-1].append(i)
+        else:
+            found.append([i])
+        before = block
+    return found
+
+
+def _block(name: str) -> str:
+    """The entry of the outermost list that a name is in: `blocks.3` of `blocks.3.w`; empty where it is in none."""
+    parts = name.split(".")
+    at = next((i for i, part in enumerate(parts) if part.isdecimal()), None)
+    return ".".join(parts[: at + 1]) if at is not None else ""

@@ -1,0 +1,49 @@
+"""Even flat parts, and what moves over the ranks together."""
+
+import pytest
+import torch
+
+from shaped.ranks import Layout, units
+
+SHAPES = [(), (1,), (5,), (2, 3), (4, 0, 2), (3, 5, 2)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_the_parts_of_a_tensor_are_even_and_make_it_up(shape: tuple[int, ...], size: int) -> None:
+    layout = Layout(shape, size)
+    whole = torch.arange(1.0, 1.0 + layout.numel).reshape(shape)
+    parts = [layout.cut(whole, rank) for rank in range(size)]
+
+    assert {part.shape for part in parts} == {(layout.length,)}
+    assert layout.length * size - layout.numel < size
+    assert torch.equal(layout.whole(torch.cat(parts)), whole)
+    assert torch.equal(torch.cat(parts), layout.flat(whole))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_bounds_are_the_entries_of_a_part_without_its_padding(shape: tuple[int, ...], size: int) -> None:
+    layout = Layout(shape, size)
+    whole = torch.arange(1.0, 1.0 + layout.numel).reshape(shape)
+    entries = [whole.reshape(-1)[slice(*layout.bounds(rank))] for rank in range(size)]
+
+    assert torch.equal(torch.cat(entries), whole.reshape(-1))
+    for rank, own in enumerate(entries):
+        assert torch.equal(layout.padded(own), layout.cut(whole, rank))
+
+
+def test_a_part_is_a_tensor_of_its_own() -> None:
+    whole = torch.ones(4)
+    part = Layout((4,), 2).cut(whole, 0)
+    part.zero_()
+
+    assert torch.equal(whole, torch.ones(4))
+
+
+def test_the_entries_of_a_block_move_together_and_small_ones_with_the_one_before() -> None:
+    names = ["wte", "scale", "blocks.0.w", "blocks.0.b", "blocks.1.w", "blocks.1.inner.2.w", "head", "bias", "out"]
+    large, small = 2**20, 2**8
+    sizes = [large, small, large, small, large, large, large, small, large]
+
+    assert units(names, sizes) == [[0, 1], [2, 3], [4, 5], [6, 7], [8]]
