@@ -13,6 +13,7 @@ from shaped.errors import ExportError as ExportError
 from shaped.errors import GradientError as GradientError
 from shaped.errors import NonFiniteError as NonFiniteError
 from shaped.errors import ProofError as ProofError
+from shaped.errors import RankError as RankError
 from shaped.errors import RunLocked as RunLocked
 from shaped.errors import ShapedError as ShapedError
 from shaped.errors import ShapeError as ShapeError

@@ -10,6 +10,7 @@
     ├── ExecutorError      no room for another executor, or the compiler refused a graph
     ├── ExportError        a program cannot be exported, or computes something else where it was exported to
     ├── StateError         a state dict does not fit; nothing was loaded                        (ValueError)
+    ├── RankError          another rank failed, is gone, or is somewhere else in the program
     └── CheckpointError    a checkpoint cannot be written or read, or is another's
         ├── CheckpointCorrupt   it is not what was written; nothing was loaded
         └── RunLocked           another process runs in this folder
@@ -63,6 +64,10 @@ class ExportError(ShapedError):
 
 class StateError(ShapedError, ValueError):
     """A state dict does not fit. Nothing was loaded."""
+
+
+class RankError(ShapedError):
+    """Another rank of the run failed, is gone, or is somewhere else in the program."""
 
 
 class CheckpointError(ShapedError):

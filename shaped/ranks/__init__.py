@@ -7,3 +7,9 @@ from shaped.ranks.join import leave as leave
 from shaped.ranks.join import say as say
 from shaped.ranks.layout import Layout as Layout
 from shaped.ranks.layout import units as units
+from shaped.ranks.peers import ALONE as ALONE
+from shaped.ranks.peers import Peers as Peers
+from shaped.ranks.peers import peers_of as peers_of
+from shaped.ranks.peers import together as together
+from shaped.ranks.pieces import Piece as Piece
+from shaped.ranks.rows import Rows as Rows
