@@ -49,9 +49,10 @@ class ScalarTrainer:
         assume: Relations between sizes to take as given, as for `prove`.
         static: Dimension names that are proved at each size as it comes.
         max_executors: How many compiled callables may exist; one more is an error that names this argument.
-        max_norm: Scale gradients to a global 2-norm of at most this before each update.
-        nonfinite: What a NaN or infinite loss or gradient does: "raise" NonFiniteError, or "skip" the update and count
-            it in `skipped`. Parameters, state and step counts stay as they were in both.
+        max_norm: Scale gradients to a global 2-norm of at most this before each update; where the optimizer has a
+            `max_norm` too, once, to the smaller.
+        nonfinite: What a NaN or infinite loss or gradient does, whatever the optimizer's `skip_nonfinite` is: "raise"
+            NonFiniteError, or "skip" the update and count it in `skipped`. Parameters and state stay in both.
         accumulate: Take an update at every n-th step only, with the mean gradient over all samples of the n batches.
         autocast: Run the loss under torch.autocast in this dtype (torch.bfloat16, or "bf16").
         check: Compare every batch with the signature. False only if something before does.
@@ -159,7 +160,7 @@ class ScalarTrainer:
 
     @property
     def grad_norm(self) -> Tensor | None:
-        """The global 2-norm of the gradients of the last update before clipping; None without `max_norm`, or before."""
+        """The global 2-norm of the last update's gradients before clipping; None where no `max_norm` asked for it."""
         return self._shared.progress.grad_norm
 
     @property

@@ -22,6 +22,7 @@ class Extras:
         grad_scale: One element; gradients are divided by it.
         found_inf: One element; the step changes nothing if it is not zero.
         norm: The norm of all gradients as they are, where it is known already: shards on many devices.
+        keep: Gradients are not written, whatever they are multiplied by; `zero_grads` zeroes them all the same.
     """
 
     max_norm: float | None = None
@@ -31,11 +32,17 @@ class Extras:
     grad_scale: Tensor | None = None
     found_inf: Tensor | None = None
     norm: Tensor | None = None
+    keep: bool = False
 
     @property
     def measures(self) -> bool:
         """Whether the gradients must be read before the step."""
         return self.max_norm is not None or self.skip_nonfinite
+
+    @property
+    def looks_at_all(self) -> bool:
+        """Whether a norm or an average over all tensors is taken beside the rule."""
+        return self.measures or self.ema_decay is not None
 
 
 NOTHING = Extras()

@@ -58,7 +58,14 @@ def _take_on_host(calls: Sequence[Call], extras: Extras) -> tuple[Tensor | None,
         if extras.skip_nonfinite and not math.isfinite(norm):  # the norm of finite gradients may be infinite
             skip |= extras.norm is not None or not all(bool(g.isfinite().all()) for c in calls for g in c.walked)
     _move_all(calls, extras, _factor(extras, norm), skip)
-    return None if norm is None else torch.tensor(norm), skip
+    return None if norm is None else _told(norm, calls), skip
+
+
+def _told(norm: float, calls: Sequence[Call]) -> Tensor:
+    """A norm as a tensor: where the first parameters are, as wide as the widest are computed in."""
+    exact = any(p.dtype == torch.float64 for call in calls for p in call.lists.params)
+    device = calls[0].lists.device if calls else None
+    return torch.tensor(norm, dtype=torch.float64 if exact else torch.float32, device=device)
 
 
 def _factor(extras: Extras, norm: float | None) -> float | None:
@@ -74,7 +81,7 @@ def _factor(extras: Extras, norm: float | None) -> float | None:
 def _move_all(calls: Sequence[Call], extras: Extras, factor: float | None, skip: bool) -> None:
     for call in calls:
         if not skip:
-            _move(call, extras.ema_decay, factor)
+            _move(call, extras, factor)
         if extras.zero_grads:
             torch._foreach_zero_(call.walked if call.flat is not None and not call.flat.copies else list(call.grads))
 
@@ -92,19 +99,21 @@ def _norm(grads: list[Tensor]) -> Tensor:
     return torch.linalg.vector_norm(torch.stack([norm.double() for norm in norms]))
 
 
-def _move(call: Call, ema_decay: float | None, factor: float | None) -> None:
-    lists, rule, flat = call.lists, call.rule, call.flat
+def _move(call: Call, extras: Extras, factor: float | None) -> None:
+    lists, rule, flat, ema_decay = call.lists, call.rule, call.flat, extras.ema_decay
     call.step.add_(1)
     try:
         if flat is not None:
             flat.enter()
-            _move_exactly(call, [flat.params], call.walked, [[slot] for slot in flat.slots], factor)
+            keep = extras.keep and not flat.copies
+            _move_exactly(call, [flat.params], call.walked, [[slot] for slot in flat.slots], factor, keep)
             flat.leave()
         elif rule.store != "nearest" or lists.scales is not None:
             for i in range(len(lists)):
                 _move_narrowly(call, i, factor)
         elif rule.has_fused:
-            _move_exactly(call, lists.fast_params, lists.fast_of(call.walked), lists.fast_slots, factor)
+            fast = lists.fast_params, lists.fast_of(call.walked), lists.fast_slots
+            _move_exactly(call, *fast, factor, extras.keep)
             _move_plainly(call, *lists.slow_of(call.grads), factor)
         else:
             _move_plainly(call, lists.params, call.grads, lists.slots, factor)
@@ -120,16 +129,18 @@ def _move(call: Call, ema_decay: float | None, factor: float | None) -> None:
 
 
 def _move_exactly(
-    call: Call, params: list[Tensor], grads: list[Tensor], slots: Sequence[list[Tensor]], factor: float | None
-) -> None:
+    call: Call, params: list[Tensor], grads: list[Tensor], slots: Sequence[list[Tensor]], factor: float | None,
+    keep: bool,
+) -> None:  # fmt: skip
     """Dense tensors of one dtype, by the rule's operator where there is one."""
     if not params:
         return
     if not call.rule.has_fused:
         _move_plainly(call, params, grads, slots, factor)
         return
-    if factor is not None and shared(grads):  # torch's operator writes g*factor back, and would do so twice
-        grads, factor = [g * factor for g in grads], None
+    # torch's operator writes g*factor back, twice where two share memory, and rounds the factor to float32
+    if factor is not None and (keep or grads[0].dtype == torch.float64 or shared(grads)):
+        grads, factor = list(torch._foreach_mul(grads, factor)), None
     call.rule.fused(params, grads, slots, call.scalars, call.step, factor)
 
 

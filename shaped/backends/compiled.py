@@ -98,10 +98,8 @@ class Compiled:
                 self._progress.count(optimizer, last=last, taken=taken)
                 step.commit()
                 self.program.keep(loss, rest[: self.program.more])
-                if last and self._settings.max_norm is not None:
-                    self._progress.grad_norm = norm.pop(0)
-                if norm:
-                    optimizer.grad_norm = norm[0]
+                if norm and reason == 0:
+                    self._progress.grad_norm = optimizer.grad_norm = norm[0]
                 return loss, True
         if reason == WRONG_VALUE:
             raise self._wrong(step.name, case, inputs)

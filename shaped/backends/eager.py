@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from shaped.backends.executors import Executors
-from shaped.backends.gradients import all_finite, clipped, finite_flag, global_norm, mean_with, of_counted
+from shaped.backends.gradients import all_finite, finite_flag, mean_with, of_counted
 from shaped.backends.interrupts import Whole
 from shaped.backends.program import Program
 from shaped.backends.progress import Progress
@@ -98,7 +98,7 @@ class Eager:
             if last:
                 progress.weight.zero_()
         if go:
-            optimizer.update(self._clipped(gradients), self._used, readings=readings)
+            self._step(optimizer, gradients, readings)
         progress.count(optimizer, last=last, taken=go, left_out=not finite)
 
     def update_waiting(self, optimizer: FusedOptimizer) -> bool:
@@ -108,7 +108,7 @@ class Eager:
         progress, go = self._progress, float(self._progress.weight) > 0
         with Whole():
             if go:
-                optimizer.update(self._clipped(progress.means), self._used, readings=readings)
+                self._step(optimizer, progress.means, readings)
             progress.weight.zero_()
             progress.count(optimizer, last=True, taken=go)
         return go
@@ -133,9 +133,8 @@ class Eager:
         if finite:
             for i, new in zip(self.program.writes, written, strict=True):
                 params[i].copy_(new)
-            known = self._progress.grad_norm
-            optimizer.update(self._clipped(gradients), [params[i] for i in self.program.used])
-            self._progress.grad_norm = known
+            used = [params[i] for i in self.program.used]
+            optimizer.update(gradients, used, max_norm=self._settings.max_norm)
         return loss, list(params)
 
     def _update_quietly(
@@ -163,17 +162,22 @@ class Eager:
             progress.weight.copy_(weight)
             gradients, go = progress.means, progress.weight > 0
         if last:
-            found = (~go).to(torch.float32)
-            optimizer.update(self._clipped(gradients), self._used, found_inf=found, readings=readings)
+            self._step(optimizer, gradients, readings, (~go).to(torch.float32))
             progress.weight.zero_()
         taken = go if last else torch.zeros_like(go)
         progress.counts.add_(torch.stack([taken, ~finite]).to(torch.int64))
 
-    def _clipped(self, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
-        if self._settings.max_norm is None:
-            return gradients
-        self._progress.grad_norm = norm = global_norm(gradients)
-        return clipped(gradients, self._settings.max_norm, norm)
+    def _step(
+        self,
+        optimizer: FusedOptimizer,
+        gradients: Sequence[Tensor],
+        readings: Readings,
+        found_inf: Tensor | None = None,
+    ) -> None:
+        """Clip and update: the one place where this backend does."""
+        optimizer.update(gradients, self._used, found_inf, readings, self._settings.max_norm)
+        if optimizer.options.measures(self._settings.max_norm):
+            self._progress.grad_norm = optimizer.grad_norm
 
     def _admit(self, inputs: Sequence[Tensor]) -> None:
         self.program.follow_storage()

@@ -1,4 +1,4 @@
-"""What is done to gradients before an update, on both backends: is everything finite, and clipping by global norm."""
+"""What is asked of gradients before an update: whether everything is finite, their mean, and in a graph their norm."""
 
 import math
 from collections.abc import Sequence
@@ -38,12 +38,12 @@ def global_norm(gradients: Sequence[Tensor]) -> Tensor:
     return torch.linalg.vector_norm(torch.stack(norms))
 
 
-def clipped(gradients: Sequence[Tensor], max_norm: float, norm: Tensor | None = None) -> list[Tensor]:
-    """Gradients scaled to a global 2-norm of at most `max_norm`, as `torch.nn.utils.clip_grad_norm_` scales them.
+def clipped(gradients: Sequence[Tensor], max_norm: float, norm: Tensor) -> list[Tensor]:
+    """Gradients of this norm scaled to one of at most `max_norm`, as `torch.nn.utils.clip_grad_norm_` scales them.
 
-    `norm` is their norm, where it is known already.
+    For a traced step; an eager one is clipped by shaped_kernels, on the way through the update.
     """
-    factor = torch.clamp(max_norm / ((global_norm(gradients) if norm is None else norm) + 1e-6), max=1.0)
+    factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
     return [gradient * factor.to(gradient.dtype) for gradient in gradients]
 
 

@@ -28,7 +28,7 @@ class Progress:
         waiting_for: The optimizer that they are for.
         calls: How many calls of a step were taken or left out.
         stepped: The optimizer of the last one.
-        grad_norm: The global norm of the gradients of the last update, before clipping, where the trainer clips.
+        grad_norm: The global norm of the gradients of the last update, before clipping, where a step takes it.
     """
 
     def __init__(self, used: Sequence[Tensor], skips: bool) -> None:

@@ -2,7 +2,7 @@
 
     finite   <- the loss and every gradient are finite, and every index is in range
     mean     <- mean + share*(g - mean)                  several batches an update; share = samples / all samples so far
-    g        <- g * min(1, max_norm / (norm + 1e-6))     the trainer's, then the optimizer's own
+    g        <- g * min(1, max_norm / (norm + 1e-6))     the smaller of the trainer's and the optimizer's
     p, state <- the optimizer's rule                     this and the rest where something finite is there
     e        <- e + (1 - ema_decay)*(p - e)
     t        <- t + 1
@@ -268,15 +268,11 @@ class Step:
         rest: list[Tensor],
         go: Tensor,
     ) -> tuple[Tensor, ...]:
-        """Clip and update where `go`; returns the norms that the trainer and the optimizer keep as `grad_norm`."""
-        norms: list[Tensor] = []
-        if self._settings.max_norm is not None:
-            norms.append(global_norm(gradients))
-            gradients = clipped(gradients, self._settings.max_norm, norms[0])
-        if optimizer.options.max_norm is not None or optimizer.options.skip_nonfinite:
-            norms.append(global_norm(gradients))
-        if optimizer.options.max_norm is not None:
-            gradients = clipped(gradients, optimizer.options.max_norm)
+        """Clip and update where `go`; returns the norm that trainer and optimizer keep as `grad_norm`, where taken."""
+        options, mine = optimizer.options, self._settings.max_norm
+        norms = [global_norm(gradients)] if options.measures(mine) else []
+        if (limit := options.limit(mine)) is not None:
+            gradients = clipped(gradients, limit, norms[0])
         for update, rule in zip(self._updates, self._rules, strict=True):
             size = len(update.params)
             slots = [[rest.pop(0) for _ in range(size)] for _ in update.slots]

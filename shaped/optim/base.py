@@ -184,20 +184,24 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
         params: Sequence[Tensor] | None = None,
         found_inf: Tensor | None = None,
         readings: Readings | None = None,
+        max_norm: float | None = None,
     ) -> None:
         """Take one step in place from given gradients; no hooks run, and no `.grad` is read.
 
         Args:
-            grads: One dense gradient for each of `params`, of its shape, dtype and device.
+            grads: One dense gradient for each of `params`, of its shape, dtype and device; unchanged, unless
+                `zero_grads` was asked for.
             params: As `updates` takes them.
             found_inf: One element: the step changes nothing if it is not zero. On a GPU the host does not read it.
             readings: What `read` returned for the same parameters, where this is the step that it was read for.
+            max_norm: The caller's limit, beside that of the options: gradients are clipped once, to the smaller.
 
         Raises:
             ValueError: A gradient does not fit, or a hyper-parameter has left its range. Every
                 fault is named, and nothing has changed.
         """
-        self._take(grads, params, None, found_inf, readings)
+        around = self.options.around(max_norm, found_inf=found_inf, keep=True)
+        self._take(grads, params, around, readings)
 
     @_disable_dynamo
     def _take_uncompiled(self, *arguments: Any) -> None:
@@ -207,18 +211,13 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
         self,
         grads: Sequence[Tensor],
         params: Sequence[Tensor] | None,
-        grad_scale: Tensor | None,
-        found_inf: Tensor | None,
+        extras: Extras,
         readings: Readings | None = None,
     ) -> None:
         if torch.compiler.is_dynamo_compiling():  # it breaks its graph here, as at every torch optimizer's step
-            self._take_uncompiled(grads, params, grad_scale, found_inf, readings)
+            self._take_uncompiled(grads, params, extras, readings)
             return
-        plan, calls = self._ready(grads, params, readings)
-        options = self.options
-        extras = Extras(
-            options.max_norm, options.skip_nonfinite, options.ema_decay, options.zero_grads, grad_scale, found_inf
-        )
+        plan, calls = self._ready(grads, params, readings, extras.looks_at_all)
         if extras.measures and any(u.sharded for u in plan.updates):
             extras = replace(extras, norm=global_norm(grads))
         self.grad_norm, skipped = take(calls, extras)
@@ -229,7 +228,7 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
                 u.adopt()
 
     def _ready(
-        self, grads: Sequence[Tensor], params: Sequence[Tensor] | None, readings: Readings | None
+        self, grads: Sequence[Tensor], params: Sequence[Tensor] | None, readings: Readings | None, gather: bool
     ) -> tuple[Plan, list[Call]]:
         """Everything that can fail, before anything that mutates."""
         plan = self._plan(params)
@@ -243,16 +242,16 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
         try:
             with torch.no_grad():
                 given = zip(plan.updates, read, strict=True)
-                return plan, [self._call(u, plan.share(u, grads), reading) for u, reading in given]
+                return plan, [self._call(u, plan.share(u, grads), reading, gather) for u, reading in given]
         except ValueError:
             if all(u.lists.as_checked() for u in plan.updates):
                 raise
             self._plans.clear()  # the parameters were given another dtype or device
-            return self._ready(grads, params, None)
+            return self._ready(grads, params, None, gather)
 
-    def _call(self, update: Update, grads: Sequence[Tensor], reading: Reading) -> Call:
+    def _call(self, update: Update, grads: Sequence[Tensor], reading: Reading, gather: bool) -> Call:
         lr = update.group["lr"] if update.lr_on_device else None
-        return Call(reading.rule, update.lists, grads, reading.numbers, update.counted, lr, self.options.looks_at_all)
+        return Call(reading.rule, update.lists, grads, reading.numbers, update.counted, lr, gather)
 
     @contextmanager
     def ahead(self, params: Sequence[Tensor] | None = None) -> Iterator[None]:
@@ -274,13 +273,13 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
         `step` does this itself; a captured step that is replayed cannot see that a scheduler changed a
         number on the host. On the CPU there is nothing to do.
         """
-        extras = Extras(self.options.max_norm, ema_decay=self.options.ema_decay)
+        extras = self.options.around()
         for plan in self._plans.values():
             for u in plan.updates:
                 if u.lists.path == "triton" and len(u.lists):
                     from shaped_kernels.launch_triton import upload
 
-                    upload(self._call(u, u.lists.params, u.admitted()), extras)
+                    upload(self._call(u, u.lists.params, u.admitted(), extras.looks_at_all), extras)
 
     # torch.optim.Optimizer.
 
@@ -315,7 +314,8 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
             moving = [(p, g) for p, g in zip(params, grads, strict=True) if g is not None]
             params, grads = [p for p, _ in moving], [g for _, g in moving]
         if params:
-            self._take(grads, params, getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
+            amp = {name: getattr(self, name, None) for name in ("grad_scale", "found_inf")}
+            self._take(grads, params, self.options.around(**amp))
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:

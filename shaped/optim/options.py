@@ -7,6 +7,7 @@ from typing import Any, Literal, TypedDict
 
 import torch
 
+from shaped_kernels.calls import Extras
 from shaped_kernels.scalars import Store, number
 
 Moments = torch.dtype | Literal["8bit"] | None
@@ -42,8 +43,10 @@ class Options:
 
     Attributes:
         max_norm: Gradients are scaled so that the norm of all of them is at most this, as
-            `clip_grad_norm_` does before a step; in gradient units.
-        skip_nonfinite: A step with an infinite or NaN gradient changes nothing, bit for bit.
+            `clip_grad_norm_` does before a step; in gradient units. Where a trainer has a `max_norm` too, they are
+            scaled once, to the smaller.
+        skip_nonfinite: A step with an infinite or NaN gradient changes nothing, bit for bit. A trainer looks at the
+            gradients before, and does what its `nonfinite` says.
         ema_decay: Keep an average of each parameter, and this share of it at each step.
         zero_grads: Leave zeros in the gradients, so that `zero_grad(set_to_none=False)` is not needed.
         store: How bfloat16 parameters are rounded: "nearest"; "stochastic", right on average; or
@@ -72,10 +75,18 @@ class Options:
         if self.moments not in (None, torch.float32, "8bit"):
             raise ValueError(f"moments must be None, torch.float32 or '8bit', got {self.moments!r}")
 
-    @property
-    def looks_at_all(self) -> bool:
-        """Whether a norm or an average over all tensors is taken beside the rule."""
-        return self.max_norm is not None or self.skip_nonfinite or self.ema_decay is not None
+    def limit(self, other: float | None) -> float | None:
+        """What the norm of all gradients is at most, where another limit stands beside `max_norm`: the smaller."""
+        limits = [limit for limit in (self.max_norm, other) if limit is not None]
+        return min(limits, default=None)
+
+    def measures(self, other: float | None) -> bool:
+        """Whether a step takes the norm of all gradients."""
+        return self.skip_nonfinite or self.limit(other) is not None
+
+    def around(self, max_norm: float | None = None, **given: Any) -> Extras:
+        """What is fused around one step, under another limit too; `given` are further fields of `Extras`."""
+        return Extras(self.limit(max_norm), self.skip_nonfinite, self.ema_decay, self.zero_grads, **given)
 
 
 def split_options(given: dict[str, Any], known: Sequence[str]) -> tuple[Options, dict[str, Any]]:
