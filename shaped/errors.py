@@ -139,10 +139,12 @@ class _Located(ShapedError):
         goal: What was left to show.
         names: Dimension names that the program reads as plain numbers there.
         lacking: The equality that an operation lacks, as two terms over dimension names, where it is one.
+        between: Of what goes on without a word, the two shapes that should be one, as terms over dimension names.
     """
 
     names: tuple[str, ...] = ()
     lacking: tuple[Any, Any] | None = None
+    between: tuple[Sequence[Any], Sequence[Any]] | None = None
 
     def __init__(self, title: str, source: Source | None = None, goal: Goal | None = None) -> None:
         self.title = title

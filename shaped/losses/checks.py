@@ -39,7 +39,7 @@ def refuse(goal: str, said: str, tensors: Sequence[Tensor]) -> NoReturn:
     if any(isinstance(size, SymInt) for tensor in tensors for size in tensor.shape):
         from shaped.proof.trace import Mismatch  # the tracer is imported already, or there were no symbols
 
-        raise Mismatch(goal, said)
+        raise Mismatch(goal, said, tensors)
     raise ShapeError(said)
 
 

@@ -22,7 +22,7 @@ from shaped.shapes import Term
 
 _PERIOD = 24  # larger sizes of the same rests are this far apart
 _HIGHER = (5, 7, 11, 13)
-_SMALL = 6  # sizes below are tried as numbers, one at a time
+_SMALL = 10  # sizes below are tried as numbers, one at a time
 _EQUALITIES = 3  # that one proof takes from the sizes it begins at
 
 Sizes = Mapping[str, int]

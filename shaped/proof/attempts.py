@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from shaped.proof.explain import is_unprovable
+from shaped.proof.isolation import hush
 from shaped.proof.plans import divided, needed_multiple, repairs, sizes_of, splits, with_multiple
 from shaped.proof.setting import Setting
 from shaped.proof.symbolic import Plan, World, hint
@@ -58,6 +59,8 @@ def attempts(setting: Setting, names: Sequence[str], plan: Plan, most: int) -> "
             if is_unprovable(error):
                 break
             waiting.extend(repairs(world, plan))  # the user's own `assert seq <= 16` too may need other hints
+        finally:
+            hush()
     return max(failures, key=lambda failure: len(failure.recorder.steps))
 
 

@@ -52,6 +52,7 @@ class Broken:
     goal: str
     source: Source
     function: str  # whose argument it is; empty for a local variable
+    meant: tuple[Any, ...] = ()  # the sizes that it says, as far as they are known
 
 
 @dataclass
@@ -90,7 +91,8 @@ class Claims:
                                    if isinstance(scope.frame.f_locals.get(n), int | SymInt))  # fmt: skip
             goal = self._goal(claim.spec, value, scope.sizes) if isinstance(value, Tensor) else ""
             if goal and isinstance(value, Tensor):
-                return Broken(claim.name, claim.spec, value, goal, Place(scope.frame, -1, claim.line).source(), "")
+                source = Place(scope.frame, -1, claim.line).source()
+                return Broken(claim.name, claim.spec, value, goal, source, "", _meant(claim.spec, scope.sizes))
         return None
 
     def _arguments(self, scope: _Scope) -> Broken | None:
@@ -103,7 +105,7 @@ class Claims:
                 caller = caller.f_back
             if goal and caller is not None and isinstance(value, Tensor):
                 source = Place(caller, caller.f_lasti, caller.f_lineno).source()
-                return Broken(argument, spec, value, goal, source, name)
+                return Broken(argument, spec, value, goal, source, name, _meant(spec, scope.sizes))
         return None
 
     def _goal(self, spec: TensorSpec, value: Tensor, sizes: dict[str, Any]) -> str:
@@ -120,6 +122,10 @@ class Claims:
         if value.dtype not in spec.dtypes:
             return f"{dtype_name(value.dtype)} is {spec.kind}"
         return ""
+
+
+def _meant(spec: TensorSpec, sizes: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(dim.evaluate(sizes) if set(dim.names) <= set(sizes) else None for dim in spec.dims)
 
 
 def _argument_specs(frame: FrameType) -> tuple[str, Mapping[str, TensorSpec]]:

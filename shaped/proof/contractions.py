@@ -1,5 +1,6 @@
 """The rules of operations that sum or contract axes: for `flows.Walk`."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch.fx import Node
 from shaped.proof.axes import Application, Dim, Factor, bare, plain, reshaped, size_of, split
 from shaped.proof.flows import BATCH, IN, OUT, Flow, Walk, handles, sizes_of
 from shaped.proof.motions import Size, argument, dims_of, length_of, sized
+from shaped.proof.recurrent import GATES
 
 
 @handles("sum", "mean", "amax", "amin", "prod", "any", "all", "logsumexp", "linalg_vector_norm", "var", "std")
@@ -163,18 +165,30 @@ def _weight_norm(walk: Walk, node: Node, name: str) -> list[Flow] | None:
 @handles("mkldnn_rnn_layer")
 def _lstm(walk: Walk, node: Node, name: str) -> list[Flow] | None:
     """A layer of an LSTM as a CPU runs it: four gates of the input and of the state, each `[4*hidden, in]`."""
+    return _gated(walk, node, node.args[1:5], 4)
+
+
+@handles("shaped.recurrent")
+def _recurrent(walk: Walk, node: Node, name: str) -> list[Flow] | None:
+    """Layers over a time that is free, whose weights are `[gates*hidden, in]` likewise."""
+    kind: Any = node.args[0]
+    weights: Any = node.args[3]
+    return _gated(walk, node, weights, GATES[kind])
+
+
+def _gated(walk: Walk, node: Node, given: Sequence[Any], count: int) -> list[Flow] | None:
     use = Application(node)
-    for given in node.args[1:3]:
-        weight = walk.flow(given)
+    flows = list(map(walk.flow, given))
+    for weight in (flow for flow in flows if len(flow.dims) == 2):
         if weight.source != "weight" or any(len(dim) != 1 for dim in weight.dims):
             return None
         gates, inner = weight.dims[0][0], weight.dims[1][0]
         use.note(gates.parts, OUT)
         use.note(inner.parts, IN)
-        quarter, expr = gates.size // 4, gates.expr / 4
+        size, expr = gates.size // count, gates.expr / count
         for part in gates.parts:
-            part.cuts.update({(i * quarter, (i + 1) * quarter): (i * expr, (i + 1) * expr) for i in range(4)})
+            part.cuts.update({(i * size, (i + 1) * size): (i * expr, (i + 1) * expr) for i in range(count)})
     walk.notes.applications.append(use)
-    walk.notes.added.update(*(walk.flow(bias).weights for bias in node.args[3:5]))
+    walk.notes.added.update(*(flow.weights for flow in flows if len(flow.dims) == 1))
     values = [value for value in node.meta["val"] if isinstance(value, Tensor)]
     return [Flow(tuple(plain(*size) for size in sizes_of(value)), "activation") for value in values]

@@ -33,7 +33,13 @@ _REMEDIES = {  # where no mask within the operation is the way out
     "ctc_loss": "its table is as large as the longest target, which is data: declare the time static, and give targets "
     "as [batch, labels]; then it is computed step by step",
     "_pack_padded_sequence": "how many rows are packed is data: run on the padded batch, and mask what lies past "
-    "each length in what follows",
+    "each length in what follows; the last state is the output at each length - 1",
+    "linalg_lstsq": "how many residuals there are is data; torch.linalg.pinv(a) @ b is the solution for any sizes",
+    "bincount": "its length is data: F.one_hot(x, n).sum(0) counts n numbers",
+    "one_hot": "give it the number of classes: F.one_hot(x, n)",
+    "repeat_interleave": "its length is data: say it with output_size=, or repeat by a number",
+    "unique_consecutive": "how many there are is data: make it outside, and pass it as an input",
+    "unique": "how many there are is data: make it outside, and pass it as an input",
 }
 _WHERE = "torch.where chooses without asking; keep the value in a tensor"
 _NEAR = 4  # lines between a question about sizes and the user's own `raise` about it
@@ -65,12 +71,10 @@ def explain(error: Exception, setting: Setting, world: World, recorder: Recorder
         return Unprovable(
             f"`{name}` depends on data here: a branch, or a number read with .item(), is not known from shapes.",
             source,
-            Goal(
-                hint=_of_a_number(setting, source) or "torch.where chooses without asking; keep the value in a tensor"
-            ),
+            Goal(hint=_of_a_number(setting, source) or _REMEDIES.get(_called(recorder), _WHERE)),
         )
     if isinstance(error, DynamicOutputShapeException) or _UNBACKED.search(str(error)):
-        hint = _REMEDIES.get(recorder.call.name if recorder.call else "", "use a mask and torch.where")
+        hint = _REMEDIES.get(_called(recorder), "use a mask and torch.where")
         return Unprovable(f"`{name}` makes a tensor here whose shape depends on data.", source, Goal(hint=hint))
     if isinstance(error, ResultMismatch):
         return _explain_result(error, name, recorder)
@@ -79,7 +83,9 @@ def explain(error: Exception, setting: Setting, world: World, recorder: Recorder
         whose = f"`{claim.function}` is not given" if claim.function else f"`{claim.name}` in `{name}` is not"
         operands = f"{claim.name} : {error.shape}, declared {claim.spec}"
         title = f"{whose} what its annotation says."
-        return ProofError(title, claim.source, Goal("claim", operands, error.goal))
+        found = ProofError(title, claim.source, Goal("claim", operands, error.goal))
+        found.between = _terms(claim.tensor.shape, world), _terms(claim.meant, world)
+        return found
     if "not supported for tensor subclasses" in str(error):
         return Unprovable(f"`{name}` leaves torch here, so nothing is known of what follows.", source, Goal())
     if isinstance(error, AttributeError) and "FakeTensor" in str(error):
@@ -105,6 +111,10 @@ def explain(error: Exception, setting: Setting, world: World, recorder: Recorder
     if call.place is None or place.frame is not call.place.frame:
         return error.with_traceback(_user_part(error))
     return _not_well_shaped(error, call, world, setting, tensors)
+
+
+def _called(recorder: Recorder) -> str:
+    return recorder.call.name if recorder.call else ""
 
 
 def is_unprovable(error: Exception) -> bool:
@@ -140,7 +150,14 @@ def _not_well_shaped(
     found = ProofError(f"`{setting.signature.name}` is not well-shaped.", source,
                        _goal(error, call, world, setting, tensors))  # fmt: skip
     found.lacking = sides
+    if isinstance(error, Mismatch) and len(error.between) == 2:
+        one, other = error.between
+        found.between = _terms(one.shape, world), _terms(other.shape, world)
     return found
+
+
+def _terms(sizes: Sequence[Any], world: World) -> tuple[Any, ...]:
+    return tuple(None if size is None else world.term(size) for size in sizes)
 
 
 def _explain_result(error: ResultMismatch, name: str, recorder: Recorder) -> ProofError:

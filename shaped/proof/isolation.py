@@ -11,7 +11,7 @@ import math
 import numbers
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache, partial
@@ -27,6 +27,7 @@ _ONE_AT_A_TIME = threading.RLock()  # torch's tracer keeps state that threads sh
 _active: ContextVar[bool] = ContextVar("active", default=False)
 _unwarned: ContextVar[bool] = ContextVar("unwarned", default=False)
 _uncompiled: ContextVar[bool] = ContextVar("uncompiled", default=False)
+_heard: ContextVar[bool] = ContextVar("heard", default=False)
 # The globals of modules that get names of their own, as far as they are known in the proof under way.
 _asking: ContextVar[list[dict[str, Any]] | None] = ContextVar("asking", default=None)
 
@@ -105,7 +106,7 @@ _OF_LAYERS: dict[str, Callable[..., Any]] = {"float": _Real}
 
 def stands_in(value: Any) -> bool:
     """Whether a value is one of ours, in the place of `len` or of a part of `math` while a trace lasts."""
-    return any(value is ours for ours in (*_BUILTINS.values(), *_OF_LAYERS.values(), *_INSTEAD.values()))
+    return any(value is ours for ours in (say, *_BUILTINS.values(), *_OF_LAYERS.values(), *_INSTEAD.values()))
 
 
 class Asks(BaseException):
@@ -166,6 +167,33 @@ def _learn(module: dict[str, Any]) -> bool:
         return False
     asking.append(module)
     return True
+
+
+def say(*values: Any, **options: Any) -> None:
+    """`print`: a proof runs a program many times, and the first is heard."""
+    if not _heard.get():
+        print(*values, **options)
+
+
+@contextmanager
+def heard_once(modules: Sequence[dict[str, Any]]) -> Iterator[None]:
+    """The time in which what these modules print is heard until `hush` is called, in this thread."""
+    changed = [module for module in modules if "print" not in module]
+    token = _heard.set(False)
+    for module in changed:
+        module["print"] = say
+    try:
+        yield
+    finally:
+        for module in changed:
+            if module.get("print") is say:
+                del module["print"]
+        _heard.reset(token)
+
+
+def hush() -> None:
+    """What the program prints was heard once."""
+    _heard.set(True)
 
 
 @contextmanager

@@ -45,6 +45,7 @@ class Kept:
         self._puts: list[Callable[[], None]] = []  # each puts one thing back
         self._waiting: deque[tuple[Any, set[str]]] = deque((root, set()) for root in roots)
         self._python = self._numpy = False  # whether it may draw from their generators
+        self.printing: list[dict[str, Any]] = []  # the globals of its code that prints
         while self._waiting:
             value, names = self._waiting.popleft()
             if isinstance(value, types.ModuleType):  # again for each code that names it
@@ -98,6 +99,8 @@ class Kept:
             return
         names, stores = set[str](), set[str]()
         _read(function.__code__, names, stores)
+        if "print" in names and not any(function.__globals__ is known for known in self.printing):
+            self.printing.append(function.__globals__)
         self._names |= names
         self._stores |= stores
         self._bindings(function.__globals__, names)
@@ -291,11 +294,12 @@ def _forget_calls(function: Any, misses: int) -> None:
 
 
 @contextmanager
-def keeping(*roots: Any) -> Iterator[None]:
+def keeping(*roots: Any) -> Iterator[Kept]:
     """Remember what these reach, for the runs within."""
-    token = _kept.set(Kept(roots))
+    kept = Kept(roots)
+    token = _kept.set(kept)
     try:
-        yield
+        yield kept
     finally:
         _kept.reset(token)
 

@@ -12,6 +12,7 @@ from torch import SymInt, Tensor
 
 from shaped.proof.alignment import ctc_loss
 from shaped.proof.ranges import linspace
+from shaped.proof.recurrent import LAYERS
 
 
 def max_pool1d(x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
@@ -214,6 +215,7 @@ OPERATIONS: dict[Any, Callable[..., Any]] = {
     torch.cov: cov,
     Tensor.cov: cov,
     F.gaussian_nll_loss: gaussian_nll_loss,
+    **LAYERS,
     torch.rand: _drawn(torch.rand, lambda x, g: x.uniform_(generator=g)),
     torch.randn: _drawn(torch.randn, lambda x, g: x.normal_(generator=g)),
     **{f: grouped_mm for f in (getattr(F, "grouped_mm", None), getattr(torch, "_grouped_mm", None)) if f is not None},

@@ -98,12 +98,13 @@ def prove_setting(
 ) -> Proof:
     """Prove a function at given dtypes, device and gradient mask. The rest is as for `prove`."""
     # These bring sympy and the tracer: a second that `import shaped` need not take.
-    from shaped.proof.isolation import proving
+    from shaped.proof.isolation import heard_once, proving
     from shaped.proof.keeping import keeping
     from shaped.proof.ranks import prove_ranks
     from shaped.proof.search import Search
 
-    with proving(), keeping(setting.signature.function, setting.call, setting.strategy):
+    roots = setting.signature.function, setting.call, setting.strategy
+    with proving(), keeping(*roots) as kept, heard_once(kept.printing):
         if setting.signature.axes:
             return prove_ranks(setting, assume, static)
         return Search(setting, assume, static).proof()

@@ -12,8 +12,10 @@ from shaped.errors import Goal, ProofError, ShapedError, Source, Unprovable, fir
 from shaped.proof.source import is_own, place_of_traceback
 from shaped.proof.symbolic import Plan
 from shaped.proof.trials import Trials
+from shaped.shapes import Term
 
 PRIMES = (5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107, 109)
+_TRIED = 100  # sizes, for two shapes that differ
 _SIZED = (AssertionError, IndexError, ZeroDivisionError)  # of a program's own: what sizes may be the cause of
 
 Sizes = Mapping[str, int]
@@ -24,15 +26,13 @@ def refuted(error: Exception, trials: Trials, tried: Iterable[Sizes]) -> Excepti
     if isinstance(error, ShapedError) and not isinstance(error, ProofError):
         return error
     if isinstance(error, ProofError) and (error.goal.silent or error.goal.operation == "claim"):
-        return error
+        return _named(error, _differing(error, trials, tried))
     if isinstance(error, ProofError) and trials.setting.strategy is not None:  # trials run the loss, no strategy
         return error
     failing, passed = trials.first_failure(tried)
     if isinstance(error, ProofError):
         if failing is not None:
-            found = ProofError(error.title, error.source, replace(error.goal, sizes=dict(failing)))
-            found.lacking = error.lacking
-            return found
+            return _named(error, failing)
         return _unknown(error.source, trials, error.goal, passed) if passed else error
     if failing is not None and (passed or isinstance(error, _SIZED) or not is_own(error)):
         return fails_at(failing, trials)
@@ -40,6 +40,28 @@ def refuted(error: Exception, trials: Trials, tried: Iterable[Sizes]) -> Excepti
         place = place_of_traceback(error.__traceback__)
         return _unknown(place.source() if place else None, trials, Goal(said=first_line(error)), passed)
     return error
+
+
+def _named(error: ProofError, sizes: Sizes | None) -> ProofError:
+    """The error with sizes at which it shows."""
+    if sizes is None:
+        return error
+    found = ProofError(error.title, error.source, replace(error.goal, sizes=dict(sizes)))
+    found.names, found.lacking, found.between = error.names, error.lacking, error.between
+    return found
+
+
+def _differing(error: ProofError, trials: Trials, tried: Iterable[Sizes]) -> Sizes | None:
+    """The first sizes, of those that somebody may have, at which two shapes that should be one are not."""
+    if error.between is None:
+        return None
+    one, other = error.between
+    for sizes in itertools.islice(tried, _TRIED):
+        pairs = [(a, b) for a, b in zip(one, other, strict=False) if a is not None and b is not None]
+        differ = len(one) != len(other) or any(Term.of("!=", a, b).holds(sizes) for a, b in pairs)
+        if (differ or one == other) and trials.can_be(sizes):
+            return sizes
+    return None
 
 
 def _unknown(source: Source | None, trials: Trials, goal: Goal, passed: int) -> Unprovable:

@@ -34,7 +34,7 @@ _ELEMENTS = 2_000_000  # of all tensors together; more would take its time
 _VALUES = re.compile(
     r"out of (bounds|range) (for|in|with)|is out of (bounds|range)|between 0 and 1|probabilit|singular"
     rf"|positive.definite|overflow|converge|{NEGATIVE}|monotonic|must be in the range"
-    r"|elements of source|ZeroDivisionError|Length of all samples"
+    r"|elements of source|ZeroDivisionError|Length of all samples|does not match required size"
 )
 
 

@@ -170,7 +170,8 @@ class Search:
 
     def _refuted(self, error: Exception, trials: Trials, plan: Plan, world: World) -> Exception:
         primes = (small_sizes(self.names, plan, skipped) for skipped in range(_STARTS))
-        return refuted(error, trials, itertools.chain(primes, self._sizes(trials, plan, world)))
+        assumed = (sizes for sizes in primes if all(a.condition.holds(sizes) for a in self.assumptions))
+        return refuted(error, trials, itertools.chain(assumed, self._sizes(trials, plan, world)))
 
     # -- from questions to conditions ------------------------------------------------------------------------------
 

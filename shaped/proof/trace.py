@@ -43,18 +43,19 @@ _NAMES = {"T": "transpose", "mT": "transpose", "__matmul__": "matmul", "__rmatmu
 class Mismatch(RuntimeError):
     """A shape fault that torch itself would let pass."""
 
-    def __init__(self, goal: str, said: str = "") -> None:
+    def __init__(self, goal: str, said: str = "", between: Sequence[Tensor] = ()) -> None:
         super().__init__(said or goal)
         self.goal = goal
+        self.between = tuple(between)  # two tensors that would be broadcast against each other
 
 
 class HiddenBroadcast(Mismatch):
     """An outer broadcast that a mean or a sum hides."""
 
-    def __init__(self, call: "Call", shapes: Sequence[str], result: str, hides: str) -> None:
-        said = f"{call.name} broadcasts {shapes[0]} against {shapes[1]} to {result}, and {hides} hides it"
-        super().__init__(f"{shapes[0]} = {shapes[1]}", said)
-        self.call = call
+    def __init__(self, hidden: Pairs, shapes: Sequence[str], result: str, hides: str) -> None:
+        said = f"{hidden.call.name} broadcasts {shapes[0]} against {shapes[1]} to {result}, and {hides} hides it"
+        super().__init__(f"{shapes[0]} = {shapes[1]}", said, hidden.operands)
+        self.call: Call = hidden.call
 
 
 class ClaimMismatch(Mismatch):
@@ -171,13 +172,14 @@ class Recorder(TorchFunctionMode):
 
     def _blame(self, hidden: Pairs, name: str) -> HiddenBroadcast:
         shapes = [shape_text(t, self.world) for t in hidden.operands]
-        return HiddenBroadcast(hidden.call, shapes, f"[{', '.join(map(self.world.show, hidden.shape))}]", f"`{name}`")
+        return HiddenBroadcast(hidden, shapes, f"[{', '.join(map(self.world.show, hidden.shape))}]", f"`{name}`")
 
     def _refuse(self, name: str, operands: Sequence[Tensor]) -> None:
         """Faults that torch's shape functions let pass: silent broadcasting in losses, and dtypes no kernel takes."""
         if name in _ALIKE and len(operands) > 1 and not same_shape(operands[0], operands[1], self.world):
             shapes = [shape_text(t, self.world) for t in operands[:2]]
-            raise Mismatch(f"{shapes[0]} = {shapes[1]}", f"{name} would broadcast {shapes[0]} against {shapes[1]}")
+            said = f"{name} would broadcast {shapes[0]} against {shapes[1]}"
+            raise Mismatch(f"{shapes[0]} = {shapes[1]}", said, operands[:2])
         dtypes = [dtype_name(t.dtype) for t in operands]
         contracts = name in _ONE_DTYPE or (name == "einsum" and _contracts(self.call))
         if contracts and len(set(dtypes)) > 1 and not torch.is_autocast_enabled(operands[0].device.type):

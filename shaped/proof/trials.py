@@ -32,7 +32,7 @@ _POOL = (1, 1, 2, 2, 3, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15, 16, 24, 35)
 NEGATIVE = r"class values must be non-negative|non-negative integral|rate to be non-negative"  # entries; or else sizes
 _VALUES = re.compile(
     rf"between 0 and 1|probabilit|singular|positive.definite|overflow|converge|{NEGATIVE}|monotonic"
-    r"|must be in the range|elements of source",
+    r"|must be in the range|elements of source|does not match required size",
     re.IGNORECASE,
 )
 _INDEX = re.compile(r"out of (bounds|range)|out-of-bounds|ZeroDivisionError")
@@ -132,10 +132,18 @@ class Trials:
                 seen.add(key)
                 yield {name: sizes[name] for name in self.names}
 
+    def can_be(self, sizes: Sizes) -> bool:
+        """Whether there are tensors of these sizes, and they are not too large to be tried."""
+        shapes = self._shapes(sizes)
+        return min((n for shape in shapes for n in shape), default=0) >= 0 and sum(map(math.prod, shapes)) <= _ELEMENTS
+
+    def _shapes(self, sizes: Sizes) -> list[list[int]]:
+        return [[int(dim.evaluate(sizes)) for dim in entry.spec.dims] for entry in self.setting.signature.entries]
+
     def _run(self, sizes: Sizes, key: tuple[int, ...]) -> bool | None:
-        shapes = [[int(dim.evaluate(sizes)) for dim in entry.spec.dims] for entry in self.setting.signature.entries]
-        if min((n for shape in shapes for n in shape), default=0) < 0 or sum(map(math.prod, shapes)) > _ELEMENTS:
-            return None  # nobody has such tensors, or they take too long
+        if not self.can_be(sizes):
+            return None
+        shapes = self._shapes(sizes)
         self.left -= 1
         error = self._error(shapes, sizes, 0)
         if error is not None and _LENGTH in str(error):

@@ -264,5 +264,6 @@ def test_the_message_shows_both_shapes_what_hides_them_and_the_axis_to_squeeze()
         "  silent   sub broadcasts [batch, 1] against [batch] to [batch, batch], and `sum` hides it\n"
         f"  context  y          : [batch]        declared at test_broadcast.py:{start}\n"
         f"           prediction : [batch, 1]     from test_broadcast.py:{start + 1}\n"
-        "  hint     prediction.squeeze(-1) has shape [batch]; did you mean prediction.squeeze(-1) - y ?"
+        "  hint     prediction.squeeze(-1) has shape [batch]; did you mean prediction.squeeze(-1) - y ?\n"
+        "  refuted  batch = 2, d = 3"
     )

@@ -107,7 +107,8 @@ def test_a_loss_that_would_broadcast_in_silence():
         "  goal      [batch, 1] = [batch]",
         "  silent    mse_loss would broadcast [batch, 1] against [batch]",
     ]
-    assert "did you mean F.mse_loss(h.sum(1, keepdim=True).squeeze(-1), y) ?" in lines[-1]
+    assert "did you mean F.mse_loss(h.sum(1, keepdim=True).squeeze(-1), y) ?" in lines[-2]
+    assert lines[-1] == "  refuted   batch = 2, pixels = 3, hidden = 5, classes = 7"
 
 
 def labels_of_another_axis(

@@ -1,0 +1,112 @@
+"""Recurrent layers over a time that is a name: proved, and the same as torch's on both backends."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from shaped import ParamList, ProofError, ScalarTrainer, Unprovable, init, prove
+from shaped.proof import recurrent
+
+KINDS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn_tanh": nn.RNN, "rnn_relu": nn.RNN}
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("both_ways", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_layer_as_one_operation_and_its_gradients_are_torchs(kind: str, both_ways: bool, batch_first: bool):
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"nonlinearity": "relu"} if kind == "rnn_relu" else {}
+    net = KINDS[kind](3, 4, num_layers=2, bidirectional=both_ways, batch_first=batch_first, bias=both_ways, **options)
+    x = torch.randn(5, 6, 3, requires_grad=True)
+    held = torch.zeros(4 if both_ways else 2, 5 if batch_first else 6, 4)
+    state = [held, held] if kind == "lstm" else [held]
+    weights = list(net._flat_weights)
+    given = (net.bias, 2, both_ways, batch_first)
+    results = recurrent._Layer.apply(kind, given, len(state), x, *state, *weights)
+    exact, states = net(x)
+    expected = [exact, *(states if kind == "lstm" else [states])]
+    leaves = [x, *weights]
+    mine, theirs = (torch.autograd.grad([r.square().sum() for r in some], leaves) for some in (results, expected))
+
+    torch.testing.assert_close(list(results), expected)
+    torch.testing.assert_close(mine, theirs)
+    assert recurrent._like(kind, x, state, weights, *given)[0].stride() == results[0].stride()
+
+
+class Tagger(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(3, 4, batch_first=True)
+        self.out = nn.Linear(4, 1)
+
+    def forward(self, x: Float[Tensor, "batch time 3"]) -> Float[Tensor, "batch time 1"]:
+        states, _ = self.rnn(x)
+        return self.out(states)
+
+
+def loss(net: Tagger, x: Float[Tensor, "batch time 3"], y: Float[Tensor, "batch time 1"]) -> Float[Tensor, ""]:
+    return F.mse_loss(net(x), y)
+
+
+def test_one_compiled_step_serves_every_time_and_is_the_eager_one():
+    ends = []
+    for backend in ("eager", "compiled"):
+        torch.manual_seed(0)
+        trainer = ScalarTrainer(loss, Tagger(), backend=backend, sizes="dynamic")
+        losses = [trainer.adamw_step(torch.ones(2, time, 3), torch.zeros(2, time, 1), lr=0.1) for time in (5, 3, 7)]
+        ends.append([*losses, *trainer.get_params()])
+
+        assert trainer.proof.conditions == ()
+    torch.testing.assert_close(*ends)
+
+
+class Gates(ParamList):
+    into: Float[Tensor, "3*hidden inputs"]
+    within: Float[Tensor, "3*hidden hidden"]
+    head: Float[Tensor, " hidden"] = init.ones()
+
+
+def last(p: Gates, x: Float[Tensor, "time batch inputs"]) -> Float[Tensor, ""]:
+    start = x.new_zeros(1, x.shape[1], p.head.shape[0])
+    states, _ = torch.gru(x, start, [p.into, p.within], False, 1, 0.0, True, False, False)
+    return (states[-1] @ p.head).mean()
+
+
+def turned(p: Gates, x: Float[Tensor, "time batch inputs"]) -> Float[Tensor, ""]:
+    start = x.new_zeros(1, x.shape[1], p.head.shape[0])
+    states, _ = torch.gru(x, start, [p.into.T, p.within], False, 1, 0.0, True, False, False)
+    return (states[-1] @ p.head).mean()
+
+
+def test_a_layer_of_ones_own_parameters_is_proved_at_every_size():
+    assert prove(last).conditions == ()
+    with pytest.raises(ProofError, match="a layer's weight of the input has the shape"):
+        prove(turned)
+
+
+def shortened(x: Float[Tensor, "time batch 3"], w: Float[Tensor, "6 3"], u: Float[Tensor, "6 2"]) -> Tensor:
+    return torch.gru(x[2:], x.new_zeros(1, x.shape[1], 2), [w, u], False, 1, 0.0, True, False, False)[0]
+
+
+def test_a_time_of_none_is_a_condition():
+    shortened.__annotations__["return"] = Float[Tensor, "time-2 batch 2"]
+
+    assert prove(shortened).conditions == ("time >= 3",)
+
+
+def dropping(x: Float[Tensor, "time batch 3"]) -> Float[Tensor, "time batch 4"]:
+    return DROPPING(x)[0]  # type: ignore[no-any-return]
+
+
+DROPPING = nn.GRU(3, 4, num_layers=2, dropout=0.5)
+
+
+def test_what_drops_between_layers_is_proved_at_each_time_as_it_comes():
+    with pytest.raises(Unprovable, match=r'static=\("time"'):
+        prove(dropping)
+
+    assert prove(dropping, static={"time": 3}).conditions == ()
