@@ -2,6 +2,7 @@
 
 import math
 import os
+import secrets
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
@@ -208,22 +209,28 @@ class Checkpoints:
             "figures": {name: value for name, value in loop.latest.items() if math.isfinite(value)},
             **({"best": self._best_note()} if self._best_step is not None else {}),
         }
+        path, token = self.path(loop.step), secrets.token_hex(8)
         try:
-            aside = self._behind(loop.step)
-            path = write_checkpoint(self.folder, self.path(loop.step).name, state, about, aside=aside.get(loop.step))
-            for at, to in aside.items():
-                if at != loop.step:
-                    os.rename(self.path(at), to)
+            self._place.finish()  # of a save before that could not
+            if aside := self._behind(loop.step):
+                self._place.plan(loop.step, token, aside)
+                about["token"] = token
+            write_checkpoint(self.folder, path.name, state, about, aside=aside.get(loop.step))
         except OSError as error:
-            raise CheckpointError(f"{self.path(loop.step)} cannot be written: {error.strerror or error}") from error
+            raise CheckpointError(f"{path} cannot be written: {error.strerror or error}") from error
+        why = "goes on from an earlier step" if self._began else "was begun anew, without `resume`"
         self._own -= set(aside)
-        if aside:
-            why = "goes on from an earlier step" if self._began else "was begun anew, without `resume`"
-            moved = ", ".join(to.name for to in aside.values())
-            warnings.warn(f"the run {why}; put aside under new names: {moved}", stacklevel=5)
         self._saved, self._updates = _place(loop)
         self._due, self._began = False, True
         self._own.add(loop.step)
+        try:
+            self._place.finish()
+        except OSError as error:
+            what = f"{path} is written, and what it leaves behind cannot be put aside yet"
+            raise CheckpointError(f"{what}: {error.strerror or error}") from error
+        if aside:
+            moved = ", ".join(to.name for to in aside.values())
+            warnings.warn(f"the run {why}; put aside under new names: {moved}", stacklevel=5)
         self._write_best()
         self._retain()
         return path
@@ -232,7 +239,7 @@ class Checkpoints:
         """What is not of the past of the state at a step, and where each is to be put aside."""
         why = {}
         for at in self.steps():
-            if at > step or (at < step and not self._began and self._place.is_ours(at)):
+            if at > step or (at < step and at not in self._own and self._place.is_ours(at)):
                 why[at] = "superseded"
             elif at == step and not (at in self._own and is_checkpoint(self.path(at))):
                 why[at] = "superseded" if self._place.is_ours(at) else "foreign"
@@ -259,9 +266,11 @@ class Checkpoints:
             return
         for step in sorted(self._own)[: -self._keep]:
             if step != self._best_step:
-                if self._place.is_ours(step):
+                ours = self._place.is_ours(step)
+                if ours:
                     remove_checkpoint(self.path(step))
-                self._own.discard(step)
+                if not (ours and os.path.lexists(self.path(step))):  # one with a user's files in it stays, and is ours
+                    self._own.discard(step)
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
@@ -277,7 +286,12 @@ class Checkpoints:
     @property
     def best_step(self) -> int | None:
         """The step at which the watched figure was best: of the state that was saved or loaded last, here or ever."""
-        return self._best_step if self._began else self._kept_best(self._place.read_small("best.json"))[0]
+        if self._began or not (steps := self.steps()):
+            return self._best_step
+        manifest: Mapping[str, Any] = {}
+        with suppress(CheckpointError):
+            manifest = read_manifest(self.path(steps[-1]))
+        return self._noted_best(steps[-1], manifest)[0]
 
     @checked
     def read(self, step: int) -> Checkpoint:
@@ -303,6 +317,10 @@ class Checkpoints:
             CheckpointCorrupt: One is corrupt and `step` or `strict` was given, or none is whole. CheckpointError: It
             fits another loop (every difference is listed), or a newer version wrote it. The loop is as it was.
         """
+        try:
+            self._place.finish()
+        except OSError as error:
+            raise CheckpointError(f"{self.folder}: what a save left behind cannot be put aside: {error}") from error
         aside: list[Path] = []
         for at in [step] if step is not None else reversed(self.steps()):
             try:
@@ -333,6 +351,14 @@ class Checkpoints:
                 return step, float(value)
         return None, self._sign * math.inf
 
+    def _noted_best(self, at: int, manifest: Mapping[str, Any]) -> tuple[int | None, float]:
+        """Step and value of what was best in the past of a checkpoint."""
+        note = manifest.get("best")
+        if note is None:  # of a version that did not write it there
+            note = self._place.read_small("best.json")
+        step, value = self._kept_best(note)
+        return (step, value) if step is not None and step <= at else (None, self._sign * math.inf)
+
     def _take_over(self, at: int, checkpoint: Checkpoint) -> None:
         """What is the past of a state that was loaded, and what was best in it."""
         self._saved, self._began, self._due, self._better = at, True, False, None
@@ -340,11 +366,8 @@ class Checkpoints:
         self._best_step, self._best_value = None, self._sign * math.inf
         if self._best is None:
             return
-        note = checkpoint.manifest.get("best")
-        if note is None:  # of a version that did not write it there
-            note = self._place.read_small("best.json")
-        step, value = self._kept_best(note)
-        if step is None or step > at:
+        step, value = self._noted_best(at, checkpoint.manifest)
+        if step is None:
             return
         try:
             if step != at:

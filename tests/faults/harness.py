@@ -31,6 +31,7 @@ def rows(scale: float) -> list[Row]:
     table: list[Row] = [
         ("1", "killed at random moments of saving, newest verifies", lambda: saving.kills_at_random_moments(n(200))),
         ("2", "killed before each system call of a save", saving.kills_at_every_call),
+        ("2b", "the same after going back to an older step: one line", lambda: saving.faults_after_going_back(True)),
         ("3", "files, directory, rename, parent: flushed in order", saving.flushed_in_order),
         ("4", "one bit flipped, refused and named", lambda: reading.damaged(n(1000), reading.flip)),
         ("5", "blocks zeroed or swapped, refused", lambda: reading.damaged(n(300), reading.zero_or_swap)),
@@ -41,6 +42,7 @@ def rows(scale: float) -> list[Row]:
         ("10", "fuzzed states and manifests, no other error", lambda: reading.fuzzed(n(2000))),
         ("11", "disk full: named, what was there is whole", lambda: saving.disk_full(n(60))),
         ("12", "EIO at each system call, and a folder that vanished", saving.io_errors),
+        ("12b", "EIO after going back to an older step: one line", lambda: saving.faults_after_going_back(False)),
         ("13", "two processes, one folder: one refused with the pid", lambda: saving.two_owners(n(20))),
         ("15", "SIGINT or SIGTERM: status, checkpoint, same run", lambda: running.stopped_by_signals(n(40))),
         ("17", "examples once an epoch, wherever it is interrupted", running.batches_after_resuming),

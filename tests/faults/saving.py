@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,71 @@ def kills_at_every_call() -> Tally:
                 steps = {int(p.name[5:]) for p in place.glob("step-*")}
                 kept = whole(place) and (before == 0 or bool(list(place.glob("step-*"))))
                 good += killed and kept and (before < 1 or 1 in steps or 2 in steps)
+    return good, tried
+
+
+# -- rows 2b and 12b: the same after going back to an older step -------------------------------------------------------
+
+
+def gone_back(place: Path, loop: Any, to: int | None, at: int) -> Checkpoints:
+    """A run of steps 1, 2 and 3 that goes back to a step, or is begun anew with None, and has come to `at`."""
+    checkpoints = Checkpoints(place)
+    for step in (1, 2, 3):
+        loop.step = step
+        checkpoints.save(loop)
+    checkpoints.close()
+    checkpoints = Checkpoints(place)
+    if to is not None:
+        checkpoints.resume(loop, step=to)
+    loop.step = at
+    return checkpoints
+
+
+def one_line(place: Path, loop: Any, to: int | None, at: int) -> bool:
+    """Whether the run that goes on here has the past of one state: that before the save, or that after it."""
+    if not whole(place):
+        return False
+    checkpoints = Checkpoints(place)
+    before, after = [1, 2, 3], [*([1] if to is not None and at != 1 else []), at]
+    steps = checkpoints.steps()
+    there = (
+        {path.name for path in place.iterdir()}
+        - {"run.json", "best.json", ".lock"}
+        - set(map("step-{:08d}".format, steps))
+    )
+    left = {f"superseded-step-{step:08d}" for step in before if step not in after or (step == at and to != at)}
+    good = checkpoints.resume(loop).step == steps[-1]
+    checkpoints.close()
+    return good and ((steps == before and not there) or (steps == after and there == left))
+
+
+BACK = ((1, 2), (1, 4), (2, 2), (None, 2), (None, 5))  # the step that is gone back to, and that of the next save
+
+
+def faults_after_going_back(kill: bool) -> Tally:
+    """SIGKILL before, or EIO at, each system call of the first save after going back, or after beginning anew."""
+    good = tried = 0
+    loop = make()
+    loop.run_steps(data(), 1)
+    for to, at in BACK:
+        with folder() as place:
+            checkpoints = gone_back(place, loop, to, at)
+            with Calls() as calls:
+                checkpoints.save(loop)
+            checkpoints.close()
+            good, tried = good + one_line(place, loop, to, at), tried + 1
+        for call in range(len(calls.seen)):
+            with folder() as place:
+                checkpoints = gone_back(place, loop, to, at)
+
+                def save(checkpoints: Checkpoints = checkpoints, call: int = call) -> None:
+                    with Calls(call, _die if kill else _eio), suppress(CheckpointError):
+                        checkpoints.save(loop)
+
+                ended = run(save) if kill else save()
+                checkpoints.close()
+                tried += 1
+                good += ended == (128 + signal.SIGKILL if kill else None) and one_line(place, loop, to, at)
     return good, tried
 
 
