@@ -1,22 +1,22 @@
 """A loop's state: packed as plain data, checked against a loop, and taken over all or nothing."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from shaped.checkpoint.generators import generator_states, set_generator_states
 from shaped.errors import StateError
 
 
-def saved_state(loop: Any, *, check: bool = True) -> dict[str, Any]:
+def saved_state(loop: Any) -> dict[str, Any]:
     """All that a resumed run needs: trainer, position in the data, generators, schedule, hooks; a copy.
 
     In a hook, that includes which hooks of this step are still to run: those after it, and it itself where it failed.
 
     Raises:
-        StateError: With `check`, the data keeps random state that cannot be saved.
+        StateError: The data keeps random state that cannot be saved.
     """
-    if check and loop._feed is not None:
+    if loop._feed is not None:
         loop._feed.check_savable()
     position = loop._feed.state_dict() if loop._feed is not None else loop._position
     return {
@@ -33,7 +33,7 @@ def saved_state(loop: Any, *, check: bool = True) -> dict[str, Any]:
         "generators": generator_states(),
         "hooks": {h.name: s for hooks in loop.hooks.values() for h in hooks if (s := h.schedule.state())}
         | {name: dict(state) for name, state in loop._schedules.items()},
-        "kept": {name: copy.deepcopy(thing.state_dict()) for name, thing in loop._keepers.items()},
+        "kept": _kept_states(loop),
         **({"left": left} if (left := _left(loop)) is not None else {}),
     }
 
@@ -52,40 +52,61 @@ def _left(loop: Any) -> list[Any] | None:
 def load_state(loop: Any, state: Mapping[str, Any]) -> None:
     """Have a loop take over a state, all or nothing.
 
+    The trainers' part is compared and not copied; only what is kept along, which says itself whether a state fits it,
+    is copied so that it can be put back.
+
     Raises:
         StateError: It does not fit; nothing has changed.
     """
-    wrong = _malformed(state, saved_state(loop, check=False)) or _differences(loop, state)
+    wrong = _malformed(state) or _differences(loop, state)
     if wrong:
         raise StateError("the state does not fit this loop.\n  " + "\n  ".join(wrong))
-    before = saved_state(loop, check=False)
+    taken = [loop.trainer._shared.ready(state["trainer"])]
+    taken += [t._shared.ready(state["specs"][str(spec)]) for spec, t in loop.specs.items() if spec is not None]
+    before = {"kept": _kept_states(loop), "generators": generator_states(), "average": loop.average.state_dict()}
     try:
-        _assign(loop, copy.deepcopy(dict(state)))  # a scheduler may change what it is given
+        _load_along(loop, state)
     except BaseException as error:
-        _assign(loop, before)
+        _load_along(loop, before)
         if isinstance(error, StateError) or not isinstance(error, Exception):
             raise
         raise StateError(f"the state does not fit this loop: {type(error).__name__}: {error}") from error
-    loop.resumed = True
+    del before
+    try:
+        _assign(loop, state, taken)
+    except BaseException:  # an interrupt: what is begun is brought to its end
+        _assign(loop, state, taken)
+        raise
 
 
-def _malformed(state: Any, mine: Mapping[str, Any]) -> list[str]:
-    """What keeps something from being a loop's state at all; `mine` is one."""
+_KINDS: Mapping[str, Any] = {
+    **{"trainer": Mapping, "specs": Mapping},
+    **dict.fromkeys(("step", "start_step", "start_epoch", "skips"), int),
+    **{"loss": float, "latest": Mapping, "average": Mapping, "position": object, "generators": Mapping},
+    **{"hooks": Mapping, "kept": Mapping},
+}
+
+
+def _malformed(state: Any) -> list[str]:
+    """What keeps something from being a loop's state at all."""
     if not isinstance(state, Mapping):
         return [f"it is a {type(state).__name__}"]
-    wrong = [f"{key}: missing" for key in mine if key not in state]
+    wrong = [f"{key}: missing" for key in _KINDS if key not in state]
     for key, value in state.items():
-        like = mine.get(key)
-        if isinstance(like, dict) and not isinstance(value, Mapping) and key != "position":
+        kind = _KINDS.get(key, object)
+        if kind is Mapping and not isinstance(value, Mapping):
             wrong.append(f"{key}: a {type(value).__name__}")
-        elif type(like) is int and (type(value) is not int or value < 0):
+        elif kind is int and (type(value) is not int or value < 0):
             wrong.append(f"{key}: {value!r} is no whole number of at least 0")
-        elif type(like) is float and not isinstance(value, float):
+        elif kind is float and not isinstance(value, float):
             wrong.append(f"{key}: {value!r} is no number")
     position = state.get("position")
     counts = [position.get(k) for k in ("epoch", "index")] if isinstance(position, Mapping) else [0]
     if not (position is None or isinstance(position, Mapping)) or any(type(n) is not int or n < 0 for n in counts):
         wrong.append("position: it is no place in data")
+    hooks = state.get("hooks")
+    if isinstance(hooks, Mapping):
+        wrong += [f"hooks: the state of `{n}` is no mapping" for n, h in hooks.items() if not isinstance(h, Mapping)]
     if "left" in state and not _is_left(state["left"]):
         wrong.append("left: it names no hooks")
     return wrong
@@ -108,22 +129,30 @@ def _differences(loop: Any, state: Mapping[str, Any]) -> list[str]:
     return wrong + [f"the spec {spec} is there and not here" for spec in state["specs"] if spec not in mine]
 
 
-def _assign(loop: Any, state: Mapping[str, Any]) -> None:
-    loop.trainer.load_state_dict(state["trainer"])
-    for spec, trainer in loop.specs.items():
-        if spec is not None:
-            trainer.load_state_dict(state["specs"][str(spec)])
+def _kept_states(loop: Any) -> dict[str, Any]:
+    return {name: copy.deepcopy(thing.state_dict()) for name, thing in loop._keepers.items()}
+
+
+def _load_along(loop: Any, state: Mapping[str, Any]) -> None:
+    """Load what is kept along, and the generators."""
     for name, thing in loop._keepers.items():
-        thing.load_state_dict(state["kept"][name])
+        thing.load_state_dict(copy.deepcopy(state["kept"][name]))  # a scheduler may change what it is given
     set_generator_states(state["generators"])
     loop.average.load_state_dict(state["average"])
+
+
+def _assign(loop: Any, state: Mapping[str, Any], taken: list[Callable[[], None]]) -> None:
+    """Take over what is known to fit."""
+    for take in taken:
+        take()
     loop.step, loop.start_step, loop.start_epoch = state["step"], state["start_step"], state["start_epoch"]
     loop._skips, loop.loss, loop.latest = state["skips"], state["loss"], dict(state["latest"])
     if loop._feed is not None:
         loop._feed.close()
-    loop._feed, loop._position = None, state["position"]
-    loop._schedules = dict(state["hooks"])
+    loop._feed, loop._position = None, copy.deepcopy(state["position"])
+    loop._schedules = {name: dict(found) for name, found in state["hooks"].items()}
     kind, left = state.get("left", ("", ()))
     loop._known.update(loop.latest)
     loop._left = (kind, tuple((place, name) for place, name in left)) if left else None
     loop._at = None
+    loop.resumed = True
