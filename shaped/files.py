@@ -9,9 +9,10 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 _SAFE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _TOGETHER = ".saved-together"  # a folder of files that replace others as one
@@ -134,6 +135,21 @@ def _kind(path: Path) -> str | None:
     return None if stat.S_ISREG(mode) else named
 
 
+def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
+    """Metadata and tensors of a user's safetensors file, or of a link to one, as caches of models have.
+
+    Raises:
+        NotRegular: It is a pipe, a folder or a device. ValueError: It is no such file. OSError: It cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(check_followed(path), framework="pt") as file:
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:  # derived from nothing but Exception
+        raise ValueError(f"SafetensorError: {error}") from None
+
+
 def check_followed(path: Path) -> Path:
     """The path of a regular file or of a link to one, so that a reader that is given it does not wait for a pipe.
 
@@ -156,6 +172,63 @@ def read(path: Path, largest: int = 2**40) -> bytes:
         if size > largest:
             raise ValueError(f"{path}: {size} bytes are more than such a file can have")
         return file.read()
+
+
+# -- journals: files of lines, each of which is there when it is whole -------------------------------------------------
+
+
+class Changed(OSError):
+    """Another has written to a journal."""
+
+
+def lines(content: bytes) -> tuple[list[bytes], bytes]:
+    """The whole lines of a journal, and what a kill left of one after them."""
+    *whole, torn = content.split(b"\n")
+    return whole, torn
+
+
+@contextmanager
+def held(path: Path) -> Iterator[int]:
+    """A descriptor of a journal to which nobody else appends until it is closed.
+
+    Raises:
+        NotRegular, OSError: As `open_regular`.
+    """
+    descriptor = open_regular(path, os.O_RDWR | os.O_APPEND)
+    try:
+        with suppress(ImportError):  # Windows
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def append_line(path: Path, line: bytes, *, first: bytes = b"", size: int | None = None) -> None:
+    """Add a line to a journal and have the disk hold it; one that is not there is made, never without a whole line.
+
+    Args:
+        path: The file.
+        line: With its end.
+        first: What the file begins with.
+        size: How many bytes it has, as far as the caller knows.
+
+    Raises:
+        Changed: It has another size, so that another has written to it. NotRegular: It is a link or a pipe. OSError: It
+        cannot be written; it is as it was.
+    """
+    if not size and not os.path.lexists(path):
+        try:
+            create(path, first + line)
+        except FileExistsError:
+            raise Changed(errno.EEXIST, "another has written to it", str(path)) from None
+        return
+    with held(path) as descriptor:
+        there = os.fstat(descriptor).st_size
+        if size is not None and there != size:
+            raise Changed(errno.EEXIST, "another has written to it", str(path))
+        append(descriptor, line if there else first + line)
 
 
 # -- files that belong together ----------------------------------------------------------------------------------------

@@ -146,3 +146,29 @@ def test_a_log_goes_on_after_a_line_that_a_kill_tore(tmp_path: Path) -> None:
 
     assert lines[1] == '{"step": 2, "lo'
     assert lines[2].startswith('{"step": 3,')
+
+
+def test_a_journal_never_stands_there_without_its_first_line_wherever_its_writer_is_killed(tmp_path: Path) -> None:
+    path, number = tmp_path / "journal", 1
+    while killed_at(number, lambda: files.append_line(path, b"one\n", first=b"head\n")):
+        assert not path.exists() or path.read_bytes() == b"head\none\n"
+        path.unlink(missing_ok=True)
+        number += 1
+    files.append_line(path, b"two\n", first=b"head\n")
+
+    assert number > 4
+    assert files.lines(path.read_bytes()) == ([b"head", b"one", b"two"], b"")
+    assert files.lines(b"one\ntw") == ([b"one"], b"tw")
+
+
+def test_a_journal_that_another_has_written_to_is_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    files.append_line(path, b"one\n", size=0)
+    for size in (0, 3, 5):
+        with pytest.raises(files.Changed):
+            files.append_line(path, b"two\n", size=size)
+    (tmp_path / "link").symlink_to(path)
+    with pytest.raises(files.NotRegular):
+        files.append_line(tmp_path / "link", b"two\n")
+
+    assert path.read_bytes() == b"one\n"

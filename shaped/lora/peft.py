@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -138,10 +137,13 @@ def read_adapter(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[s
         files.settle(place, (TENSORS, CONFIG))
     try:
         config = json.loads(files.check_followed(files.together(place, CONFIG)).read_text())
-        pair, found = _load(files.check_followed(files.together(place, TENSORS)))
     except (OSError, ValueError) as error:
         raise StateError(f"no adapter in {place}: {error}") from None
-    except Exception as error:  # safetensors has an exception of its own, derived from nothing else
+    try:
+        pair, found = _load(files.together(place, TENSORS))
+    except FileNotFoundError as error:
+        raise StateError(f"no adapter in {place}: {error}") from None
+    except (OSError, ValueError) as error:
         raise StateError(f"{place / TENSORS} cannot be read: {error}") from None
     if not isinstance(config, dict) or config.get("peft_type") != "LORA" or not {"r", "lora_alpha"} <= set(config):
         raise StateError(f"{place / CONFIG} is no LoRA configuration")
@@ -160,10 +162,8 @@ def read_adapter(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[s
 
 def _load(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
     """The tensors of a file, and what its configuration said where it was written here."""
-    with safe_open(path, framework="pt") as file:
-        pair = (file.metadata() or {}).get("shaped")
-        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    said = json.loads(pair) if pair is not None else None
+    metadata, found = files.read_tensors(path)
+    said = json.loads(metadata["shaped"]) if "shaped" in metadata else None
     return said if isinstance(said, dict) else None, found
 
 

@@ -277,17 +277,14 @@ def _dtype(tensor: Tensor) -> str:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(files.check_followed(path), framework="pt") as file:
-            note = json.loads((file.metadata() or {})["shaped"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        metadata, tensors = files.read_tensors(path)
+        note = json.loads(metadata["shaped"])
     except FileNotFoundError:
         raise CheckpointError(f"no file {path}") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
-    except (SafetensorError, ValueError, KeyError) as error:
+    except (ValueError, KeyError) as error:
         raise CheckpointCorrupt(f"{path} is no model that was saved here: {type(error).__name__}: {error}") from None
     if (
         not isinstance(note, dict)

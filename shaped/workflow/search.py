@@ -296,16 +296,9 @@ class Search:
         path = self.folder / "search.jsonl"
         line = _line({**asdict(result), "score": None if math.isnan(result.score) else result.score})
         try:
-            if not os.path.lexists(path):  # so that a journal never stands there without a whole line
-                files.create(path, _line(self._about) + line)
-                return
-            descriptor = files.open_regular(path, os.O_RDWR | os.O_APPEND)
+            files.append_line(path, line, first=_line(self._about))
         except files.NotRegular as error:
             raise CheckpointError(f"{path}: {error.strerror}") from None
-        try:
-            files.append(descriptor, line if os.fstat(descriptor).st_size else _line(self._about) + line)
-        finally:
-            os.close(descriptor)
 
     def _read(self, mend: bool = False) -> None:
         """Take over the journal's trials; with `mend`, cut off a line that a kill tore: that trial is made again."""
@@ -317,10 +310,10 @@ class Search:
             return
         except files.NotRegular as error:
             raise CheckpointError(f"{path}: {error.strerror}") from None
-        whole = content[: content.rfind(b"\n") + 1]
-        if content and not whole:  # a journal begins with a whole line
+        whole, torn = files.lines(content)
+        if torn and not whole:  # a journal begins with a whole line
             raise CheckpointCorrupt(f"{path}, line 1: it is not what was written there")
-        lines = [_parsed(path, number, line) for number, line in enumerate(whole.splitlines())]
+        lines = [_parsed(path, number, line) for number, line in enumerate(whole)]
         self.results = []
         if not lines:
             return
@@ -333,8 +326,8 @@ class Search:
             raise StateError(f"{path} is the journal of another search.\n  " + "\n  ".join(differ))
         for number, line in enumerate(lines[1:]):
             self.results.append(_result(path, number, line, self.space))
-        if mend and len(whole) < len(content):
-            os.truncate(path, len(whole))
+        if mend and torn:
+            os.truncate(path, len(content) - len(torn))
 
 
 def _line(data: Mapping[str, Any]) -> bytes:

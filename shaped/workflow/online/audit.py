@@ -42,23 +42,27 @@ class AuditLog:
         self.count, self.head, self.size = 0, _FIRST, 0
         if not os.path.lexists(self.path):
             return
-        descriptor = _opened(self.path)
         try:
-            _hold(descriptor)  # a line that another writes at this moment is not torn
+            torn = self._take_up(only)
+        except files.NotRegular as error:
+            raise CheckpointError(f"{self.path}: {error.strerror}") from None
+        if torn:
+            self.append("recovered", bytes=torn)
+
+    def _take_up(self, only: Collection[str] | None) -> int:
+        """Go on with the chain; how many bytes of a torn line were cut off."""
+        with files.held(self.path) as descriptor:  # a line that another writes at this moment is not torn
             content = files.read(self.path)
-            whole = content.rfind(b"\n") + 1
-            for entry in _entries(self.path, content[:whole]):
+            torn = files.lines(content)[1]
+            self.size = len(content) - len(torn)
+            for entry in _entries(self.path, content[: self.size]):
                 self.count, self.head = self.count + 1, entry["hash"]
                 if only is not None and entry["event"] not in (*only, "recovered"):
                     raise CheckpointError(f"{self.path} has the event {entry['event']!r}, so it is another log")
-            self.size, torn = whole, content[whole:]
             if torn:
                 self._check_torn(torn)
-                os.ftruncate(descriptor, whole)
-        finally:
-            os.close(descriptor)
-        if torn:
-            self.append("recovered", bytes=len(torn))
+                os.ftruncate(descriptor, self.size)
+        return len(torn)
 
     def _check_torn(self, torn: bytes) -> None:
         """Whether the rest after the last whole line may be one of ours that a crash tore."""
@@ -87,39 +91,18 @@ class AuditLog:
         head = hashlib.sha256(to_json(body)).hexdigest()
         entry = {**body, "hash": head}
         line = to_json(entry) + b"\n"
-        if not self.size and not os.path.lexists(self.path):  # so that a log never stands there without a whole line
-            try:
-                files.create(self.path, line)
-            except FileExistsError:
-                raise self._written_to() from None
-        else:
-            self._append(line)
+        try:
+            files.append_line(self.path, line, size=self.size)
+        except files.Changed:
+            raise CheckpointError(f"{self.path} was written to by another since it was opened: open it again") from None
+        except files.NotRegular as error:
+            raise CheckpointError(f"{self.path}: {error.strerror}") from None
         self.size += len(line)
         self.count, self.head = self.count + 1, head
         return entry
 
-    def _append(self, line: bytes) -> None:
-        descriptor = _opened(self.path)
-        try:
-            _hold(descriptor)
-            if os.fstat(descriptor).st_size != self.size:
-                raise self._written_to()
-            files.append(descriptor, line)
-        finally:
-            os.close(descriptor)
-
-    def _written_to(self) -> CheckpointError:
-        return CheckpointError(f"{self.path} was written to by another since it was opened: open it again")
-
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
         return events(self.path)
-
-
-def _opened(path: Path) -> int:
-    try:
-        return files.open_regular(path, os.O_RDWR | os.O_APPEND)
-    except files.NotRegular as error:
-        raise CheckpointError(f"{path}: {error.strerror}") from None
 
 
 def _is_json(text: bytes) -> bool:
@@ -128,15 +111,6 @@ def _is_json(text: bytes) -> bool:
     except (ValueError, RecursionError):
         return False
     return True
-
-
-def _hold(descriptor: int) -> None:
-    """Keep others from appending until the descriptor is closed."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
 def events(path: str | Path) -> Iterator[Mapping[str, Any]]:
@@ -156,8 +130,8 @@ def events(path: str | Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _entries(path: Path, content: bytes) -> Iterator[Mapping[str, Any]]:
-    lines, head = content.split(b"\n"), _FIRST
-    for number, line in enumerate(lines if lines[-1] else lines[:-1]):
+    (lines, torn), head = files.lines(content), _FIRST
+    for number, line in enumerate([*lines, torn] if torn else lines):
         try:
             entry = from_json(line)
             said = entry.pop("hash")
