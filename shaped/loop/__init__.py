@@ -2,6 +2,7 @@
 
 from shaped.loop.hooks import Hook as Hook
 from shaped.loop.logs import JsonLines as JsonLines
+from shaped.loop.logs import LogTo as LogTo
 from shaped.loop.logs import TensorBoard as TensorBoard
 from shaped.loop.logs import read_log as read_log
 from shaped.loop.loop import Loop as Loop

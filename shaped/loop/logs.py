@@ -1,4 +1,4 @@
-"""What a run measured, on disk: a line of JSON for each record, and TensorBoard's event files.
+"""What a run measured: a line of JSON for each record, TensorBoard's event files, and services of others.
 
 A log that cannot be written (a full disk, a link or a pipe in its place) warns once; training goes on.
 """
@@ -8,7 +8,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,8 @@ class Training:
             of the loss.
         terms: Compute the terms apart, one forward pass a record.
     """
+
+    failures: tuple[type[Exception], ...] = (OSError, ValueError)  # of writing; training goes on without the log
 
     @checked
     def __init__(self, every: int = 10, *, terms: bool = False) -> None:
@@ -51,7 +53,7 @@ class Training:
             return
         try:
             self.write(loop, {name: value for name, value in values.items() if not math.isnan(value)})
-        except (OSError, ValueError) as error:
+        except self.failures as error:
             self._failed = True
             warnings.warn(f"{self} cannot be written and is left out from here on: {error}", stacklevel=2)
 
@@ -170,3 +172,31 @@ class TensorBoard(Training):
 
     def __str__(self) -> str:
         return f"TensorBoard's {self.folder}"
+
+
+class LogTo(Training):
+    """Figures for a service that a team looks at, through its own package: Weights & Biases, MLflow, Comet.
+
+        loop.attach(LogTo(wandb.init(project="digits").log))      # mode="offline" without a network
+        loop.attach(LogTo(mlflow.log_metrics))                     # within `with mlflow.start_run():`
+
+    Args:
+        send: Called as `send(values, step=...)` with figures by name; you begin and end what it belongs to. Whatever it
+            raises is a warning, once, and training goes on.
+        every, terms: As for `Training`.
+    """
+
+    failures = (Exception,)
+
+    @checked
+    def __init__(self, send: Callable[..., Any], every: int = 10, *, terms: bool = False) -> None:
+        super().__init__(every, terms=terms)
+        self._send = send
+
+    def write(self, loop: "Loop", values: Mapping[str, float]) -> None:
+        """Hand on what there is."""
+        if values:
+            self._send(dict(values), step=loop.step)
+
+    def __str__(self) -> str:
+        return f"the log {getattr(self._send, '__qualname__', self._send)}"

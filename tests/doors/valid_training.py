@@ -167,6 +167,7 @@ for method in ("every_n_steps", "n_times"):
 of("Loop", loop, "periodic", lambda: {"seconds": 1.0, "at_end": False, **HOOK})
 of("Loop", loop, "exponential", lambda: {"start": 2, "factor": 1.5, "at_end": False, **HOOK})
 valid("JsonLines", lambda folder: (looping.JsonLines, {"path": folder / "log", "every": 2, "terms": False}))
+plain("LogTo", looping.LogTo, lambda: {"send": print, "every": 2, "terms": False})
 valid("TensorBoard", lambda folder: (looping.TensorBoard, {"folder": folder / "tb", "every": 2, "terms": False}))
 
 

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from shaped import Loop, NonFiniteError, ParamList, ScalarTrainer, ShapedError
-from shaped.loop import Curves, JsonLines, Progress, TensorBoard, first_nonfinite, plot_run, read_log
+from shaped.loop import Curves, JsonLines, LogTo, Progress, TensorBoard, first_nonfinite, plot_run, read_log
 from shaped.losses import add_loss, with_terms
 from shaped.optim import AdamW
 from tests.models import batch, mlp, mlp_loss
@@ -114,6 +114,26 @@ def test_tensorboard_gets_every_record(trainer: ScalarTrainer, tmp_path: Path) -
         events = EventAccumulator(str(tmp_path)).Reload()
 
     assert [event.step for event in events.Scalars("loss")] == [2, 4]
+
+
+def test_a_service_gets_every_record_and_what_fails_there_is_said_once(trainer: ScalarTrainer) -> None:
+    rows: list[tuple[int, set[str]]] = []
+
+    def send(values: dict[str, float], step: int) -> None:
+        if len(rows) == 3:
+            raise RuntimeError("the service is gone")
+        rows.append((step, set(values)))
+
+    loop = Loop(trainer)
+    loop.attach(LogTo(send, every=2))
+    loop.on_epoch(lambda loop: loop.evaluate(DATA))
+    with pytest.warns(UserWarning, match="send cannot be written and is left out from here on: the service is gone"):
+        loop.run_epochs(DATA, 2)
+
+    own = {"loss", "loss_average", "lr", "step_ms"}
+    assert rows[:2] == [(2, own - {"lr"}), (4, own - {"lr"})] or rows[:2] == [(2, own), (4, own)]
+    assert rows[2] == (4, {"validation/loss"})
+    assert loop.step == 8
 
 
 def test_without_a_terminal_progress_is_plain_lines(trainer: ScalarTrainer) -> None:
