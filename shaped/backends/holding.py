@@ -5,7 +5,7 @@ behind in a module, in the containers and objects that it keeps, in its hooks, i
 """
 
 import logging
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from shaped.errors import Goal, ShapeError, Unprovable, listing
 from shaped.params import ParamList
-from shaped.proof.keeping import contents
+from shaped.proof.keeping import contents, put_dict, put_items
 
 _MANY = 20_000  # things in a module that are looked at, the nearest first; a data set may hang on it
 _PLAIN = (str, bytes, int, float, complex, Tensor)
@@ -126,16 +126,7 @@ class _Kept:
 
     def put_back(self) -> None:
         """Make it what it was."""
-        if isinstance(self.thing, dict):
-            kind: Any = OrderedDict if isinstance(self.thing, OrderedDict) else dict  # a subclass may refuse writes
-            kind.clear(self.thing)
-            for key, value in self.content.items():
-                kind.__setitem__(self.thing, key, value)
-        elif isinstance(self.thing, list):
-            self.thing[:] = self.content
-        else:
-            self.thing.clear()
-            (self.thing.extend if isinstance(self.thing, deque) else self.thing.update)(self.content)
+        (put_dict if isinstance(self.thing, dict) else put_items)(self.thing, self.content)
 
 
 def _containers(module: nn.Module) -> Iterator[_Kept]:

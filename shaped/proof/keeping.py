@@ -139,11 +139,11 @@ class Kept:
             return
         if isinstance(value, dict):
             held = contents(value)
-            self._puts.append(partial(_put_dict, value, held))
+            self._puts.append(partial(put_dict, value, held))
             self._push(held.values())
         else:
             items = list.copy(value) if isinstance(value, list) else list(value)
-            self._puts.append(partial(_put_items, value, items))
+            self._puts.append(partial(put_items, value, items))
             self._push(items)
 
     def _object(self, value: Any) -> None:
@@ -157,7 +157,7 @@ class Kept:
         if isinstance(own, dict):
             self._seen[id(own)] = own
             held = dict(own)
-            self._puts.append(partial(_put_dict, own, held))
+            self._puts.append(partial(put_dict, own, held))
             self._push(held.values())
         for slot in (s for kind in type(value).__mro__ for s in _slots(kind)):
             there = getattr(value, slot, _MISSING)
@@ -230,7 +230,8 @@ def contents(owner: dict[Any, Any]) -> dict[Any, Any]:
     return dict(kind.items(owner))
 
 
-def _put_dict(owner: dict[Any, Any], held: dict[Any, Any]) -> None:
+def put_dict(owner: dict[Any, Any], held: dict[Any, Any]) -> None:
+    """Make a mapping what it was, past what a subclass does in its own methods."""
     now = contents(owner)
     if len(now) == len(held) and all(map(is_, now, held)) and all(map(is_, now.values(), held.values())):
         return
@@ -240,7 +241,8 @@ def _put_dict(owner: dict[Any, Any], held: dict[Any, Any]) -> None:
         kind.__setitem__(owner, key, value)
 
 
-def _put_items(owner: Any, held: list[Any]) -> None:
+def put_items(owner: Any, held: Any) -> None:
+    """Make a list, a deque or a set what it was."""
     if isinstance(owner, set):
         if len(owner) != len(held) or any(one not in owner for one in held):
             owner.clear()
