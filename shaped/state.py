@@ -13,15 +13,17 @@ from typing import Any, cast
 import torch
 from safetensors.torch import save
 from torch import Tensor
+from torch.optim import Optimizer
 
 from shaped.arguments import flat, number, pair
 from shaped.backends import Auto, Backend, Compiled, Eager, Program, Progress, Settings, known_backend
 from shaped.errors import StateError, listing
 from shaped.optim import OPTIMIZERS, FusedOptimizer
+from shaped.optim.foreign import Foreign, counterpart, name_of, own
 from shaped.optim.loading import in_order
 from shaped.shapes import describe
 
-GivenOptimizer = FusedOptimizer | Callable[[Program], FusedOptimizer]  # or what makes one from a proof: Muon
+GivenOptimizer = Optimizer | Callable[[Program], FusedOptimizer]  # or what makes one from a proof: Muon
 # The trainer's methods that step, and the optimizers that they step with; the one of `train_step` is `train`.
 METHODS: Mapping[str, str] = {"step": "sgd", "adam_step": "adam", "adamw_step": "adamw"}
 PATHS: Mapping[str, type[FusedOptimizer]] = {path: OPTIMIZERS[path] for path in METHODS.values()}
@@ -39,6 +41,27 @@ def _made(maker: Callable[[Program], FusedOptimizer], program: Program) -> Fused
         ) from None
 
 
+def _ours(optimizer: Optimizer) -> FusedOptimizer:
+    """An optimizer that steps from given gradients.
+
+    Raises:
+        ValueError: It is no optimizer, or one whose step computes the loss itself.
+    """
+    if isinstance(optimizer, FusedOptimizer):
+        return optimizer
+    if not isinstance(cast(object, optimizer), Optimizer):
+        raise ValueError(
+            f"optimizer is a {name_of(optimizer)}; use one of shaped.optim, such as AdamW, or of torch.optim"
+        )
+    if (ours := counterpart(optimizer)) is not None:
+        warnings.warn(
+            f"{name_of(optimizer)} steps on the eager backend alone, and what it computes is not proved: {ours} takes "
+            "its arguments and its state dicts",
+            stacklevel=4,
+        )
+    return Foreign(optimizer)
+
+
 class TrainingState:
     """Optimizers by update path, counts, gradients that wait, and the backends made so far."""
 
@@ -51,19 +74,12 @@ class TrainingState:
         self._save_frozen = save_frozen
         self.settings = settings
         self.progress = Progress(program.used_tensors, settings.skips)
-        self.optimizer = optimizer
+        self.optimizer = None if optimizer is None else _ours(optimizer)
         self.paths: dict[str, FusedOptimizer] = {}  # "adamw" and its like, made by the first step that uses them
         self.accepted: dict[str, tuple[FusedOptimizer, dict[str, Any]]] = {}  # hyper-parameters that were checked
         self._backends: dict[str, Backend] = {}  # by name, so that going back and forth compiles nothing again
-        if optimizer is not None:
-            if not isinstance(cast(object, optimizer), FusedOptimizer):
-                given = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
-                ours = {kind.__name__ for kind in OPTIMIZERS.values()}
-                use = "use one of shaped.optim, such as AdamW"
-                if type(optimizer).__name__ in ours:
-                    use = f"shaped.optim.{type(optimizer).__name__} takes its arguments and its state dicts"
-                raise ValueError(f"optimizer is a {given}; {use}")
-            self._check_parameters(optimizer)
+        if self.optimizer is not None:
+            self._check_parameters(self.optimizer)
 
     def _check_parameters(self, optimizer: FusedOptimizer) -> None:
         """Whether an optimizer has all our parameters that are trained, and no others."""
@@ -78,6 +94,16 @@ class TrainingState:
             what = f"{listing(absent)} not in it" if absent else f"{foreign[0]} is not a parameter here"
             raise ValueError(f"the optimizer was made for other parameters: {what}; make it as AdamW(params)")
         self._entries = len(named)
+
+    @property
+    def given(self) -> Optimizer | None:
+        """The optimizer of `train_step` as the user made it."""
+        return None if self.optimizer is None else own(self.optimizer)
+
+    @property
+    def said(self) -> str:
+        """What a trainer says of itself about its update, where it is not proved."""
+        return f", the update of {name_of(self.given)} is not proved" if isinstance(self.optimizer, Foreign) else ""
 
     def own_optimizer(self) -> FusedOptimizer:
         """The optimizer of `train_step`, over our parameters still.
@@ -137,9 +163,11 @@ class TrainingState:
         """A backend by name: "eager", "compiled", or "auto".
 
         Raises:
-            ValueError: There is none of this name.
+            ValueError: There is none of this name, or the optimizer cannot be compiled.
         """
         known_backend(name)
+        if name == "compiled" and isinstance(self.optimizer, Foreign):
+            raise ValueError(f"optimizer: {self.optimizer.refusal}")
         if name == "auto":
             return self._backends.setdefault("auto", Auto(self.eager, self.compiled))
         return self.eager if name == "eager" else self.compiled
@@ -185,7 +213,11 @@ class TrainingState:
             "params": {name: tensor.detach().clone() for name, tensor in self._saved().items()},
             **({"frozen": self._digests()} if self._left_out else {}),
             "optimizers": {
-                path: {"class": type(o).__name__, "state": copy.deepcopy(o.state_dict()), "names": self._names_of(o)}
+                path: {
+                    "class": type(own(o)).__name__,
+                    "state": copy.deepcopy(o.state_dict()),
+                    "names": self._names(o),
+                }
                 for path, o in self.optimizers().items()
             },
             "steps": self.progress.taken,
@@ -193,7 +225,7 @@ class TrainingState:
             "waiting": self._pack_waiting(),
         }
 
-    def _names_of(self, optimizer: FusedOptimizer) -> list[list[str]]:
+    def _names(self, optimizer: FusedOptimizer) -> list[list[str]]:
         """The names of an optimizer's parameters, by group: what its state goes by."""
         names = {id(p): name for name, p in zip(self.program.params.names, self.program.tensors, strict=True)}
         return [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups]
@@ -221,24 +253,38 @@ class TrainingState:
         weight = float(progress.weight)
         return {"path": path, "count": progress.waiting, "of": accumulate, "samples": weight, "means": means}
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Take over a state dict, all or nothing; StateError lists every difference."""
+    def ready(self, state: Mapping[str, Any]) -> Callable[[], None]:
+        """What takes a state dict over, once it is known to fit; until it is called nothing has changed.
+
+        The call may be made again, and nothing of the state is copied before it.
+
+        Raises:
+            StateError: It does not fit; every difference is listed. ShapeError: Something was replaced in the module.
+        """
+        self.program.places.check()
         if not isinstance(state, Mapping):
             raise StateError(f"a state dict is a mapping, not a {type(state).__name__}")
         wrong = _malformed(state) or self._differences(state)
         if wrong:
             raise StateError("the state dict does not fit this trainer.\n  " + "\n  ".join(wrong))
         ready = {path: self._in_order(path, saved) for path, saved in state["optimizers"].items()}
-        loaded = {path: self._loaded(path, saved) for path, saved in ready.items()}
+        loaded = {path: self._loaded(path, saved) for path, saved in ready.items() if path != "train"}
+        if "train" in ready:  # tried, and not kept: the optimizer that was given is loaded when all is known to fit
+            self._loaded("train", ready["train"])
+        return lambda: self._take_over(state, ready.get("train"), loaded)
+
+    def _take_over(
+        self, state: Mapping[str, Any], train: Mapping[str, Any] | None, paths: Mapping[str, FusedOptimizer]
+    ) -> None:
         if self._left_out:
             new = [state["params"][name].to(tensor, copy=True) for name, tensor in self._saved().items()]
             with torch.no_grad():
                 torch._foreach_copy_(list(self._saved().values()), new)
         else:
             self.program.params.set_values([state["params"][name] for name in self.program.params.names])
-        if "train" in loaded and self.optimizer is not None:
-            self.optimizer.load_state_dict(ready["train"])
-        self.paths = {path: optimizer for path, optimizer in loaded.items() if path != "train"}
+        if train is not None and self.optimizer is not None:
+            self.optimizer.load_state_dict(train)
+        self.paths = dict(paths)
         self.progress.set_counts(state["steps"], state["skipped"])
         self.progress.clear()
         if waiting := state.get("waiting"):
@@ -273,8 +319,8 @@ class TrainingState:
                 wrong.append(f"optimizer `{path}`: unknown")
             elif path == "train" and self.optimizer is None:
                 wrong.append(f"it has an optimizer for train_step ({saved['class']}), and this trainer was given none")
-            elif path == "train" and type(self.optimizer).__name__ != saved["class"]:
-                wrong.append(f"train_step used {saved['class']} there, {type(self.optimizer).__name__} here")
+            elif path == "train" and (name := type(own(self.optimizer)).__name__) != saved["class"]:
+                wrong.append(f"train_step used {saved['class']} there, {name} here")
         return wrong + self._waiting_differences(state.get("waiting"), state["optimizers"])
 
     def _frozen_differences(self, frozen: Any) -> list[str]:
@@ -331,7 +377,7 @@ class TrainingState:
             )
             return cast(Mapping[str, Any], state)
         try:
-            groups = in_order(state["param_groups"], saved["names"], self._names_of(like))
+            groups = in_order(state["param_groups"], saved["names"], self._names(like))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StateError(f"the state of optimizer `{path}` does not fit: {error}") from None
         own = [{"param_names": g["param_names"]} if "param_names" in g else {} for g in like.param_groups]

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from shaped.arguments import OWN, checked, number
 from shaped.backends import (
@@ -29,6 +30,7 @@ from shaped.errors import ShapedError
 from shaped.optim import AdamW, FusedOptimizer
 from shaped.params import ParamList
 from shaped.proof import Proof
+from shaped.remaking import refrozen, remade
 from shaped.state import GivenOptimizer, TrainingState
 from shaped.strategies import GradientStrategy
 
@@ -45,7 +47,7 @@ class ScalarTrainer:
         backend: "eager" (autograd, operation by operation) or "compiled" (the proved graph with the update, one
             callable), which give the same numbers up to rounding; or "auto": compiled, and eager with a warning if the
             compiler refuses.
-        optimizer: For `train_step`: a `shaped.optim` optimizer over these parameters, or what makes one: `Muon`.
+        optimizer: For `train_step`: of `shaped.optim`, over these parameters, or `Muon`; eagerly any of torch.optim.
         assume: Relations between sizes to take as given, as for `prove`.
         static: Dimension names that are proved at each size as it comes.
         max_executors: How many compiled callables may exist; one more is an error that names this argument.
@@ -144,9 +146,9 @@ class ScalarTrainer:
         return self._settings.accumulate
 
     @property
-    def optimizer(self) -> FusedOptimizer | None:
-        """The optimizer of `train_step`."""
-        return self._shared.optimizer
+    def optimizer(self) -> Optimizer | None:
+        """The optimizer of `train_step`, as it was given."""
+        return self._shared.given
 
     @property
     def steps(self) -> int:
@@ -357,6 +359,18 @@ class ScalarTrainer:
         return other
 
     @checked
+    def with_frozen(self, paths: Sequence[str]) -> "ScalarTrainer":
+        """A trainer of the same loss over the same memory: these entries are frozen, and the others are trained.
+
+        It goes on with this one's optimizers and counts: moments are kept (of what is frozen where an `optimizer` was
+        given), and what was never trained begins. Use it instead of this one from then on. Paths are as for
+        `ParamList.with_frozen`; none unfreezes all.
+
+        Raises SignatureError where a path matches nothing, ValueError for a module or where gradients wait.
+        """
+        return refrozen(self, paths)
+
+    @checked
     def precompile(self, *shapes: Any, method: str | None = None, **sizes: int) -> Executors:
         """Compile for a batch before there is one: `precompile(batch=64)`, or `precompile((64, 784), (64,))`.
 
@@ -417,8 +431,7 @@ class ScalarTrainer:
             StateError: It does not fit; every difference is listed and nothing has changed.
             ShapeError: Something was replaced in the module, as merged adapters replace a weight.
         """
-        self._program.places.check()
-        self._shared.load(state)
+        self._shared.ready(state)()
 
     def __copy__(self) -> "ScalarTrainer":  # another handle on the same run, as `with_backend` gives
         other = object.__new__(type(self))
@@ -429,22 +442,8 @@ class ScalarTrainer:
         """Pickled and deep-copied as what it was made of, with its state. The copy proves anew and has no executors."""
         last = self._shared.last_optimizer
         path = next((path for path, optimizer in self._shared.optimizers().items() if optimizer is last), None)
-        return _remade, (*self._made_of, self._chosen, self.optimizer, self.state_dict(), path)
+        return remade, (type(self), *self._made_of, self._chosen, self.optimizer, self.state_dict(), path)
 
     def __repr__(self) -> str:
-        return f"ScalarTrainer({self.proof.setting.signature}, backend={self.backend!r}, {self.steps} steps)"
-
-
-def _remade(
-    loss: Callable[..., Any],
-    params: ParamList | nn.Module,
-    options: dict[str, Any],
-    backend: Any,
-    optimizer: FusedOptimizer | None,
-    state: Mapping[str, Any],
-    last: str | None,
-) -> ScalarTrainer:
-    trainer = ScalarTrainer(loss, params, backend=backend, optimizer=optimizer, **options)
-    trainer.load_state_dict(state)
-    trainer._shared.progress.stepped = trainer._shared.optimizers().get(last or "")
-    return trainer
+        said = f"{self.proof.setting.signature}, backend={self.backend!r}, {self.steps} steps{self._shared.said}"
+        return f"ScalarTrainer({said})"

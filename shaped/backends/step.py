@@ -31,6 +31,7 @@ from shaped.backends.samples import FACTOR
 from shaped.backends.settings import Settings
 from shaped.backends.values import Checked, Runs
 from shaped.optim import FusedOptimizer, Update
+from shaped.optim.foreign import Foreign
 from shaped.optim.updates import Reading
 from shaped_kernels.rule import Rule, refuse_misshapen
 
@@ -312,6 +313,8 @@ def _averages(update: Update) -> tuple[list[Tensor], ...]:
 
 
 def _refuse_storage(optimizer: FusedOptimizer, gathers: bool) -> None:
+    if isinstance(optimizer, Foreign):
+        raise CompileError(optimizer.refusal)
     if gathers and any(optimizer.rule_of(group).leads for group in optimizer.param_groups):
         raise CompileError(
             f"{type(optimizer).__name__} takes gradients ahead of the parameters, and what gathers them for "
