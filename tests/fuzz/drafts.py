@@ -1,9 +1,10 @@
 """A loss under construction: its parameters, inputs, modules and lines, and the shape of the value at hand."""
 
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Dim = int | str  # a string is a size of the batch, free in the proof
 
@@ -81,8 +82,17 @@ class Draft:
         self.lines.append(f"{name} = {text}")
         return Value(name, tuple(dims))
 
+    def one_of(self, text: str, x: Value, **names: Any) -> str:
+        """One of the expressions of a text, of a value and what else it names."""
+        return self.rng.choice(forms(text)).format(x=x.name, **names)
+
     def number(self, least: float, most: float) -> str:
         return f"{self.rng.uniform(least, most):.2f}"
+
+
+def forms(text: str) -> list[str]:
+    """The expressions of a text, parted by bars; a line may go on in the next."""
+    return [" ".join(form.split()) for form in re.split(r"\s\|\s", text)]
 
 
 Operation = Callable[[Draft, Value], Value | None]  # None: not for such a value

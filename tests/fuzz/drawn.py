@@ -4,9 +4,42 @@ import random
 from dataclasses import dataclass
 
 from shaped.backends.settings import Sizes
-from tests.fuzz.drafts import OPERATIONS, Dim, Draft, Value
-from tests.fuzz.operations import linear  # and its module enters all operations in the tables
+from tests.fuzz import layers, places  # noqa: F401  they enter their operations in the tables
+from tests.fuzz.drafts import OPERATIONS, Dim, Draft, Value, forms
+from tests.fuzz.operations import linear  # and so does its module
 
+# Of four scores x: classes y with weights w of classes, or four numbers y.
+BY_CLASS = forms("""
+F.cross_entropy({x}, {y}) | F.cross_entropy({x}, {y}, label_smoothing=0.1) | F.cross_entropy({x}, {y}, weight={w}) |
+F.nll_loss({x}.log_softmax(1), {y}, ignore_index=0, reduction='sum') * 0.1 | F.cross_entropy({x}, {y}, ignore_index=1) |
+F.multi_margin_loss({x}, {y}) | F.multi_margin_loss({x}, {y}, p=2, margin=0.5, weight={w}) |
+-{x}.log_softmax(1).gather(1, {y}.unsqueeze(1)).mean() | F.hinge_embedding_loss({x}[:, 0], ({y} % 2) * 2 - 1) |
+(F.cross_entropy({x}, {y}, reduction='none') * ({y} > 0)).sum() / ({y} > 0).sum().clamp(min=1) |
+F.multilabel_margin_loss({x}, torch.stack([{y}, ({y} + 1) % 4, torch.full_like({y}, -1), {y}], 1)) |
+-(F.one_hot({y}, 4) * {x}.log_softmax(1) * (1 - {x}.softmax(1)).square()).sum(1).mean() |
+F.cross_entropy({x}.unsqueeze(2).expand(-1, -1, 3), {y}.unsqueeze(1).expand(-1, 3), weight={w}, label_smoothing=0.2)
+""")
+BY_NUMBERS = forms("""
+F.mse_loss({x}, {y}) | F.smooth_l1_loss({x}, {y}) | F.huber_loss({x}, {y}, delta=0.7) |
+F.cross_entropy({x}, {y}.softmax(1)) |
+F.binary_cross_entropy_with_logits({x}, {y}.sigmoid()) | F.l1_loss({x} + 3, {y}) + {x}.var() |
+({x} * {y}).logsumexp((0, 1)) |
+F.kl_div({x}.log_softmax(1), {y}.softmax(1), reduction='batchmean') | F.soft_margin_loss({x}, {y}.sign()) |
+F.gaussian_nll_loss({x}, {y}, F.softplus({x}.flip(1)) + 0.1) | F.triplet_margin_loss({x}, {y}, {y}.flip(1) + 1) |
+F.cosine_embedding_loss({x}, {y}, {y}.detach()[:, 0].sign() + ({y}[:, 0] == 0)) |
+F.binary_cross_entropy({x}.sigmoid(), {y}.sigmoid()) | F.multilabel_soft_margin_loss({x}, ({y} > 0).to({x}.dtype)) |
+F.binary_cross_entropy_with_logits({x}, ({y} > 0).to({x}.dtype), weight={w}, pos_weight={w} + 1) |
+F.cross_entropy({x}, {y}.softmax(1), weight={w}, label_smoothing=0.1) |
+F.poisson_nll_loss({x}, {y}.abs() * 2, full=True) |
+F.margin_ranking_loss({x}[:, 0], {x}[:, 1], {y}[:, 0].sign(), margin=0.3) |
+{x}.sub({y}).square().mean(0).prod().tanh() |
+F.kl_div({x}.log_softmax(1), {y}.log_softmax(1), reduction='sum', log_target=True) * 0.1 |
+F.triplet_margin_with_distance_loss({x}, {y}, {y}.flip(1) + 1, swap=True) |
+F.poisson_nll_loss({x}.exp(), {y}.abs(), False) |
+(F.mse_loss({x}, {y}, reduction='none') * ({y} > 0)).sum() / ({y} > 0).sum().clamp(min=1) |
+torch.maximum(0.9 * ({y} - {x}), -0.1 * ({y} - {x})).mean() | ({x} - {y}).cosh().log().sum(1).mean() |
+F.cross_entropy(F.normalize({x}) @ F.normalize({y}).T / 0.5, torch.arange({x}.shape[0]))
+""")
 DTYPES = ("float32", "float32", "float32", "float64", "float64", "bfloat16")
 HEAD = """\
 import torch
@@ -75,21 +108,11 @@ def _started(d: Draft) -> Value:
 def _ended(d: Draft, x: Value) -> str:
     """The expression of the loss: of rows, with a target of their own."""
     x = d.let(f"F.linear({x.name}, {d.param(4, x.last)}, {d.param(4)})", ("n", 4))
-    if d.rng.random() < 0.4:
-        y = d.input(("n",), "Int", 4)
-        forms = ["F.cross_entropy({x}, {y})", "F.cross_entropy({x}, {y}, label_smoothing=0.1)",
-                 "F.nll_loss({x}.log_softmax(1), {y}, ignore_index=0, reduction='sum') * 0.1",
-                 "F.cross_entropy({x}, {y}, weight=torch.tensor([1.0, 2.0, 0.5, 1.0], dtype={x}.dtype))",
-                 "F.multi_margin_loss({x}, {y})", "-{x}.log_softmax(1).gather(1, {y}.unsqueeze(1)).mean()"]  # fmt: skip
-    else:
-        y = d.input(("n", 4))
-        forms = ["F.mse_loss({x}, {y})", "F.smooth_l1_loss({x}, {y})", "F.huber_loss({x}, {y}, delta=0.7)",
-                 "F.binary_cross_entropy_with_logits({x}, {y}.sigmoid())", "F.l1_loss({x} + 3, {y}) + {x}.var()",
-                 "F.kl_div({x}.log_softmax(1), {y}.softmax(1), reduction='batchmean')",
-                 "F.gaussian_nll_loss({x}, {y}, F.softplus({x}.flip(1)) + 0.1)", "({x} * {y}).logsumexp((0, 1))",
-                 "F.cosine_embedding_loss({x}, {y}, {y}.detach()[:, 0].sign() + ({y}[:, 0] == 0))",
-                 "F.triplet_margin_loss({x}, {y}, {y}.flip(1) + 1)", "F.soft_margin_loss({x}, {y}.sign())"]  # fmt: skip
-    return d.rng.choice(forms).format(x=x.name, y=y)
+    classes = d.rng.random() < 0.4
+    y = d.input(("n",), "Int", 4) if classes else d.input(("n", 4))
+    return d.rng.choice(BY_CLASS if classes else BY_NUMBERS).format(
+        x=x.name, y=y, w=f"torch.tensor([1.0, 2.0, 0.5, 1.0], dtype={x.name}.dtype)"
+    )
 
 
 def _written(d: Draft, result: str) -> str:
