@@ -86,6 +86,14 @@ KNOWN: tuple[Fault, ...] = (
         "corrected",
     ),
     Fault(
+        "writes at indices (index_add, index_put, index_copy, index_fill) into an expanded tensor, as gradients "
+        "under vmap make them",
+        "2.13",
+        "done in place, into the memory that all rows share: each row has the sum of all",
+        "pytorch issues 183986, 188084",
+        "corrected",
+    ),
+    Fault(
         "softshrink",
         "2.13",
         "NaN becomes 0",
@@ -233,7 +241,7 @@ def _logit_backward(grad: Tensor, x: Tensor, eps: float | None = None) -> Tensor
 def mended() -> Iterator[None]:
     """Lower with all of the table mended."""
     with ExitStack() as stack:
-        for mend in (_tiles_mended, _tails_mended, _parts_kept, _order_kept, _kept_out, _alike_in_ci):
+        for mend in (_tiles_mended, _tails_mended, _parts_kept, _order_kept, _out_of_place, _kept_out, _alike_in_ci):
             mend(stack)
         yield
 
@@ -326,6 +334,18 @@ def _parts_kept(stack: ExitStack) -> None:
         return bool(theirs(self, buffer, output))
 
     stack.enter_context(patch.object(PythonWrapperCodegen, "can_reuse", can_reuse))
+
+
+def _out_of_place(stack: ExitStack) -> None:
+    """Write at indices into a copy, as the graph says.
+
+    Torch's pass that writes into the memory of what is written to overlooks memory that several elements share, and
+    what reads that memory later under another name. Parameters and moments are written in place all the same: each
+    by the copy that ends the graph.
+    """
+    from torch._inductor.fx_passes import reinplace
+
+    stack.enter_context(patch.object(reinplace, "reinplace_inplaceable_ops_core", lambda graph: None))
 
 
 def _order_kept(stack: ExitStack) -> None:

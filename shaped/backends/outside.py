@@ -10,8 +10,8 @@ Tensors are followed, written in place or replaced: the graph takes them as inpu
 import types
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import repeat
 from operator import attrgetter, is_
 from typing import Any
@@ -38,6 +38,7 @@ from shaped.proof.reads import (
 )
 from shaped.shapes import describe
 
+PROOFS = 256  # that are kept, of other dtypes and static sizes
 WORLDS = 16  # sets of values that are proved; one more is refused
 _FLOATS = 2  # of these, those in which an eager step differs in nothing but floats
 _get, _MISSINGS = dict.get, repeat(MISSING)
@@ -67,6 +68,14 @@ class Difference:
         return all(type(old) is float and type(new) is float for old, new in self.changed.values())
 
 
+@dataclass(frozen=True)
+class _Place:
+    """A read of any of a world's graphs, and whether it is compared at each step."""
+
+    read: Read
+    watched: bool
+
+
 class World:
     """The values that proofs were made under, and all that holds only there.
 
@@ -79,23 +88,48 @@ class World:
         self.number, self._own = number, own
         self.proofs: dict[Any, Any] = {}
         self.cases: dict[Any, Any] = {}
-        self._reads: list[Reads] = []
+        self._reads: list[_Place] = []  # each place once, however many graphs read it; after what it lies in
+        self._known: dict[Hashable, int] = {}
         self._lifted: dict[GraphModule, tuple[set[int], Lifted]] = {}
         self._gather()
 
     def add(self, graph: GraphModule) -> Reads:
         """Take over what the trace of a graph read."""
         reads: Reads = graph.meta.get(READS) or Reads()
-        if not any(reads is known for known in self._reads):
-            self._reads.append(reads)
+        before = len(self._reads)
+        self._places(reads)
+        if len(self._reads) > before:
             self._gather()
         return reads
 
-    def lifted(self, graph: GraphModule, storages: set[int]) -> "Lifted":
-        """A proof's graph with inputs for what it reads from outside: one for all batches, while storages stay."""
+    def _places(self, reads: Reads) -> dict[Read, Read]:
+        """For each read of a trace the one that stands for it here, a new one where there is none."""
+        at: list[int] = []
+        for read, watched in zip(reads.found, _are_watched(reads), strict=True):
+            parent = at[read.parent] if read.parent >= 0 else -1
+            place = (parent, read.kind, read.key, read.own, watched, id(read.owner) if parent < 0 else 0)
+            known = self._known.get(place)
+            if known is None or not _alike(self._reads[known].read, read):
+                known = self._known[place] = len(self._reads)
+                self._reads.append(_Place(replace(read, parent=parent), watched))
+            at.append(known)
+        return {read: self._reads[i].read for read, i in zip(reads.found, at, strict=True)}
+
+    def lifted(self, graph: GraphModule, storages: set[int], apart: bool = False) -> "Lifted":
+        """A graph with inputs for what it reads from outside: one for all batches, while storages stay.
+
+        Args:
+            graph: Of a proof, or of sizes that are traced apart, which no other batch has.
+            storages: The memory of the parameters.
+            apart: Whether it is the second.
+        """
         known = self._lifted.get(graph)
         if known is None or known[0] is not storages:
-            known = self._lifted[graph] = storages, lift(graph, self.add(graph), storages)
+            lifted = lift(graph, self.add(graph), storages)
+            places = self._places(graph.meta.get(READS) or Reads())
+            known = storages, replace(lifted, reads=tuple(places[read] for read in lifted.reads))
+            if not apart:
+                keep(self._lifted, graph, known, PROOFS)
         return known[1]
 
     def holds(self) -> bool:
@@ -115,17 +149,16 @@ class World:
     def follow(self) -> Difference:
         """Look everything up along its path; where only objects and tensors were replaced, go on with those."""
         difference = Difference()
-        found = [(reads, _looked_up(reads, difference)) for reads in self._reads]
+        now = _looked_up(self._reads, difference)
         if not difference:
-            for reads, now in found:
-                for read, (owner, value) in zip(reads.found, now, strict=True):
-                    read.owner, read.value = owner, value
+            for place, (owner, value) in zip(self._reads, now, strict=True):
+                place.read.owner, place.read.value = owner, value
             self._gather()
         return difference
 
     def _gather(self) -> None:
         """All reads once, ordered for `holds`."""
-        once = {(id(r.owner), r.kind, r.key): r for reads in self._reads for r in _watched(reads)}
+        once = {(id(p.read.owner), p.read.kind, p.read.key): p.read for p in self._reads if p.watched}
         sorts: dict[str, list[Read]] = {sort: [] for sort in (PLAIN, CELL, ATTRIBUTE, WHOLE, "")}
         for read in once.values():
             sorts[_sort(read)].append(read)
@@ -156,35 +189,41 @@ def _sort(read: Read) -> str:
     return ""
 
 
-def _watched(reads: Reads) -> Iterator[Read]:
-    """Those that are compared: no modules, nothing that the program itself changes, nor what is in that."""
-    left = [False] * len(reads.found)
+def _are_watched(reads: Reads) -> list[bool]:
+    """Which are compared: no modules, nothing that the program itself changes, nor what is in that."""
+    left: list[bool] = []
     changed = set(map(id, reads.changed))
-    for i, read in enumerate(reads.found):
-        left[i] = id(read) in changed or (read.parent >= 0 and left[read.parent])
-        if not left[i] and not isinstance(read.value, types.ModuleType):
-            yield read
+    for read in reads.found:
+        left.append(id(read) in changed or (read.parent >= 0 and left[read.parent]))
+    pairs = zip(reads.found, left, strict=True)
+    return [not gone and not isinstance(read.value, types.ModuleType) for read, gone in pairs]
 
 
-def _looked_up(reads: Reads, difference: Difference) -> list[tuple[Any, Any]]:
+def _alike(known: Read, read: Read) -> bool:
+    """Whether two looks at one place saw the same, as far as a later look tells it."""
+    if isinstance(known.value, Tensor) and isinstance(read.value, Tensor):
+        return (known.proved or _kind(known.value)) == (read.proved or _kind(read.value))
+    return same(known.value, read.value) or (is_node(known) and type(known.value) is type(read.value))
+
+
+def _looked_up(places: Sequence[_Place], difference: Difference) -> list[tuple[Any, Any]]:
     """The owner and the value of each read as they are now."""
     now: list[tuple[Any, Any]] = []
-    watched = {id(read) for read in _watched(reads)}
-    parents = {read.parent for read in reads.found}
-    for i, read in enumerate(reads.found):
+    parents = {place.read.parent for place in places}
+    for i, (read, watched) in enumerate((place.read, place.watched) for place in places):
         owner = read.owner
         if read.parent >= 0:
             above = now[read.parent][1]
             owner = getattr(above, "__dict__", {}) if read.own else above
         value = Read(read.kind, owner, read.key, None).now() if owner is not MISSING else MISSING
         now.append((owner, value))
-        if id(read) not in watched or same(read.value, value):
+        if not watched or same(read.value, value):
             fits = not isinstance(value, Tensor) or _fits(read, value, difference)
         elif isinstance(read.value, Tensor) and isinstance(value, Tensor):
             fits = _fits(read, value, difference)
         else:
             fits = is_node(read) and type(value) is type(read.value) and i in parents
-        if not fits and id(read) in watched:
+        if not fits and watched:
             difference.changed.setdefault(read.text, (read.value, value))
     return now
 
@@ -340,6 +379,13 @@ class Outside:
         if eager and self.beyond and not self._warned:
             self._warned = True
             warnings.warn(f"the proof is not renewed any more: {self.beyond}", RuntimeWarning, stacklevel=2)
+
+
+def keep(kept: dict[Any, Any], key: Any, value: Any, most: int) -> None:
+    """Put a value in, and let the oldest go where there are as many as may be."""
+    if len(kept) >= most and key not in kept:
+        del kept[next(iter(kept))]
+    kept[key] = value
 
 
 def tensors_of(reads: Sequence[Read]) -> list[Tensor]:

@@ -2,6 +2,9 @@
 
 A half that agrees is left behind; the search goes on in the first that does not. So all that is compiled is about one
 graph more, and what is found differs by itself, not by what came before it. Random numbers are eager's in both.
+
+Code may be wrong only where operations are compiled together, as loops that are fused. Then no half parts, and the
+shortest beginning of the graph that does is looked for.
 """
 
 import time
@@ -35,6 +38,7 @@ def first_to_part(graph: GraphModule, state: Sequence[Tensor], inputs: Sequence[
     places = [node for node in nodes if node.op == "placeholder"]
     tensors = [*state[: len(places) - len(inputs)], *inputs]
     env: dict[Node, Any] = dict(zip(places, tensors, strict=True))
+    start = env
     low, high = len(places), len(nodes) - 1  # the last one is the output
     end, known = time.monotonic() + _SECONDS, False
     while high - low > 1 and time.monotonic() < end:
@@ -45,12 +49,32 @@ def first_to_part(graph: GraphModule, state: Sequence[Tensor], inputs: Sequence[
         else:
             low, env = middle, after
     if not known and (high - low > 1 or _parts(graph, nodes, low, high, env, part) is not None):
-        return ""
+        return _together(graph, nodes, start, part, end)
     found = [node for node in nodes[low:high] if node.op == "call_function"]
     if len(found) == 1:
-        shapes = [str(list(env[n].shape)) for n in found[0].all_input_nodes if isinstance(env.get(n), Tensor)]
-        return " of ".join(filter(None, [_named(found[0]), ", ".join(shapes)]))
+        return _shown(found[0], env)
     return f"one of {len(found)}, {_named(found[0])} to {_named(found[-1])}" if found else ""
+
+
+def _together(graph: GraphModule, nodes: Sequence[Node], env: dict[Node, Any], part: float, end: float) -> str:
+    """The operation with which code for the first ones begins to part; empty where code for all of them does not."""
+    low, high = len(env), len(nodes) - 1
+    if _parts(graph, nodes, len(env), high, env, part) is not None:
+        return ""
+    while high - low > 1 and time.monotonic() < end:
+        middle = (low + high) // 2
+        if _parts(graph, nodes, len(env), middle, env, part) is None:
+            high = middle
+        else:
+            low = middle
+    after = _run(Checked(graph), nodes[len(env) : high], _copied(env))
+    last = next(node for node in reversed(nodes[:high]) if node.op == "call_function")
+    return f"{_shown(last, after)}, compiled together with those before it"
+
+
+def _shown(node: Node, env: dict[Node, Any]) -> str:
+    shapes = [str(list(env[n].shape)) for n in node.all_input_nodes if isinstance(env.get(n), Tensor)]
+    return " of ".join(filter(None, [_named(node), ", ".join(shapes)]))
 
 
 def _parts(

@@ -21,7 +21,7 @@ from shaped.backends.holding import Places, kept_as_they_are
 from shaped.backends.inputs import Inputs
 from shaped.backends.losses import loss_signature
 from shaped.backends.modules import lasting, module_program
-from shaped.backends.outside import Outside, lift, tensors_of
+from shaped.backends.outside import PROOFS, Outside, keep, tensors_of
 from shaped.backends.samples import FACTOR, Factor, Form, Given, Samples
 from shaped.backends.settings import floating
 from shaped.backends.trainable import refuse_shared_writes, refuse_untrainable
@@ -217,9 +217,10 @@ class Program:
                     "Use it, freeze it, or pass allow_unused=True"
                 )
             world.add(proof.graph)
-            world.proofs[key] = replace(proof.at(self.params.dims), per_size=tuple(self._static), static=static)
-        made: Proof = world.proofs[key]
-        return made
+            made = replace(proof.at(self.params.dims), per_size=tuple(self._static), static=static)
+            keep(world.proofs, key, made, PROOFS)
+        found: Proof = world.proofs[key]
+        return found
 
     def admit(self, inputs: Sequence[Any]) -> Case:
         """Check a batch against the signature and return its case.
@@ -239,9 +240,8 @@ class Program:
         cases = self.outside.now.cases
         case: Case | None = cases.get(key)
         if case is None:
-            if len(cases) >= CASES:
-                del cases[next(iter(cases))]
-            case = cases[key] = self._admit(inputs, key)
+            case = self._admit(inputs, key)
+            keep(cases, key, case, CASES)
         return case
 
     def _key(self, inputs: Sequence[Any]) -> tuple[Any, ...]:
@@ -324,7 +324,7 @@ class Program:
         traced = proof.graph_at(sizes)
         world = self.outside.now
         apart = traced is not proof.graph
-        lifted = lift(traced, world.add(traced), self.storages) if apart else world.lifted(traced, self.storages)
+        lifted = world.lifted(traced, self.storages, apart)
         graph = self._counted(lifted.graph, sizes, dtypes, (ranks, static, absent))
         factor: Factor | None = graph.meta[FACTOR]
         samples = self.samples.by_sizes(entries, sizes) if factor is None or factor.share else 1.0

@@ -23,7 +23,7 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from shaped.backends.counts import counting_graph, divisors
-from shaped.backends.outside import World, lift
+from shaped.backends.outside import PROOFS, World, keep, lift
 from shaped.errors import ShapeError, SignatureError, listing
 from shaped.proof import Proof, Setting, prove_setting
 from shaped.proof.reads import Reads
@@ -202,7 +202,7 @@ class Samples:
             names = {name for entry in counting.entries for dim in entry.spec.dims for name in dim.names}
             proof = prove_setting(setting, (), {n: s for n, s in static.items() if n in names})
             _refuse_tensors(proof.graph, world.add(proof.graph))
-            self._proofs[key] = proof
+            keep(self._proofs, key, proof, PROOFS)
         return self._proofs[key]
 
 

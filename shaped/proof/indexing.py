@@ -89,7 +89,7 @@ def take_along_dim(x: Tensor, indices: Tensor, dim: Any = None) -> Tensor:
         return torch.take_along_dim(x, indices, dim)  # which says what is wrong
     along, sizes = dim % x.dim(), list(zip(x.shape, indices.shape, strict=True))
     both = [-1 if i == along else b if a == 1 else a for i, (a, b) in enumerate(sizes)]
-    return x.expand(both).gather(dim, indices.expand(both))
+    return x.expand(both).gather(dim, indices.expand(both).remainder(x.shape[along]))  # as torch's own wraps it
 
 
 def tensor_split(x: Tensor, indices_or_sections: Any, dim: int = 0) -> Any:

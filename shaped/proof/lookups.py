@@ -3,8 +3,10 @@
 import types
 from typing import Any
 
+from torch import nn
+
 from shaped.proof.instructions import UNKNOWN
-from shaped.proof.reads import ATTRIBUTE, MISSING, PLAIN, is_opaque
+from shaped.proof.reads import ATTRIBUTE, MISSING, PLAIN, is_library, is_opaque
 
 Found = tuple[list[tuple[str, Any, Any, Any]], Any]
 
@@ -14,12 +16,12 @@ def looked_up(owner: Any, name: str) -> Found | None:
     if isinstance(owner, types.ModuleType):
         held = vars(owner)
         if name not in held:
-            return None
+            return None if is_opaque(owner) or "__getattr__" in held else ([(PLAIN, held, name, MISSING)], UNKNOWN)
         return [(PLAIN, held, name, held[name])] if not is_opaque(owner) else [], held[name]
     kind = owner if isinstance(owner, type) else type(owner)
     above = next(((c, vars(c)[name]) for c in kind.__mro__ if name in vars(c)), None)
     if isinstance(owner, type):
-        return _of_class(above, name)
+        return _of_class(above, name, kind) or _absent(owner, name, kind, None)
     own = _own_dictionary(owner)
     if name == "__dict__" and own is not None:
         return [(ATTRIBUTE, owner, "__dict__", own)], own
@@ -33,22 +35,25 @@ def looked_up(owner: Any, name: str) -> Found | None:
     if own is not None and name in own:
         return [(PLAIN, own, name, own[name])], own[name]
     if above is None:
-        return None
-    found = _of_class(above, name, owner)
+        return _absent(owner, name, kind, own)
+    found = _of_class(above, name, kind, owner)
     hides = found is not None and own is not None and (found[0] or name == "forward")
     if found is not None and hides:
         found[0].append((PLAIN, own, name, MISSING))  # one of its own would hide the class's
     return found
 
 
-def _of_class(above: tuple[type, Any] | None, name: str, owner: Any = None) -> Found | None:
+def _of_class(above: tuple[type, Any] | None, name: str, kind: type, owner: Any = None) -> Found | None:
+    """An attribute that a class or one above it has; another there, or one between them, would replace it."""
     if above is None:
         return None
-    kind, value = above
-    if isinstance(value, types.FunctionType):
-        return [], types.MethodType(value, owner) if owner is not None else value
-    if isinstance(value, classmethod | staticmethod):
-        return [], value.__func__
+    value = above[1]
+    code = value.__func__ if isinstance(value, classmethod | staticmethod) else value
+    if isinstance(code, types.FunctionType):
+        reads = [] if is_library(code.__module__) else [(ATTRIBUTE, kind, name, getattr(kind, name, MISSING))]
+        return reads, types.MethodType(code, owner) if owner is not None and code is value else code
+    if code is not value:
+        return [], code
     if isinstance(value, types.MethodDescriptorType | types.ClassMethodDescriptorType | types.BuiltinMethodType):
         try:
             return [], getattr(owner if owner is not None else kind, name)  # C's own: it runs no code of the user's
@@ -57,6 +62,18 @@ def _of_class(above: tuple[type, Any] | None, name: str, owner: Any = None) -> F
     if hasattr(type(value), "__get__"):
         return None
     return [(ATTRIBUTE, kind, name, value)], value
+
+
+def _absent(owner: Any, name: str, kind: type, own: dict[str, Any] | None) -> Found | None:
+    """An attribute that is not there, as far as no code decides: it may come."""
+    if isinstance(owner, type):
+        return None if hasattr(type(owner), name) else ([(ATTRIBUTE, owner, name, MISSING)], UNKNOWN)
+    code = getattr(kind, "__getattr__", None)
+    if own is None or code not in (None, nn.Module.__getattr__):
+        return None
+    if code is not None and any(name in own.get(held, ()) for held in ("_parameters", "_buffers", "_modules")):
+        return None
+    return [(PLAIN, own, name, MISSING), (ATTRIBUTE, kind, name, MISSING)], UNKNOWN
 
 
 def _own_dictionary(owner: Any) -> dict[str, Any] | None:

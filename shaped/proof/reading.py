@@ -33,6 +33,7 @@ from shaped.proof.reads import (
     draws,
     is_container,
     is_leaf,
+    own,
 )
 from shaped.proof.source import Place, is_users
 
@@ -96,17 +97,11 @@ class Reading:
 
     def _global(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
         owner: dict[str, Any] = frame.f_globals
-        if argval not in owner:
-            shadow.push(frame.f_builtins.get(argval, UNKNOWN))
-            return
-        value = owner[argval]
-        if stands_in(value):  # len and math, while a trace lasts
-            shadow.push(value)
-            return
-        if not str(frame.f_globals.get("__name__")).startswith("torch."):
+        value = owner.get(argval, MISSING)  # a builtin that a global may hide, then
+        if not stands_in(value) and not str(owner.get("__name__")).startswith("torch."):  # len and math do in a trace
             self.log.root(owner)
             self._read(frame, PLAIN, owner, argval, value)
-        shadow.push(value)
+        shadow.push(frame.f_builtins.get(argval, UNKNOWN) if value is MISSING else value)
 
     def _name(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
         if frame.f_locals is not frame.f_globals and argval in frame.f_locals:
@@ -250,7 +245,7 @@ class Reading:
             self._use(given)
             return UNKNOWN
         self.meet(function)
-        owner, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
+        owner, name = own(function, "__self__", None), own(function, "__name__", "")
         drawn = draws(function, len(given))
         if drawn and (owner is None or isinstance(owner, types.ModuleType | type)):
             self._note(frame, drawn)  # a generator that is made within has a seed; others are told where they are read
@@ -281,7 +276,7 @@ class Reading:
         """Whether a call of it is a frame that is followed, and no callback of a library's."""
         while isinstance(function, types.MethodType):
             function = function.__func__
-        code = getattr(function, "__code__", None)
+        code = own(function, "__code__", None)
         if code is None:
             return not isinstance(function, types.BuiltinFunctionType | types.MethodWrapperType)
         return self.followed.get(code, False)

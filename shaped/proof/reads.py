@@ -162,7 +162,12 @@ _GETTERS = (dict.__getitem__, list.__getitem__, tuple.__getitem__)
 
 def is_opaque(value: Any) -> bool:
     """Whether a module is a library's, whose contents do not change."""
-    return str(getattr(value, "__name__", "")).split(".")[0] in _LIBRARIES
+    return is_library(getattr(value, "__name__", ""))
+
+
+def is_library(name: Any) -> bool:
+    """Whether a module of this name is one whose contents do not change."""
+    return str(name).split(".")[0] in _LIBRARIES
 
 
 def same(old: Any, new: Any) -> bool:
@@ -184,6 +189,14 @@ def same(old: Any, new: Any) -> bool:
     return isinstance(old, types.MethodType) and old.__func__ is new.__func__ and old.__self__ is new.__self__
 
 
+def own(value: Any, name: str, default: Any) -> Any:
+    """What an object has under a name without code of its own: a `__getattr__` may raise what it likes."""
+    try:
+        return object.__getattribute__(value, name)
+    except AttributeError:
+        return default
+
+
 def draws(function: Any, given: int) -> str:
     """What a callable or a generator draws from, if each call gives something else; empty if none.
 
@@ -191,7 +204,7 @@ def draws(function: Any, given: int) -> str:
         function: What is read or called.
         given: With how many arguments it is called; -1 where it is only read.
     """
-    owner = getattr(function, "__self__", None)
+    owner = own(function, "__self__", None)
     for held in (function, owner):
         kind = type(held)
         if held is None or isinstance(held, type):
@@ -202,7 +215,7 @@ def draws(function: Any, given: int) -> str:
             return "NumPy's generator"
         if kind is torch.Generator and held is not torch.default_generator:
             return "a generator of its own"
-    module, name = getattr(function, "__module__", None) or "", getattr(function, "__name__", "")
+    module, name = own(function, "__module__", None) or "", own(function, "__name__", "")
     if isinstance(owner, types.ModuleType) and owner.__name__ == "time" and name in _CLOCKS:
         return CLOCK
     if isinstance(owner, type) and owner.__module__ == "datetime" and name in ("now", "utcnow", "today"):
@@ -359,9 +372,9 @@ def _contents(value: Any) -> Iterator[tuple[str, Any, Any, Any]]:
     elif isinstance(value, partial):
         yield from ((ATTRIBUTE, value, name, getattr(value, name)) for name in ("func", "args", "keywords"))
     else:
-        own = getattr(value, "__dict__", None)
-        if isinstance(own, dict):
-            yield from ((PLAIN, own, key, held) for key, held in list(own.items()))
+        held_by = own(value, "__dict__", None)
+        if isinstance(held_by, dict):
+            yield from ((PLAIN, held_by, key, held) for key, held in list(held_by.items()))
         for kind in type(value).__mro__:
             for name in _slots(kind):
                 yield ATTRIBUTE, value, name, getattr(value, name, MISSING)
@@ -375,7 +388,7 @@ def _slots(kind: type) -> Sequence[str]:
 def _name_of(root: Any) -> str:
     if isinstance(root, dict | types.CellType):
         return ""
-    return str(getattr(root, "__name__", type(root).__name__))
+    return str(own(root, "__name__", type(root).__name__))
 
 
 def _text(read: Read, owner: str, own: bool) -> str:

@@ -23,7 +23,7 @@ from shaped.proof.conditions import is_dim
 from shaped.proof.expressions import sympy_of, term_of, without_fractions
 from shaped.proof.fake import RememberingMode
 from shaped.proof.isolation import note_asking
-from shaped.proof.source import Place, place_of_caller
+from shaped.proof.source import Place, is_users, place_of_caller
 from shaped.shapes import Dim, Entry, Term
 
 
@@ -58,6 +58,7 @@ class Question:
     source: Source | None  # no frame: a question outlives the trace
 
 
+_DEFERS = "guard_or_defer_runtime_assert"
 _CACHED = {name: method for name, method in vars(ShapeEnv).items() if hasattr(method, "cache_clear")}
 
 
@@ -71,6 +72,7 @@ class _Questions(ShapeEnv):
             own = cached(method.__wrapped__)
             vars(self)[name] = partial(own, self)
             vars(vars(self)[name]).update(cache_clear=own.cache_clear, cache_info=own.cache_info)
+        self._defer = vars(self).pop(_DEFERS)  # ours is called instead
         super().__init__(**kwargs)
         self.asked: list[Question] = []
         self.deferred: list[Question] = []  # equalities that only data can decide
@@ -112,10 +114,16 @@ class _Questions(ShapeEnv):
         self, orig_expr: Any, *args: Any, **kwargs: Any
     ) -> bool:
         count = sum(map(len, self.deferred_runtime_asserts.values()))
-        answer = bool(super().guard_or_defer_runtime_assert(orig_expr, *args, **kwargs))
-        if sum(map(len, self.deferred_runtime_asserts.values())) > count and isinstance(orig_expr, sympy.Eq):
+        answer = bool(self._defer(orig_expr, *args, **kwargs))
+        if sum(map(len, self.deferred_runtime_asserts.values())) > count:
             place = place_of_caller()
-            self.deferred.append(Question(orig_expr, place.source() if place else None))
+            source = place.source() if place else None
+            if _is_claimed(sys._getframe(1)):
+                raise Unprovable(
+                    "the program checks a value here, which a graph would not.", source, Goal(hint=_CHECKED)
+                )
+            if isinstance(orig_expr, sympy.Eq):
+                self.deferred.append(Question(orig_expr, source))
         return answer
 
     def _settle(self, expression: Any) -> Any:
@@ -135,6 +143,17 @@ def _is_curious(frame: FrameType | None) -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+_CHECKED = "torch._assert_async(condition.all(), message) is checked wherever the program runs"
+
+
+def _is_claimed(frame: FrameType | None) -> bool:
+    """Whether it is the user's code that says `torch._check`, and no shape function of torch's."""
+    for within in (False, True):
+        while frame is not None and (frame.f_code.co_filename == torch.__file__) == within:
+            frame = frame.f_back
+    return frame is not None and is_users(frame)
 
 
 _INSTEAD = {  # for what Python makes a plain number of, whatever we do

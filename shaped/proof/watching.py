@@ -34,6 +34,7 @@ _RETURNING = {os.path.join(_TORCH, *path) for path in (("autograd", "function.py
 _HOOKS = {"register_hook", "register_post_accumulate_grad_hook", "grad_fn"}
 _READ_OUT = {"tolist", "numpy", "array"}  # a tensor's values as Python's or NumPy's
 _CALL_BACK = {"grad", "backward", "apply", "map"}  # operations that run code of the user's
+_LOOKS = {"LOAD_ATTR", "LOAD_METHOD", "LOAD_GLOBAL", "LOAD_NAME", "BINARY_SUBSCR"}
 _RESUMED = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 
@@ -157,6 +158,8 @@ class Watching:
             self._reading.finish(frame, shadow, offset)
             shadow.last, shadow.offset, shadow.called, shadow.result = found, offset, False, UNKNOWN
         elif event == "exception":
+            if shadow.last is not None and shadow.last.name in _LOOKS:  # what is not there may come
+                self._reading.finish(frame, shadow, -1)
             shadow.stack.clear()
             shadow.last = None
         elif event == "return":

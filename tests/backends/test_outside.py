@@ -74,6 +74,26 @@ def put_in_network(value: float) -> None:
         NET.bias.zero_()  # type: ignore[union-attr]
 
 
+class Schedule:
+    def now(self) -> float:
+        return 0.0
+
+
+SCHEDULE = Schedule()
+
+
+def put_late(value: float) -> None:
+    """An attribute that is there for one value only, and a method that is another for each."""
+    vars(SPACE).pop("late", None)
+    if value == 2.0:
+        SPACE.late = 0.0
+    setattr(Schedule, "now", lambda self: value - (value == 2.0))  # noqa: B010
+
+
+def late() -> float:
+    return SCHEDULE.now() + hasattr(SPACE, "late")
+
+
 loss_of_closure, change_closure = enclosed()
 READ: dict[str, tuple[Callable[..., Any], Callable[[float], Any]]] = {
     "a tensor written in place": (reading(lambda: teacher), lambda v: teacher.fill_(v)),
@@ -95,6 +115,7 @@ READ: dict[str, tuple[Callable[..., Any], Callable[[float], Any]]] = {
     "an array": (reading(lambda: float(ARRAY[0])), lambda v: ARRAY.fill(v)),
     "a default": (reading(lambda: scale()), lambda v: setattr(scale, "__defaults__", (v,))),
     "a closure": (loss_of_closure, change_closure),
+    "what comes and is replaced": (reading(late), put_late),
 }
 
 
@@ -229,3 +250,26 @@ def test_a_loss_that_reads_nothing_has_nothing_to_watch() -> None:
     trainer = ScalarTrainer(plain, P(w=torch.ones(3)), backend="compiled")
 
     assert trainer._program.outside.now.watched == 0
+
+
+def of_sequences(p: P, x: Float[Tensor, "b s n"]) -> Scalar:
+    return (x @ p.w).mean() * 0 + SPACE.teacher.mean() + CONFIG["beta"]
+
+
+def test_what_each_size_reads_anew_is_kept_once_and_followed() -> None:
+    CONFIG["beta"], SPACE.teacher = 0.0, torch.zeros(3)
+    trainer = ScalarTrainer(of_sequences, P(w=torch.ones(3)))
+    for length in range(2, 6):  # sizes of one row are traced apart
+        trainer.forward(torch.ones(1, length, 3))
+    world = trainer._program.outside.now
+    kept = len(world._reads)
+    for length in range(6, 10):
+        trainer.forward(torch.ones(1, length, 3))
+    compiled = trainer.with_backend("compiled")
+    seen = []
+    for value, beta, rows in ((1.0, 0.0, 1), (2.0, 0.0, 2), (3.0, 10.0, 1), (4.0, 10.0, 2), (5.0, 0.0, 1)):
+        SPACE.teacher, CONFIG["beta"] = torch.full((3,), value), beta
+        seen += [backend.forward(torch.ones(rows, 4, 3)).item() for backend in (trainer, compiled)]
+
+    assert len(world._reads) == kept
+    assert seen == [1.0, 1.0, 2.0, 2.0, 13.0, 13.0, 14.0, 14.0, 5.0, 5.0]

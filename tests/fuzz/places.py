@@ -9,6 +9,7 @@ torch.zeros_like({x}).scatter_add(1, {i}[:, None], {x}[:, :1]) + {x} |
 {x}.index_add(1, {i}, {x}[:1].sum() * torch.ones({x}.shape[0], {x}.shape[0], dtype={x}.dtype)) * 0.2 |
 torch.zeros_like({x}).index_put((torch.arange({x}.shape[0]), {i}), {x}[:, 0], accumulate=True) * 2 + {x} |
 {x}.index_put((torch.arange({x}.shape[0]), {i}), {x}[:, 0].exp() * 0.1) |
+{x}[:1].expand({x}.shape).index_put((torch.arange({x}.shape[0]), {i}), {x}[:, 0], accumulate=True) + {x} |
 {x} * {x}[torch.arange({x}.shape[0]), {i}].unsqueeze(1)
 """
 MASKED = """

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from shaped import ParamList, ProofError, SignatureError, Unprovable, prove
 from shaped.proof import operations
+from shaped.proof.indexing import take_along_dim
 from shaped.proof.setting import Setting
 from shaped.proof.symbolic import Plan, World
 from shaped.proof.trace import Recorder, trace
@@ -128,10 +129,12 @@ def test_at_free_sizes_they_give_what_torch_gives(shape: tuple[int, int]) -> Non
 
 def test_the_other_forms_give_what_torch_gives() -> None:
     x = torch.randn(4, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    beyond = torch.tensor([0, 8, 9, 20])  # torch wraps what lies beyond an axis
     pairs = [
         (operations.max_pool1d(x, 2), F.max_pool1d(x, 2)),
         (operations.max_pool1d(x[None], 3, 2, 1, 1, True), F.max_pool1d(x[None], 3, 2, 1, 1, True)),
         (operations.cov(x, correction=0), torch.cov(x, correction=0)),
+        *((take_along_dim(x, i[:, None], 1), torch.take_along_dim(x, i[:, None], 1)) for i in (beyond, -beyond)),
     ]
 
     for ours, theirs in pairs:
@@ -226,3 +229,23 @@ def test_sizes_that_no_tensor_has_are_refused() -> None:
         prove(minus)
     with pytest.raises(SignatureError, match="larger than any tensor can be"):
         prove(in_order, static={"n": 2**70})
+
+
+def checked_by_torch(x: Float[Tensor, " n"]) -> Float[Tensor, ""]:
+    torch._check_tensor_all(x < 1)
+    return x.sum()
+
+
+def checked_as_a_number(x: Float[Tensor, " n"]) -> Float[Tensor, ""]:
+    torch._check(x.sum().item() < 1)
+    return x.sum()
+
+
+@pytest.mark.parametrize("function", [checked_by_torch, checked_as_a_number])
+def test_a_check_of_values_that_a_graph_would_lose_is_unprovable_and_the_remedy_is_named(
+    function: Callable[..., Any],
+) -> None:
+    with pytest.raises(Unprovable, match="checks a value here, which a graph would not") as caught:
+        prove(function)
+
+    assert "torch._assert_async(condition.all(), message)" in str(caught.value)

@@ -1,5 +1,6 @@
 """What a program reads from outside is found, whatever way it is written, and nothing else."""
 
+import builtins
 import contextlib
 import datetime
 import functools
@@ -120,6 +121,13 @@ def after_an_exception(x: float) -> float:
         return RATES.a * x
 
 
+def absent(x: float) -> float:
+    for read in (lambda: CONFIG["late"], lambda: late, lambda: RATES.late):  # type: ignore[name-defined, attr-defined]
+        with contextlib.suppress(KeyError, NameError, AttributeError):
+            x *= read()
+    return x
+
+
 def of_its_own(x: float) -> float:
     own, rates, both = {"m": weight}, Rates(9.0, 9.0), list[Any]()
     both += [own, rates]
@@ -153,11 +161,12 @@ READ: list[tuple[str, Callable[[Any], Any], set[str]]] = [
     ("keys of keys", lambda x: x * CONFIG["deep"]["sizes"][1], {"CONFIG['deep']['sizes'][1]"}),
     ("an attribute", lambda x: x * RATES.a, {"RATES.a"}),
     ("a property", lambda x: x * RATES.twice, {"RATES.b"}),
-    ("a method", lambda x: RATES.times(x), {"RATES.a"}),
+    ("a method", lambda x: RATES.times(x), {"RATES.a", "RATES.times"}),  # an entry of its own would hide the class's
+    ("what is not there", absent, {"CONFIG['late']", "RATES.late", "Rates.late", "late"}),
     ("a helper", lambda x: helper(RATES) * x, {"helper.__defaults__[0]", "RATES.a"}),
     ("what a function gives", lambda x: given().a * x, {"RATES.a"}),
     ("slots", lambda x: SLOTS.q * x, {"SLOTS.q"}),
-    ("a class", lambda x: LIMITS.read() * x, {"Limits.top", "LIMITS.top"}),
+    ("a class", lambda x: LIMITS.read() * x, {"Limits.top", "LIMITS.top", "LIMITS.read"}),
     ("a local", by_local, {"SPACE.inner.v"}),
     ("loops", through_loops, BOTH),
     ("a generator", lambda x: [r.a * x for r in generated()], BOTH),
@@ -185,7 +194,8 @@ def leaves(function: Callable[..., Any], *args: Any) -> set[str]:
     with Watching([function]) as watching:
         function(*args)
     found = watching.reads("f", True).found
-    return {read.text for read in found if is_value(read) and not any(name in read.text for name in TORCHS)}
+    texts = {read.text for read in found if is_value(read) and not any(name in read.text for name in TORCHS)}
+    return texts - set(vars(builtins))  # which a global may hide
 
 
 TORCHS = ("hooks", "_compiled_call_impl", "__name__")  # what torch's own modules read of themselves
