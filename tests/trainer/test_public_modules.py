@@ -64,3 +64,59 @@ def test_three_steps_of_a_public_model_are_those_of_plain_torch(
     bound = {"eager": 0.0, "compiled": 1e-4}[backend]
     for (name, mine), theirs in zip(net.state_dict().items(), twin.state_dict().values(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=bound, atol=bound, msg=name)
+
+
+def of_eight(net: nn.Module, ids: Int[Tensor, "batch 8"]) -> Float[Tensor, ""]:
+    return net(input_ids=ids, labels=ids, use_cache=False).loss
+
+
+def bloom() -> nn.Module:
+    """Its attention is biased by distance, and its heads lie as the kernels of eager leave them."""
+    config = transformers.BloomConfig(vocab_size=17, hidden_size=8, n_layer=1, n_head=2)
+    config.update({"hidden_dropout": 0.0, "attention_dropout": 0.0})
+    model: nn.Module = transformers.BloomForCausalLM(config)
+    return model
+
+
+def t5() -> nn.Module:
+    """Its positions are a table of relative distances, and three layers share one embedding."""
+    config = transformers.T5Config(
+        vocab_size=17, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, dropout_rate=0.0, decoder_start_token_id=0
+    )
+    model: nn.Module = transformers.T5ForConditionalGeneration(config)
+    return model
+
+
+def mixtral() -> nn.Module:
+    """Its experts are one grouped product."""
+    config = transformers.MixtralConfig(
+        vocab_size=17, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, num_local_experts=4,
+    )  # fmt: skip
+    model: nn.Module = transformers.MixtralForCausalLM(config)
+    return model
+
+
+@pytest.mark.parametrize(("make", "loss"), [(bloom, of_language), (t5, of_eight), (mixtral, of_eight)])
+def test_the_compiled_graph_of_a_public_model_is_the_model(
+    monkeypatch: pytest.MonkeyPatch, make: Callable[[], nn.Module], loss: Callable[..., Tensor]
+) -> None:
+    """Without a C++ compiler: what the graph computes, operation by operation."""
+    monkeypatch.setattr("shaped.backends.inductor.has_cpp_compiler", lambda: False)
+    monkeypatch.setattr("shaped.backends.inductor._warned", True)
+    torch.manual_seed(0)
+    net = make()
+    twin, start = copy.deepcopy(net), copy.deepcopy(net.state_dict())
+    trainer = ScalarTrainer(loss, net, backend="compiled", allow_unused=True)
+    optimizer = torch.optim.AdamW(twin.parameters(), lr=1e-2, eps=1e-2)
+    for _ in range(3):
+        batch = torch.randint(1, 17, (3, 8))
+        trainer.adamw_step(batch, lr=1e-2, eps=1e-2)
+        optimizer.zero_grad()
+        loss(twin, batch).backward()
+        optimizer.step()
+
+    # A gradient that is zero up to rounding moves a parameter by rounding alone: the largest move of all is the scale.
+    moves = {name: (theirs - start[name]).abs().max() for name, theirs in twin.state_dict().items()}
+    for (name, mine), theirs in zip(net.state_dict().items(), twin.state_dict().values(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0.0, atol=1e-4 * float(max(moves.values())), msg=name)
