@@ -5,17 +5,21 @@ A metric is anything with `update`, `compute` and `reset` (torchmetrics' objects
 Where a trainer is over an nn.Module, `params` is the module.
 """
 
-from collections.abc import Callable, Collection, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Annotated, Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from shaped.arguments import OWN, checked, keyed, only_tensors, real
 from shaped.checkpoint.generators import generators_kept
 from shaped.data.feed import Feed, by_position
+from shaped.data.sharing import Share, SharedFeed, cut, feed_of
 from shaped.errors import ShapedError, ShapeError, StateError
+from shaped.ranks import ALONE, Peers
 from shaped.trainer import ScalarTrainer
 
 
@@ -112,10 +116,27 @@ class Scored:
     def __init__(self, metric: Metric, predict: Callable[..., Any]) -> None:
         self._metric, self._predict = metric, predict
 
-    def add(self, params: Any, inputs: tuple[Any, ...], samples: float) -> None:
-        """Let the metric see a batch."""
-        values = self._predict(params, *inputs)
-        self._metric.update(*(values if isinstance(values, tuple) else (values,)))
+    def add(self, params: Any, inputs: tuple[Any, ...], samples: float | None, peers: Peers = ALONE) -> None:
+        """Let the metric see a batch: on several ranks that of each, in their order; None says that it does not count.
+
+        A metric of torchmetrics sees this rank's alone, since it sums over the ranks itself.
+        """
+        failed, values = None, None
+        try:
+            if samples is not None:
+                values = self._predict(params, *inputs)
+                values = values if isinstance(values, tuple) else (values,)
+        except Exception as error:
+            failed = error
+        if peers.size == 1 or getattr(self._metric, "sync_on_compute", False):
+            if failed is not None:
+                raise failed
+            every = [values]
+        else:
+            every = peers.tell("a metric", pytree.tree_map_only(Tensor, Tensor.cpu, values), failed=failed)
+        for seen in every:
+            if seen is not None:
+                self._metric.update(*seen)
 
     def compute(self) -> float:
         """The metric's value."""
@@ -130,16 +151,14 @@ class _Averaged:
     """A plain function, averaged over samples."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self._function, self._mean = function, Mean()
+        self._function, self.mean = function, Mean()
 
-    def add(self, params: Any, inputs: tuple[Any, ...], samples: float) -> None:
-        self._mean.update(self._function(params, *inputs), samples)
+    def add(self, params: Any, inputs: tuple[Any, ...], samples: float | None) -> None:
+        if samples is not None:
+            self.mean.update(self._function(params, *inputs), samples)
 
     def compute(self) -> float:
-        return self._mean.compute()
-
-    def reset(self) -> None:
-        self._mean.reset()
+        return self.mean.compute()
 
 
 @checked
@@ -149,7 +168,7 @@ def evaluate(
     data: Any,
     metrics: Annotated[Mapping[str, Callable[..., Any] | Scored] | None, OWN] = None,
     *,
-    between: Callable[[], None] = lambda: None,
+    between: Callable[..., None] = lambda: None,
     ignore: bool | Collection[str] = (),
 ) -> dict[str, float]:
     """The loss and metrics over one epoch of data, in eval mode, changing nothing.
@@ -170,24 +189,85 @@ def evaluate(
         fit.
     """
     prepared = {name: _prepared(name, m) for name, m in keyed("metrics", {} if metrics is None else metrics).items()}
-    loss, feed = Mean(), Feed(data, fit=lambda b: by_position(b, trainer.proof.setting.signature, ignore))
-    model = trainer.modules[0] if trainer.modules else trainer.params
+    signature, loss = trainer.proof.setting.signature, Mean()
+    peers: Peers = getattr(trainer, "peers", ALONE)
+    feed = feed_of(trainer, data, fit=lambda b: by_position(b, signature, ignore))
+    model = _model(trainer, bool(prepared))
     training = [module for module in trainer.modules if module.training]
+
+    def add(inputs: tuple[Any, ...], samples: float | None) -> None:
+        loss.update(trainer.forward(*inputs), samples or 0.0)
+        for metric in prepared.values():
+            if isinstance(metric, Scored):
+                metric.add(model, inputs, samples, peers)
+            else:
+                metric.add(model, inputs, samples)
+
     with generators_kept():
         try:
             for module in training:
                 module.training = False
-            while (batch := feed.next()) is not None:
-                between()
-                value, samples = trainer.forward(*batch.inputs), trainer.count(*batch.inputs)
-                loss.update(value, samples)
-                for metric in prepared.values():
-                    metric.add(model, batch.inputs, samples)
+            _go_over(feed, trainer, between, add)
+            means = [loss, *(metric.mean for metric in prepared.values() if isinstance(metric, _Averaged))]
+            _sum(means, peers)
         finally:
             for module in training:
                 module.training = True
             feed.close()
     return {"loss": loss.compute(), **{name: metric.compute() for name, metric in prepared.items()}}
+
+
+def _go_over(
+    feed: Feed,
+    trainer: ScalarTrainer,
+    between: Callable[..., None],
+    add: Callable[[tuple[Any, ...], float | None], None],
+) -> None:
+    """Add each batch with its samples; on several ranks this one's rows, or with None a row that does not count."""
+    if not isinstance(feed, SharedFeed):
+        while (batch := feed.next()) is not None:
+            between()
+            add(batch.inputs, trainer.count(*batch.inputs))
+        return
+    signature, failed = trainer.proof.setting.signature, None
+    asks: Callable[[], int] | None = getattr(between, "asks", None)
+    while True:
+        try:
+            if asks is None and failed is None:
+                between()
+        except Exception as error:
+            failed = error
+        batch, asked = feed.take("a batch of an evaluation", asks() if asks is not None else 0, failed=failed)
+        if signal := max(row[0] for row in asked):
+            between(signal)
+        if batch is None:
+            return
+        try:
+            share = Share(batch, 1) if feed.local else cut(batch, signature, feed.rows)
+            inputs = share.batch.inputs
+            add(inputs, trainer.count(*inputs) if share.own else None)
+        except Exception as error:  # told where the next batch is met for
+            failed = error
+
+
+def _sum(means: Sequence[Mean], peers: Peers) -> None:
+    """Have each mean be over all ranks."""
+    if peers.size > 1:
+        told = peers.tell("the end of an evaluation", [(mean.total, mean.weight) for mean in means])
+        for mean, parts in zip(means, zip(*told, strict=True), strict=True):
+            mean.total, mean.weight = (math.fsum(part) for part in zip(*parts, strict=True))
+
+
+def _model(trainer: ScalarTrainer, wanted: bool) -> Any:
+    """What metrics are given beside a batch: parameters, or the module; whole ones where ranks hold parts."""
+    if getattr(trainer, "zero", 0) != 3:
+        return trainer.modules[0] if trainer.modules else trainer.params
+    if trainer.modules and wanted:
+        raise ShapedError(
+            "metrics over a module whose parameters are in parts (zero=3) are not done: train it with zero=0, or "
+            "evaluate it in one process from a checkpoint"
+        )
+    return trainer.get_params() if wanted else None
 
 
 def _prepared(name: str, metric: Any) -> Scored | _Averaged:

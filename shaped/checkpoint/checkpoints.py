@@ -6,7 +6,6 @@ import secrets
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from shaped.arguments import checked, whole
+from shaped.checkpoint.agreed import resumed_by_all, saved_by_all
 from shaped.checkpoint.files import (
     Checkpoint,
     is_checkpoint,
@@ -24,6 +24,8 @@ from shaped.checkpoint.files import (
     write_small,
 )
 from shaped.checkpoint.folder import RunFolder
+from shaped.checkpoint.resumed import Resumed
+from shaped.checkpoint.together import write_together
 from shaped.errors import CheckpointCorrupt, CheckpointError, StateError
 from shaped.params import ParamList
 
@@ -31,32 +33,6 @@ if TYPE_CHECKING:
     from shaped.loop.loop import Loop
 
 P = TypeVar("P", bound=ParamList)
-
-
-@dataclass(frozen=True)
-class Resumed:
-    """What `resume` found.
-
-    Attributes:
-        step: Where the run goes on; 0 for a new run.
-        path: The checkpoint that was loaded, or None for a new run.
-        set_aside: Corrupt ones that were newer; each was renamed to `corrupt-...`.
-    """
-
-    step: int
-    path: Path | None
-    set_aside: tuple[Path, ...] = ()
-
-    @property
-    def fell_back(self) -> bool:
-        """Whether a newer checkpoint was corrupt."""
-        return bool(self.set_aside)
-
-    def __str__(self) -> str:
-        if self.path is None:
-            return "a new run"
-        aside = f"; set aside as corrupt: {', '.join(p.name for p in self.set_aside)}" if self.set_aside else ""
-        return f"goes on from {self.path} at step {self.step}{aside}"
 
 
 class Checkpoints:
@@ -98,7 +74,7 @@ class Checkpoints:
         if best == "":
             raise ValueError(f"best is {best!r}; it is the name of a recorded figure, such as 'validation/loss'")
         self._place = RunFolder(Path(folder))
-        self.folder, self.run = self._place.path, self._place.run
+        self.folder = self._place.path
         self._every, self._keep, self._best, self._sign = every, keep, best, 1 if mode == "min" else -1
         self._on_failure = on_failure
         self._own: set[int] = set()  # steps of the present state's past whose checkpoints this run made
@@ -116,6 +92,11 @@ class Checkpoints:
     def watches(self) -> str | None:
         """The figure that a loop must record."""
         return self._best
+
+    @property
+    def run(self) -> str:
+        """The run's id."""
+        return self._place.run
 
     # -- what a loop tells -----------------------------------------------------------------------------------------
 
@@ -199,7 +180,16 @@ class Checkpoints:
         return path
 
     def _write(self, loop: "Loop") -> Path:
-        state = loop.state_dict()
+        return self._write_here(loop) if self._alone(loop) else saved_by_all(self, loop)
+
+    def _alone(self, loop: "Loop") -> bool:
+        """Whether one process runs here; one that is some rank and runs by itself holds its folder from now on."""
+        if loop.peers.size == 1:
+            self._place.hold()
+        return loop.peers.size == 1
+
+    def _write_here(self, loop: "Loop") -> Path:
+        state = loop.state_dict(parts=True)
         position = state["position"] or {"epoch": 0, "index": 0}
         about = {
             "run": self.run,
@@ -215,7 +205,10 @@ class Checkpoints:
             if aside := self._behind(loop.step):
                 self._place.plan(loop.step, token, aside)
                 about["token"] = token
-            write_checkpoint(self.folder, path.name, state, about, aside=aside.get(loop.step))
+            if loop.peers.size == 1:
+                write_checkpoint(self.folder, path.name, state, about, aside=aside.get(loop.step))
+            else:
+                write_together(self.folder, path.name, state, about, loop.peers, aside.get(loop.step))
         except OSError as error:
             raise CheckpointError(f"{path} cannot be written: {error.strerror or error}") from error
         why = "goes on from an earlier step" if self._began else "was begun anew, without `resume`"
@@ -317,12 +310,10 @@ class Checkpoints:
             CheckpointCorrupt: One is corrupt and `step` or `strict` was given, or none is whole. CheckpointError: It
             fits another loop (every difference is listed), or a newer version wrote it. The loop is as it was.
         """
-        try:
-            self._place.finish()
-        except OSError as error:
-            raise CheckpointError(f"{self.folder}: what a save left behind cannot be put aside: {error}") from error
+        if not self._alone(loop):
+            return resumed_by_all(self, loop, step, strict)
         aside: list[Path] = []
-        for at in [step] if step is not None else reversed(self.steps()):
+        for at in self._found(step):
             try:
                 checkpoint = self.read(at)
             except CheckpointCorrupt as error:
@@ -334,14 +325,26 @@ class Checkpoints:
                 loop.load_state_dict(checkpoint.state)
             except StateError as error:
                 raise CheckpointError(f"{checkpoint.path} is of another run: {error}") from error
-            self._take_over(at, checkpoint)
-            self._updates = loop.trainer.steps
-            self._write_best()
+            self._went_on(at, checkpoint, loop)
             return Resumed(at, checkpoint.path, tuple(aside))
         if aside:
             raise CheckpointCorrupt(f"no checkpoint in {self.folder} is whole: {', '.join(p.name for p in aside)}")
         self._began = True
         return Resumed(0, None)
+
+    def _found(self, step: int | None) -> list[int]:
+        """The steps to go on from, the newest first; what a save left behind is put right before."""
+        try:
+            self._place.finish()
+        except OSError as error:
+            raise CheckpointError(f"{self.folder}: what a save left behind cannot be put aside: {error}") from error
+        return [step] if step is not None else self.steps()[::-1]
+
+    def _went_on(self, at: int, checkpoint: Checkpoint, loop: "Loop") -> None:
+        """The loop has a checkpoint's state."""
+        self._take_over(at, checkpoint)
+        self._updates = loop.trainer.steps
+        self._write_best()
 
     def _kept_best(self, found: Any) -> tuple[int | None, float]:
         """Step and value of a note of the best, where it is of the watched figure."""

@@ -7,27 +7,29 @@ with dtype and shape, on the CPU. Complex tensors are stored as pairs of real nu
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from shaped.errors import CheckpointError
+from shaped.ranks import Piece
 
 _DEPTH = 64
 
 
-def split(tree: Any) -> tuple[Any, dict[str, Tensor]]:
-    """A tree as JSON-able data, and its tensors by name.
+def split(tree: Any) -> tuple[Any, dict[str, Any]]:
+    """A tree as JSON-able data, and its tensors by name; pieces of tensors are among them as they are.
 
     Raises:
         CheckpointError: Something in it is no plain data; the message says where.
     """
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, Any] = {}
     return _split(tree, (), tensors), tensors
 
 
-def _split(node: Any, path: tuple[str, ...], tensors: dict[str, Tensor]) -> Any:
+def _split(node: Any, path: tuple[str, ...], tensors: dict[str, Any]) -> Any:
     where = ".".join(path) or "the state"
     if len(path) > _DEPTH:
         raise CheckpointError(f"{where} is nested too deeply to be saved")
@@ -39,12 +41,12 @@ def _split(node: Any, path: tuple[str, ...], tensors: dict[str, Tensor]) -> Any:
         if node.layout is not torch.strided or node.is_quantized or node.is_meta:
             raise CheckpointError(f"{where} is a {node.layout} tensor that cannot be saved")
         name = where if where not in tensors else f"{where}#{len(tensors)}"
-        plain = node.detach().cpu().resolve_conj().resolve_neg().contiguous()
-        if not node.is_complex():
-            tensors[name] = plain
-            return {"$tensor": name}
-        tensors[name] = torch.view_as_real(plain)  # safetensors has no complex128
-        return {"$complex": name}
+        tensors[name] = _plain(node)
+        return {"$complex" if node.is_complex() else "$tensor": name}
+    if isinstance(node, Piece):
+        tensors[where] = node if not node.tensor.is_complex() else _pairs(node)
+        tensors[where] = replace(tensors[where], tensor=_plain(tensors[where].tensor))
+        return {"$complex" if node.tensor.is_complex() else "$tensor": where}
     if isinstance(node, Mapping):
         if all(isinstance(key, str) and not key.startswith("$") for key in node):
             return {key: _split(value, (*path, key), tensors) for key, value in node.items()}
@@ -58,6 +60,18 @@ def _split(node: Any, path: tuple[str, ...], tensors: dict[str, Tensor]) -> Any:
     raise CheckpointError(
         f"{where} is a {type(node).__name__}: a checkpoint takes numbers, strings, lists, dicts and tensors"
     )
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """As safetensors takes it: on the CPU, dense, and complex numbers as pairs."""
+    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    return torch.view_as_real(plain) if plain.is_complex() else plain  # it has no complex128
+
+
+def _pairs(piece: Piece) -> Piece:
+    """A piece of complex numbers as one of pairs."""
+    pairs = torch.view_as_real(piece.tensor.resolve_conj()).reshape(-1)
+    return Piece(pairs, (*piece.shape, 2), 2 * piece.start)
 
 
 def join(data: Any, tensors: Mapping[str, Tensor]) -> Any:

@@ -1,8 +1,8 @@
 """One checkpoint on disk: a directory that exists under its name only if it is complete.
 
-    step-00000042/tensors.safetensors     every tensor
+    step-00000042/tensors.safetensors     every tensor; of several ranks a file of each (together.py)
                   state.json              everything else
-                  manifest.json           sizes and CRC-32 of both files, every tensor's shape and dtype, and a CRC-32
+                  manifest.json           sizes and CRC-32 of the files, every tensor's shape and dtype, and a CRC-32
                                           of itself; written last
 
 It is written under a temporary name on the same file system, each file and the directory are flushed to the disk, and
@@ -18,7 +18,7 @@ import shutil
 import warnings
 import zlib
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from shaped.checkpoint.codec import from_json, join, split, to_json
 from shaped.errors import CheckpointCorrupt, CheckpointError
 from shaped.shapes import dtype_name
 
-FORMAT = 1
+FORMAT, NEWEST = 1, 2  # of one process, and of several ranks
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 _LARGEST_TEXT = 256 * 2**20
 _CHUNK = 2**20
@@ -69,7 +69,7 @@ def write_checkpoint(
     try:
         os.mkdir(temporary)
         _write_files(temporary, data, tensors, about)
-        _rename(temporary, folder / name, aside)
+        into_place(temporary, folder / name, aside)
     except BaseException as error:
         with suppress(OSError):
             shutil.rmtree(temporary)
@@ -83,10 +83,12 @@ def write_checkpoint(
 def _write_files(place: Path, data: Any, tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> None:
     from safetensors.torch import save_file
 
-    save_file(_unshared(tensors), place / TENSORS)
+    save_file(unshared(tensors), place / TENSORS)
     files.flush(place / TENSORS)
     files.write_new(place / STATE, to_json(data))
-    written = {name: {"size": os.stat(place / name).st_size, "crc32": _crc(place / name)} for name in (TENSORS, STATE)}
+    written = {
+        name: {"size": os.stat(place / name).st_size, "crc32": checksum(place / name)} for name in (TENSORS, STATE)
+    }
     manifest = {
         **about,
         "format": FORMAT,
@@ -98,7 +100,7 @@ def _write_files(place: Path, data: Any, tensors: Mapping[str, torch.Tensor], ab
     files.flush(place)
 
 
-def _unshared(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def unshared(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """safetensors refuses tensors that share memory; a state may hold the same tensor twice."""
     seen: set[int] = set()
     alone = {}
@@ -109,7 +111,12 @@ def _unshared(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return alone
 
 
-def _rename(temporary: Path, final: Path, aside: Path | None) -> None:
+def into_place(temporary: Path, final: Path, aside: Path | None) -> None:
+    """Give a folder that is whole its name; what stands there is moved aside, or removed where that is a checkpoint.
+
+    Raises:
+        OSError: It cannot be done, and all is as it was.
+    """
     old = aside or final.with_name(f".old-{final.name}")
     replaces = os.path.lexists(final)
     if replaces:
@@ -130,7 +137,11 @@ def _rename(temporary: Path, final: Path, aside: Path | None) -> None:
 def is_checkpoint(path: Path) -> bool:
     """Whether there is a directory with the files of a checkpoint and nothing else; they are not verified."""
     try:
-        return not path.is_symlink() and set(os.listdir(path)) == {TENSORS, STATE, MANIFEST}
+        found = set(os.listdir(path))
+        tensors = found - {STATE, MANIFEST}
+        parts = {part_name(rank, len(tensors)) for rank in range(len(tensors))}
+        whole = {STATE, MANIFEST} <= found and bool(tensors)
+        return not path.is_symlink() and whole and tensors in ({TENSORS}, parts)
     except OSError:
         return False
 
@@ -182,9 +193,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
         if checksum != zlib.crc32(to_json(found)) or to_json({**found, "crc32": checksum}) != content:
             raise CheckpointCorrupt(f"{path / MANIFEST}: its checksum does not match")
         written, versions = found.get("format"), found.get("versions")
-        if type(written) is int and written > FORMAT:
-            raise CheckpointError(f"{path} has format {written} ({versions}), and this version reads up to {FORMAT}")
-        if written != FORMAT:
+        if type(written) is int and written > NEWEST:
+            raise CheckpointError(f"{path} has format {written} ({versions}), and this version reads up to {NEWEST}")
+        if written not in (FORMAT, NEWEST):
             raise CheckpointCorrupt(f"{path / MANIFEST}: its format is {written!r}")
         return found
 
@@ -202,7 +213,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if path.is_symlink() or not path.is_dir():
         raise CheckpointCorrupt(f"{path}: it is no directory")
     manifest = read_manifest(path)
-    extra = sorted(set(os.listdir(path)) - {TENSORS, STATE, MANIFEST})
+    extra = sorted(set(os.listdir(path)) - {*_guarded(path / MANIFEST, lambda: _parts(manifest)), STATE, MANIFEST})
     if extra:
         warnings.warn(f"{path} has files that are not part of it: {', '.join(map(repr, extra[:5]))}", stacklevel=2)
     return Checkpoint(path, manifest, _guarded(path, lambda: _read_state(path, manifest)))
@@ -211,16 +222,18 @@ def read_checkpoint(path: Path) -> Checkpoint:
 def _read_state(path: Path, manifest: Mapping[str, Any]) -> Any:
     from safetensors import safe_open
 
-    listed = manifest["files"]
-    if set(listed) != {TENSORS, STATE}:
+    listed, parts = manifest["files"], _parts(manifest)
+    if set(listed) != {*parts, STATE}:
         raise CheckpointCorrupt(f"{path / MANIFEST}: it lists other files than this format has")
     for name, wanted in listed.items():
         size = _regular(path / name)
         if size != wanted["size"]:
             raise CheckpointCorrupt(f"{path / name}: {size} bytes, and {wanted['size']} were written")
-        if _crc(path / name) != wanted["crc32"]:
+        if checksum(path / name) != wanted["crc32"]:
             raise CheckpointCorrupt(f"{path / name}: its checksum does not match what was written")
     data = from_json(_content(path / STATE, _LARGEST_TEXT))
+    if manifest["format"] == NEWEST:
+        return join(data, _joined(path, parts, manifest["tensors"]))
     wanted = manifest["tensors"]
     with safe_open(path / TENSORS, framework="pt") as file:
         differ = set(file.keys()) ^ set(wanted)  # before anything is allocated
@@ -230,6 +243,47 @@ def _read_state(path: Path, manifest: Mapping[str, Any]) -> Any:
         names = ", ".join(sorted(differ)[:5])
         raise CheckpointCorrupt(f"{path / TENSORS}: tensors differ from the manifest's: {names}")
     return join(data, tensors)
+
+
+def part_name(rank: int, ranks: int) -> str:
+    """The file of a rank's tensors."""
+    return f"tensors-{rank + 1:05d}-of-{ranks:05d}.safetensors"
+
+
+def _parts(manifest: Mapping[str, Any]) -> list[str]:
+    """The files that tensors are in."""
+    if manifest["format"] == FORMAT:
+        return [TENSORS]
+    ranks = manifest["ranks"]
+    if type(ranks) is not int or not 0 < ranks < 100_000:
+        raise CheckpointCorrupt(f"{MANIFEST}: {ranks!r} is no number of ranks")
+    return [part_name(rank, ranks) for rank in range(ranks)]
+
+
+def _joined(path: Path, parts: list[str], wanted: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Every tensor, from the pieces that the ranks wrote."""
+    from safetensors import safe_open
+
+    pieces: dict[str, list[torch.Tensor]] = {name: [] for name in wanted}
+    places = [(start, stop, rank, name) for name, (_, _, found) in wanted.items() for rank, start, stop in found]
+    with ExitStack() as stack:
+        opened = [stack.enter_context(safe_open(path / part, framework="pt")) for part in parts]
+        for rank, file in enumerate(opened):  # before anything is allocated
+            lengths = {name: stop - start for start, stop, at, name in places if at == rank}
+            if {name: file.get_slice(name).get_shape() for name in set(file.keys())} != {
+                name: [length] for name, length in lengths.items()
+            }:
+                raise CheckpointCorrupt(f"{path / parts[rank]}: its tensors differ from the manifest's")
+        for start, _, rank, name in sorted(places):
+            piece = opened[rank].get_tensor(name)
+            if start != sum(map(torch.numel, pieces[name])) or dtype_name(piece.dtype) != wanted[name][0]:
+                raise CheckpointCorrupt(f"{path / MANIFEST}: the pieces of {name} do not make it")
+            pieces[name].append(piece)
+    return {name: _whole(found, wanted[name][1]) for name, found in pieces.items()}
+
+
+def _whole(pieces: list[torch.Tensor], shape: list[int]) -> torch.Tensor:
+    return (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).view(shape)
 
 
 def _guarded(path: Path, read: Callable[[], Any]) -> Any:
@@ -270,12 +324,13 @@ def _content(path: Path, largest: int) -> bytes:
     return files.read(path, largest)
 
 
-def _crc(path: Path) -> int:
-    checksum = 0
+def checksum(path: Path) -> int:
+    """The CRC-32 of a regular file."""
+    found = 0
     with os.fdopen(_open(path), "rb") as file:
         while chunk := file.read(_CHUNK):
-            checksum = zlib.crc32(chunk, checksum)
-    return checksum
+            found = zlib.crc32(chunk, found)
+    return found
 
 
 def _form(tensor: torch.Tensor) -> list[Any]:

@@ -15,6 +15,7 @@ from shaped.checkpoint.codec import from_json
 from shaped.checkpoint.files import made_by, read_manifest, remove_checkpoint, write_small
 from shaped.checkpoint.lock import Lock
 from shaped.errors import CheckpointError
+from shaped.ranks import rank_here
 
 _NAME = re.compile(r"step-(\d{8,12})")
 _ASIDE = re.compile(r"(superseded|foreign)-step-(\d{8,12})(-[0-9a-f]{4})?")
@@ -23,7 +24,7 @@ _SMALL = re.compile(r"\.tmp-[0-9a-f]{8}-(run|best|\.behind)\.json")  # of which 
 
 
 class RunFolder:
-    """A folder that one run holds, made where it is missing.
+    """A folder that one run holds, made where it is missing; of several ranks, rank 0 holds it.
 
     Attributes:
         path: The folder.
@@ -36,12 +37,21 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
-        self.path, self._lock = path, Lock(path)
+        self.path, self.run = path, ""
+        self._lock: Lock | None = None
+        if rank_here() == 0:
+            self.hold()
+
+    def hold(self) -> None:
+        """Be the one that writes here: on a rank other than 0, where it runs by itself after all. Raises as it says."""
+        if self._lock is not None:
+            return
+        self._lock = Lock(self.path)
         try:
             self.run = self._identity()
             self._tidy()
         except BaseException:
-            self._lock.release()
+            self.close()
             raise
 
     def _identity(self) -> str:
@@ -160,7 +170,9 @@ class RunFolder:
 
     def close(self) -> None:
         """Let another run have the folder."""
-        self._lock.release()
+        if self._lock is not None:
+            self._lock.release()
+        self._lock = None
 
 
 def _planned(found: Mapping[str, Any]) -> tuple[int, str, dict[int, str]]:

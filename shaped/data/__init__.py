@@ -5,6 +5,7 @@ from shaped.data.digits import digits as digits
 from shaped.data.feed import Batch as Batch
 from shaped.data.feed import DataError as DataError
 from shaped.data.feed import Feed as Feed
+from shaped.data.local import Local as Local
 from shaped.data.prefetch import prefetch as prefetch
 from shaped.data.stdlib import Windows as Windows
 from shaped.data.stdlib import stdlib_text as stdlib_text

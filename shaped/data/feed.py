@@ -41,6 +41,7 @@ from shaped.data.kept import (
     said_to_differ,
     unsavable,
 )
+from shaped.data.local import Local
 from shaped.errors import ShapedError, StateError, listing, nearest
 from shaped.shapes import Signature
 
@@ -143,6 +144,8 @@ class Feed:
         used: bool = False,
         fit: Callable[[Batch], Batch] | None = None,
     ) -> None:
+        self.given = data
+        data = data.data if isinstance(data, Local) else data
         if not (isinstance(data, Iterable) or callable(data) or hasattr(data, "iterate")):
             raise DataError(f"data is a {type(data).__name__}: pass an iterable of batches, or a function of the epoch")
         self.data, self._fit = data, fit

@@ -104,15 +104,22 @@ class Periodic(Schedule):
             raise ValueError(f"seconds is {seconds!r}; it is a number above 0")
         self.seconds, self.at_end = seconds, at_end
         self._since = 0.0
+        self.agreed: bool | None = None  # on several ranks: what rank 0's clock said before the step
 
     def begin(self, loop: Running) -> None:
-        self._since = time.monotonic()
+        self._since, self.agreed = time.monotonic(), None if loop.peers.size == 1 else False
+
+    @property
+    def passed(self) -> bool:
+        """Whether the time is over, by this process's clock."""
+        return time.monotonic() - self._since >= self.seconds
 
     def due(self, loop: Running) -> bool:
-        return time.monotonic() - self._since >= self.seconds
+        return self.passed if self.agreed is None else self.agreed
 
     def done(self) -> None:
         self._since = time.monotonic()
+        self.agreed = None if self.agreed is None else False
 
 
 class Exponential(Schedule):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Training:
-    """Records the training loss at every n-th step, and listens to all that is recorded.
+    """Records the training loss at every n-th step, and listens to all that is recorded; on several ranks rank 0 does.
 
     Args:
         every: Steps between the loop's own records: `loss`, `loss_average`, `lr`, `step_ms`, and with `terms` each term
@@ -49,7 +49,7 @@ class Training:
 
     def on_record(self, loop: "Loop", values: Mapping[str, float]) -> None:
         """Write figures of this step; a failure to write is a warning, once."""
-        if self._failed:
+        if self._failed or not loop.peers.leads:
             return
         try:
             self.write(loop, {name: value for name, value in values.items() if not math.isnan(value)})
@@ -159,16 +159,19 @@ class TensorBoard(Training):
         except ImportError:
             raise ShapedError('TensorBoard needs its package: pip install "shaped-trainer[tensorboard]"') from None
         self.folder = Path(folder)
-        self._writer = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+        self._make: Any = SummaryWriter
+        self._writer: Any = None  # made where something is written: on one rank of several
 
     def write(self, loop: "Loop", values: Mapping[str, float]) -> None:
         """Add a point to each figure's curve."""
+        self._writer = self._writer or self._make(str(self.folder))
         for name, value in values.items():
-            self._writer.add_scalar(name, value, loop.step)  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(name, value, loop.step)
 
     def on_close(self, loop: "Loop") -> None:
         """The run is over: write what waits."""
-        self._writer.flush()  # type: ignore[no-untyped-call]
+        if self._writer is not None:
+            self._writer.flush()
 
     def __str__(self) -> str:
         return f"TensorBoard's {self.folder}"

@@ -5,7 +5,6 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Collection, Hashable, Mapping
-from contextlib import suppress
 from itertools import chain
 from statistics import median
 from typing import Any, Literal
@@ -15,26 +14,25 @@ from torch import Tensor
 
 from shaped.arguments import checked, whole
 from shaped.data.feed import Batch, DataError, Feed, by_position
+from shaped.data.sharing import feed_of
 from shaped.errors import NonFiniteError, ShapedError
 from shaped.loop.checks import checked_specs, scheduler
 from shaped.loop.hooks import Hooks
 from shaped.loop.listening import Listeners
 from shaped.loop.resuming import load_state, saved_state
 from shaped.loop.signals import Interrupted, Watch, Workers
+from shaped.loop.together import Between, Stopped, Together
 from shaped.metrics import MovingAverage, Scored, evaluate
 from shaped.optim import FusedOptimizer
 from shaped.params import ParamList
+from shaped.ranks import together
 from shaped.trainer import ScalarTrainer
 
 _RECENT = 101  # step durations for the median; sorting more at each record would show in the step
 
 
-class _Stop(Exception):
-    """A signal was received: leave for the step boundary."""
-
-
-class Loop(Hooks, Listeners):
-    """Runs a trainer over data.
+class Loop(Hooks, Listeners, Together):
+    """Runs a trainer over data; on several ranks where the trainer is.
 
     Args:
         trainer: Whose `train_step` is taken; it needs `optimizer=`.
@@ -77,6 +75,7 @@ class Loop(Hooks, Listeners):
         whole("max_skips", max_skips, 1)
         Hooks.__init__(self)
         Listeners.__init__(self)
+        Together.__init__(self, trainer)
         self.trainer, self.schedule, self.metrics = trainer, scheduler(trainer, schedule), dict(metrics or {})
         self.specs = {None: trainer, **checked_specs(trainer, step, specs or {})}
         taken = {} if step is None else {None: step}
@@ -144,8 +143,8 @@ class Loop(Hooks, Listeners):
 
     def _begin(self, data: Any, name: str, n: int) -> None:
         whole(name, n, 0)
-        if self._feed is None or self._feed.data is not data:
-            feed = Feed(data, self._position, fit=self._fit)
+        if self._feed is None or self._feed.given is not data:
+            feed = feed_of(self.trainer, data, self._position, fit=self._fit)
             if self._feed is not None:
                 self._feed.close()
                 feed.epoch = self._feed.epoch + (self._feed.index > 0)
@@ -156,7 +155,7 @@ class Loop(Hooks, Listeners):
             self.start_step, self.start_epoch = self.step, self._feed.epoch
 
     def _run(self, epochs: int | None, wraps: bool) -> None:
-        self._watch, self.stopped, self.said = Watch(self._listen), "", []
+        self._watch, self.stopped, self.said = self._new_watch(), "", []
         self._recorded, self._warned, self._at, self._broken, self.running = set(), set(), None, False, True
         with self._watch, self._workers:
             try:
@@ -164,16 +163,18 @@ class Loop(Hooks, Listeners):
                     hook.schedule.begin(self)
                     if hook.name in self._schedules:
                         hook.schedule.load(self._schedules.pop(hook.name))
-                self._fire("start")
-                self._run_left()
+                with self._phase("the beginning"):
+                    self._fire("start")
+                    self._run_left()
                 self._take_steps(epochs, wraps)
-                self._settle()
-                self._at_end()
-                self._fire("end")
-                self._tell_settled()
-                self._tell("on_finish")
-                self._check_unseen()
-            except _Stop:
+                with self._phase("the end"):
+                    self._settle()
+                    self._at_end()
+                    self._fire("end")
+                    self._tell_settled()
+                    self._tell("on_finish")
+                    self._check_unseen()
+            except Stopped:
                 self._broken = True
                 self._tell("on_stop")
             except Exception as error:
@@ -184,27 +185,22 @@ class Loop(Hooks, Listeners):
                 self.resumed = self.running = False
                 self._at = None
                 self._tell("on_close")
-        if self._watch.received:
-            raise Interrupted(self._watch.received, self.step, self.said)
+        if number := self._heard():
+            raise Interrupted(number, self.step, self.said, quiet=not self.peers.leads)
 
     def _take_steps(self, epochs: int | None, wraps: bool) -> None:
-        feed, watch = self._feed, self._watch
+        feed = self._feed
         assert feed is not None
-        hooks = self.hooks["step"]
         fresh = True  # an epoch that had been gone over to its end when the call began is followed by the next
-        while not self.stopped and (feed.epoch < epochs if epochs is not None else self.step < (self.end_step or 0)):
-            if watch.received:
-                raise _Stop
+        while feed.epoch < epochs if epochs is not None else self.step < (self.end_step or 0):
+            if self._boundary():
+                break
             batch = self._fetch(feed)
             if batch is not None:
                 self._take(batch, feed)
-                for place, hook in enumerate(hooks):
-                    if hook.schedule.due(self):
-                        self._at = "step", place
-                        hook.run(self)
-                self._tell_settled()
+                self._hold(self._run_due)
             elif wraps or fresh:
-                self._end_epoch(feed, epochs)
+                self._hold(self._end_epoch, feed, epochs)
             else:
                 count = feed.index
                 feed.next_epoch()
@@ -213,8 +209,14 @@ class Loop(Hooks, Listeners):
                     "run_epochs(data, n) goes over it again, and run_to_step(data, n) until step n"
                 )
             fresh = False
-        if watch.received:
-            raise _Stop
+        self._boundary()
+
+    def _run_due(self) -> None:
+        for place, hook in enumerate(self.hooks["step"]):
+            if hook.schedule.due(self):
+                self._at = "step", place
+                hook.run(self)
+        self._tell_settled()
 
     def _end_epoch(self, feed: Feed, epochs: int | None) -> None:
         length = feed.index
@@ -257,12 +259,12 @@ class Loop(Hooks, Listeners):
     def _fetch(self, feed: Feed) -> Batch | None:
         try:
             self._workers.look()
-            batch = feed.next()
+            batch = self._next(feed)
             self._workers.take_over(feed)
             return batch
         except Exception as error:
-            if self._watch.received:  # Ctrl-C reaches a loader's workers too, and they end
-                raise _Stop from None
+            if self._watch.received and self.peers.size == 1:  # Ctrl-C reaches a loader's workers too, and they end
+                raise Stopped from None
             error.add_note(f"in the data, at batch {feed.index} of epoch {feed.epoch} (step {self.step + 1})")
             raise
 
@@ -283,7 +285,8 @@ class Loop(Hooks, Listeners):
         self._whole = False
         began = time.perf_counter()
         try:
-            value = take(*batch.inputs).item()
+            batch, loss = self._taken(take, batch, feed)
+            value = loss.item()
         except Exception as error:
             feed.back()
             self._whole = isinstance(error, ShapedError)  # refused before anything changed
@@ -344,12 +347,9 @@ class Loop(Hooks, Listeners):
             raise self._located(error, self.trainer, self.batch)
 
     def _located(self, error: NonFiniteError, trainer: ScalarTrainer, batch: Batch) -> NonFiniteError:
-        from shaped.loop.tracer import first_nonfinite
+        from shaped.loop.tracer import located
 
-        origin = None
-        with suppress(Exception):  # the search must not hide what was found
-            origin = first_nonfinite(trainer, *batch.inputs)
-        return NonFiniteError(f"{error}\n  " + str(origin).replace("\n", "\n  ")) if origin is not None else error
+        return located(error, trainer, batch.inputs)
 
     # -- what comes along ------------------------------------------------------------------------------------------
 
@@ -370,7 +370,7 @@ class Loop(Hooks, Listeners):
 
     def _save_after(self, error: Exception) -> None:
         """At a step boundary nothing is half done: what failed was the data, a hook, or a check before the update."""
-        if self._whole:
+        if self._whole and (self.peers.size == 1 or together(error)):
             try:
                 self._tell("on_error", error)
             except Exception as second:  # the first is the one to see
@@ -402,11 +402,7 @@ class Loop(Hooks, Listeners):
             As `shaped.metrics.evaluate`.
         """
 
-        def between() -> None:
-            if self._watch.received:
-                raise _Stop
-
-        found = evaluate(self.trainer, data, self.metrics, between=between, ignore=self._ignore)
+        found = evaluate(self.trainer, data, self.metrics, between=Between(self, self._watch), ignore=self._ignore)
         found = {f"{name}/{key}": value for key, value in found.items()}
         self.record(found)
         return found
@@ -437,9 +433,12 @@ class Loop(Hooks, Listeners):
             raise ValueError(f"`{name}` is a {type(thing).__name__} without state_dict and load_state_dict")
         self._keepers[name] = thing
 
-    def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs: trainer, position in the data, generators, schedule, hooks; a copy."""
-        return saved_state(self)
+    def state_dict(self, *, parts: bool = False) -> dict[str, Any]:
+        """All that a resumed run needs: trainer, position in the data, generators, schedule, hooks; a copy.
+
+        With `parts`, a tensor that ranks hold parts of is a `shaped.ranks.Piece`; otherwise it is whole.
+        """
+        return saved_state(self, parts=parts)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state, all or nothing, so that the next run goes on with the one that was interrupted.

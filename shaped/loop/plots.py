@@ -41,7 +41,7 @@ class Curves:
     def on_close(self, loop: "Loop") -> None:
         """Draw; a picture that cannot be written is a warning."""
         try:
-            if self.log.is_file():
+            if loop.peers.leads and self.log.is_file():
                 plot(read_log(self.log), self.picture, title=self.log.parent.name)
         except OSError as error:
             warnings.warn(f"the curves {self.picture} cannot be written: {error}", stacklevel=2)

@@ -34,17 +34,19 @@ class Progress:
         self._bar: Any = None
         self._task: Any = None
         self._shown, self._line_at, self._samples, self._since = 0.0, 0.0, 0, 0.0
-        self._silent = False
+        self._silent, self._ranks = False, 1
 
     def attached(self, loop: "Loop") -> None:
-        """Show from the first step on."""
+        """Show from the first step on; of several ranks, rank 0 alone."""
+        self._silent = not loop.peers.leads
+        self._ranks = loop.peers.size
         loop.on_start(self._start, name=loop.free_name("Progress start"), priority=90)
         loop.on_step(self._step, name=loop.free_name("Progress"), priority=90)
 
     def _start(self, loop: "Loop") -> None:
         now = time.monotonic()
         self._shown, self._line_at, self._since, self._samples = 0.0, now, now, 0
-        self._bar = self._rich_bar()
+        self._bar = None if self._silent else self._rich_bar()
         if self._bar is not None:
             self._bar.start()
             self._task = self._bar.add_task(self.title, total=None, note="")
@@ -67,7 +69,7 @@ class Progress:
         if self._silent:
             return
         if loop.batch is not None:
-            self._samples += batch_size(loop.batch)
+            self._samples += self._ranks * batch_size(loop.batch)
         now = time.monotonic()
         if self._bar is not None and now - self._shown > 0.1:
             self._shown = now

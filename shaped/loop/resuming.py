@@ -8,7 +8,7 @@ from shaped.checkpoint.generators import generator_states, set_generator_states
 from shaped.errors import StateError
 
 
-def saved_state(loop: Any) -> dict[str, Any]:
+def saved_state(loop: Any, *, parts: bool = False) -> dict[str, Any]:
     """All that a resumed run needs: trainer, position in the data, generators, schedule, hooks; a copy.
 
     In a hook, that includes which hooks of this step are still to run: those after it, and it itself where it failed.
@@ -18,10 +18,11 @@ def saved_state(loop: Any) -> dict[str, Any]:
     """
     if loop._feed is not None:
         loop._feed.check_savable()
+    how = {"parts": True} if parts and loop.peers.size > 1 else {}
     position = loop._feed.state_dict() if loop._feed is not None else loop._position
     return {
-        "trainer": loop.trainer.state_dict(),
-        "specs": {str(s): t.state_dict() for s, t in loop.specs.items() if s is not None},
+        "trainer": loop.trainer.state_dict(**how),
+        "specs": {str(s): t.state_dict(**how) for s, t in loop.specs.items() if s is not None},
         "step": loop.step,
         "start_step": loop.start_step,
         "start_epoch": loop.start_epoch,

@@ -2,18 +2,22 @@
 
 from typing import Protocol
 
+from shaped.ranks.peers import Peers
+
 
 class Running(Protocol):
     """A loop as schedules see it.
 
     Attributes:
         step: Steps taken.
+        peers: The ranks of the run.
         start_step: Where this run began.
         end_step: Where it will end, as far as that is known.
         resumed: Whether it goes on from a saved state.
     """
 
     step: int
+    peers: Peers
     start_step: int
     resumed: bool
 

@@ -21,9 +21,11 @@ class Interrupted(SystemExit):
     What became of the run is said on standard error when it is raised, since a SystemExit ends a script without a word.
     """
 
-    def __init__(self, number: int, step: int = 0, said: Sequence[str] = ()) -> None:
+    def __init__(self, number: int, step: int = 0, said: Sequence[str] = (), *, quiet: bool = False) -> None:
         super().__init__(128 + number)
         self.signal, self._step, self._said = signal.Signals(number), step, tuple(said)
+        if quiet:  # on ranks other than 0
+            return
         with suppress(OSError, ValueError, AttributeError):  # output that is gone must not hide how the run ended
             print(f"shaped: {self}", file=sys.stderr, flush=True)
 

@@ -1,6 +1,7 @@
 """Which operation made the first NaN or infinity: the loss and its gradients are computed again, watched."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from shaped.arguments import checked
 from shaped.checkpoint.generators import generators_kept
-from shaped.errors import Source
+from shaped.errors import NonFiniteError, Source
 from shaped.proof.source import place_of_caller
 from shaped.trainer import ScalarTrainer
 
@@ -58,6 +59,14 @@ def first_nonfinite(trainer: ScalarTrainer, *inputs: Any) -> Origin | None:
             torch.autograd.grad(loss, used, allow_unused=True)
         watch.forget()
     return watch.found
+
+
+def located(error: NonFiniteError, trainer: ScalarTrainer, inputs: Sequence[Any]) -> NonFiniteError:
+    """An error with where the first value that is not finite comes from, as far as that is found."""
+    origin = None
+    with suppress(Exception):  # the search must not hide what was found
+        origin = first_nonfinite(trainer, *inputs)
+    return NonFiniteError(f"{error}\n  " + str(origin).replace("\n", "\n  ")) if origin is not None else error
 
 
 def _named(inputs: Sequence[Any]) -> list[tuple[str, Tensor]]:

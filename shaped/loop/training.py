@@ -1,11 +1,13 @@
 """Metrics of training: from what a loss returns beside itself, so that they cost no second pass."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from shaped.arguments import checked, keyed
 from shaped.errors import StateError
 from shaped.metrics import Mean
+from shaped.ranks.peers import ALONE, Peers
 
 if TYPE_CHECKING:
     from shaped.loop.loop import Loop
@@ -35,10 +37,11 @@ class TrainMetrics:
         self._metrics, self._name = dict(metrics), name
         self._means = {key: Mean() for key in metrics}
         self._skipped = 0
+        self._peers: Peers = ALONE
 
     def attached(self, loop: "Loop") -> None:
         """Register what is done after each step and at an epoch's end, before other hooks."""
-        self._skipped = loop.trainer.skipped
+        self._skipped, self._peers = loop.trainer.skipped, loop.peers
         loop.on_step(self._add, name=f"{self._name} metrics", priority=-1000)
         loop.on_epoch(self._record, name=f"{self._name} metrics of an epoch", priority=-1000)
         loop.keep(f"{self._name} metrics", self)
@@ -49,7 +52,7 @@ class TrainMetrics:
     def _add(self, loop: "Loop") -> None:
         skipped, trainer = loop.trainer.skipped, loop.trainer
         taken, self._skipped = skipped == self._skipped, skipped
-        if loop.batch is None or loop.batch.spec is not None or not taken:
+        if loop.batch is None or loop.batch.spec is not None or not taken or not loop.counts:
             return
         returned, inputs = trainer.returned, loop.batch.inputs
         samples = trainer.count(*inputs)
@@ -57,17 +60,29 @@ class TrainMetrics:
             self._means[key].update(function(returned, *inputs), samples)
 
     def _record(self, loop: "Loop") -> None:
-        loop.record({f"{self._name}/{key}": mean.compute() for key, mean in self._means.items()})
+        loop.record(
+            {
+                f"{self._name}/{key}": total / weight if weight else math.nan
+                for key, (total, weight) in self._sums().items()
+            }
+        )
         for mean in self._means.values():
             mean.reset()
 
+    def _sums(self) -> dict[str, tuple[float, float]]:
+        """Total and weight of each mean, over all ranks."""
+        told = self._peers.tell("the training metrics", [(mean.total, mean.weight) for mean in self._means.values()])
+        sums = ((math.fsum(t for t, _ in parts), math.fsum(w for _, w in parts)) for parts in zip(*told, strict=True))
+        return dict(zip(self._means, sums, strict=True))
+
     def state_dict(self) -> dict[str, Any]:
-        """The means so far in this epoch."""
-        return {key: {"total": mean.total, "weight": mean.weight} for key, mean in self._means.items()}
+        """The means so far in this epoch, over all ranks."""
+        return {key: {"total": total, "weight": weight} for key, (total, weight) in self._sums().items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state; a metric that it does not have begins anew. Raises StateError where it is none."""
         keyed("state", state, error=StateError)
         for key, mean in self._means.items():
             saved = state.get(key, {"total": 0.0, "weight": 0.0})
-            mean.total, mean.weight = float(saved["total"]), float(saved["weight"])
+            share = 1.0 if self._peers.leads else 0.0  # the sum over the ranks is what was saved
+            mean.total, mean.weight = share * float(saved["total"]), share * float(saved["weight"])

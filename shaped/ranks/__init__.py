@@ -10,6 +10,7 @@ from shaped.ranks.layout import units as units
 from shaped.ranks.peers import ALONE as ALONE
 from shaped.ranks.peers import Peers as Peers
 from shaped.ranks.peers import peers_of as peers_of
+from shaped.ranks.peers import rank_here as rank_here
 from shaped.ranks.peers import together as together
 from shaped.ranks.pieces import Piece as Piece
 from shaped.ranks.rows import Rows as Rows

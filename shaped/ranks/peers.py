@@ -6,7 +6,9 @@ to different places are told so, all of them, so that none waits for one that is
 """
 
 import builtins
+import os
 import pickle
+import sys
 import zlib
 from collections.abc import Sequence
 from functools import cache
@@ -150,6 +152,16 @@ def _processes(ranks: tuple[int, ...]) -> Peers:
     return Processes(ranks)
 
 
+def rank_here() -> int:
+    """The rank of this process among all that were started together; 0 for one that was started alone."""
+    if "torch.distributed" in sys.modules:
+        import torch.distributed as dist
+
+        if dist.is_available() and dist.is_initialized():
+            return dist.get_rank()
+    return int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
+
+
 def together(error: BaseException) -> bool:
     """Whether all ranks raise an error, each at the same place, so that they can go on together from there."""
     return bool(getattr(error, "together", False))
@@ -180,5 +192,6 @@ def _like(kind: str, text: str) -> Exception:
     return RankError(f"{text} ({kind})")
 
 
-def _below(kind: type) -> list[type]:
-    return [found for child in kind.__subclasses__() for found in (child, *_below(child))]
+def _below(kind: type[Exception]) -> list[type[Exception]]:
+    children: list[type[Exception]] = kind.__subclasses__()
+    return [found for child in children for found in (child, *_below(child))]

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from tests.faults import reading, running, saving
+from tests.faults import ranks, reading, running, saving
 from tests.faults.runs import Tally
 
 Row = tuple[str, str, Callable[[], Tally]]
@@ -50,6 +50,13 @@ def rows(scale: float) -> list[Row]:
         ("36", "other models and optimizers refused, nothing loaded", reading.other_runs),
         ("37", "newer formats refused with both numbers", reading.newer_formats),
     ]
+    table += [
+        ("R1", "a rank killed before each call and meeting of a save", lambda: ranks.kills_at_every_call(scale)),
+        ("R2", "a rank killed at random moments of saving", lambda: ranks.kills_at_random_moments(n(100))),
+        ("R3", "a full disk on one rank: one error on all, it goes on", lambda: ranks.full_disk(n(100))),
+        ("R4", "SIGTERM to one rank: all stop at one step, same run", lambda: ranks.signals_to_one_rank(n(100))),
+        ("R5", "an error on one rank ends all at one step, saved", lambda: ranks.errors_on_one_rank(n(100))),
+    ]
     for backend in ("eager", "compiled"):
         for rule in ("sgd", "adam", "adamw"):
             work = lambda rule=rule, backend=backend: running.resumed_anywhere(rule, backend, stops)  # noqa: E731
@@ -76,7 +83,7 @@ def mutate(name: str) -> None:
 
         checkpoints.write_checkpoint = in_place  # type: ignore
     elif name == "checksum":
-        files._crc = lambda path: 0
+        files.checksum = lambda path: 0
         files.zlib = SimpleNamespace(crc32=lambda content: 0)  # type: ignore
     elif name == "skip":
         eager.all_finite = lambda tensors: True  # type: ignore[attr-defined]

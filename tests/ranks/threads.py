@@ -31,20 +31,38 @@ class Threads(Peers):
         return self._all(content, place)
 
 
+_HERE = threading.local()
+
+
+def rank_of_thread() -> int:
+    """In place of `rank_here`, which asks the process."""
+    return getattr(_HERE, "rank", 0)
+
+
 def on_ranks(size: int, work: Callable[[Peers], Any], seconds: float = 60.0) -> list[Any]:
     """What `work` returned or raised on each rank."""
-    barrier, table, found = threading.Barrier(size, timeout=seconds), [None] * size, [None] * size
+    barrier = threading.Barrier(size, timeout=seconds)
+    table: list[Any] = [None] * size
+    found: list[Any] = [None] * size
 
     def run(rank: int) -> None:
+        _HERE.rank = rank
         try:
             found[rank] = work(Threads(rank, size, table, barrier))
         except BaseException as error:
             found[rank] = error
-            barrier.abort() if not isinstance(error, Exception) else None
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    return found
+
+
+def good(found: list[Any]) -> list[Any]:
+    """What each rank returned; the first error where one raised."""
+    for one in found:
+        if isinstance(one, BaseException):
+            raise one
     return found
