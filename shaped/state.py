@@ -5,6 +5,7 @@ Trainers on two backends share one. A state dict is plain: tensors, numbers, str
 
 import copy
 import math
+import sys
 import warnings
 import zlib
 from collections.abc import Callable, Mapping
@@ -18,48 +19,16 @@ from torch.optim import Optimizer
 from shaped.arguments import flat, number, pair
 from shaped.backends import Auto, Backend, Compiled, Eager, Program, Progress, Settings, known_backend
 from shaped.errors import StateError, listing
+from shaped.given import GivenOptimizer, taken
 from shaped.optim import OPTIMIZERS, FusedOptimizer
-from shaped.optim.foreign import Foreign, counterpart, name_of, own
+from shaped.optim.foreign import Foreign, name_of, own
 from shaped.optim.loading import in_order
 from shaped.shapes import describe
 
-GivenOptimizer = Optimizer | Callable[[Program], FusedOptimizer]  # or what makes one from a proof: Muon
 # The trainer's methods that step, and the optimizers that they step with; the one of `train_step` is `train`.
 METHODS: Mapping[str, str] = {"step": "sgd", "adam_step": "adam", "adamw_step": "adamw"}
 PATHS: Mapping[str, type[FusedOptimizer]] = {path: OPTIMIZERS[path] for path in METHODS.values()}
 _FORMAT = 1
-
-
-def _made(maker: Callable[[Program], FusedOptimizer], program: Program) -> FusedOptimizer:
-    try:
-        return maker(program)
-    except TypeError as error:
-        name = getattr(maker, "__name__", repr(maker))
-        raise ValueError(
-            f"optimizer: {name} is called with the proof, as Muon is, and that raised {error}; "
-            "of others give the optimizer itself, as in AdamW(params)"
-        ) from None
-
-
-def _ours(optimizer: Optimizer) -> FusedOptimizer:
-    """An optimizer that steps from given gradients.
-
-    Raises:
-        ValueError: It is no optimizer, or one whose step computes the loss itself.
-    """
-    if isinstance(optimizer, FusedOptimizer):
-        return optimizer
-    if not isinstance(cast(object, optimizer), Optimizer):
-        raise ValueError(
-            f"optimizer is a {name_of(optimizer)}; use one of shaped.optim, such as AdamW, or of torch.optim"
-        )
-    if (ours := counterpart(optimizer)) is not None:
-        warnings.warn(
-            f"{name_of(optimizer)} steps on the eager backend alone, and what it computes is not proved: {ours} takes "
-            "its arguments and its state dicts",
-            stacklevel=4,
-        )
-    return Foreign(optimizer)
 
 
 class TrainingState:
@@ -69,17 +38,17 @@ class TrainingState:
         self, program: Program, optimizer: GivenOptimizer | None, settings: Settings, save_frozen: bool = True
     ) -> None:
         self.program = program
-        if callable(optimizer):
-            optimizer = _made(optimizer, program)
         self._save_frozen = save_frozen
         self.settings = settings
         self.progress = Progress(program.used_tensors, settings.skips)
-        self.optimizer = None if optimizer is None else _ours(optimizer)
+        self.optimizer = None if optimizer is None else taken(optimizer, program)
         self.paths: dict[str, FusedOptimizer] = {}  # "adamw" and its like, made by the first step that uses them
         self.accepted: dict[str, tuple[FusedOptimizer, dict[str, Any]]] = {}  # hyper-parameters that were checked
         self._backends: dict[str, Backend] = {}  # by name, so that going back and forth compiles nothing again
         if self.optimizer is not None:
             self._check_parameters(self.optimizer)
+            if program.together is not None:
+                program.together.take(self.optimizer)
 
     def _check_parameters(self, optimizer: FusedOptimizer) -> None:
         """Whether an optimizer has all our parameters that are trained, and no others."""
@@ -145,7 +114,7 @@ class TrainingState:
     def eager(self) -> Eager:
         """The eager backend."""
         if "eager" not in self._backends:
-            self._backends["eager"] = Eager(self.program, self.settings, self.progress)
+            self._backends["eager"] = self._kinds[0](self.program, self.settings, self.progress)
         made = self._backends["eager"]
         assert isinstance(made, Eager)
         return made
@@ -154,10 +123,19 @@ class TrainingState:
     def compiled(self) -> Compiled:
         """The compiled backend."""
         if "compiled" not in self._backends:
-            self._backends["compiled"] = Compiled(self.program, self.settings, self.progress)
+            self._backends["compiled"] = self._kinds[1](self.program, self.settings, self.progress)
         made = self._backends["compiled"]
         assert isinstance(made, Compiled)
         return made
+
+    @property
+    def _kinds(self) -> tuple[type[Eager], type[Compiled]]:
+        """The two backends, as they run on one process or on several ranks."""
+        if self.program.together is None:
+            return Eager, Compiled
+        from shaped.backends.joint import JointCompiled, JointEager
+
+        return JointEager, JointCompiled
 
     def backend(self, name: str) -> Backend:
         """A backend by name: "eager", "compiled", or "auto".
@@ -168,6 +146,8 @@ class TrainingState:
         known_backend(name)
         if name == "compiled" and isinstance(self.optimizer, Foreign):
             raise ValueError(f"optimizer: {self.optimizer.refusal}")
+        if name != "eager" and self.program.together is not None and self.program.together.sharded:
+            raise ValueError(f"backend={name!r} with zero=3 is not done as yet: use backend='eager', or zero=0")
         if name == "auto":
             return self._backends.setdefault("auto", Auto(self.eager, self.compiled))
         return self.eager if name == "eager" else self.compiled
@@ -205,8 +185,16 @@ class TrainingState:
         stepped = self.progress.stepped
         return stepped if stepped in [*self.paths.values(), self.optimizer] else self.optimizer
 
-    def pack(self) -> dict[str, Any]:
-        """Everything as a state dict; tensors are copies."""
+    def pack(self, parts: bool = False) -> dict[str, Any]:
+        """Everything as a state dict; tensors are copies, or a rank's pieces of what lies in parts."""
+        packed = self._pack()
+        if self.program.together is None or not self.program.together.sharded:
+            return packed
+        from shaped.cutting import as_pieces, changed, made_whole
+
+        return changed(packed, [], (as_pieces if parts else made_whole)(self.program))
+
+    def _pack(self) -> dict[str, Any]:
         return {
             "format": _FORMAT,
             "signature": {entry.path: entry.spec.quoted for entry in self.program.params.entries},
@@ -264,7 +252,10 @@ class TrainingState:
         self.program.places.check()
         if not isinstance(state, Mapping):
             raise StateError(f"a state dict is a mapping, not a {type(state).__name__}")
-        wrong = _malformed(state) or self._differences(state)
+        wrong = _malformed(state)
+        if not wrong and "torch.distributed" in sys.modules:  # without it, nothing is in pieces
+            state = self._as_it_lies(state)
+        wrong = wrong or self._differences(state)
         if wrong:
             raise StateError("the state dict does not fit this trainer.\n  " + "\n  ".join(wrong))
         ready = {path: self._in_order(path, saved) for path, saved in state["optimizers"].items()}
@@ -276,7 +267,7 @@ class TrainingState:
     def _take_over(
         self, state: Mapping[str, Any], train: Mapping[str, Any] | None, paths: Mapping[str, FusedOptimizer]
     ) -> None:
-        if self._left_out:
+        if self._left_out or (self.program.together is not None and self.program.together.sharded):
             new = [state["params"][name].to(tensor, copy=True) for name, tensor in self._saved().items()]
             with torch.no_grad():
                 torch._foreach_copy_(list(self._saved().values()), new)
@@ -291,6 +282,15 @@ class TrainingState:
             means = [waiting["means"][name] for name in self._used_names()]
             path = self.optimizers()[waiting["path"]]
             self.progress.restore(means, waiting["samples"], waiting["count"], path)
+
+    def _as_it_lies(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A state dict with each tensor as it lies here: whole, or in parts."""
+        from shaped.cutting import changed, cut_again
+
+        mine = [
+            name for name, t in zip(self.program.params.names, self.program.tensors, strict=True) if t.requires_grad
+        ]
+        return changed(state, [mine], cut_again(self.program))
 
     def _differences(self, state: Mapping[str, Any]) -> list[str]:
         wrong = [] if state["format"] == _FORMAT else [f"format is {state['format']!r}, this version reads {_FORMAT}"]

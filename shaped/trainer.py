@@ -1,7 +1,6 @@
 """ScalarTrainer: a proved loss, its parameters, and every way to take a step with them."""
 
 import copy
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
@@ -11,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from shaped.arguments import OWN, checked, number
+from shaped.arguments import OWN, checked
 from shaped.backends import (
     Auto,
     Backend,
@@ -24,18 +23,20 @@ from shaped.backends import (
     Sizes,
     checked_count,
     compare,
-    not_finite,
 )
 from shaped.errors import ShapedError
-from shaped.optim import AdamW, FusedOptimizer
+from shaped.given import GivenOptimizer
+from shaped.optim import AdamW
 from shaped.params import ParamList
 from shaped.proof import Proof
 from shaped.remaking import refrozen, remade
-from shaped.state import GivenOptimizer, TrainingState
+from shaped.sharing import Zero, share
+from shaped.state import TrainingState
+from shaped.stepping import Stepping
 from shaped.strategies import GradientStrategy
 
 
-class ScalarTrainer:
+class ScalarTrainer(Stepping):
     """Forward, backward and update of one scalar loss, whose shapes are proved at construction.
 
     The parameters are trained in place. Every method checks its whole input before anything changes.
@@ -68,6 +69,12 @@ class ScalarTrainer:
         verify: Hold each new executor against eager once, on copies, at its first batch; a difference is an error.
         strategy: How the gradients come from the loss: `OneStep()`, or a function; None is full backpropagation.
         save_frozen: False leaves frozen parameters out of the state; loading then compares them by checksum.
+        mesh: The processes to train on together, as `ranks.join()` or `init_device_mesh` give them: each takes its own
+            part of a batch, and a step is that of one process on all of it. "alone": each process trains for itself.
+        shard: Which dimension of the batch lies over which axis of the mesh: `{"batch": "dp"}`. The default is the one
+            that leads the first input, over the mesh's one axis.
+        zero: 0 keeps parameters, gradients and moments whole on each rank, as DDP does. 3 keeps an even part of each on
+            each rank, and gathers a parameter where it is read, as fully_shard does.
 
     Raises:
         SignatureError, ProofError, Unprovable, GradientError: The loss or its annotations are wrong.
@@ -97,6 +104,9 @@ class ScalarTrainer:
         verify: bool = True,
         strategy: GradientStrategy | None = None,
         save_frozen: bool = True,
+        mesh: Annotated[Any, OWN] = None,
+        shard: Mapping[str, str] | None = None,
+        zero: Zero = 0,
     ) -> None:
         settings = Settings(max_executors, max_norm, nonfinite, accumulate, sizes, capture, verify)
         proving: dict[str, Any] = {"assume": assume, "static": static, "autocast": autocast, "check": check}
@@ -105,9 +115,11 @@ class ScalarTrainer:
             program = Program(loss, params, **proving)
             if accumulate > 1:
                 program.hold_to_one_count()
+            share(program, settings, mesh, shard, zero)
         except ShapedError as error:
             raise error.with_traceback(None) from None  # the message shows the user's line; our frames would hide it
-        self._made_of = (loss, params, {**asdict(settings), **proving, "save_frozen": save_frozen})
+        alone = {"mesh": mesh} if mesh is not None else {}
+        self._made_of = (loss, params, {**asdict(settings), **proving, "save_frozen": save_frozen, **alone})
         self._settings = settings
         self._shared = TrainingState(program, optimizer, settings, save_frozen)
         self._chosen = backend
@@ -122,7 +134,9 @@ class ScalarTrainer:
 
     @property
     def params(self) -> ParamList:
-        """The parameters that are trained (not a copy)."""
+        """The parameters that are trained (not a copy). Raises ValueError with zero=3: they lie in parts."""
+        if self.zero:
+            raise ValueError("with zero=3 the parameters lie in parts over the ranks: get_params() gathers them")
         return self._program.params
 
     @property
@@ -180,8 +194,11 @@ class ScalarTrainer:
         return self._shared.program
 
     def get_params(self) -> ParamList:
-        """A synchronised copy of the parameters."""
-        return self.params.values()
+        """A synchronised copy of the parameters; with zero=3 gathered, so that all ranks call it."""
+        program, together = self._program, self._program.together
+        if together is None:
+            return program.params.values()
+        return program.params.like([together.whole(i, t).detach().clone() for i, t in enumerate(program.tensors)])
 
     # -- without an update -----------------------------------------------------------------------------------------
 
@@ -198,7 +215,8 @@ class ScalarTrainer:
         Raises:
             ShapeError: The batch breaks the signature.
         """
-        return self._backend.forward(self._program.arrange(inputs, named))
+        with self._together(forward=True):
+            return self._backend.forward(self._program.arrange(inputs, named))
 
     def count(self, *inputs: Any, **named: Any) -> float:
         """How many samples a batch has: what it weighs in a mean over batches. Waits for the device.
@@ -217,137 +235,12 @@ class ScalarTrainer:
 
     def loss_and_backward(self, *inputs: Any, **named: Any) -> tuple[Float[Tensor, ""], ParamList]:
         """The loss of a batch and its gradients, from one pass."""
-        loss, gradients, _ = self._backend.loss_and_backward(self._program.arrange(inputs, named))
-        found = dict(zip(self._program.used, gradients, strict=True))
-        return loss, self.params.like(
-            [found[i] if i in found else p.new_zeros(()).expand(p.shape) for i, p in enumerate(self.params)]
+        with self._together():
+            loss, gradients, _ = self._backend.loss_and_backward(self._program.arrange(inputs, named))
+        params, found = self._program.params, dict(zip(self._program.used, gradients, strict=True))
+        return loss, params.like(
+            [found[i] if i in found else p.new_zeros(()).expand(p.shape) for i, p in enumerate(params)]
         )
-
-    # -- updates ---------------------------------------------------------------------------------------------------
-
-    def step(self, *inputs: Any, lr: float, **named: Any) -> Float[Tensor, ""]:
-        """Take one step of gradient descent, p <- p - lr*g, and return the loss it was computed from.
-
-        Args:
-            inputs, named: The batch: a tensor, or a container of tensors, for each input of the signature, by position
-                or by name. New sizes recompile.
-            lr: Step size in parameter units per gradient unit; may change at every step.
-
-        Raises:
-            ShapeError: The batch breaks the signature. NonFiniteError: The loss or a gradient is not finite.
-            ValueError: `lr` is negative or not finite. Nothing has changed in any of these cases.
-        """
-        return self._update("sgd", self._program.arrange(inputs, named), lr, {})
-
-    def adam_step(
-        self, *inputs: Any, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, **named: Any
-    ) -> Float[Tensor, ""]:
-        """Take one Adam step and return the loss it was computed from.
-
-            m <- b1*m + (1 - b1)*g          c1 = 1 - b1**t,  t = 1, 2, ...
-            v <- b2*v + (1 - b2)*g*g        c2 = 1 - b2**t
-            p <- p - lr*(m/c1) / (sqrt(v/c2) + eps)
-
-        Args:
-            inputs, named: As for `step`.
-            lr: Step size in parameter units per step (m/sqrt(v) has no unit); may change at every step.
-            betas: Decay per step of the two moments. Fixed by the first call, as is `eps`.
-            eps: Floor added to sqrt(v), so in gradient units.
-
-        Raises:
-            As for `step`, and ValueError where `betas` or `eps` differ from the first call's.
-
-        Source: Kingma & Ba 2015, arXiv:1412.6980, as torch.optim.Adam computes it.
-        """
-        return self._update("adam", self._program.arrange(inputs, named), lr, {"betas": betas, "eps": eps})
-
-    def adamw_step(
-        self,
-        *inputs: Any,
-        lr: float,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 1e-2,
-        **named: Any,
-    ) -> Float[Tensor, ""]:
-        """Take one AdamW step and return the loss it was computed from.
-
-            m <- b1*m + (1 - b1)*g          c1 = 1 - b1**t,  t = 1, 2, ...
-            v <- b2*v + (1 - b2)*g*g        c2 = 1 - b2**t
-            p <- p - lr*((m/c1) / (sqrt(v/c2) + eps) + weight_decay*p)
-
-        Args:
-            inputs, named: As for `step`.
-            lr: Step size in parameter units per step (m/sqrt(v) has no unit); may change at every step.
-            betas: Decay per step of the two moments; each remembers about 1/(1 - b) steps. Fixed by the first call.
-            eps: Floor added to sqrt(v), so in gradient units. Fixed by the first call.
-            weight_decay: Share of `p` removed per step and per unit of `lr`. Fixed by the first call.
-
-        Returns:
-            The loss before the update: shape (), in the loss function's unit, still on the device.
-
-        Raises:
-            As for `step`, and ValueError where a hyper-parameter differs from the first call's.
-
-        Source: Loshchilov & Hutter 2019, arXiv:1711.05101, Algorithm 2; the decay is scaled by `lr`, as
-        torch.optim.AdamW does and the paper does not.
-        """
-        given = {"betas": betas, "eps": eps, "weight_decay": weight_decay}
-        return self._update("adamw", self._program.arrange(inputs, named), lr, given)
-
-    def train_step(self, *inputs: Any, **named: Any) -> Float[Tensor, ""]:
-        """Take one step with the optimizer given at construction; its groups say lr and all else at each call.
-
-        Raises:
-            As for `step`, and ValueError where no optimizer was given.
-        """
-        return self._take(self._shared.own_optimizer(), self._program.arrange(inputs, named))
-
-    @property
-    def waiting(self) -> int:
-        """Batches whose gradients wait for an update, of the `accumulate` that make one."""
-        return self._shared.progress.waiting
-
-    def step_waiting(self) -> int:
-        """Take the update that gradients wait for now, with the mean over the samples that there are.
-
-        Returns:
-            How many batches were in it; 0 where none waits or they have no samples, and no parameter has moved.
-        """
-        return self._shared.step_waiting()
-
-    def _update(self, path: str, inputs: Sequence[Tensor], lr: float, given: dict[str, Any]) -> Float[Tensor, ""]:
-        lr = lr if type(lr) is float and 0.0 <= lr < math.inf else number("lr", lr)
-        shared, calls = self._shared, self._shared.progress.calls
-        known, accepted = shared.paths.get(path), shared.accepted.get(path)
-        optimizer = known
-        if optimizer is None or accepted is None or accepted[0] is not optimizer or accepted[1] != given:
-            optimizer = shared.accept(path, optimizer, lr, given)
-        group = optimizer.param_groups[0]
-        before = group["lr"]
-        try:
-            group["lr"], shared.paths[path] = lr, optimizer
-            return self._take(optimizer, inputs)
-        except BaseException:
-            if shared.progress.calls == calls:  # an interrupt may come after the step was taken
-                group["lr"] = before
-                if known is None:
-                    shared.paths.pop(path, None)
-            raise
-
-    def _take(self, optimizer: FusedOptimizer, inputs: Sequence[Tensor]) -> Float[Tensor, ""]:
-        progress, accumulate, last = self._shared.progress, self._settings.accumulate, True
-        if accumulate > 1:
-            if progress.waiting and progress.waiting_for is not optimizer:
-                raise ValueError(
-                    f"{progress.waiting} of {accumulate} gradients wait for another kind of step; take that one until "
-                    "its update"
-                )
-            last = progress.waiting + 1 == accumulate
-        loss, finite = self._backend.update(inputs, optimizer, last)
-        if not finite:
-            raise not_finite(self._backend, loss, inputs, f"at step {self.steps + 1}; nothing was updated")
-        return loss
 
     # -- two backends ----------------------------------------------------------------------------------------------
 
@@ -368,6 +261,8 @@ class ScalarTrainer:
 
         Raises SignatureError where a path matches nothing, ValueError for a module or where gradients wait.
         """
+        if self.ranks is not None:
+            raise ValueError("with_frozen is not done on several ranks as yet: make a trainer of frozen parameters")
         return refrozen(self, paths)
 
     @checked
@@ -411,21 +306,27 @@ class ScalarTrainer:
         Raises:
             ValueError: The loss draws at random, or is not finite.
         """
+        if self.ranks is not None:
+            raise ValueError("compare_backends takes a step of one process: compare in a trainer without a mesh")
         flat = self._program.arrange(inputs, named)
         optimizer = self._shared.last_optimizer or AdamW(self._program.used_tensors, lr=1e-3)
         return compare(self._shared.eager, self._shared.compiled.aside(), flat, optimizer)
 
     # -- state -----------------------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, *, parts: bool = False) -> dict[str, Any]:
         """Parameters, optimizer state with step counts and hyper-parameters, and the signature they obey.
 
-        Gradients that wait for `accumulate` are part of it. Tensors are copies.
+        Gradients that wait for `accumulate` are part of it. Tensors are copies. With zero=3 they are gathered, so that
+        all ranks call it.
+
+        Args:
+            parts: With zero=3, give this rank's `Piece` of each tensor that lies in parts instead, gathering nothing.
         """
-        return self._shared.pack()
+        return self._shared.pack(parts)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a state, all or nothing.
+        """Take over a state, all or nothing: of one process or of many, or this rank's pieces of one.
 
         Raises:
             StateError: It does not fit; every difference is listed and nothing has changed.
@@ -440,6 +341,10 @@ class ScalarTrainer:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled and deep-copied as what it was made of, with its state. The copy proves anew and has no executors."""
+        if self.ranks is not None:
+            raise TypeError(
+                "a trainer on several ranks is not copied: make one of the same mesh, and load state_dict()"
+            )
         last = self._shared.last_optimizer
         path = next((path for path, optimizer in self._shared.optimizers().items() if optimizer is last), None)
         return remade, (type(self), *self._made_of, self._chosen, self.optimizer, self.state_dict(), path)

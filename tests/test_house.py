@@ -24,7 +24,13 @@ ROOMS = [
     (3, ("shaped.optim",)),
     (3, ("shaped.ranks",)),
     (4, ("shaped.backends",)),
-    (5, ("shaped.trainer", "shaped.state", "shaped.remaking")),
+    (
+        5,
+        (
+            *("shaped.trainer", "shaped.state", "shaped.remaking", "shaped.given", "shaped.stepping"),
+            *("shaped.sharing", "shaped.cutting"),
+        ),
+    ),
     (6, ("shaped.checkpoint", "shaped.loop", "shaped.metrics", "shaped.losses", "shaped.data")),
     (6, ("shaped.lora", "shaped.fp8", "shaped.architecture")),
     (6, ("shaped.export",)),

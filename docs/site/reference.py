@@ -10,8 +10,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 DOORS = (
     "shaped", "shaped.init", "shaped.optim", "shaped.losses", "shaped.data", "shaped.loop", "shaped.checkpoint",
-    "shaped.metrics", "shaped.lora", "shaped.fp8", "shaped.architecture", "shaped.export", "shaped.workflow",
-    "shaped.workflow.online", "shaped.recipes", "shaped_kernels",
+    "shaped.metrics", "shaped.ranks", "shaped.lora", "shaped.fp8", "shaped.architecture", "shaped.export",
+    "shaped.workflow", "shaped.workflow.online", "shaped.recipes", "shaped_kernels",
 )  # fmt: skip
 
 _HEAD = """# API reference
@@ -27,7 +27,8 @@ the same.
 _PAGES = {
     "shaped": "trainer.md", "shaped.init": "parameters.md", "shaped.optim": "kernels.md", "shaped.losses": "losses.md",
     "shaped.data": "loop.md", "shaped.loop": "loop.md", "shaped.checkpoint": "checkpoints.md",
-    "shaped.metrics": "loop.md", "shaped.lora": "lora.md", "shaped.fp8": "low-precision.md",
+    "shaped.metrics": "loop.md", "shaped.ranks": "many-devices.md", "shaped.lora": "lora.md",
+    "shaped.fp8": "low-precision.md",
     "shaped.architecture": "architecture-search.md", "shaped.export": "export.md", "shaped.workflow": "workflow.md",
     "shaped.workflow.online": "online.md", "shaped.recipes": "contributing.md", "shaped_kernels": "kernels.md",
 }  # fmt: skip

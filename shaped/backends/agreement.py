@@ -63,7 +63,9 @@ class EagerPass:
     def run(self, *flat: Tensor) -> list[Any]:
         """As the graph, whatever the arguments: nothing has changed since they were copied."""
         program = self._eager.program
-        if self._found is None:
+        if self._found is None and self._in_parts:
+            self._found = self._eager.at(flat[: len(program.tensors)], self._inputs, self._only_loss)
+        elif self._found is None:
             self._found = (self._eager.forward(self._inputs), [], []) if self._only_loss else self._differentiated(flat)
         loss, gradients, written = self._found
         for i, new in zip(program.writes, written, strict=False):
@@ -71,6 +73,12 @@ class EagerPass:
         moved = [g + self.shift * g.abs().amax() if self.shift and g.numel() else g for g in gradients]
         by_index = dict(zip(program.used, moved, strict=False))
         return [loss, *(by_index.get(i) for i in program.trainable), *program.returned[1:]]
+
+    @property
+    def _in_parts(self) -> bool:
+        """Whether the parameters lie in parts, and are whole here alone."""
+        together = self._eager.program.together
+        return together is not None and together.sharded
 
     def right(self) -> None:
         """Eager raises where a value cannot be taken."""
@@ -190,7 +198,8 @@ def _hold(trial: Trial, eager: Eager, only_loss: bool, generators: Generators) -
         raise Unheld("torch's own kernels draw too, in an order that is not known")
     if beyond:
         generators.put_back()
-        raise DisagreementError(_report(trial, mine.named(trial), beyond))
+        in_parts = program.together is not None and program.together.sharded
+        raise DisagreementError(_report(trial, mine.named(trial), beyond, in_parts))
     return True
 
 
@@ -265,12 +274,14 @@ def _largest(value: Tensor) -> float:
     return float(value.detach().double().abs().nan_to_num(posinf=0.0, neginf=0.0).amax())
 
 
-def _report(trial: Trial, mine: dict[str, Tensor], beyond: dict[str, float]) -> str:
+def _report(trial: Trial, mine: dict[str, Tensor], beyond: dict[str, float], in_parts: bool) -> str:
     shares = {name: difference / (_largest(mine[name]) or 1.0) for name, difference in beyond.items()}
     named = sorted(shares, key=lambda name: (name.startswith(_OTHER), -shares[name]))
     share = shares[named[0]]
     part = _tolerance(trial.graph)
-    where = first_to_part(trial.graph, trial.copies(), trial.inputs, (part * min(share, 1.0)) ** 0.5)
+    where = ""
+    if not in_parts:  # its graph is that of whole parameters
+        where = first_to_part(trial.graph, trial.copies(), trial.inputs, (part * min(share, 1.0)) ** 0.5)
     size = f"{share:.1e} of its largest entry" if share < torch.inf else "a value that is not finite"
     differ = "differs" if len(named) == 1 else "differ"
     more = f" and {len(named) - 3} more" if len(named) > 3 else ""

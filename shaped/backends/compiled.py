@@ -175,11 +175,14 @@ class Compiled:
         key = None if optimizer is None else id(optimizer)
         step = self._steps.get(key)
         if step is None:
-            made = Step(self.program, optimizer, self._settings, self._progress)
+            made = self._made_step(optimizer)
             while len(self._steps) >= _STEPS:  # loading a state makes new optimizers; the old ones must not stay alive
                 del self._steps[next(iter(self._steps))]
             step = self._steps[key] = made
         return step
+
+    def _made_step(self, optimizer: FusedOptimizer | None) -> Step:
+        return Step(self.program, optimizer, self._settings, self._progress)
 
     def _layout(self, state: Hashable = ()) -> int:
         """A number for what lowered code takes for granted, so that no step hashes hundreds of strides."""

@@ -46,6 +46,22 @@ class Eager:
                 gradients = list(torch.autograd.grad(loss, self._used))
         return loss.detach().clone(), gradients, written  # a loss that is a parameter must not follow its update
 
+    def at(
+        self, tensors: Sequence[Tensor], inputs: Sequence[Tensor], only_loss: bool = False
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """The same pass with other tensors in the place of the parameters; of the loss alone, without gradients.
+
+        They are run through the function of the proof, so that they may be whole where the parameters lie in parts.
+        """
+        program = self.program
+        leaves = [t.detach().requires_grad_(i in program.used) for i, t in enumerate(tensors)]
+        with torch.set_grad_enabled(not only_loss), program.around():
+            given, written = program.for_writing(leaves)
+            loss, *others = program.proof.setting.run([*given, *inputs])
+            program.keep(loss, others)
+            gradients = [] if only_loss else list(torch.autograd.grad(loss, [leaves[i] for i in program.used]))
+        return loss.detach().clone(), gradients, written
+
     def update(self, inputs: Sequence[Tensor], optimizer: FusedOptimizer, last: bool = True) -> tuple[Tensor, bool]:
         """Take a step, or with `last=False` gather a batch for it. Returns the loss, and whether all was finite.
 

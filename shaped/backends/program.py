@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import attrgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -30,19 +30,11 @@ from shaped.params import ParamList
 from shaped.proof import Proof, Setting, prove_absent, prove_setting
 from shaped.proof.reads import Read
 from shaped.proof.setting import INNER
-from shaped.shapes import (
-    Entry,
-    bind,
-    describe,
-    ranks_of,
-)
-from shaped.strategies import (
-    FullBackpropagation,
-    GradientStrategy,
-    refuse_modules,
-    refuse_shapes,
-    strategy_name,
-)
+from shaped.shapes import Entry, bind, describe, ranks_of
+from shaped.strategies import FullBackpropagation, GradientStrategy, refuse_modules, refuse_shapes, strategy_name
+
+if TYPE_CHECKING:
+    from shaped.backends.together import Together
 
 _requires_grad: Callable[[Tensor], bool] = attrgetter("requires_grad")
 CASES = 4096  # admitted tuples of shapes that are remembered
@@ -131,6 +123,7 @@ class Program:
         self.strategy = self._checked(strategy)
         self.around = lasting if self.modules else nullcontext  # a forward pass and the backward pass after it
         self.outside = Outside(self.signature.name, self.tensors)
+        self.together: Together | None = None  # where several ranks run it
         self._loss = inspect.unwrap(loss)
         self.proof = self._prove_first()
         self.frozen = [i for i, t in enumerate(self.tensors) if not t.requires_grad]
@@ -142,6 +135,12 @@ class Program:
         self.used_tensors = tuple(self.tensors[i] for i in self.used)  # known again by identity, as a list is not
         self.writes: list[int] = []
         self._write_too(self.proof)
+
+    def share(self, together: "Together") -> None:
+        """Run on several ranks from here on."""
+        self.together = together
+        together.cut()
+        self._remember_storage()
 
     def _checked(self, strategy: GradientStrategy | None) -> GradientStrategy | None:
         """A strategy that takes this loss; None for full backpropagation."""

@@ -268,10 +268,14 @@ class Step:
         gradients: Sequence[Tensor],
         rest: list[Tensor],
         go: Tensor,
+        norm: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        """Clip and update where `go`; returns the norm that trainer and optimizer keep as `grad_norm`, where taken."""
+        """Clip and update where `go`; returns the norm that trainer and optimizer keep as `grad_norm`, where taken.
+
+        `norm` is the gradients' where it is known: of all ranks, where these have parts of them.
+        """
         options, mine = optimizer.options, self._settings.max_norm
-        norms = [global_norm(gradients)] if options.measures(mine) else []
+        norms = [global_norm(gradients) if norm is None else norm] if options.measures(mine) else []
         if (limit := options.limit(mine)) is not None:
             gradients = clipped(gradients, limit, norms[0])
         for update, rule in zip(self._updates, self._rules, strict=True):

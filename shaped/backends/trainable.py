@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from shaped.errors import GradientError, ShapeError, listing
 from shaped.optim.shards import sharded
@@ -21,6 +21,7 @@ def refuse_untrainable(params: ParamList) -> None:
             an update, was made under inference_mode, or has a hook that waits for `.grad`.
     """
     owner = type(params).__name__
+    refuse_spread([*zip(params.names, params, strict=True)])
     if params.device.type == "meta":
         raise ShapeError(f"{owner} is on the meta device, which holds no values to train")
     trained = [(name, t) for name, t in zip(params.names, params, strict=True) if t.requires_grad]
@@ -65,14 +66,19 @@ def refuse_foreign(module: nn.Module) -> None:
             inner = "pass what it wraps (net.module)" if hasattr(part, "module") else "make the trainer before it"
             raise GradientError(
                 f"{where} is under {kind}, which works in a backward pass of its own; a trainer takes gradients "
-                f"without it, so every process would train by itself. Train on one device: {inner}"
+                f"without it, so every process would train by itself: {inner}, with mesh=ranks.join() for several ranks"
             )
         if isinstance(part, torch.jit.ScriptModule):
             raise GradientError(f"{where} is TorchScript, which is no Python to trace: pass the module it was made of")
-    if spread := [name for name, p in module.named_parameters() if sharded(p)]:
+    refuse_spread([(name, p) for name, p in module.named_parameters()])
+
+
+def refuse_spread(named: Sequence[tuple[str, Tensor]]) -> None:
+    """Raise GradientError where parameters are DTensors."""
+    if spread := [name for name, p in named if sharded(p)]:
         raise GradientError(
-            f"{listing(spread)} are DTensors, spread over devices, and a trainer runs on one: make it before they are "
-            "distributed"
+            f"{listing(spread)} are DTensors, spread over devices, and a trainer takes whole tensors: make it before "
+            "they are distributed, with mesh=ranks.join(), and zero=3 to keep parts of them on each rank"
         )
 
 

@@ -185,22 +185,22 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
         found_inf: Tensor | None = None,
         readings: Readings | None = None,
         max_norm: float | None = None,
+        norm: Tensor | None = None,
     ) -> None:
         """Take one step in place from given gradients; no hooks run, and no `.grad` is read.
 
         Args:
-            grads: One dense gradient for each of `params`, of its shape, dtype and device; unchanged, unless
-                `zero_grads` was asked for.
+            grads: One dense gradient for each of `params`, alike in kind; unchanged, unless `zero_grads` was asked for.
             params: As `updates` takes them.
             found_inf: One element: the step changes nothing if it is not zero. On a GPU the host does not read it.
             readings: What `read` returned for the same parameters, where this is the step that it was read for.
             max_norm: The caller's limit, beside that of the options: gradients are clipped once, to the smaller.
+            norm: The norm of all gradients, where these are this rank's parts of them.
 
         Raises:
-            ValueError: A gradient does not fit, or a hyper-parameter has left its range. Every
-                fault is named, and nothing has changed.
+            ValueError: A gradient does not fit, or a number has left its range; each is named, and nothing has changed.
         """
-        around = self.options.around(max_norm, found_inf=found_inf, keep=True)
+        around = self.options.around(max_norm, found_inf=found_inf, keep=True, norm=norm)
         self._take(grads, params, around, readings)
 
     @_disable_dynamo

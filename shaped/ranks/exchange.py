@@ -15,7 +15,6 @@ from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
-import torch.distributed._functional_collectives  # which tells fake tensors what these operations give
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
@@ -78,6 +77,9 @@ class Exchange:
     """
 
     def __init__(self, mesh: DeviceMesh, axis: str) -> None:
+        # It tells fake tensors what these operations give; imported here, since no process alone needs it.
+        import torch.distributed._functional_collectives
+
         theirs = mesh.get_group(axis)
         self.rank, self.size = dist.get_rank(theirs), dist.get_world_size(theirs)
         self.group = _own(theirs)
@@ -85,6 +87,7 @@ class Exchange:
         device = torch.device(mesh.device_type, torch.cuda.current_device() if mesh.device_type == "cuda" else None)
         self.said = torch.tensor([1.0, 0.0], dtype=torch.float64, device=device)
         self.stopping = False
+        self.last: Totals | None = None  # of the last step
         self._weight, self._stop = 1.0, False
         self._device = device
 
@@ -153,7 +156,7 @@ class Exchange:
 
     def read(self, totals: Tensor) -> Totals:
         """What was agreed on, as numbers of the host; remembers whether to stop."""
-        found = Totals(*totals.tolist())
+        found = self.last = Totals(*totals.tolist())
         self.stopping = found.stop > 0
         return found
 
@@ -164,6 +167,15 @@ class Exchange:
         told: list[Any] = [None] * self.size
         dist.all_gather_object(told, thing, self.group)
         return told
+
+    def spread(self, tensors: list[Tensor]) -> None:
+        """Write rank 0's values into all ranks' tensors."""
+        first = dist.get_process_group_ranks(self.group)[0]
+        for t in tensors:
+            sent = t.contiguous()
+            dist.broadcast(sent, first, group=self.group)
+            if sent is not t and self.rank:
+                t.copy_(sent)
 
     def mean(self, value: float, weight: float) -> float:
         """The mean of all ranks' values by their weights; NaN where nothing weighs. All ranks call it."""
@@ -189,8 +201,9 @@ class Exchange:
         """
         from torch._C._distributed_c10d import _register_process_group, _unregister_process_group
 
+        other = self._stand_in()  # the registry does not keep it alive
         _unregister_process_group(self.name)
-        _register_process_group(self.name, self._stand_in())
+        _register_process_group(self.name, other)
         try:
             yield
         finally:

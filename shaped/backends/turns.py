@@ -1,0 +1,134 @@
+"""Errors on several ranks: what one of them meets is raised on all, and none waits for it.
+
+A rank whose batch is refused takes its turns in the collectives of the step with nothing to give, and says so in the
+agreement at their end. All then ask what it was.
+"""
+
+import builtins
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+import shaped.errors
+from shaped.backends.gathering import Gathering
+from shaped.errors import ExecutorError
+
+if TYPE_CHECKING:
+    from shaped.ranks.exchange import Exchange
+
+
+class Turns:
+    """What `Together` does about errors; see there for the attributes."""
+
+    exchange: "Exchange"
+    sharded: bool
+    _under_way: bool
+    _gathering: Gathering | None
+
+    def gathering(self, graph: GraphModule, samples: Tensor | None = None, forward: bool = False) -> Gathering:
+        """A run of a graph on parts."""
+        raise NotImplementedError
+
+    def ended(self) -> None:
+        """Say that all ranks are through."""
+        raise NotImplementedError
+
+    @property
+    def _parts(self) -> Sequence[Tensor]:
+        """The parameters as they lie."""
+        raise NotImplementedError
+
+    @property
+    def _graph(self) -> GraphModule:
+        """The graph that was proved first."""
+        raise NotImplementedError
+
+    @property
+    def _lengths(self) -> list[tuple[torch.dtype, int]]:
+        """Of the messages in which whole gradients are summed."""
+        raise NotImplementedError
+
+    @contextmanager
+    def guard(self, forward: bool = False) -> Iterator[None]:
+        """Around what all ranks call: an error of this rank is raised on all of them, and none waits for it.
+
+        Before the first collective, and in a pass op by op, this rank takes the turns that are left, with nothing to
+        give. After that it leaves word of its error, and its end ends the others.
+
+        Args:
+            forward: Where it is a loss alone, whose errors stay this rank's own.
+        """
+        try:
+            yield
+        except Exception as error:
+            if getattr(error, "together", False) or (forward and not self.sharded):
+                raise
+            gathering, stuck = self._gathering, self._under_way and self._gathering is None
+            self.ended()
+            if stuck:
+                self._end(error)
+            try:
+                self._take_turns(gathering, forward)
+            except RuntimeError as other:
+                self._end(other)
+            if forward:
+                raise
+            self.raise_on_all(error)
+
+    def _end(self, error: Exception) -> None:
+        """Raise for a rank that cannot go on with the others, or whose others are gone."""
+        cause = self.exchange.cause
+        if cause is not None:
+            raise ExecutorError(f"another rank is gone: {cause}. Nothing was updated in this step") from error
+        self.exchange.failed(error)
+        raise error
+
+    def _take_turns(self, gathering: Gathering | None, forward: bool) -> None:
+        zero = torch.zeros_like(self.exchange.said[0])
+        with torch.no_grad():
+            if self.sharded:
+                (gathering or self.gathering(self._graph, zero, forward).hold(self._parts)).finish()
+            elif not forward:
+                self.exchange.totals([torch.zeros(n, dtype=dtype, device=zero.device) for dtype, n in self._lengths])
+            if not forward:
+                one, said = torch.ones_like(zero), self.exchange.said
+                self.exchange.read(self.exchange.agree(zero, zero, zero, one, zero, zero, zero, said))
+
+    def raise_on_all(self, own: Exception | None) -> None:
+        """Raise on all ranks what was wrong on some: the rank's own error there, and one that names the rank elsewhere.
+
+        Every rank calls it, with its own error or none.
+        """
+        told = self.exchange.tell(None if own is None else (type(own).__name__, str(own)))
+        if own is not None:
+            raise self.agreed(own)
+        for rank, said in enumerate(told):
+            if said is not None:
+                raise self.agreed(_like(said[0], f"on rank {rank}: {said[1]}"))
+
+    @property
+    def blame(self) -> str:
+        """`on rank 2 `: where something was not finite in the last step, as far as one rank is to blame."""
+        last = self.exchange.last
+        return f"{last.where} ".lstrip() if last is not None and last.where else ""
+
+    def agreed(self, error: Exception) -> Exception:
+        """An error that all ranks raise, marked as one."""
+        vars(error)["together"] = True
+        return error
+
+
+def _like(kind: str, text: str) -> Exception:
+    """An error of the same class where that takes a text alone; the others are told by name."""
+    made: Any = getattr(shaped.errors, kind, None) or getattr(builtins, kind, None)
+    if isinstance(made, type) and issubclass(made, Exception):
+        try:
+            found: Exception = made(text)
+            return found
+        except TypeError:
+            pass
+    return ExecutorError(f"{text} ({kind})")

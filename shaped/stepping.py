@@ -1,0 +1,166 @@
+"""The steps of a trainer: by each update path, and by the optimizer that it was given."""
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from shaped.arguments import number
+from shaped.backends import Backend, Settings, not_finite
+from shaped.optim import FusedOptimizer
+from shaped.sharing import Sharing
+from shaped.state import TrainingState
+
+
+class Stepping(Sharing):
+    """What a trainer does to its parameters."""
+
+    _shared: TrainingState
+    _settings: Settings
+    _backend: Backend
+
+    def _together(self, forward: bool = False) -> AbstractContextManager[None]:
+        """Around what all ranks call, so that an error of one is raised on all and none waits for it."""
+        together = self._program.together
+        return nullcontext() if together is None else together.guard(forward)
+
+    def step(self, *inputs: Any, lr: float, **named: Any) -> Float[Tensor, ""]:
+        """Take one step of gradient descent, p <- p - lr*g, and return the loss it was computed from.
+
+        Args:
+            inputs, named: The batch: a tensor, or a container of tensors, for each input of the signature, by position
+                or by name. New sizes recompile.
+            lr: Step size in parameter units per gradient unit; may change at every step.
+
+        Raises:
+            ShapeError: The batch breaks the signature. NonFiniteError: The loss or a gradient is not finite.
+            ValueError: `lr` is negative or not finite. Nothing has changed in any of these cases.
+        """
+        return self._update("sgd", inputs, named, lr, {})
+
+    def adam_step(
+        self, *inputs: Any, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, **named: Any
+    ) -> Float[Tensor, ""]:
+        """Take one Adam step and return the loss it was computed from.
+
+            m <- b1*m + (1 - b1)*g          c1 = 1 - b1**t,  t = 1, 2, ...
+            v <- b2*v + (1 - b2)*g*g        c2 = 1 - b2**t
+            p <- p - lr*(m/c1) / (sqrt(v/c2) + eps)
+
+        Args:
+            inputs, named: As for `step`.
+            lr: Step size in parameter units per step (m/sqrt(v) has no unit); may change at every step.
+            betas: Decay per step of the two moments. Fixed by the first call, as is `eps`.
+            eps: Floor added to sqrt(v), so in gradient units.
+
+        Raises:
+            As for `step`, and ValueError where `betas` or `eps` differ from the first call's.
+
+        Source: Kingma & Ba 2015, arXiv:1412.6980, as torch.optim.Adam computes it.
+        """
+        return self._update("adam", inputs, named, lr, {"betas": betas, "eps": eps})
+
+    def adamw_step(
+        self,
+        *inputs: Any,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        **named: Any,
+    ) -> Float[Tensor, ""]:
+        """Take one AdamW step and return the loss it was computed from.
+
+            m <- b1*m + (1 - b1)*g          c1 = 1 - b1**t,  t = 1, 2, ...
+            v <- b2*v + (1 - b2)*g*g        c2 = 1 - b2**t
+            p <- p - lr*((m/c1) / (sqrt(v/c2) + eps) + weight_decay*p)
+
+        Args:
+            inputs, named: As for `step`.
+            lr: Step size in parameter units per step (m/sqrt(v) has no unit); may change at every step.
+            betas: Decay per step of the two moments; each remembers about 1/(1 - b) steps. Fixed by the first call.
+            eps: Floor added to sqrt(v), so in gradient units. Fixed by the first call.
+            weight_decay: Share of `p` removed per step and per unit of `lr`. Fixed by the first call.
+
+        Returns:
+            The loss before the update: shape (), in the loss function's unit, still on the device.
+
+        Raises:
+            As for `step`, and ValueError where a hyper-parameter differs from the first call's.
+
+        Source: Loshchilov & Hutter 2019, arXiv:1711.05101, Algorithm 2; the decay is scaled by `lr`, as
+        torch.optim.AdamW does and the paper does not.
+        """
+        given = {"betas": betas, "eps": eps, "weight_decay": weight_decay}
+        return self._update("adamw", inputs, named, lr, given)
+
+    def train_step(self, *inputs: Any, **named: Any) -> Float[Tensor, ""]:
+        """Take one step with the optimizer given at construction; its groups say lr and all else at each call.
+
+        Raises:
+            As for `step`, and ValueError where no optimizer was given.
+        """
+        with self._together():
+            return self._take(self._shared.own_optimizer(), self._program.arrange(inputs, named))
+
+    @property
+    def waiting(self) -> int:
+        """Batches whose gradients wait for an update, of the `accumulate` that make one."""
+        return self._shared.progress.waiting
+
+    def step_waiting(self) -> int:
+        """Take the update that gradients wait for now, with the mean over the samples that there are.
+
+        Returns:
+            How many batches were in it; 0 where none waits or they have no samples, and no parameter has moved.
+        """
+        with self._together():
+            return self._shared.step_waiting()
+
+    def _update(
+        self, path: str, inputs: Sequence[Any], named: dict[str, Any], lr: float, given: dict[str, Any]
+    ) -> Float[Tensor, ""]:
+        with self._together():
+            return self._update_by(path, self._program.arrange(inputs, named), lr, given)
+
+    def _update_by(self, path: str, inputs: Sequence[Tensor], lr: float, given: dict[str, Any]) -> Float[Tensor, ""]:
+        lr = lr if type(lr) is float and 0.0 <= lr < math.inf else number("lr", lr)
+        shared, calls = self._shared, self._shared.progress.calls
+        known, accepted = shared.paths.get(path), shared.accepted.get(path)
+        optimizer = known
+        if optimizer is None or accepted is None or accepted[0] is not optimizer or accepted[1] != given:
+            optimizer = shared.accept(path, optimizer, lr, given)
+        group = optimizer.param_groups[0]
+        before = group["lr"]
+        try:
+            group["lr"], shared.paths[path] = lr, optimizer
+            return self._take(optimizer, inputs)
+        except BaseException:
+            if shared.progress.calls == calls:  # an interrupt may come after the step was taken
+                group["lr"] = before
+                if known is None:
+                    shared.paths.pop(path, None)
+            raise
+
+    def _take(self, optimizer: FusedOptimizer, inputs: Sequence[Tensor]) -> Float[Tensor, ""]:
+        shared, accumulate, last = self._shared, self._settings.accumulate, True
+        progress = shared.progress
+        if accumulate > 1:
+            if progress.waiting and progress.waiting_for is not optimizer:
+                raise ValueError(
+                    f"{progress.waiting} of {accumulate} gradients wait for another kind of step; take that one until "
+                    "its update"
+                )
+            last = progress.waiting + 1 == accumulate
+        loss, finite = self._backend.update(inputs, optimizer, last)
+        if not finite:
+            together = self._program.together
+            where = f"at step {shared.progress.taken + 1}; nothing was updated"
+            if together is None:
+                raise not_finite(self._backend, loss, inputs, where)
+            blame = together.blame
+            raise together.agreed(not_finite(self._backend, loss, inputs, f"{blame}{where} on any rank"))
+        return loss

@@ -1,0 +1,47 @@
+"""Two ranks of gloo against one process on the whole batch; each test is a function of this name in processes.py."""
+
+from collections.abc import Callable
+
+import pytest
+
+SHORT = [
+    "eager_ranks_with_whole_parameters_step_as_one_process",
+    "eager_ranks_with_parts_of_parameters_step_as_one_process",
+    "eager_ranks_step_in_float32_as_one_process_in_float64",
+    "batches_are_weighed_by_what_their_mask_keeps_or_samples_says",
+    "a_nan_on_one_rank_is_skipped_on_all",
+    "a_nan_on_one_rank_is_an_error_on_all_that_names_it",
+    "a_wrong_batch_on_one_rank_is_an_error_on_all_and_the_next_one_trains",
+    "a_batch_that_does_not_count_changes_nothing",
+    "ranks_are_asked_to_stop_by_one_of_them",
+    "dropout_differs_by_rank_and_runs_repeat",
+    "a_module_trains_whole_and_in_parts_as_on_one_process_from_rank_0s_values",
+    "gradients_and_losses_without_an_update_are_those_of_all_rows",
+    "a_state_of_many_is_that_of_one_and_goes_back",
+    "parts_are_even_and_what_needs_whole_parameters_is_refused",
+    "several_processes_without_a_mesh_are_refused",
+    "ranks_that_made_different_trainers_are_refused",
+    "a_rank_that_leaves_the_compiler_goes_on_with_those_that_stay",
+    "compiled_ranks_with_whole_parameters_step_as_one_process",
+    "compiled_ranks_with_parts_of_parameters_step_as_one_process",
+]
+LONG = [
+    "compiled_sgd_steps_as_one_process_whole_and_in_parts",
+    "compiled_adamw_steps_as_one_process_whole_and_in_parts",
+    "compiled_muon_steps_as_one_process",
+]
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_two_ranks_in_short(name: str, two_ranks: Callable[[str], str]) -> None:
+    wrong = two_ranks(name)
+
+    assert not wrong
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LONG)
+def test_two_ranks_at_length(name: str, two_ranks_long: Callable[[str], str]) -> None:
+    wrong = two_ranks_long(name)
+
+    assert not wrong
