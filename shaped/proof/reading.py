@@ -3,6 +3,7 @@
 Where an object goes somewhere that is not followed (into C, into a library), everything in it counts as read.
 """
 
+import os
 import sys
 import types
 import weakref
@@ -33,6 +34,7 @@ from shaped.proof.reads import (
     draws,
     is_container,
     is_leaf,
+    is_opaque,
     own,
 )
 from shaped.proof.source import Place, is_users
@@ -209,7 +211,10 @@ class Reading:
         name = str(argval)
         if isinstance(level, int) and level:
             name = resolve_name("." * level + name, str(frame.f_globals.get("__package__") or ""))
-        shadow.push(sys.modules.get(name if names else name.partition(".")[0], UNKNOWN))
+        module = sys.modules.get(name if names else name.partition(".")[0], UNKNOWN)
+        if module is not UNKNOWN and not is_opaque(module):
+            self.log.root(vars(module), module.__name__)
+        shadow.push(module)
 
     def _from_module(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
         owner = shadow.stack[-1] if shadow.stack else UNKNOWN
@@ -234,6 +239,7 @@ class Reading:
 
     def _call_spread(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
         taken = shadow.pops(3 + int(arg or 0) % 2)
+        self._use([part for part in taken[2:] if is_container(part)])
         given = [v for part in taken[2:] if is_container(part)
                  for v in (part.values() if isinstance(part, dict) else part)]  # fmt: skip
         shadow.push(self._called(frame, shadow, taken[:2], given))
@@ -257,6 +263,13 @@ class Reading:
         if isinstance(function, weakref.ref):
             self.log.root(function())
             return function()
+        if function is globals:
+            self.log.root(frame.f_globals)
+            return frame.f_globals
+        if function is os.getenv:
+            self.log.root(os.environ, "os.environ")
+            self._use([os.environ])
+            return UNKNOWN
         if id(function) in _SOLE or (isinstance(function, type) and issubclass(function, BaseException)):
             return UNKNOWN
         if function in (getattr, hasattr) and len(given) >= 2 and isinstance(given[1], str):
@@ -301,6 +314,8 @@ class Reading:
     def meet(self, value: Any, root: bool = False) -> None:
         """A function that may be called: its closure and defaults are part of what it reads."""
         while isinstance(value, types.MethodType | staticmethod | classmethod):
+            if isinstance(value, types.MethodType):
+                self.log.add(ATTRIBUTE, value, "__self__", value.__self__)
             value = value.__func__
         if isinstance(value, types.FunctionType):
             code = value.__code__

@@ -372,7 +372,10 @@ def _contents(value: Any) -> Iterator[tuple[str, Any, Any, Any]]:
     elif isinstance(value, partial):
         yield from ((ATTRIBUTE, value, name, getattr(value, name)) for name in ("func", "args", "keywords"))
     else:
-        held_by = own(value, "__dict__", None)
+        try:
+            held_by = getattr(value, "__dict__", None)
+        except Exception:  # code of its own
+            held_by = None
         if isinstance(held_by, dict):
             yield from ((PLAIN, held_by, key, held) for key, held in list(held_by.items()))
         for kind in type(value).__mro__:

@@ -5,18 +5,21 @@ trace only, and give the same up to rounding.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import SymInt, Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
 
 from shaped.errors import Unprovable
 from shaped.proof import indexing
 from shaped.proof.margins import multi_margin_loss, multilabel_margin_loss
 from shaped.proof.operations import OPERATIONS
 from shaped.proof.ranges import arange, linspace
+from shaped.proof.reads import is_traced
 from shaped.proof.triangles import combinations, tril_indices, triu_indices
 from shaped.proof.views import reshape
 
@@ -149,10 +152,21 @@ def data_set(x: Tensor, value: Tensor) -> None:
         x.copy_(value)
 
 
+def as_array(read: Callable[..., Any]) -> Callable[..., Any]:
+    """`numpy()` and its like of a tensor from outside: within a trace they would read memory that is not there."""
+
+    def outside(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        with nullcontext() if is_traced(x) else _disable_current_modes():
+            return read(x, *args, **kwargs)
+
+    return outside
+
+
 _REDUCTIONS = ("max", "min", "median", "nanmedian", "mode")
 _REWRITES: dict[Any, Callable[..., Any]] = {
     getattr(Tensor.data, "__get__"): Tensor.detach,  # noqa: B009  # `.data` hides what is written through it
     getattr(Tensor.data, "__set__"): data_set,  # noqa: B009
+    **{read: as_array(read) for read in (Tensor.numpy, Tensor.__array__)},
     **OPERATIONS,
     F.one_hot: one_hot,
     torch.kron: kron,

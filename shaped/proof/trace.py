@@ -137,7 +137,7 @@ class Recorder(TorchFunctionMode):
         operands = call.operands
         self._refuse(name, operands)
         watching = self.watching
-        paused = watching is not None and watching.enters(name, operands)
+        paused = watching is not None and watching.enters(name, operands, func)
         try:
             result = func(*args, **(kwargs or {}))
         finally:

@@ -32,7 +32,11 @@ _MODULES = tuple(os.path.join(_TORCH, "nn", room) for room in ("modules", "utils
 # Who enters these may be called back by the backward pass: functions of the user's, and hooks on saved tensors.
 _RETURNING = {os.path.join(_TORCH, *path) for path in (("autograd", "function.py"), ("autograd", "graph.py"))}
 _HOOKS = {"register_hook", "register_post_accumulate_grad_hook", "grad_fn"}
-_READ_OUT = {"tolist", "numpy", "array"}  # a tensor's values as Python's or NumPy's
+# A tensor's values as Python's or NumPy's.
+_READ_OUT = {
+    *(Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__bool__, Tensor.__int__, Tensor.__float__),
+    *(Tensor.__index__, Tensor.__complex__),
+}
 _CALL_BACK = {"grad", "backward", "apply", "map"}  # operations that run code of the user's
 _LOOKS = {"LOAD_ATTR", "LOAD_METHOD", "LOAD_GLOBAL", "LOAD_NAME", "BINARY_SUBSCR"}
 _RESUMED = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
@@ -93,10 +97,10 @@ class Watching:
             )
         return self._found
 
-    def enters(self, operation: str, operands: Sequence[Tensor]) -> bool:
+    def enters(self, operation: str, operands: Sequence[Tensor], function: Any = None) -> bool:
         """An operation begins: follow no new frame until `resume`. False if the operation may call the user's code."""
         self.returns = self.returns or operation in _HOOKS
-        if operation in _READ_OUT:
+        if function in _READ_OUT:
             for tensor in operands:
                 if not is_traced(tensor):
                     self._reading.log.values(tensor)
