@@ -94,6 +94,20 @@ KNOWN: tuple[Fault, ...] = (
         "corrected",
     ),
     Fault(
+        "minima and maxima of 8-bit integers on a CPU, and where they are",
+        "2.13",
+        "what is left of whole vectors is filled up with zeros, and 0 is the least of positive numbers",
+        "pytorch issue 191499",
+        "a decomposition of ours",
+    ),
+    Fault(
+        "softmax and its like over a tensor that is written at indices, on a CPU",
+        "2.13",
+        "the compiler looks for a read that is not there, and refuses the step",
+        "pytorch issue 196570",
+        "corrected",
+    ),
+    Fault(
         "softshrink",
         "2.13",
         "NaN becomes 0",
@@ -185,7 +199,23 @@ def decompositions() -> dict[torch._ops.OpOverload, Callable[..., Tensor]]:
         aten.remainder.Scalar_Tensor: _remainder_of_number,
         aten.floor_divide.default: _floor_divide,
         aten.div.Tensor_mode: _divide,
+        **{of: _widened(of) for of in (aten.amin.default, aten.amax.default, aten.argmin.default, aten.argmax.default)},
+        **{of: _widened(of) for of in (aten.min.default, aten.max.default, aten.min.dim, aten.max.dim)},
     }
+
+
+def _widened(operation: torch._ops.OpOverload) -> Callable[..., Any]:
+    """A reduction of 8-bit integers as one of integers of 32 bits."""
+
+    def reduced(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if x.dtype not in (torch.int8, torch.uint8):
+            return NotImplemented
+        found = operation(x.to(torch.int32), *args, **kwargs)
+        if isinstance(found, Tensor):
+            return found if found.dtype is torch.int64 else found.to(x.dtype)
+        return found[0].to(x.dtype), found[1]
+
+    return reduced
 
 
 def _floats(x: Any, y: Any) -> bool:
@@ -241,7 +271,16 @@ def _logit_backward(grad: Tensor, x: Tensor, eps: float | None = None) -> Tensor
 def mended() -> Iterator[None]:
     """Lower with all of the table mended."""
     with ExitStack() as stack:
-        for mend in (_tiles_mended, _tails_mended, _parts_kept, _order_kept, _out_of_place, _kept_out, _alike_in_ci):
+        for mend in (
+            _tiles_mended,
+            _tails_mended,
+            _parts_kept,
+            _order_kept,
+            _out_of_place,
+            _apart_from_writes,
+            _kept_out,
+            _alike_in_ci,
+        ):
             mend(stack)
         yield
 
@@ -346,6 +385,23 @@ def _out_of_place(stack: ExitStack) -> None:
     from torch._inductor.fx_passes import reinplace
 
     stack.enter_context(patch.object(reinplace, "reinplace_inplaceable_ops_core", lambda graph: None))
+
+
+def _apart_from_writes(stack: ExitStack) -> None:
+    """Keep in memory of its own what another loop writes into, which has no place that it is read from."""
+    from torch._inductor.loop_body import LoopBody
+
+    def or_none(place: Callable[..., Any]) -> Callable[..., Any]:
+        def found(self: Any, name: str) -> Any:
+            try:
+                return place(self, name)
+            except KeyError:
+                return None
+
+        return found
+
+    for name in ("get_read_expr", "get_write_expr"):
+        stack.enter_context(patch.object(LoopBody, name, or_none(getattr(LoopBody, name))))
 
 
 def _order_kept(stack: ExitStack) -> None:

@@ -202,6 +202,10 @@ class Reading:
         self._use([value])
         shadow.stack += reversed(parts)
 
+    def _matched(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
+        self._use(shadow.stack[-2:-1])  # the mapping whose keys a pattern names
+        shadow.push(UNKNOWN)
+
     def _entered(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
         self._use([shadow.pop()])
         shadow.stack += [UNKNOWN, UNKNOWN]
@@ -360,6 +364,7 @@ _HANDLERS: dict[str, Handler] = {
     **dict.fromkeys(("LIST_EXTEND", "SET_UPDATE", "DICT_UPDATE", "DICT_MERGE"), Reading._used),
     **dict.fromkeys(ASKED, Reading._asked),
     "UNPACK_SEQUENCE": Reading._spread,
+    "MATCH_KEYS": Reading._matched,
     "BEFORE_WITH": Reading._entered,
     "IMPORT_NAME": Reading._imported,
     "IMPORT_FROM": Reading._from_module,

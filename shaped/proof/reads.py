@@ -6,6 +6,7 @@ after anything on the way was replaced. Values are compared, tensors are held to
 """
 
 import types
+from array import array
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,9 @@ _CLOCKS = {
     *("time", "time_ns", "perf_counter", "perf_counter_ns", "monotonic", "monotonic_ns"),
     *("process_time", "process_time_ns", "thread_time", "thread_time_ns", "localtime", "gmtime"),
 }
+
+
+_BYTES = bytearray | memoryview | array
 
 
 class _Missing:
@@ -154,7 +158,7 @@ def is_container(value: Any, exact: bool = False) -> bool:
         return type(value) in (dict, list, tuple, types.MappingProxyType) or (
             isinstance(value, dict | list | tuple) and type(value).__getitem__ in _GETTERS
         )
-    return isinstance(value, dict | list | tuple | set | frozenset | deque) or is_array(value)
+    return isinstance(value, dict | list | tuple | set | frozenset | deque | _BYTES) or is_array(value)
 
 
 _GETTERS = (dict.__getitem__, list.__getitem__, tuple.__getitem__)

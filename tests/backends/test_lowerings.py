@@ -125,6 +125,7 @@ def test_operations_on_edge_values_are_the_same_compiled(start: int):
     assert not wrong, "\n".join(wrong)
 
 
+BOTH = torch.arange(8)
 # One of each entry of the table that can be had without more than one thread.
 FAULTS: dict[str, tuple[Function, Tensor]] = {
     "avg_pool1d": (lambda x: F.avg_pool1d(x, 3, 2, 1, ceil_mode=True), torch.rand(2, 3, 6)),
@@ -138,6 +139,17 @@ FAULTS: dict[str, tuple[Function, Tensor]] = {
     "index_put into an expanded tensor": (
         lambda x: x[:1].expand(3, -1).index_put((torch.tensor([1, 1]),), x[1:], accumulate=True) * x.flip(0),
         torch.rand(3, 4),
+    ),
+    "minima and maxima of bytes": (
+        lambda x: torch.cat([x.to(torch.uint8).view(4, 18).amin(1), x.to(torch.uint8).view(4, 18).argmin(1)]),
+        torch.arange(72.0) + 1,
+    ),
+    "maxima of small integers": (lambda x: x.to(torch.int8).view(4, 18).max(1).values, -torch.arange(72.0) - 1),
+    "softmax over a tensor that is written": (
+        lambda x: (
+            x + torch.full((8, 8), -9.0).index_put((torch.arange(8)[None], torch.arange(8)[:, None]), x[0, 0])
+        ).softmax(-1),
+        torch.rand(8, 8),
     ),
     "remainder": (lambda x: (x % 3.0) + (x % -7.0), torch.tensor([3e38, 1e9, -1e10, 0.5, -0.0, math.inf])),
     "remainder of tensors": (lambda x: x % torch.tensor([3.0, -7.0, 0.0]), torch.tensor([3e38, 1e9, 1.0])),

@@ -55,6 +55,7 @@ class Limits:
 
 
 RATES, SLOTS, LIMITS = Rates(), Slots(), Limits()
+BOUND = Rates().times
 SPACE = SimpleNamespace(inner=SimpleNamespace(v=3.0, w=4.0))
 LIST = [Rates(1.0, 2.0), Rates(3.0, 4.0)]
 OWN = random.Random(3)
@@ -121,6 +122,13 @@ def after_an_exception(x: float) -> float:
         return RATES.a * x
 
 
+def by_pattern(x: float) -> float:
+    match CONFIG:
+        case {"beta": beta}:
+            return float(beta * x)
+    return x
+
+
 def absent(x: float) -> float:
     for read in (lambda: CONFIG["late"], lambda: late, lambda: RATES.late):  # type: ignore[name-defined, attr-defined]
         with contextlib.suppress(KeyError, NameError, AttributeError):
@@ -167,6 +175,9 @@ READ: list[tuple[str, Callable[[Any], Any], set[str]]] = [
     ("what a function gives", lambda x: given().a * x, {"RATES.a"}),
     ("slots", lambda x: SLOTS.q * x, {"SLOTS.q"}),
     ("a class", lambda x: LIMITS.read() * x, {"Limits.top", "LIMITS.top", "LIMITS.read"}),
+    ("a pattern", by_pattern, {"CONFIG['beta']", "CONFIG['step']"}),
+    ("a bound method", lambda x: BOUND(x), {"BOUND.__self__.a"}),
+    ("globals", lambda x: globals()["weight"] * x, {"weight"}),
     ("a local", by_local, {"SPACE.inner.v"}),
     ("loops", through_loops, BOTH),
     ("a generator", lambda x: [r.a * x for r in generated()], BOTH),
