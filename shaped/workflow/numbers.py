@@ -20,7 +20,7 @@ Error = Literal["mae", "mape", "mse", "rmse"]
 
 
 def pair_of_numbers(metric: str, predictions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Both flat on the CPU, in float64; in int64 where both are whole numbers, whose differences are exact there.
+    """Both flat on the CPU, in float64; in int64 where both are whole numbers whose differences are exact there.
 
     Raises:
         ShapeError: Their shapes differ. ValueError: One is complex.
@@ -29,8 +29,15 @@ def pair_of_numbers(metric: str, predictions: Tensor, targets: Tensor) -> tuple[
         raise ShapeError(f"{metric}: {list(predictions.shape)} against {list(targets.shape)}")
     if predictions.is_complex() or targets.is_complex():
         raise ValueError(f"{metric}: predictions and targets are real numbers, not complex ones")
-    wide = torch.float64 if predictions.is_floating_point() or targets.is_floating_point() else torch.int64
-    return predictions.detach().flatten().cpu().to(wide), targets.detach().flatten().cpu().to(wide)
+    pair = predictions.detach().flatten().cpu(), targets.detach().flatten().cpu()
+    exact = not any(side.is_floating_point() or _is_huge(side) for side in pair)
+    wide = torch.int64 if exact else torch.float64
+    return pair[0].to(wide), pair[1].to(wide)
+
+
+def _is_huge(whole: Tensor) -> bool:
+    """Whether a difference of two such numbers may leave int64."""
+    return whole.dtype in (torch.int64, torch.uint64) and bool((whole.double().abs() >= 2.0**62).any())
 
 
 class Errors:

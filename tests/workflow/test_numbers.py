@@ -135,3 +135,13 @@ def test_equal_numbers_share_their_rank_and_what_is_infinite_is_no_number() -> N
     assert MetricComputer("rmse").compute(np.inf + p, t)["rmse"] == math.inf  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="mae: predictions and targets are real numbers"):
         MetricComputer("mae").compute(p.to(torch.complex64), t)
+
+
+def test_whole_numbers_whose_difference_is_beyond_int64_have_it_in_float64() -> None:
+    p, t = torch.tensor([2**62, -(2**62), 0]), torch.tensor([-(2**62), 2**62, 0])
+    correlation, errors = Pearson(), Errors("mae")
+    for metric in (correlation, errors):
+        metric.update(p, t)  # type: ignore[attr-defined]
+
+    assert correlation.compute() == -1.0
+    assert errors.compute() == 2.0**64 / 3
