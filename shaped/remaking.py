@@ -38,6 +38,8 @@ def refrozen(trainer: Any, paths: Sequence[str]) -> Any:
             "a module's parameters are frozen by requires_grad_(False), before a new trainer is made: "
             "ScalarTrainer(loss, module, optimizer=trainer.optimizer) goes on with the moments"
         )
+    if shared.program.together is not None:
+        raise ValueError("on several ranks a mask is for good: make a new trainer over params.with_frozen(paths)")
     if shared.progress.waiting:
         raise ValueError(f"{shared.progress.waiting} gradients wait for an update: step_waiting() takes it")
     loss, _, options = trainer._made_of
@@ -47,6 +49,7 @@ def refrozen(trainer: Any, paths: Sequence[str]) -> Any:
     other = type(trainer)(loss, params, backend=trainer._chosen, optimizer=given, **options)
     used = other._shared.program.used_tensors
     other._shared.paths = {path: _over(optimizer, now, used) for path, optimizer in shared.paths.items()}
+    other._shared.scaler = shared.scaler
     other._shared.progress.set_counts(shared.progress.taken, shared.progress.left_out)
     return other
 

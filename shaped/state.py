@@ -23,6 +23,7 @@ from shaped.given import GivenOptimizer, taken
 from shaped.optim import OPTIMIZERS, FusedOptimizer
 from shaped.optim.foreign import Foreign, name_of, own
 from shaped.optim.loading import in_order
+from shaped.scaling import LossScaler
 from shaped.shapes import describe
 
 # The trainer's methods that step, and the optimizers that they step with; the one of `train_step` is `train`.
@@ -35,10 +36,15 @@ class TrainingState:
     """Optimizers by update path, counts, gradients that wait, and the backends made so far."""
 
     def __init__(
-        self, program: Program, optimizer: GivenOptimizer | None, settings: Settings, save_frozen: bool = True
+        self,
+        program: Program,
+        optimizer: GivenOptimizer | None,
+        settings: Settings,
+        save_frozen: bool = True,
+        scaler: LossScaler | None = None,
     ) -> None:
         self.program = program
-        self._save_frozen = save_frozen
+        self._save_frozen, self.scaler = save_frozen, scaler
         self.settings = settings
         self.progress = Progress(program.used_tensors, settings.skips)
         self.optimizer = None if optimizer is None else taken(optimizer, program)
@@ -211,6 +217,7 @@ class TrainingState:
             "steps": self.progress.taken,
             "skipped": self.progress.left_out,
             "waiting": self._pack_waiting(),
+            **({"loss_scale": self.scaler.state_dict()} if self.scaler is not None else {}),
         }
 
     def _names(self, optimizer: FusedOptimizer) -> list[list[str]]:
@@ -262,6 +269,8 @@ class TrainingState:
         loaded = {path: self._loaded(path, saved) for path, saved in ready.items() if path != "train"}
         if "train" in ready:  # tried, and not kept: the optimizer that was given is loaded when all is known to fit
             self._loaded("train", ready["train"])
+        if self.scaler is not None:
+            copy.copy(self.scaler).load_state_dict(state["loss_scale"])
         return lambda: self._take_over(state, ready.get("train"), loaded)
 
     def _take_over(
@@ -276,6 +285,8 @@ class TrainingState:
         if train is not None and self.optimizer is not None:
             self.optimizer.load_state_dict(train)
         self.paths = dict(paths)
+        if self.scaler is not None:
+            self.scaler.load_state_dict(state["loss_scale"])
         self.progress.set_counts(state["steps"], state["skipped"])
         self.progress.clear()
         if waiting := state.get("waiting"):
@@ -321,6 +332,8 @@ class TrainingState:
                 wrong.append(f"it has an optimizer for train_step ({saved['class']}), and this trainer was given none")
             elif path == "train" and (name := type(own(self.optimizer)).__name__) != saved["class"]:
                 wrong.append(f"train_step used {saved['class']} there, {name} here")
+        if ("loss_scale" in state) is not (self.scaler is not None):
+            wrong.append(f"loss_scale: {'here and not there' if self.scaler is not None else 'there and not here'}")
         return wrong + self._waiting_differences(state.get("waiting"), state["optimizers"])
 
     def _frozen_differences(self, frozen: Any) -> list[str]:

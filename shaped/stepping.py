@@ -155,7 +155,12 @@ class Stepping(Sharing):
                     "its update"
                 )
             last = progress.waiting + 1 == accumulate
+        scaler, left_out = shared.scaler, 0
+        if scaler is not None:
+            inputs, left_out = [*inputs[:-1], scaler.scale], progress.left_out
         loss, finite = self._backend.update(inputs, optimizer, last)
+        if scaler is not None:
+            scaler.update(progress.left_out == left_out)
         if not finite:
             together = self._program.together
             where = f"at step {shared.progress.taken + 1}; nothing was updated"

@@ -30,6 +30,7 @@ from shaped.optim import AdamW
 from shaped.params import ParamList
 from shaped.proof import Proof
 from shaped.remaking import refrozen, remade
+from shaped.scaling import LossScale, made_scaler, scaled_loss
 from shaped.sharing import Zero, share
 from shaped.state import TrainingState
 from shaped.stepping import Stepping
@@ -68,6 +69,7 @@ class ScalarTrainer(Stepping):
         capture: On a GPU, replay each compiled step as one captured graph after some warm-up steps.
         verify: Hold each new executor against eager once, on copies, at its first batch; a difference is an error.
         strategy: How the gradients come from the loss: `OneStep()`, or a function; None is full backpropagation.
+        loss_scale: "dynamic", or a `LossScaler`: scale the loss for float16; what overflows is skipped and lowers it.
         save_frozen: False leaves frozen parameters out of the state; loading then compares them by checksum.
         mesh: The processes to train on together, as `ranks.join()` or `init_device_mesh` give them: each takes its own
             part of a batch, and a step is that of one process on all of it. "alone": each process trains for itself.
@@ -103,25 +105,30 @@ class ScalarTrainer(Stepping):
         capture: bool = True,
         verify: bool = True,
         strategy: GradientStrategy | None = None,
+        loss_scale: Annotated[LossScale | None, OWN] = None,
         save_frozen: bool = True,
         mesh: Annotated[Any, OWN] = None,
         shard: Mapping[str, str] | None = None,
         zero: Zero = 0,
     ) -> None:
+        nonfinite = "skip" if loss_scale is not None else nonfinite
         settings = Settings(max_executors, max_norm, nonfinite, accumulate, sizes, capture, verify)
         proving: dict[str, Any] = {"assume": assume, "static": static, "autocast": autocast, "check": check}
         proving |= {"samples": samples, "allow_unused": allow_unused, "strategy": strategy}
         try:
-            program = Program(loss, params, **proving)
+            taken, scaling = (loss, {}) if loss_scale is None else scaled_loss(loss, samples)
+            program = Program(taken, params, **{**proving, **scaling})
             if accumulate > 1:
                 program.hold_to_one_count()
             share(program, settings, mesh, shard, zero)
         except ShapedError as error:
             raise error.with_traceback(None) from None  # the message shows the user's line; our frames would hide it
         alone = {"mesh": mesh} if mesh is not None else {}
-        self._made_of = (loss, params, {**asdict(settings), **proving, "save_frozen": save_frozen, **alone})
+        options = {**asdict(settings), **proving, "save_frozen": save_frozen, "loss_scale": loss_scale, **alone}
+        self._made_of = (loss, params, options)
         self._settings = settings
-        self._shared = TrainingState(program, optimizer, settings, save_frozen)
+        scaler = made_scaler(loss_scale, strategy, program.params.device)
+        self._shared = TrainingState(program, optimizer, settings, save_frozen, scaler)
         self._chosen = backend
         self._backend: Backend = self._shared.backend(backend)
 
@@ -203,14 +210,11 @@ class ScalarTrainer(Stepping):
     # -- without an update -----------------------------------------------------------------------------------------
 
     def forward(self, *inputs: Any, **named: Any) -> Float[Tensor, ""]:
-        """The loss of a batch.
+        """The loss of a batch, shape (), on the parameters' device.
 
         Args:
             inputs, named: The batch: a tensor, or a container of tensors, for each input of the signature, by position
                 or by name.
-
-        Returns:
-            The loss, shape (), on the parameters' device.
 
         Raises:
             ShapeError: The batch breaks the signature.
@@ -221,8 +225,7 @@ class ScalarTrainer(Stepping):
     def count(self, *inputs: Any, **named: Any) -> float:
         """How many samples a batch has: what it weighs in a mean over batches. Waits for the device.
 
-        Raises:
-            ShapeError: The batch breaks the signature. ValueError: `samples` gives no count for it.
+        Raises ShapeError where the batch breaks the signature, ValueError where `samples` gives no count for it.
         """
         return checked_count(self._program.count_now(self._program.arrange(inputs, named)))
 
