@@ -10,6 +10,7 @@ from typing import Literal
 from shaped.backends import BACKENDS
 from shaped.errors import ShapedError, SignatureError
 from shaped.optim.table import SCHEDULED
+from shaped.ranks import abandon, processes_here
 from shaped.recipes import RECIPES
 from shaped.state import PATHS
 
@@ -32,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status: int = options.run(options)
     except (ShapedError, ValueError, OSError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        if processes_here() > 1:
+            abandon(error)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -53,6 +56,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--seed", type=int, default=0, help="default: 0")
     train.add_argument("--out", type=Path, default=Path("runs"), help="folder for what a job writes (default: runs)")
     train.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint")
+    train.add_argument(
+        "--zero", type=int, choices=(0, 3), default=0, help="under torchrun: 3 keeps a part of all state on each rank"
+    )
     train.set_defaults(run=_train)
     plot = commands.add_parser("plot", help="draw the learning curves of a run")
     plot.add_argument("run_folder", metavar="RUN", type=Path, help="a folder with log.jsonl, or the log")
@@ -118,7 +124,7 @@ def _train(options: argparse.Namespace) -> int:
 
     train = find(options.job)
     check_device(options.device)
-    names = ("backend", "optimizer", "device", "epochs", "seed", "out", "resume")
+    names = ("backend", "optimizer", "device", "epochs", "seed", "out", "resume", "zero")
     train(Settings(**{name: getattr(options, name) for name in names}))
     return 0
 

@@ -190,7 +190,7 @@ def evaluate(
     """
     prepared = {name: _prepared(name, m) for name, m in keyed("metrics", {} if metrics is None else metrics).items()}
     signature, loss = trainer.proof.setting.signature, Mean()
-    peers: Peers = getattr(trainer, "peers", ALONE)
+    peers = trainer.peers
     feed = feed_of(trainer, data, fit=lambda b: by_position(b, signature, ignore))
     model = _model(trainer, bool(prepared))
     training = [module for module in trainer.modules if module.training]
@@ -260,7 +260,7 @@ def _sum(means: Sequence[Mean], peers: Peers) -> None:
 
 def _model(trainer: ScalarTrainer, wanted: bool) -> Any:
     """What metrics are given beside a batch: parameters, or the module; whole ones where ranks hold parts."""
-    if getattr(trainer, "zero", 0) != 3:
+    if trainer.zero != 3:
         return trainer.modules[0] if trainer.modules else trainer.params
     if trainer.modules and wanted:
         raise ShapedError(

@@ -21,7 +21,7 @@ from shaped.data.kept import checksum
 from shaped.data.local import Local
 from shaped.data.stdlib import Windows
 from shaped.errors import ShapeError, StateError
-from shaped.ranks import ALONE, Peers, Rows
+from shaped.ranks import Peers, Rows
 from shaped.shapes import Entry, Signature
 from shaped.trainer import ScalarTrainer
 
@@ -57,10 +57,9 @@ def feed_of(
     fit: Callable[[Batch], Batch] | None = None,
 ) -> Feed:
     """A feed for a trainer, on as many ranks as it has."""
-    rows: Rows | None = getattr(trainer, "rows", None)
-    if rows is None:
+    if trainer.rows is None:
         return Feed(data, state, fit=fit)
-    return SharedFeed(data, state, fit=fit, peers=getattr(trainer, "peers", ALONE), rows=rows)
+    return SharedFeed(data, state, fit=fit, peers=trainer.peers, rows=trainer.rows)
 
 
 class SharedFeed(Feed):

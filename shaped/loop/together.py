@@ -15,7 +15,7 @@ from shaped.data.feed import Batch, Feed
 from shaped.data.sharing import SharedFeed, cut
 from shaped.loop.hooks import Periodic
 from shaped.loop.signals import Watch
-from shaped.ranks import ALONE, Peers, together
+from shaped.ranks import Peers, together
 from shaped.trainer import ScalarTrainer
 
 _CLOCKS = 60  # periodic hooks that one whole number has bits for
@@ -51,7 +51,7 @@ class Together:
     """
 
     def __init__(self, trainer: ScalarTrainer) -> None:
-        self.peers: Peers = getattr(trainer, "peers", ALONE)
+        self.peers: Peers = trainer.peers
         self._signal = 0  # that some rank was sent, and all know of
         self.counts = True  # the last batch of this rank was its own; else a row that stands for none
         self._held: Exception | None = None  # what failed on this rank, until all have met

@@ -94,14 +94,19 @@ def leave() -> None:
     _joined = False
 
 
+def abandon(error: BaseException) -> None:
+    """End in an error: tell the others of it, and leave the group to them."""
+    global _joined
+    _joined = False
+    post(error)
+
+
 def _tell_of_errors() -> None:
     """Tell the others of an error that ends this process, and leave the group to them."""
     before: Callable[..., Any] = sys.excepthook
 
     def told(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        global _joined
-        _joined = False
-        post(error)
+        abandon(error)
         before(kind, error, trace)
 
     sys.excepthook = told

@@ -159,7 +159,17 @@ def rank_here() -> int:
 
         if dist.is_available() and dist.is_initialized():
             return dist.get_rank()
-    return int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
+    return int(os.environ.get("RANK", "0")) if processes_here() > 1 else 0
+
+
+def processes_here() -> int:
+    """How many processes torchrun started together; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def restarted() -> bool:
+    """Whether torchrun started the processes again after some of them had failed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def together(error: BaseException) -> bool:

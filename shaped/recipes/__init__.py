@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from importlib import import_module, util
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from shaped.backends import BACKENDS, BackendName
 from shaped.errors import ShapedError, nearest
 from shaped.optim.table import SCHEDULED
+from shaped.ranks import join, processes_here, restarted
+from shaped.sharing import Zero
 
 RECIPES: Mapping[str, str] = {
     "digits": "classify 1,797 real handwritten digits with a small network",
@@ -35,6 +38,7 @@ class Settings:
     seed: int = 0
     out: Path = Path("runs")
     resume: bool = False
+    zero: Zero = 0
 
     def __post_init__(self) -> None:
         for name, known in (("backend", BACKENDS), ("optimizer", SCHEDULED)):
@@ -45,6 +49,24 @@ class Settings:
         """Where a job writes, apart from runs with other settings; `by_epochs` where another number is another run."""
         name = f"{job}-{self.backend}-{self.optimizer}-seed{self.seed}"
         return Path(self.out) / (f"{name}-epochs{self.epochs}" if by_epochs and self.epochs else name)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether to go on from what is there: where asked to, and where torchrun started the processes again."""
+        return self.resume or restarted()
+
+    def mesh(self) -> Any:
+        """The processes that torchrun started, joined; None for one alone."""
+        return join() if processes_here() > 1 else None
+
+    def only_alone(self, job: str) -> None:
+        """Refuse to run as several processes.
+
+        Raises:
+            ShapedError: torchrun started several.
+        """
+        if processes_here() > 1:
+            raise ShapedError(f"{job} runs in one process: shaped train {job}; charlm runs on several")
 
 
 @dataclass(frozen=True)

@@ -94,14 +94,15 @@ class WarmupCosine:
 
 def train(settings: Settings) -> Outcome:
     """Prove, train with validation and checkpoints, and print losses, a bigram model's, and a sample of text."""
-    folder = settings.folder("charlm")
+    folder, mesh = settings.folder("charlm"), settings.mesh()
     checkpoints = Checkpoints(folder / "checkpoints", every=STEPS_PER_EPOCH, keep=2, best="validation/loss")
-    if checkpoints.steps() and not settings.resume:
+    if checkpoints.steps() and not settings.goes_on:
         raise ShapedError(f"{folder} has checkpoints: go on from them with --resume, or choose another --out")
     epochs = EPOCHS if settings.epochs is None else settings.epochs
     params = GPT.init(vocab=256, dim=DIM, context=CONTEXT, blocks=LAYERS, seed=settings.seed, device=settings.device)
     optimizer = make_optimizer(settings.optimizer, params)
-    trainer = ScalarTrainer(loss, params, backend=settings.backend, optimizer=optimizer, max_norm=1.0)
+    trainer = ScalarTrainer(loss, params, backend=settings.backend, optimizer=optimizer, max_norm=1.0,
+                            mesh=mesh, zero=settings.zero if mesh is not None else 0)  # fmt: skip
     say(str(trainer.proof))
     text, held_out = stdlib_text("train"), stdlib_text("validation")
     say(f"data         {len(text) / 1e6:.1f} MB to train on, {len(held_out) / 1e6:.1f} MB held out; "
@@ -115,7 +116,7 @@ def train(settings: Settings) -> Outcome:
     loop.attach(Progress("charlm", seconds=20))
     loop.attach(checkpoints)
     loop.every_n_steps(STEPS_PER_EPOCH, lambda loop: loop.evaluate(validation), name="validate")
-    if settings.resume:
+    if settings.goes_on:
         say(str(checkpoints.resume(loop)))
     began = time.perf_counter()
     loop.run_epochs(data, epochs)
@@ -123,9 +124,10 @@ def train(settings: Settings) -> Outcome:
     reached = loop.evaluate(validation)["validation/loss"]
     say(f"validation   {reached:.3f} nats a byte after {loop.step} steps ({seconds:.0f} s now); a bigram model has "
         f"{bigram:.3f} on the same bytes")  # fmt: skip
-    written = sample(params, b"def ", 400, seed=settings.seed)
+    written = sample(trainer.get_params(), b"def ", 400, seed=settings.seed)
     say(f"a sample\n{written}")
-    files.replace(folder / "sample.txt", written.encode())
+    if trainer.peers.leads:
+        files.replace(folder / "sample.txt", written.encode())
     checkpoints.close()
     figures = {"validation": reached, "bigram": bigram, "seconds": seconds, "steps": float(loop.step)}
     return Outcome(figures, (log.path, curves.picture, folder / "sample.txt"))

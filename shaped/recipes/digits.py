@@ -49,6 +49,7 @@ def loss(p: MLP, x: Float[Tensor, "batch pixels"], y: Int[Tensor, " batch"]) -> 
 
 def train(settings: Settings) -> Outcome:
     """Train, print what is proved and what is reached, and save the learning curves."""
+    settings.only_alone("digits")
     epochs = EPOCHS if settings.epochs is None else settings.epochs
     if settings.resume:
         raise ShapedError("digits keeps no checkpoints, since it takes seconds: run it without --resume")

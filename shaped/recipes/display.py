@@ -6,13 +6,15 @@ from pathlib import Path
 
 from shaped import files
 from shaped.errors import ShapedError
+from shaped.ranks import rank_here
 
 _INSTALL = 'pip install "shaped-trainer[recipes]"'
 
 
 def say(text: str) -> None:
-    """Print a line of the job's report."""
-    print(text, flush=True)
+    """Print a line of the job's report; on several ranks once."""
+    if rank_here() == 0:
+        print(text, flush=True)
 
 
 @contextmanager

@@ -83,6 +83,7 @@ def make_series(seed: int) -> Float[Tensor, "time 2"]:
 
 def train(settings: Settings) -> Outcome:
     """Choose a window, show that nothing leaks, then go along the stream; print figures and save a picture."""
+    settings.only_alone("series")
     folder = settings.folder("series", by_epochs=True)
     if (folder / "versions").exists() and not settings.resume:
         raise ShapedError(f"{folder} has a run: go on with it by --resume, or choose another --out")

@@ -99,6 +99,7 @@ def fresh(table: Table, seed: int, device: str = "cpu") -> MLP:
 
 def train(settings: Settings) -> Outcome:
     """Cross-validate each table, and print its folds beside scikit-learn's."""
+    settings.only_alone("tabular")
     folder = settings.folder("tabular", by_epochs=True)
     if folder.exists() and not settings.resume:
         raise ShapedError(f"{folder} has finished folds: go on from them with --resume, or choose another --out")

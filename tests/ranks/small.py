@@ -68,11 +68,28 @@ class Replica(ScalarTrainer):
         with _PROVING:
             vars(self).update({name: thing for name, thing in vars(proved()).items() if name != "_shared"})
         self.own = Line(w=torch.zeros(3, dtype=torch.float64))
+        self.among: tuple[Peers, Any] = (peers, None)
         self.of = Layout((3,), peers.size).bounds(peers.rank)
 
     @property
     def params(self) -> ParamList:
         return self.own
+
+    @property
+    def peers(self) -> Peers:
+        return self.among[0]
+
+    @property
+    def ranks(self) -> Any:
+        return self.among[1]
+
+    @property
+    def rows(self) -> Rows | None:
+        return Rows(self.peers.rank, self.peers.size, "batch") if self.peers.size > 1 else None
+
+    @property
+    def zero(self) -> Any:
+        return 0
 
     @property
     def returned(self) -> Any:
@@ -107,9 +124,7 @@ def loop_of(peers: Peers, lr: float = 0.05, **options: Any) -> Loop:
     """A loop on one of several ranks, or alone."""
     trainer = Replica(peers)
     exchange = Exchange(rank=peers.rank, size=peers.size, weight=1.0)
-    if peers.size > 1:
-        rows = Rows(peers.rank, peers.size, "batch")
-        vars(trainer).update(peers=peers, ranks=exchange, rows=rows)
+    trainer.among = peers, exchange
 
     def step(*rows: Tensor) -> Tensor:
         value = loss(trainer.own, *rows)
