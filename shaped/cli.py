@@ -1,4 +1,4 @@
-"""The command line: `shaped train`, `plot`, `list`, `check`, `bench`, `doctor`."""
+"""The command line: `shaped train`, `plot`, `list`, `check`, `lsp`, `bench`, `doctor`."""
 
 import argparse
 import importlib.metadata
@@ -22,6 +22,7 @@ EXTRAS: Mapping[str, Sequence[str]] = {  # what each extra of the distribution i
     "fp8": ("torchao",),
     "tensorboard": ("tensorboard",),
     "onnx": ("onnxscript", "onnxruntime"),
+    "lsp": ("pygls",),
 }
 
 
@@ -109,7 +110,15 @@ def _add_check(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     check.add_argument("-j", "--jobs", type=_positive, default=1, metavar="N", help="files at a time (default: 1)")
     check.add_argument("--timeout", type=_positive, default=300, metavar="SECONDS", help="for one file (default: 300)")
     check.add_argument("--fresh", action="store_true", help="prove files that have not changed, too")
+    check.add_argument("--watch", action="store_true", help="check again whenever a file changes")
+    check.add_argument(
+        "--run", action="store_true", dest="run_script",
+        help="run a script, whose arguments may follow, on tensors without data, up to its first wrong shape",
+    )  # fmt: skip
     check.set_defaults(run=_check)
+    lsp = commands.add_parser("lsp", help="check in the editor: a language server over stdin and stdout")
+    lsp.add_argument("--timeout", type=_positive, default=300, metavar="SECONDS", help="for one file (default: 300)")
+    lsp.set_defaults(run=_lsp)
 
 
 def _positive(text: str) -> int:
@@ -157,22 +166,63 @@ def _list(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     """A line for each function, and what is wrong with those that are not proved. Status 1 if there are any."""
-    from shaped.check import check_file, ignored, load, read_project, report
+    from shaped.check import Options, check_file, ignored, load, read_project, report
 
+    if options.run_script:
+        return _run(options)
     project = read_project(Path.cwd())
     targets = options.targets or [str(project.root / path) for path in project.paths]
     if not targets:
         raise ShapedError("name a file, a folder or a module, or paths in [tool.shaped] of pyproject.toml")
+    if options.watch:
+        return _watch(targets, options, project.root)
     path, _, name = targets[0].partition(":")
     if len(targets) > 1 or options.sarif or not path.endswith(".py"):
         return _check_project(targets, options)
-    static = {**project.static, **dict(map(_static, options.static))}
-    assume, factories = [*project.assume, *options.assume], [*project.factories, *options.make]
-    auto = static.pop("auto", 1) is None
-    verdicts, _ = ignored(check_file(load(Path(path)), Path(path), name, assume, static, factories, auto=auto))
+    asked = Options.of(project, options.assume, dict(map(_static, options.static)), options.make)
+    module, file = load(Path(path)), Path(path)
+    verdicts, _ = ignored(check_file(module, file, name, asked.assume, asked.static, asked.factories, auto=asked.auto))
     form: Literal["text", "json"] = "json" if options.json else "text"
     print(*report(verdicts, form, whole=bool(name), steps=options.steps), sep="\n")
     return 1 if any(verdict.status not in ("proved", "ignored") for verdict in verdicts) else 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    """A script on tensors without data. Status 1 where it is wrong."""
+    from shaped.check.running import run
+
+    if not options.targets:
+        raise ShapedError("name the script to run: shaped check --run train.py")
+    ran = run(Path(options.targets[0]), options.targets[1:], options.timeout)
+    print(ran.said)
+    return ran.status
+
+
+def _watch(targets: Sequence[str], options: argparse.Namespace, root: Path) -> int:
+    """The project's check, until it is interrupted."""
+    from shaped.check.watch import watch
+
+    def once() -> None:
+        try:
+            _check_project(targets, options)
+        except ShapedError as error:  # a file that is gone, or settings in the middle of being written
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+
+    folders = [Path(target.partition(":")[0]) for target in targets]
+    watch(once, [root, *(p if p.is_dir() else p.parent for p in folders if p.exists())])
+    return 0
+
+
+def _lsp(options: argparse.Namespace) -> int:
+    """Speak with an editor until it is over."""
+    try:
+        from shaped.check.lsp import serve
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] not in ("pygls", "lsprotocol"):
+            raise
+        raise ShapedError('shaped lsp needs pygls: pip install "shaped-trainer[lsp]"') from None
+    serve(options.timeout)
+    return 0
 
 
 def _check_project(targets: Sequence[str], options: argparse.Namespace) -> int:
@@ -180,14 +230,7 @@ def _check_project(targets: Sequence[str], options: argparse.Namespace) -> int:
     from shaped.check import Options, check_project, find_jobs, read_project, report_project
 
     project = read_project(Path.cwd())
-    static = {**project.static, **dict(map(_static, options.static))}
-    asked = Options(
-        auto=static.pop("auto", 1) is None,
-        assume=(*project.assume, *options.assume),
-        static=static,
-        factories=(*project.factories, *options.make),
-        root=str(project.root),
-    )
+    asked = Options.of(project, options.assume, dict(map(_static, options.static)), options.make)
     found = check_project(
         find_jobs(targets, project), asked, workers=options.jobs, seconds=options.timeout, keep=not options.fresh
     )

@@ -140,9 +140,13 @@ class _Located(ShapedError):
         names: Dimension names that the program reads as plain numbers there.
         lacking: The equality that an operation lacks, as two terms over dimension names, where it is one.
         between: Of what goes on without a word, the two shapes that should be one, as terms over dimension names.
+        on_data: Whether a branch on data is what is not known.
+        absent: Whether it asks for a device that this machine does not have.
     """
 
     names: tuple[str, ...] = ()
+    on_data: bool = False
+    absent: bool = False
     lacking: tuple[Any, Any] | None = None
     between: tuple[Sequence[Any], Sequence[Any]] | None = None
 

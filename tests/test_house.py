@@ -51,7 +51,7 @@ ROOMS = [
 ]
 LAZY = (
     "triton", "sympy", "sklearn", "matplotlib", "rich", "torch._dynamo", "torch._inductor",
-    "optuna", "river", "torchao", "torchmetrics", "pandas", "onnx", "onnxscript", "onnxruntime",
+    "optuna", "river", "torchao", "torchmetrics", "pandas", "onnx", "onnxscript", "onnxruntime", "pygls",
 )  # fmt: skip
 FILES = [*sorted(ROOT.glob("shaped/**/*.py")), *sorted(ROOT.glob("kernels/shaped_kernels/**/*.py"))]
 DOORS = [file for file in FILES if file.name == "__init__.py"]

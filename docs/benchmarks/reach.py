@@ -1,10 +1,11 @@
 """How many of the annotated functions and methods of two packages, written by others, `shaped check` decides.
 
-    python docs/benchmarks/reach.py --packages FOLDER [--only transformer_lens] [--seconds 60]
+    python docs/benchmarks/reach.py --packages FOLDER [--only FILES] [--seconds 60] [--json ROWS [--go-on new]]
 
 `pip install --no-deps --target FOLDER nerfstudio==1.1.5 transformer-lens==4.3.0` puts the packages there; what they
 import and is not installed is hollow: modules whose every name is a class that does nothing. Each file is checked in a
-process of its own, and each function has a limit of time. A function counts if its annotations name a shape.
+process of its own, and each function has a limit of time. A function counts if its annotations name a shape; one whose
+body is `raise NotImplementedError` is `declared`, and nothing is asked of it.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -91,7 +93,9 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             caller = caller.f_back  # type: ignore[assignment]
         asked = str(caller.f_globals.get("__name__", "")) if caller is not None else ""
         hollow = isinstance(sys.modules.get(name.partition(".")[0]), _Hollow)
-        if name.startswith(_OURS) or not (asked.startswith(tuple(PACKAGES)) or hollow):
+        if caller is not None and caller.f_lineno in _tried(caller.f_code.co_filename):
+            return None  # the package says itself what it does without
+        if name.partition(".")[0] in _OURS or not (asked.startswith(tuple(PACKAGES)) or hollow):
             return None
         return importlib.machinery.ModuleSpec(name, self, is_package=True)
 
@@ -102,6 +106,18 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         pass
+
+
+@cache
+def _tried(file: str) -> frozenset[int]:
+    """Lines of imports whose failure a file expects."""
+    try:
+        tree = ast.parse(Path(file).read_text())
+    except (OSError, SyntaxError):
+        return frozenset()
+    bodies = [part for node in ast.walk(tree) if isinstance(node, ast.Try) and node.handlers for part in node.body]
+    inside = [inner for part in bodies for inner in ast.walk(part)]
+    return frozenset(inner.lineno for inner in inside if isinstance(inner, ast.Import | ast.ImportFrom))
 
 
 def annotated(file: Path) -> Iterator[tuple[str, int]]:
@@ -140,25 +156,31 @@ def _late(*_: Any) -> None:
     raise _Late
 
 
-def check(packages: Path, file: Path, seconds: int) -> None:
+def check(packages: Path, file: Path, seconds: int, known: frozenset[str] = frozenset()) -> None:
     """Check a file's functions, and print a line of JSON for each. In a process of its own."""
     sys.path.insert(0, str(packages))
     sys.meta_path.append(_Finder())
     from shaped.check import check_file
+    from shaped.check.files import import_module
+    from shaped.check.targets import is_empty
 
-    names = list(annotated(file))
+    names = [(name, line) for name, line in annotated(file) if name not in known]
     relative = file.relative_to(packages)
     try:
-        module = importlib.import_module(".".join(relative.with_suffix("").parts).removesuffix(".__init__"))
+        module = import_module(".".join(relative.with_suffix("").parts).removesuffix(".__init__"))
     except BaseException as error:
         for name, line in names:
             _print(file, name, line, "import", f"{type(error).__name__}: {error}", 0.0)
         return
+    nodes = [n for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    declared = {node.lineno for node in nodes if is_empty(node.body)}
     signal.signal(signal.SIGPROF, _late)  # of processor time, whatever else runs
     for name, line in names:
         start = time.perf_counter()
         status, summary = "unreachable", "within another function"
-        if "<locals>" not in name:
+        if line in declared:
+            status, summary = "declared", "for others to define"
+        elif "<locals>" not in name:
             signal.setitimer(signal.ITIMER_PROF, seconds)
             try:
                 verdict = next(v for v in check_file(module, file, name, (), {}, auto=True) if v.function == name)
@@ -177,7 +199,7 @@ def _print(file: Path, name: str, line: int, status: str, summary: str, seconds:
     print("\n@" + json.dumps(row), flush=True)
 
 
-def _aside(packages: Path, file: Path, seconds: int) -> list[dict[str, Any]]:
+def _aside(packages: Path, file: Path, seconds: int, known: frozenset[str]) -> list[dict[str, Any]]:
     """The rows of a file, from a child of this process, which has imported the prover."""
     with tempfile.TemporaryFile("w+") as rows:
         child = os.fork()
@@ -185,7 +207,7 @@ def _aside(packages: Path, file: Path, seconds: int) -> list[dict[str, Any]]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
             sys.stdout = rows
             try:
-                check(packages, file, seconds)
+                check(packages, file, seconds, known)
                 rows.flush()
             finally:
                 os._exit(0)
@@ -194,24 +216,35 @@ def _aside(packages: Path, file: Path, seconds: int) -> list[dict[str, Any]]:
         return [json.loads(line[1:]) for line in rows.read().splitlines() if line.startswith("@")]
 
 
-def measure(packages: Path, only: str, seconds: int, written: Path | None) -> list[dict[str, Any]]:
-    """A row for each function of the packages, also written to a file as they come."""
+def measure(
+    packages: Path, only: str, seconds: int, written: Path | None, before: Sequence[dict[str, Any]], again: bool
+) -> list[dict[str, Any]]:
+    """A row for each function of the packages, also written to a file as they come.
+
+    Args:
+        before: Rows of an earlier run: what it decided is not asked again.
+        again: Ask what it did not decide; otherwise files that it has are left as they are.
+    """
     importlib.import_module("shaped.proof.search")  # once, and not in each child
-    rows: list[dict[str, Any]] = []
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for row in before:
+        rows.setdefault(row["file"], []).append(row)
     for package in PACKAGES:
         for file in sorted((packages / package).rglob("*.py")):
-            names = list(annotated(file))
-            if not names or only not in str(file):
+            names, path = list(annotated(file)), str(file.relative_to(packages))
+            if not names or only not in str(file) or (path in rows and not again):
                 continue
-            found = _aside(packages, file, seconds)
+            decided = [row for row in rows.get(path, ()) if row["status"] in ("proved", "refuted")]
+            known = frozenset(row["name"] for row in decided)
+            found = [*decided, *(_aside(packages, file, seconds, known) if len(known) < len(names) else ())]
             seen = {row["name"] for row in found}
             lost = {"file": str(file), "status": "crash", "summary": "the process ended", "seconds": 0.0}
             found += [{**lost, "name": name, "line": line} for name, line in names if name not in seen]
-            rows += [{**row, "package": package, "file": str(file.relative_to(packages))} for row in found]
+            rows[path] = [{**row, "package": package, "file": path} for row in found]
             if written is not None:
-                written.write_text(json.dumps(rows, indent=1))
-            print(f"{file.relative_to(packages)}: {dict(Counter(row['status'] for row in found))}", file=sys.stderr)
-    return rows
+                written.write_text(json.dumps([row for some in rows.values() for row in some], indent=1))
+            print(f"{path}: {dict(Counter(row['status'] for row in found))}", file=sys.stderr)
+    return [row for some in rows.values() for row in some]
 
 
 def main() -> None:
@@ -220,9 +253,12 @@ def main() -> None:
     parser.add_argument("--only", default="", help="files whose path has this in it")
     parser.add_argument("--seconds", type=int, default=60, help="for one function")
     parser.add_argument("--json", type=Path, default=None, help="where to write every row")
+    parser.add_argument("--go-on", choices=("new", "undecided"), help="keep what that file has, and ask the others")
     options = parser.parse_args()
     packages = options.packages.resolve()
-    rows = measure(packages, options.only, options.seconds, options.json)
+    before = json.loads(options.json.read_text()) if options.go_on and options.json.is_file() else []
+    again = options.go_on != "new"
+    rows = measure(packages, options.only, options.seconds, options.json, before, again)
     import torch
 
     print(

@@ -2,12 +2,12 @@
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
 from shaped.check.choices import MOST, Choice, Inventor, combined
 from shaped.check.instances import Instances, hints_of
-from shaped.check.programs import Case, Held, Program, Unbuilt
+from shaped.check.programs import Case, Held, Program, Unbuilt, admits_both
 from shaped.check.targets import Target
 from shaped.check.written import Fresh, axes_of, read_written
 from shaped.errors import ProofError, SignatureError, Unprovable
@@ -25,6 +25,7 @@ class Examined:
     result: Any  # its annotation
     held: list[Held] = field(default_factory=list)
     left_out: Sequence[str] = ()
+    failed: list[ProofError | Unprovable] = field(default_factory=list)  # where a shape was only tried
 
 
 @dataclass
@@ -67,18 +68,38 @@ class Prover:
 
     def _examine(self, owner: str) -> Examined:
         hints = hints_of(inspect.unwrap(self.target.function))
-        inventor = Inventor(frozenset(dimensions(hints.values())), self.instances)
+        inventor = Inventor(frozenset(dimensions(hints.values())), self.instances, self.instances.factories.given)
         cases, left = self._cases(inventor, hints, owner)
         examined = Examined(self.target, hints.get("return"))
         for case in cases:
-            program = Program(self.target, case, examined.result, inventor.ints, inventor.dims, self.auto)
-            program.runs = _RUNS if case is not cases[0] else program.runs
+            runs = _RUNS if case is not cases[0] else None
             try:
-                examined.held.append(program.prove(self.assume, self.static))
+                examined.held.append(self._held(case, examined.result, inventor, runs))
             except (ProofError, Unprovable) as error:
-                raise _in(case, error) from None
+                where = _in(case, error)
+                if not any(choice.tried for choice in case.choices):
+                    raise where from None
+                examined.failed.append(where)
+        if examined.failed:
+            raise _without_shape(examined.failed[0], examined.held[0].case if examined.held else None)
         examined.left_out = list(dict.fromkeys([*left, *inventor.left_out]))
         return examined
+
+    def _held(self, case: Case, result: Any, inventor: Inventor, runs: int | None) -> Held:
+        """A case proved: with floating-point numbers where any dtype is admitted, or else with whole ones."""
+        entries = [entry for choice in case.choices for entry in choice.value.entries]
+        both = tuple(entry.path for entry in entries if admits_both(entry.spec))
+        for whole in (False, True) if both else (False,):
+            program = Program(self.target, case, result, inventor.ints, inventor.dims, self.auto, whole)
+            program.runs = runs or program.runs
+            try:
+                held = program.prove(self.assume, self.static)
+            except (ProofError, Unprovable, Unbuilt) as error:
+                first: Exception = error if not whole else first
+                continue
+            held.whole = both if whole else ()
+            return held
+        raise first
 
     def _cases(self, inventor: Inventor, hints: Mapping[str, Any], owner: str) -> tuple[list[Case], list[str]]:
         target = self.target
@@ -108,6 +129,13 @@ def _in(case: Case, error: ProofError | Unprovable) -> ProofError | Unprovable:
     changed = type(error)(f"{error.title[:-1]} where {where}{error.title[-1]}", error.source, error.goal)
     changed.names, changed.lacking = error.names, error.lacking
     return changed
+
+
+def _without_shape(error: ProofError | Unprovable, passing: Case | None = None) -> Unprovable:
+    """A tensor whose annotation has no shape: what fails for some refutes nothing; where it goes through is said."""
+    through = f"; it goes through where {' and '.join(passing.said)}" if passing is not None else ""
+    hint = "a Tensor without a shape may have any: annotate it" + through
+    return Unprovable(error.title, error.source, replace(error.goal, hint=hint, sizes={}))
 
 
 Combination = tuple[Choice | None, tuple[tuple[inspect.Parameter, Choice], ...]]

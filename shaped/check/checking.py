@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import linecache
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,12 +13,13 @@ from typing import Any
 from shaped.check.cases import Prover, dimensions
 from shaped.check.choices import has_shape, without_none
 from shaped.check.instances import Factories, Instances, constructor, hints_of
-from shaped.check.programs import Unbuilt, names_of
-from shaped.check.statements import conditions, statement, summary
-from shaped.check.targets import Target, functions_of, methods_of, named
-from shaped.check.verdicts import Status, Verdict
+from shaped.check.programs import Unbuilt, admits_both, names_of
+from shaped.check.statements import conditions, statement, summary, values
+from shaped.check.targets import Target, declares_only, functions_of, methods_of, named
+from shaped.check.verdicts import Shape, Status, Verdict
 from shaped.errors import ProofError, ShapedError, SignatureError, Unprovable, first_line, nearest
-from shaped.proof import Proof
+from shaped.proof import Proof, Step
+from shaped.proof.source import place_of_traceback
 
 _MOST_AXES = 2  # names such as `*batch` that one proof takes
 
@@ -69,6 +71,7 @@ def _found(functions: Mapping[str, Any], methods: Mapping[str, Target], name: st
         return some if name in some else {key: target for key, target in some.items() if target.has_shapes}
     every = [Target(key, function) for key, function in functions.items() if _is_meant(function)]
     every += [target for target in methods.values() if target.has_shapes]
+    every = [target for target in every if not declares_only(target.function)]
     every.sort(key=lambda target: inspect.unwrap(target.function).__code__.co_firstlineno)
     return {target.name: target for target in every}
 
@@ -83,20 +86,22 @@ def _verdict(
             try:
                 return _stated(where, _proof(target, assume, static))
             except Unprovable as error:
-                if not (auto and error.names):
+                if not (error.on_data or error.absent or (auto and error.names)):
                     raise
         examined = Prover(target, instances, assume, static, auto).examine()
         seconds = sum(proof.seconds for held in examined.held for proof in held.proofs)
-        steps = tuple(str(step) for step in examined.held[0].proofs[0].steps)
+        steps = examined.held[0].proofs[0].steps
         return Verdict(
-            *where, "proved", summary(examined), statement(examined), None, tuple(conditions(examined)), steps, seconds
-        )
+            *where, "proved", summary(examined), statement(examined), None, tuple(conditions(examined)),
+            tuple(map(str, steps)), seconds, _shapes(steps, code.co_filename),
+        )  # fmt: skip
     except (ProofError, Unprovable) as error:
         status: Status = "refuted" if isinstance(error, ProofError) else "unprovable"
         goal = error.goal.equation or error.goal.said
         at = f"at {error.source}: " if error.source else ""
         said = f"{at}{goal}" if isinstance(error, ProofError) and goal else f"{at}{error.title}"
-        return Verdict(*where, status, said, _text(error), error.source)
+        context = tuple(error.goal.context)
+        return Verdict(*where, status, said, _text(error), error.source, context=context, hint=error.goal.hint)
     except Unbuilt as unbuilt:
         said = f"its arguments could not be made: {unbuilt}"
         return Verdict(*where, "unprovable", said, f"Unprovable: `{target.name}`: {said}")
@@ -104,16 +109,38 @@ def _verdict(
         said = f"it ends the process: sys.exit({error.code!r})"
         return Verdict(*where, "error", said, f"SystemExit: {said}")
     except Exception as error:  # a signature that cannot be read, or the function's own while it was traced
-        return Verdict(*where, "error", first_line(error), _text(error))
+        place = place_of_traceback(error.__traceback__)
+        source = place.source() if place is not None else None
+        at = f"at {source}: " if source is not None else ""
+        shown = f"\n  {source}   {source.text}" if source is not None else ""
+        return Verdict(
+            *where, "error", f"{at}{type(error).__name__}: {first_line(error)}", _text(error) + shown, source
+        )
 
 
 def _stated(where: tuple[str, str, int], proof: Proof) -> Verdict:
     at = ", ".join(f"{n} = {size}" for n, size in proof.static.items())
     stated = f"if {', '.join(proof.conditions)}" if proof.conditions else "for all sizes"
     stated += f", at {at}" if at else ""
+    said = values([proof, *([proof.without] if proof.without is not None else [])])
+    message = "\n".join([str(proof), *([f"values       {', '.join(said)}"] if said else [])])
     return Verdict(
-        *where, "proved", stated, str(proof), None, proof.conditions, tuple(map(str, proof.steps)), proof.seconds
-    )
+        *where, "proved", stated, message, None, proof.conditions, tuple(map(str, proof.steps)), proof.seconds,
+        _shapes(proof.steps, where[1]),
+    )  # fmt: skip
+
+
+def _shapes(steps: Sequence[Step], file: str) -> tuple[Shape, ...]:
+    """The expressions of a file whose shapes a proof met, each once."""
+    found: dict[Shape, None] = {}
+    for step in steps:
+        source = step.source
+        if source is not None and source.marks and source.file == file:
+            raw = linecache.getline(file, source.line)
+            indent = len(raw) - len(raw.lstrip())
+            start = indent + len(source.marks) - len(source.marks.lstrip())
+            found[Shape(source.line, start, indent + len(source.marks), step.result)] = None
+    return tuple(found)
 
 
 def _proof(target: Target, assume: Sequence[str], static: Mapping[str, Any]) -> Proof:
@@ -153,6 +180,8 @@ def _is_plain(target: Target) -> bool:
     try:
         signature = read_signature(target.function)
         given = {entry.spec.axes for entry in signature.entries}
+        if any(admits_both(entry.spec) for entry in signature.entries):
+            return False
         return len(signature.axes) <= _MOST_AXES and set(signature.axes) <= given
     except SignatureError:
         return not any(map(has_shape, hints.values()))  # `prove` will say what it cannot read

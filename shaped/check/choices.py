@@ -10,7 +10,7 @@ import itertools
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -25,6 +25,7 @@ from shaped.shapes import Container, Dim, TensorSpec, is_tensor_annotation, spel
 MOST = 16  # combinations that are proved
 _FLOATS = (0.5, 2.0)
 _LENGTHS = (1, 2)  # of lists
+_RANKS = (2, 1, 3, 0)  # of tensors without a shape
 _KEYS = ("a", "b")
 _SIZE = TensorSpec((), (torch.bool,), "Bool")
 _SEQUENCES = {list: list, tuple: tuple, set: None}
@@ -37,6 +38,7 @@ class Choice:
 
     value: Container
     said: tuple[str, ...] = ()
+    tried: bool = False  # nothing says that it is so: a shape for a Tensor that has none
 
 
 def constant(path: str, value: Any, said: str = "") -> Choice:
@@ -70,7 +72,8 @@ def together(
 ) -> Choice:
     """A value made of others."""
     said = tuple(text for part in parts for text in part.said)
-    return Choice(Container(path, kind, None, tuple(part.value for part in parts), tuple(keys), make), said)
+    value = Container(path, kind, None, tuple(part.value for part in parts), tuple(keys), make)
+    return Choice(value, said, any(part.tried for part in parts))
 
 
 def combined(options: Sequence[Sequence[T]], most: int = MOST) -> tuple[list[tuple[T, ...]], int]:
@@ -113,12 +116,14 @@ class Inventor:
     Attributes:
         dims: Names of the axes in the annotations: an integer of such a name is that size, whatever its default.
         instances: What makes an instance of a class; None where classes are unknown.
+        given: What the user says of an argument by its name; nothing where that is nothing.
         ints: The integers that were invented.
         left_out: Alternatives that cannot be invented, and combinations.
     """
 
     dims: frozenset[str] = frozenset()
     instances: Callable[["Inventor", type, str], list[Choice]] | None = None
+    given: Callable[[str, str, list[str]], list[Choice]] | None = None
     ints: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     fresh: Fresh = field(default_factory=Fresh)
@@ -136,6 +141,9 @@ class Inventor:
         path, default = prefix + parameter.name, parameter.default
         hint = hints.get(parameter.name)
         given = default is not parameter.empty
+        said = self.given(parameter.name, path, self.ints) if self.given is not None else []
+        if said:
+            return said
         if parameter.name not in hints:
             return [constant(path, default)] if given else [unknown(path, "it has no annotation")]
         bare, optional = without_none(hint)
@@ -185,7 +193,7 @@ class Inventor:
                 else:
                     shape = f" {choice.value.name}" if tensors > 1 and choice.value.spec else ""
                     said = f"{path} as {spell(alternative)}" if several and not shape else f"{path}{shape} present"
-                    found.append(Choice(choice.value, choice.said or (said,)))
+                    found.append(Choice(choice.value, choice.said or (said,), choice.tried))
         found.sort(key=lambda choice: choice.said == (f"{path} absent",))
         return found or [unknown(path, "none of its alternatives can be invented")]
 
@@ -202,7 +210,7 @@ class Inventor:
             for length in _LENGTHS:
                 options = [self.of(arguments[0], f"{path}[{i}]") for i in range(length)]
                 for choice in self._several(path, tuple if origin is tuple else list, options)[:1]:
-                    found.append(Choice(choice.value, (f"len({path}) = {length}", *choice.said)))
+                    found.append(replace(choice, said=(f"len({path}) = {length}", *choice.said)))
             return found
         if isinstance(origin, type) and self.instances is not None and origin.__module__ not in ("typing", "builtins"):
             return self.instances(self, origin, path)
@@ -235,16 +243,29 @@ class Inventor:
         if isinstance(hint, type) and issubclass(hint, enum.Enum):
             return [constant(path, member, f"{path} = {member}") for member in hint]
         if hint is Tensor:
-            return [unknown(path, "it is a Tensor without a shape")]
+            return [self._shaped(path, rank) for rank in _RANKS]
         if isinstance(hint, type) and self.instances is not None and hint.__module__ not in ("builtins", "typing"):
             return self.instances(self, hint, path)
         return [unknown(path, f"nothing makes its {spell(hint)}")]
 
+    def _shaped(self, path: str, rank: int) -> Choice:
+        """A tensor with a number of axes of its own."""
+        stem = _identifier(path)
+        dims = tuple(Dim(f"{stem}_{i}") for i in range(1, rank + 1))
+        spec = TensorSpec(dims, (torch.float32,), "Float32")
+        said = f"{path} has {rank} ax{'i' if rank == 1 else 'e'}s"
+        return Choice(Container(path, "tensor", spec), (said,), tried=True)
+
     def _integer(self, path: str, name: str) -> Choice:
-        name = "".join(c if c.isalnum() or c == "_" else "_" for c in name.rpartition(".")[2]).strip("_")
+        name = _identifier(name)
         if name not in self.ints:
             self.ints.append(name)
         return whole(path, name)
+
+
+def _identifier(path: str) -> str:
+    """The last part of a path as a name."""
+    return "".join(c if c.isalnum() or c == "_" else "_" for c in path.rpartition(".")[2]).strip("_")
 
 
 def without_none(hint: Any) -> tuple[Any, bool]:

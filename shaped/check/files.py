@@ -3,13 +3,19 @@
 import importlib
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
+from typing import Any, NoReturn
+from unittest.mock import patch
+
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from shaped.check.settings import Project
 from shaped.errors import ShapedError
+from shaped.trainer import ScalarTrainer
 
 _SHAPES = ("jaxtyping", "ParamList")  # a file of a folder that names neither has nothing to prove
 
@@ -47,12 +53,13 @@ def find_jobs(targets: Sequence[str], project: Project) -> list[Job]:
 def _folder(folder: Path, project: Project) -> Iterator[Job]:
     for file in sorted(folder.rglob("*.py")):
         hidden = any(part.startswith(".") or part == "__pycache__" for part in file.relative_to(folder).parts)
-        if (
-            not hidden
-            and not project.excludes(file)
-            and any(word in file.read_text("utf-8", "ignore") for word in _SHAPES)
-        ):
+        if not hidden and not project.excludes(file) and has_shapes(file):
             yield Job(file)
+
+
+def has_shapes(file: Path) -> bool:
+    """Whether a file may have something to prove: it names jaxtyping, or ParamList."""
+    return any(word in file.read_text("utf-8", "ignore") for word in _SHAPES)
 
 
 def _module(path: str, name: str, project: Project) -> Iterator[Job]:
@@ -92,6 +99,11 @@ def load(file: Path) -> ModuleType:
     Raises:
         ShapedError: It is no Python file, or raises an error when it is imported.
     """
+    with _not_training():
+        return _loaded(file)
+
+
+def _loaded(file: Path) -> ModuleType:
     from shaped.recipes import load_file
 
     package = package_of(file) if file.is_file() else None
@@ -106,6 +118,38 @@ def load(file: Path) -> ModuleType:
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
     try:
-        return importlib.import_module(name)
+        return import_module(name)
     except (Exception, SystemExit) as error:
         raise ShapedError(f"{file} cannot be imported. {type(error).__name__}: {error}") from error
+
+
+def import_module(name: str) -> ModuleType:
+    """Import a module, also one in a circle of imports that is not meant to be entered there."""
+    try:
+        return importlib.import_module(name)
+    except (AttributeError, ImportError) as error:
+        traceback = error.__traceback__
+        while traceback is not None and traceback.tb_next is not None:
+            traceback = traceback.tb_next
+        other = traceback.tb_frame.f_globals.get("__name__") if traceback is not None else None
+        if "partially initialized module" not in str(error) or not isinstance(other, str) or other == name:
+            raise
+    importlib.import_module(other)  # which asked for the module while that was on its way
+    return importlib.import_module(name)
+
+
+@contextmanager
+def _not_training() -> Iterator[None]:
+    """Stop an import at the first step of an optimizer or a trainer."""
+
+    def refuse(*_: Any, **__: Any) -> NoReturn:
+        raise ShapedError(
+            'it trains when it is imported; put that under if __name__ == "__main__":, and it can be checked'
+        )
+
+    hook = register_optimizer_step_pre_hook(refuse)
+    try:
+        with patch.object(ScalarTrainer, "_take", refuse):
+            yield
+    finally:
+        hook.remove()

@@ -40,6 +40,8 @@ _ALTERNATIVES = 4  # of one class
 class Factories:
     """How instances are made where a constructor's arguments cannot be invented: `Net(Config(dim=8))`.
 
+    `name=...` says what an argument of that name is, whatever its annotation.
+
     Names in an expression that the file does not define are dimensions.
     """
 
@@ -48,6 +50,7 @@ class Factories:
 
     def __post_init__(self) -> None:
         self._codes: dict[str, tuple[CodeType, tuple[str, ...], str]] = {}
+        self._arguments: set[str] = set()
         for text in self.expressions:
             key, _, value = text.partition("=") if text.partition("=")[0].strip().isidentifier() else ("", "", text)
             try:
@@ -58,13 +61,19 @@ class Factories:
             except SyntaxError as error:
                 raise ShapedError(f"a factory is an expression such as Net(Config(dim=8)), not {text!r}") from error
             names = tuple(dict.fromkeys(n.id for n in ast.walk(node) if isinstance(n, ast.Name)))
+            self._arguments |= {key.strip()} if key else set()
             self._codes[key.strip() or last] = code, names, value.strip()
 
     def made(self, kind: type, path: str, ints: list[str]) -> list[Choice]:
         """The choice that a factory gives for a class; none where there is no factory."""
-        if kind.__name__ not in self._codes:
-            return []
-        code, names, text = self._codes[kind.__name__]
+        return self._evaluating(kind.__name__, path, ints) if kind.__name__ in self._codes else []
+
+    def given(self, name: str, path: str, ints: list[str]) -> list[Choice]:
+        """The choice that a factory gives for an argument by its name; none where there is no factory."""
+        return self._evaluating(name, path, ints) if name in self._arguments else []
+
+    def _evaluating(self, key: str, path: str, ints: list[str]) -> list[Choice]:
+        code, names, text = self._codes[key]
         free = [name for name in names if name not in self.names and not hasattr(builtins, name)]
         ints += [name for name in free if name not in ints]
         make = partial(_evaluated, code, self.names, tuple(free))
@@ -172,7 +181,13 @@ def _made(make: Callable[..., Any], names: Sequence[str], parts: Sequence[Any]) 
 
 
 def _blank(kind: type, names: Sequence[str], parts: Sequence[Any]) -> Any:
-    return blank(kind, dict(zip(names, parts, strict=True)))
+    instance = blank(kind, dict(zip(names, parts, strict=True)))
+    if dataclasses.is_dataclass(kind) and hasattr(kind, "__post_init__"):
+        try:
+            instance.__post_init__()  # which derives attributes from fields, where these are enough
+        except Exception:
+            return blank(kind, dict(zip(names, parts, strict=True)))
+    return instance
 
 
 class _Filling(TorchFunctionMode):

@@ -3,16 +3,18 @@
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from shaped.check.choices import Choice
 from shaped.check.results import Result
 from shaped.check.targets import Target
 from shaped.check.written import with_ranks
 from shaped.errors import ProofError, SignatureError, Unprovable, first_line
-from shaped.proof import Proof, Setting, prove_setting
+from shaped.proof import ROUNDS, Proof, Setting, prove_setting, prove_ways
 from shaped.shapes import Argument, Container, Dim, Signature, TensorSpec, Term
 
 _TIES = 4  # sizes that a program needs to be equal
@@ -54,6 +56,9 @@ class Held:
     ties: Mapping[str, Dim]  # sizes that have to be equal: in_dim = input_dim
     found: str  # the result's shape
     refused: list[str] = field(default_factory=list)  # numbers at which it is not proved, and why
+    branches: list[str] = field(default_factory=list)  # lines at which data decide: each way was proved
+    refusals: list[str] = field(default_factory=list)  # lines that raise because of data
+    whole: tuple[str, ...] = ()  # tensors of any dtype that were taken as int64
 
 
 class Unbuilt(Exception):
@@ -71,16 +76,20 @@ class Program:
         ints: Integers that were invented.
         dims: The names in the signature's annotations.
         auto: Take a dimension that the program reads as a number at some numbers, too.
+        whole: Take int64 where any dtype is admitted, instead of a floating one.
     """
 
     def __init__(
-        self, target: Target, case: Case, hint: Any, ints: Sequence[str], dims: frozenset[str], auto: bool
-    ) -> None:
+        self, target: Target, case: Case, hint: Any, ints: Sequence[str], dims: frozenset[str], auto: bool,
+        whole: bool = False,
+    ) -> None:  # fmt: skip
         self.target, self.case, self.ints, self.dims = target, case, tuple(ints), dims
-        self.auto, self.runs = auto, 400
+        self.auto, self.whole, self.runs = auto, whole, 400
         self.result = Result(hint, dict(case.ranks))
         self.ties: dict[str, Dim] = {}
         self.built = 0  # how often all values could be made
+        self.branches: dict[str, None] = {}
+        self.refusals: dict[str, None] = {}
 
     def prove(self, assume: Sequence[str], static: Mapping[str, int | None]) -> Held:
         """Prove it, with sizes tied and integers as numbers where the program needs that.
@@ -122,7 +131,7 @@ class Program:
                 return self._elsewhere(error, assume, given, names)
         else:
             raise Unprovable(f"`{self.target.name}` reads too many sizes as plain numbers.")
-        held = Held(self.case, [first], dict(self.ties), self.result.found)
+        held = self._with_lines(Held(self.case, first, dict(self.ties), self.result.found))
         return self._others(held, assume, given, names)
 
     def _elsewhere(
@@ -133,6 +142,7 @@ class Program:
         if not held.proofs:
             raise error
         held.found = self.result.found
+        self._with_lines(held)
         held.refused.insert(0, f"{_at(_numbers(names, 0))}: {_reason(error)}")
         return held
 
@@ -142,22 +152,42 @@ class Program:
             if len(names) > 1 and len(held.proofs) >= _ENOUGH:
                 break
             try:
-                held.proofs.append(self._once(assume, {**given, **numbers}))
+                held.proofs += self._once(assume, {**given, **numbers})
             except (ProofError, Unprovable) as error:
                 held.refused.append(f"{_at(numbers)}: {_reason(error)}")
             except Exception as error:  # the program's own refusal of a number
                 held.refused.append(f"{_at(numbers)}: {first_line(error)}")
         return held
 
-    def _once(self, assume: Sequence[str], static: Mapping[str, int]) -> Proof:
+    def _once(self, assume: Sequence[str], static: Mapping[str, int]) -> list[Proof]:
+        """A proof, or one for each way that data may take."""
         signature = self.signature
         names = {name for entry in signature.entries for dim in entry.spec.dims for name in dim.names}
-        dtypes = tuple(entry.spec.default_dtype() for entry in signature.entries)
+        dtypes = tuple(self._dtype(entry.spec) for entry in signature.entries)
         setting = Setting(
             signature, dtypes, (False,) * len(dtypes), torch.device("cpu"), call=self.call, runs=self.runs
         )
         relations = [text for text in assume if names_of(text) <= names]
-        return prove_setting(setting, relations, {name: size for name, size in static.items() if name in names})
+        numbers = {name: size for name, size in static.items() if name in names}
+        try:
+            return [prove_setting(setting, relations, numbers)]
+        except Unprovable as error:
+            if not error.on_data:
+                raise
+        decided = prove_ways(setting, relations, numbers)
+        cut = {f"{Path(file).name}:{line}" for file, line in decided.cut}
+        lines = [f"{source} (asked up to {ROUNDS} times)" if str(source) in cut else str(source)
+                 for source in decided.branches]  # fmt: skip
+        self.branches |= dict.fromkeys(lines)
+        self.refusals |= dict.fromkeys(f"{Path(file).name}:{line}" for file, line in decided.refusals)
+        return decided.proofs
+
+    def _dtype(self, spec: TensorSpec) -> torch.dtype:
+        return torch.int64 if self.whole and admits_both(spec) else spec.default_dtype()
+
+    def _with_lines(self, held: Held) -> Held:
+        held.branches, held.refusals = list(self.branches), list(self.refusals)
+        return held
 
     @property
     def values(self) -> list[Container]:
@@ -177,6 +207,10 @@ class Program:
 
     def call(self, tensors: Sequence[Any]) -> Any:
         """Make the values, call the function, and hold what it returns."""
+        with _Here():
+            return self._called(tensors)
+
+    def _called(self, tensors: Sequence[Any]) -> Any:
         values, positional, keywords = self._made(tensors), [], {}
         self.built += 1
         if self.case.owner is not None:
@@ -226,17 +260,41 @@ class Program:
         if not names <= set(error.goal.sizes) or not names:
             return
         try:
-            self._made([_zeros(entry.spec, error.goal.sizes) for entry in entries])
+            self._made([_zeros(entry.spec, error.goal.sizes, self._dtype(entry.spec)) for entry in entries])
         except Exception as failure:
             raise Unbuilt(failure) from failure
+
+
+class _Here(TorchFunctionMode):
+    """Where there is no GPU, what asks for one stays on the CPU: the shapes are the same."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        if not torch.cuda.is_available():
+            if func is torch.Tensor.cuda:
+                return args[0]
+            if func is torch.Tensor.to and len(args) > 1 and _is_gpu(args[1]):
+                args = (args[0], "cpu", *args[2:])
+            if _is_gpu(kwargs.get("device")):
+                kwargs = {**kwargs, "device": "cpu"}
+        return func(*args, **kwargs)
+
+
+def _is_gpu(device: Any) -> bool:
+    return isinstance(device, str | torch.device) and str(device).partition(":")[0] in ("cuda", "hip")
 
 
 def _declared(value: Container, origin: Any) -> Container:
     return replace(value, origin=origin, parts=tuple(_declared(part, origin) for part in value.parts))
 
 
-def _zeros(spec: TensorSpec, sizes: Mapping[str, int]) -> torch.Tensor:
-    return torch.zeros([int(dim.evaluate(sizes)) for dim in spec.dims], dtype=spec.default_dtype())
+def _zeros(spec: TensorSpec, sizes: Mapping[str, int], dtype: torch.dtype) -> torch.Tensor:
+    return torch.zeros([int(dim.evaluate(sizes)) for dim in spec.dims], dtype=dtype)
+
+
+def admits_both(spec: TensorSpec) -> bool:
+    """Whether an annotation admits floating-point numbers and whole ones: `Shaped`, `Num`."""
+    return torch.int64 in spec.dtypes and spec.floating
 
 
 def _tied(name: str, other: Term) -> dict[str, Dim] | None:

@@ -1,10 +1,11 @@
 """What was proved of a target, as a statement: for which sizes, alternatives, numbers and axes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from shaped.check.cases import Examined
 from shaped.check.programs import Held, spelled
+from shaped.proof import Proof
 
 
 def statement(examined: Examined) -> str:
@@ -16,8 +17,11 @@ def statement(examined: Examined) -> str:
         ("", f"{examined.target.name} : {', '.join(shown)} -> {_result(examined)}"),
         ("", f"proved for all {', '.join(names)} >= 1" if names else "proved"),
         ("conditions", ", ".join(conditions(examined)) or "none"),
+        ("values", ", ".join(values(proof for held in examined.held for proof in held.proofs))),
         ("where", "; ".join(alternatives(examined))),
         ("axes", "; ".join(axes(examined))),
+        ("data", _data(examined)),
+        ("dtypes", _dtypes(examined)),
         ("at", "; ".join(numbers(examined))),
         ("not at", "; ".join(dict.fromkeys(text for held in examined.held for text in held.refused))),
         ("left out", "; ".join(examined.left_out)),
@@ -33,6 +37,8 @@ def summary(examined: Examined) -> str:
     parts += [f"at {' or '.join(at)}"] if at else []
     chosen = alternatives(examined)
     parts += [f"in {len(chosen)} alternatives"] if len(chosen) > 1 else chosen
+    branches = [line for held in examined.held for line in held.branches]
+    parts += ["each way of its data"] if branches else []
     return ", ".join(parts)
 
 
@@ -44,6 +50,11 @@ def conditions(examined: Examined) -> list[str]:
         for text in dict.fromkeys([*ties, *(c for proof in held.proofs for c in proof.conditions)]):
             found.setdefault(text, []).append(held)
     return [text if len(some) == len(examined.held) else f"{text} where {_cases(some)}" for text, some in found.items()]
+
+
+def values(proofs: Iterable[Proof]) -> list[str]:
+    """What integer inputs that index something must lie between."""
+    return list(dict.fromkeys(said for proof in proofs for said in proof.values))
 
 
 def alternatives(examined: Examined) -> list[str]:
@@ -68,6 +79,21 @@ def numbers(examined: Examined) -> list[str]:
     proofs = [proof for held in examined.held for proof in held.proofs]
     found = [", ".join(f"{n} = {size}" for n, size in proof.static.items()) for proof in proofs]
     return list(dict.fromkeys(filter(None, found)))
+
+
+def _data(examined: Examined) -> str:
+    """At which lines data decide, and which of them only raise."""
+    branches = dict.fromkeys(line for held in examined.held for line in held.branches)
+    refusals = dict.fromkeys(line for held in examined.held for line in held.refusals)
+    parts = [f"each way of the branches at {', '.join(branches)}"] if branches else []
+    parts += [f"values that are refused at {', '.join(refusals)} are left out"] if refusals else []
+    return "; ".join(parts)
+
+
+def _dtypes(examined: Examined) -> str:
+    """Which tensors of any dtype were taken as whole numbers."""
+    whole = dict.fromkeys(path for held in examined.held for path in held.whole)
+    return f"{', '.join(whole)} of int64" if whole else ""
 
 
 def _cases(some: Sequence[Held]) -> str:

@@ -1,7 +1,9 @@
 """What a module defines that can be proved: functions, and the methods of its classes."""
 
+import ast
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Literal
@@ -27,6 +29,26 @@ class Target:
         return any(map(has_shape, hints_of(inspect.unwrap(self.function)).values()))
 
 
+def declares_only(function: Callable[..., Any]) -> bool:
+    """Whether a function is there for others to define: its body is `...`, `pass` or `raise NotImplementedError`."""
+    try:
+        lines, _ = inspect.getsourcelines(inspect.unwrap(function).__code__)
+        node = ast.parse(textwrap.dedent("".join(lines))).body[0]
+    except (OSError, SyntaxError, IndexError, TypeError, AttributeError):
+        return False
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and is_empty(node.body)
+
+
+def is_empty(body: Sequence[ast.stmt]) -> bool:
+    """Whether statements do nothing, or only say that others have to."""
+    return all(
+        isinstance(one, ast.Pass)
+        or (isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant))
+        or (isinstance(one, ast.Raise) and one.exc is not None and "NotImplementedError" in ast.unparse(one.exc))
+        for one in body
+    )
+
+
 def functions_of(module: ModuleType) -> dict[str, Callable[..., Any]]:
     """The functions that a module itself defines, in order."""
     return {
@@ -48,10 +70,16 @@ def methods_of(module: ModuleType) -> dict[str, Target]:
 def _methods(owner: type) -> Iterator[Target]:
     for name, value in vars(owner).items():
         function, kind = _function(value)
-        if function is not None and getattr(function, "__module__", "") == owner.__module__:
+        if function is not None and getattr(function, "__module__", "") == owner.__module__ and _is_written(function):
             yield Target(f"{owner.__qualname__}.{name}", function, owner, kind)
         elif isinstance(value, type) and value.__qualname__ == f"{owner.__qualname__}.{name}":
             yield from _methods(value)
+
+
+def _is_written(function: Callable[..., Any]) -> bool:
+    """Whether somebody wrote it, rather than a dataclass."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return code is None or not code.co_filename.startswith("<")
 
 
 def _function(value: Any) -> tuple[Callable[..., Any] | None, Kind]:

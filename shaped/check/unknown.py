@@ -42,8 +42,9 @@ class Unknown:
 
     def read(self) -> NoReturn:
         """End the proof, at the user's line."""
+        name = str(self._path).rpartition(".")[2].partition("[")[0]
         raise undecided(f"`{self._path}` is read here, and {self._why}.",
-                        "give it a default, or say how to make it: --make 'Name(...)'")  # fmt: skip
+                        f"give it a default, or say what it is: --make '{name}=...'")  # fmt: skip
 
 
 def _reading() -> Callable[..., Any]:
@@ -79,7 +80,7 @@ def blank(kind: type, attributes: dict[str, Any]) -> Any:
                     return vars(base)["__getattr__"](self, name)
                 except Exception:
                     break
-        if name.startswith("__"):
+        if name.startswith("__") or not is_users(sys._getframe(1)):  # torch asks whether there is one
             raise AttributeError(name)
         raise undecided(f"`{kind.__name__}.{name}` is read here, and its constructor could not be run.",
                         f"say how one is made: --make '{kind.__name__}(...)'")  # fmt: skip

@@ -5,11 +5,20 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from shaped.errors import Source
 
 Status = Literal["proved", "refuted", "unprovable", "error", "ignored"]
+
+
+class Shape(NamedTuple):
+    """The shape of an expression of the file, as it was found."""
+
+    line: int
+    start: int  # in characters, from 0
+    end: int
+    text: str  # "[batch, 4*dim]"
 
 
 @dataclass(frozen=True)
@@ -26,6 +35,9 @@ class Verdict:
     conditions: tuple[str, ...] = ()
     steps: tuple[str, ...] = ()
     seconds: float = 0.0
+    shapes: tuple[Shape, ...] = ()  # of what the first proof met in this file
+    context: tuple[tuple[str, str, str], ...] = ()  # of a fault: name, shape, where it comes from
+    hint: str = ""
     header: int = 1  # lines of the definition, decorators included, on which a comment about it may stand
 
     def as_json(self) -> dict[str, Any]:

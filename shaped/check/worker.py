@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from shaped.check.files import Job, load
-from shaped.check.verdicts import Verdict
+from shaped.check.settings import Project
+from shaped.check.verdicts import Shape, Verdict
 from shaped.errors import ShapedError, Source
 from shaped.files import replace
 
@@ -31,6 +32,19 @@ class Options:
     factories: tuple[str, ...] = ()
     auto: bool = False
     root: str = ""  # of the project: what a file imports from there is part of what its verdicts depend on
+
+    @classmethod
+    def of(
+        cls,
+        project: Project,
+        assume: Sequence[str] = (),
+        static: Mapping[str, int | None] | None = None,
+        factories: Sequence[str] = (),
+    ) -> "Options":
+        """A project's, and what a command adds to them."""
+        sizes = {**project.static, **(static or {})}
+        auto = sizes.pop("auto", 1) is None
+        return cls((*project.assume, *assume), sizes, (*project.factories, *factories), auto, str(project.root))
 
 
 @dataclass(frozen=True)
@@ -87,7 +101,10 @@ def _known(place: Path, job: Job) -> Answer | None:
 
 def _verdict(data: Mapping[str, Any]) -> Verdict:
     source = Source(**data["source"]) if data["source"] else None
-    return Verdict(**{**data, "source": source, "conditions": tuple(data["conditions"]), "steps": tuple(data["steps"])})
+    lists = {name: tuple(data[name]) for name in ("conditions", "steps")}
+    shapes = tuple(Shape(*shape) for shape in data["shapes"])
+    context = tuple((name, shape, where) for name, shape, where in data["context"])
+    return Verdict(**{**data, **lists, "source": source, "shapes": shapes, "context": context})
 
 
 def _digest(file: str | Path) -> str:

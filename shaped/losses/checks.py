@@ -37,7 +37,7 @@ def one_step(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
 def refuse(goal: str, said: str, tensors: Sequence[Tensor]) -> NoReturn:
     """Raise for a mismatch: an unsolved goal inside a trace, a ShapeError elsewhere."""
     if any(isinstance(size, SymInt) for tensor in tensors for size in tensor.shape):
-        from shaped.proof.trace import Mismatch  # the tracer is imported already, or there were no symbols
+        from shaped.proof.calls import Mismatch  # the tracer is imported already, or there were no symbols
 
         raise Mismatch(goal, said, tensors)
     raise ShapeError(said)

@@ -13,22 +13,27 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from shaped.errors import Goal, ProofError, Source, Unprovable, first_line
+from shaped.proof.calls import Call, ClaimMismatch, HiddenBroadcast, Mismatch, Misplaced, ResultMismatch
 from shaped.proof.goals import SYMBOLS, equation, lacking, last_answer
-from shaped.proof.hints import hint_for
+from shaped.proof.hints import hint_for, hint_for_view
 from shaped.proof.setting import Setting
-from shaped.proof.source import Place, assignment_line, is_own, is_users, operands_of, place_of_traceback, tensors_in
-from shaped.proof.symbolic import World
-from shaped.proof.trace import (
-    Call,
-    ClaimMismatch,
-    HiddenBroadcast,
-    Mismatch,
-    Recorder,
-    ResultMismatch,
-    shape_text,
+from shaped.proof.source import (
+    Place,
+    assignment_line,
+    is_own,
+    is_users,
+    operands_of,
+    place_of_traceback,
+    sizes_in,
+    tensors_in,
 )
+from shaped.proof.symbolic import World
+from shaped.proof.trace import Recorder, shape_text
 
-_UNBACKED = re.compile(r"truth value of Relational: .*\bu\d")  # torch asks for a size that data decides
+_UNBACKED = re.compile(
+    r"truth value of Relational: .*\bz?uf?\d|Cannot convert symbols to int"
+)  # torch asks for a size that data decides
+_ABSENT = re.compile(r"not linked with support for|not compiled with CUDA|No CUDA GPUs|NVIDIA driver")
 _REMEDIES = {  # where no mask within the operation is the way out
     "ctc_loss": "its table is as large as the longest target, which is data: declare the time static, and give targets "
     "as [batch, labels]; then it is computed step by step",
@@ -67,15 +72,9 @@ def explain(error: Exception, setting: Setting, world: World, recorder: Recorder
     tensors = recorder.tensors
     place = place_of_traceback(error.__traceback__)
     source = place.source() if place else None
-    if isinstance(error, GuardOnDataDependentSymNode | DataDependentOutputException):
-        return Unprovable(
-            f"`{name}` depends on data here: a branch, or a number read with .item(), is not known from shapes.",
-            source,
-            Goal(hint=_of_a_number(setting, source) or _REMEDIES.get(_called(recorder), _WHERE)),
-        )
-    if isinstance(error, DynamicOutputShapeException) or _UNBACKED.search(str(error)):
-        hint = _REMEDIES.get(_called(recorder), "use a mask and torch.where")
-        return Unprovable(f"`{name}` makes a tensor here whose shape depends on data.", source, Goal(hint=hint))
+    unprovable = _on_values(error, setting, world, recorder, place)
+    if unprovable is not None:
+        return unprovable
     if isinstance(error, ResultMismatch):
         return _explain_result(error, name, recorder)
     if isinstance(error, ClaimMismatch):
@@ -93,12 +92,8 @@ def explain(error: Exception, setting: Setting, world: World, recorder: Recorder
         return AttributeError(said).with_traceback(_user_part(error))
     if isinstance(error, AttributeError) and is_own(error):
         return error.with_traceback(_user_part(error))
-    if isinstance(error, TypeError) and "SymInt" in str(error):
-        told = "its text" if "format" in str(error) else "a key, or a plain number"
-        hint = "static=(...) proves each size of a dimension as it comes; a cache keyed by sizes is no part of a proof"
-        return Unprovable(f"`{name}` uses a size as {told} here.", source, Goal(hint=hint))
     call = recorder.call
-    if isinstance(error, HiddenBroadcast) and error.call.place is not None:
+    if isinstance(error, HiddenBroadcast | Misplaced) and error.call.place is not None:
         return _not_well_shaped(error, error.call, world, setting, tensors)
     if isinstance(error, Mismatch) and not error.goal:
         hint = "use an operation that makes a new tensor; running statistics may be parameters that are frozen"
@@ -111,6 +106,33 @@ def explain(error: Exception, setting: Setting, world: World, recorder: Recorder
     if call.place is None or place.frame is not call.place.frame:
         return error.with_traceback(_user_part(error))
     return _not_well_shaped(error, call, world, setting, tensors)
+
+
+def _on_values(
+    error: Exception, setting: Setting, world: World, recorder: Recorder, place: Place | None
+) -> Unprovable | None:
+    """What is not known from shapes: values of tensors, plain numbers of sizes, devices."""
+    name, source = setting.signature.name, place.source() if place is not None else None
+    if isinstance(error, GuardOnDataDependentSymNode | DataDependentOutputException):
+        hint = _of_a_number(setting, source) or _REMEDIES.get(_called(recorder), _WHERE)
+        title = f"`{name}` depends on data here: a branch, or a number read with .item(), is not known from shapes."
+        on_data = Unprovable(title, source, Goal(hint=hint))
+        on_data.on_data = True
+        return on_data
+    if isinstance(error, DynamicOutputShapeException) or _UNBACKED.search(str(error)):
+        hint = _REMEDIES.get(_called(recorder), "use a mask and torch.where")
+        return Unprovable(f"`{name}` makes a tensor here whose shape depends on data.", source, Goal(hint=hint))
+    if _ABSENT.search(str(error)):
+        absent = Unprovable(f"`{name}` asks for a device that is not here.", source, Goal(said=first_line(error)))
+        absent.absent = True
+        return absent
+    if isinstance(error, TypeError) and ("SymInt" in str(error) or "SymFloat" in str(error)):
+        told = "its text" if "format" in str(error) else "a key, or a plain number"
+        hint = "static=(...) proves each size of a dimension as it comes; a cache keyed by sizes is no part of a proof"
+        unknown = Unprovable(f"`{name}` uses a size as {told} here.", source, Goal(hint=hint))
+        unknown.names = tuple(world.names_in(sizes_in(place))) if place is not None else ()
+        return unknown
+    return None
 
 
 def _called(recorder: Recorder) -> str:
@@ -202,7 +224,13 @@ def _goal(error: Exception, call: Call, world: World, setting: Setting, tensors:
     said = "" if wanted else _named(first_line(error), world)
     if said.startswith("Cannot view a tensor"):
         said = "view needs axes that are adjacent in memory, and these are not"
-    silent = isinstance(error, Mismatch) and "broadcast" in str(error)
+    misplaced = isinstance(error, Misplaced)
+    silent = misplaced or (isinstance(error, Mismatch) and "broadcast" in str(error))
+    if misplaced:
+        hint = hint_for_view(call, written, world, setting)
+    else:
+        tried = silent or not isinstance(error, Mismatch)
+        hint = hint_for(call, written, world, setting, silent) if tried else ""
     return Goal(
         operation=call.name,
         operands=symbol.join(labelled),
@@ -210,7 +238,7 @@ def _goal(error: Exception, call: Call, world: World, setting: Setting, tensors:
         said=_named(str(error), world) if isinstance(error, Mismatch) and not silent else said,
         silent=_named(str(error), world) if silent else "",
         context=tuple(_context([text for text in texts if text], call.place, world, setting, tensors)),
-        hint=hint_for(call, written, world, setting, silent) if silent or not isinstance(error, Mismatch) else "",
+        hint=hint,
     )
 
 

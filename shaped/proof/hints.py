@@ -12,11 +12,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from shaped.proof.calls import Call
 from shaped.proof.goals import MATMUL
+from shaped.proof.misplaced import corrections
 from shaped.proof.setting import Setting
 from shaped.proof.source import Operand, Place
 from shaped.proof.symbolic import World
-from shaped.proof.trace import Call, Recorder, Replacement, run_forward
+from shaped.proof.trace import Recorder, Replacement, run_forward
 
 _REDUCTIONS = {"mean", "sum", "amax", "amin", "std", "var", "norm", "prod", "logsumexp", "softmax"}
 _LONGEST = 96  # characters of a call that is shown whole
@@ -51,6 +53,22 @@ def hint_for(call: Call, operands: Sequence[Operand], world: World, setting: Set
         shape = f"{change.text} has shape {recorder.replaced}" if recorder.replaced else ""
         shown = change.whole or _written(call.place, change)
         return f"{shape}; did you mean {shown} ?" if shape and shown != change.text else f"did you mean {shown} ?"
+    return ""
+
+
+def hint_for_view(call: Call, operands: Sequence[Operand], world: World, setting: Setting) -> str:
+    """A transpose before or after a view with which the program goes through and no axis takes another's place."""
+    text = call.place.text() if call.place is not None else None
+    if text is None or "\n" in text or not operands:
+        return ""
+    for _, (shown, instead) in zip(range(_TRIED), corrections(operands[0], text), strict=False):
+        again = World(world.names, world.plan)
+        replacement = Replacement(call.number, 0, lambda t, _: t, instead)
+        try:
+            run_forward(setting, again, Recorder(again, replacement))
+        except Exception:
+            continue
+        return f"did you mean {shown} ?"
     return ""
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import SymInt, Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 
 def getitem(x: Any, index: Any) -> Any:
@@ -18,7 +19,7 @@ def getitem(x: Any, index: Any) -> Any:
 
 def setitem(x: Any, index: Any, value: Any) -> None:
     """`x[index] = value`"""
-    view, rest = _indexed(x, index)
+    view, rest = _indexed(x, index, reads=False)
     Tensor.__setitem__(view, rest, value)
 
 
@@ -27,15 +28,24 @@ def select(x: Tensor, dim: int, index: Any) -> Tensor:
     return _one_of(x, dim, index) if isinstance(index, SymInt) else torch.select(x, dim, index)
 
 
-def _indexed(x: Tensor, index: Any) -> tuple[Tensor, Any]:
-    """The tensor with its symbolic positions taken, and what is left of the index."""
+def _indexed(x: Tensor, index: Any, reads: bool = True) -> tuple[Tensor, Any]:
+    """The tensor with its symbolic positions taken, and what is left of the index.
+
+    Args:
+        reads: Nothing is written into what is returned, so that it need not be a view.
+    """
     parts = list(index) if isinstance(index, tuple) else [index]
-    if not any(isinstance(part, SymInt | list | tuple | range) for part in parts):
+    plain = type(None) | type(Ellipsis) | int | SymInt | slice
+    among = reads and all(isinstance(part, plain) or _is_position(part) for part in parts)
+    if not any(isinstance(p, SymInt | list | tuple | range) or (among and _is_position(p)) for p in parts):
         return x, index
     taken, left, axis = x, list[Any](), 0
     for i, part in enumerate(parts):
         if isinstance(part, SymInt):
             taken = _one_of(taken, axis, part)
+            continue
+        if among and _is_position(part) and axis < taken.dim():  # torch would read its value
+            taken = taken.index_select(axis, part.reshape(1).long()).squeeze(axis)
             continue
         if part is Ellipsis:
             axis = taken.dim() - sum(map(_axes, parts[i + 1 :]))
@@ -46,6 +56,12 @@ def _indexed(x: Tensor, index: Any) -> tuple[Tensor, Any]:
             axis += _axes(part)
         left.append(part)
     return taken, tuple(left)
+
+
+def _is_position(part: Any) -> bool:
+    """Whether a part of an index is one position that is data."""
+    whole = (torch.int64, torch.int32, torch.int16, torch.int8)
+    return type(part) is FakeTensor and part.dim() == 0 and part.dtype in whole and part.constant is None
 
 
 def _axes(part: Any) -> int:

@@ -32,6 +32,7 @@ class Proof:
         ranks: For `*batch` axes: the proof for each number of axes; the other attributes are those of one axis.
         unused: Parameters that ask for a gradient and do not influence the result.
         writes: Parameters without a gradient that the program writes into, such as running statistics.
+        values: What integer inputs that index something must lie between: `0 <= ids < vocab`. A step checks them.
         without: The proof where optional inputs are None, of a function that has any.
     """
 
@@ -50,6 +51,7 @@ class Proof:
     ranks: Mapping[tuple[int, ...], "Proof"] = field(default_factory=dict)  # for `*batch`: a proof for each rank
     per_size: tuple[str, ...] = ()  # static names whose every size is proved as it comes
     without: "Proof | None" = None
+    values: tuple[str, ...] = ()
     _region: tuple[Condition, ...] = ()  # where the traced graph itself is valid; outside, a branch apart is traced
 
     @property

@@ -5,16 +5,18 @@ are refuted all the same.
 """
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from shaped.errors import Goal, ProofError, ShapedError, Source, Unprovable, first_line
 from shaped.proof.source import is_own, place_of_traceback
 from shaped.proof.symbolic import Plan
 from shaped.proof.trials import Trials
+from shaped.proof.ways import way_under_way
 from shaped.shapes import Term
 
 PRIMES = (5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107, 109)
+_FAILURES = 20  # that are held against the one on symbolic sizes
 _TRIED = 100  # sizes, for two shapes that differ
 _SIZED = (AssertionError, IndexError, ZeroDivisionError)  # of a program's own: what sizes may be the cause of
 
@@ -29,10 +31,14 @@ def refuted(error: Exception, trials: Trials, tried: Iterable[Sizes]) -> Excepti
         return _named(error, _differing(error, trials, tried))
     if isinstance(error, ProofError) and trials.setting.strategy is not None:  # trials run the loss, no strategy
         return error
+    tried = iter(tried)
     failing, passed = trials.first_failure(tried)
     if isinstance(error, ProofError):
         if failing is not None:
-            return _named(error, failing)
+            alike = _alike_among(error, trials, failing, tried)
+            if alike is None and way_under_way() is not None:  # another fault, perhaps one of values
+                return _unknown(error.source, trials, error.goal, 0)
+            return _named(error, alike) if alike is not None else fails_at(failing, trials)
         return _unknown(error.source, trials, error.goal, passed) if passed else error
     if failing is not None and (passed or isinstance(error, _SIZED) or not is_own(error)):
         return fails_at(failing, trials)
@@ -62,6 +68,25 @@ def _differing(error: ProofError, trials: Trials, tried: Iterable[Sizes]) -> Siz
         if (differ or one == other) and trials.can_be(sizes):
             return sizes
     return None
+
+
+def _alike_among(error: ProofError, trials: Trials, first: Sizes, tried: Iterator[Sizes]) -> Sizes | None:
+    """The first sizes at which a run fails as the symbolic one does."""
+    failing: Sizes | None = first
+    for _ in range(_FAILURES):
+        if failing is None or _alike(error, trials.failure(failing)):
+            return failing
+        failing, _ = trials.first_failure(tried)
+    return None
+
+
+def _alike(error: ProofError, failure: Exception) -> bool:
+    """Whether a real run fails as the symbolic one does: in its result, or at the same line."""
+    place = place_of_traceback(failure.__traceback__)
+    if isinstance(failure, ShapedError) or error.source is None or place is None:
+        return error.goal.operation == "result" or way_under_way() is None
+    source = place.source()
+    return (source.file, source.line) == (error.source.file, error.source.line)
 
 
 def _unknown(source: Source | None, trials: Trials, goal: Goal, passed: int) -> Unprovable:

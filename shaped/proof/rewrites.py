@@ -137,6 +137,15 @@ def interpolate(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return result
 
 
+def as_strided(x: Tensor, size: Sequence[Any], stride: Sequence[Any], storage_offset: Any = None) -> Tensor:
+    """`torch.as_strided` of a tensor that lies in its own memory, beyond which it must not read."""
+    offset = 0 if storage_offset is None else storage_offset
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if not last < x.numel():
+        raise RuntimeError("as_strided reads beyond the storage")
+    return torch.as_strided(x, size, stride, storage_offset)
+
+
 def multinomial(x: Tensor, num_samples: Any, replacement: bool = False, **kwargs: Any) -> Tensor:
     """`torch.multinomial`, which cannot draw more than there is."""
     if not replacement and not num_samples <= x.shape[-1]:
@@ -183,6 +192,8 @@ _REWRITES: dict[Any, Callable[..., Any]] = {
     torch.reshape: reshape,
     F.affine_grid: affine_grid,
     F.interpolate: interpolate,
+    torch.as_strided: as_strided,
+    Tensor.as_strided: as_strided,
     torch.multinomial: multinomial,
     Tensor.multinomial: multinomial,
     **{f: _not_empty(f) for name in _REDUCTIONS for f in (getattr(torch, name), getattr(Tensor, name))},

@@ -73,7 +73,7 @@ class Search:
 
     def proof(self) -> Proof:
         started = time.perf_counter()
-        stated = self._stated(self._initial_plan())
+        stated = self._stated(self.initial_plan())
         found, conditions = stated.found, list(stated.conditions)
         self._check_follows(conditions)
         if self.assumptions:  # from which all that was found follows
@@ -97,12 +97,14 @@ class Search:
             writes=tuple(self.setting.signature.entries[i].path for i in found.writes),
             static=self.static,
             lengths={k: v for s in structures for k, v in getattr(s, "lengths", {}).items()},
+            values=found.values,
             _region=self._region(found),
         )
 
     # -- finding a trace that goes through -------------------------------------------------------------------------
 
-    def _initial_plan(self) -> Plan:
+    def initial_plan(self) -> Plan:
+        """Where the search begins: hints, sizes that are static, and what is assumed."""
         free = [name for name in self.names if name not in self.static]
         hints = {
             name: _HINT * PRIMES[i % len(PRIMES)] + _HINT * 109 * (i // len(PRIMES)) for i, name in enumerate(free)
@@ -156,7 +158,7 @@ class Search:
             self._runs = 0
             return self._conditions(found.trace, found.plan)
 
-        return Beginning(self.setting, self.names, self._initial_plan(), _of_parameters(self.setting), conditions)
+        return Beginning(self.setting, self.names, self.initial_plan(), _of_parameters(self.setting), conditions)
 
     def _trials(self, operations: int) -> Trials:
         return Trials(self.setting, self.names, self.static, operations)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from shaped.errors import ShapeError, Unprovable
+from shaped.errors import ShapeError, Source, Unprovable
 from shaped.params import ParamList
 from shaped.shapes import Signature, TensorSpec
 from shaped.strategies import GradientStrategy, Pass, differentiate
@@ -53,6 +53,7 @@ class Step:
     operands: tuple[str, ...]
     result: str
     place: str  # "model.py:14"
+    source: Source | None = None  # the same, with the expression
 
     def __str__(self) -> str:
         return f"{self.place:<16} {self.operation:<16} {', '.join(self.operands)} -> {self.result}"

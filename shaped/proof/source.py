@@ -205,6 +205,15 @@ def tensors_in(expressions: list[str], frame: FrameType) -> Iterator[tuple[str, 
                 waiting.extend(ast.iter_child_nodes(node))
 
 
+def sizes_in(place: Place) -> Iterator[Any]:
+    """The symbolic numbers among the names and attributes of an expression."""
+    tree = place.expression()
+    for node in ast.walk(tree) if tree is not None else ():
+        value = _look_up(node, place.frame) if isinstance(node, ast.Name | ast.Attribute) else None
+        if isinstance(value, torch.SymInt | torch.SymFloat):
+            yield value
+
+
 def assignment_line(frame: FrameType, name: str, before: int) -> int | None:
     """The last line before `before` that assigns `name` in the frame's function; None for an argument."""
     try:

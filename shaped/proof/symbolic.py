@@ -5,7 +5,7 @@ question that torch or the user's Python asks about sizes goes through `_Questio
 """
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import _lru_cache_wrapper, cached_property, lru_cache, partial
 from types import FrameType
@@ -13,9 +13,11 @@ from typing import Any
 
 import sympy
 import torch
+from sympy.core.relational import Relational
+from sympy.logic.boolalg import BooleanFunction
 from torch import SymInt, Tensor
 from torch._dynamo.source import ConstantSource
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, _lru_cache
+from torch.fx.experimental.symbolic_shapes import DimDynamic, GuardOnDataDependentSymNode, ShapeEnv, _lru_cache
 
 from shaped.errors import Goal, Source, Unprovable
 from shaped.proof.arithmetic import constant, divided_exactly, divisions, flat, holds, whole
@@ -24,6 +26,7 @@ from shaped.proof.expressions import sympy_of, term_of, without_fractions
 from shaped.proof.fake import RememberingMode
 from shaped.proof.isolation import note_asking
 from shaped.proof.source import Place, is_users, place_of_caller
+from shaped.proof.ways import Course, way_under_way
 from shaped.shapes import Dim, Entry, Term
 
 
@@ -82,6 +85,8 @@ class _Questions(ShapeEnv):
         self.refuse: Callable[[sympy.Basic, Place | None], Exception] | None = None
         # Told of each fact that only the hints could decide, and of each size that is read as a number.
         self.notice: Callable[[sympy.Basic, bool], None] | None = None
+        way = way_under_way()
+        self.course = Course(way) if way is not None else None
 
     def evaluate_expr(self, orig_expr: Any, *args: Any, **kwargs: Any) -> Any:
         before = len(self.guards)
@@ -89,12 +94,19 @@ class _Questions(ShapeEnv):
         symbolic = isinstance(orig_expr, sympy.Basic) and bool(orig_expr.free_symbols)
         if symbolic and orig_expr not in self.decided and _is_curious(sys._getframe(1)):
             return orig_expr.xreplace(self.backed_var_to_val)
-        answer = super().evaluate_expr(orig_expr, *args, **kwargs)
+        try:
+            answer = super().evaluate_expr(orig_expr, *args, **kwargs)
+        except GuardOnDataDependentSymNode:
+            if self.course is None or not isinstance(orig_expr, Relational | BooleanFunction):
+                raise  # a number, not a question
+            return sympy.true if self.course.answer(orig_expr, place_of_caller()) else sympy.false
         if symbolic:
             self.decided[orig_expr] = answer
             self.answers.append((orig_expr, answer))
             del self.answers[:-64]
         if len(self.guards) > before:
+            if self.course is not None:
+                self.course.by_data = False
             place = place_of_caller()
             if self.refuse is not None and isinstance(answer, int | sympy.Integer) and not isinstance(answer, bool):
                 note_asking(sys._getframe(1))
@@ -251,6 +263,12 @@ class World:
         name = self.symbols.get(symbol, "")
         base = next((n for n in self.plan.multiples if self.plan.quotient(n) == name), None)
         return (base, *self.plan.multiples[base].names) if base is not None else (name,) if name else ()
+
+    def names_in(self, sizes: Iterable[Any]) -> list[str]:
+        """The dimension names in some sizes, in the statement's order."""
+        symbols = [symbol for size in sizes for symbol in size.node.expr.free_symbols]
+        found = {name for symbol in symbols for name in self._names(symbol)}
+        return [name for name in self.names if name in found]
 
     def term(self, value: Any) -> Term:
         """A size or a relation over sizes as a term over the user's names."""

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
+from types import CodeType
 from typing import Any
 
 import sympy
@@ -18,9 +19,12 @@ from torch.utils import _pytree as pytree
 from shaped.errors import Goal, Unprovable
 from shaped.proof.arithmetic import holds
 from shaped.proof.broadcast import Broadcasts, Pairs
-from shaped.proof.claims import Broken, Claims
+from shaped.proof.calls import Call, ClaimMismatch, HiddenBroadcast, Mismatch, Misplaced, ResultMismatch
+from shaped.proof.claims import Claims
+from shaped.proof.indices import Indices
 from shaped.proof.isolation import follow, tracing
 from shaped.proof.keeping import putting_back
+from shaped.proof.misplaced import VIEWS, Correction, Marks, order
 from shaped.proof.reads import READS, Reads, is_traced
 from shaped.proof.rewrites import Rewrites, Standing
 from shaped.proof.setting import INNER, MORE, PLAIN, Setting, Step, checking
@@ -40,56 +44,6 @@ _ATTRIBUTES = {"shape", "dtype", "device", "ndim", "requires_grad", "is_leaf", "
 _NAMES = {"T": "transpose", "mT": "transpose", "__matmul__": "matmul", "__rmatmul__": "matmul", "truediv": "div"}
 
 
-class Mismatch(RuntimeError):
-    """A shape fault that torch itself would let pass."""
-
-    def __init__(self, goal: str, said: str = "", between: Sequence[Tensor] = ()) -> None:
-        super().__init__(said or goal)
-        self.goal = goal
-        self.between = tuple(between)  # two tensors that would be broadcast against each other
-
-
-class HiddenBroadcast(Mismatch):
-    """An outer broadcast that a mean or a sum hides."""
-
-    def __init__(self, hidden: Pairs, shapes: Sequence[str], result: str, hides: str) -> None:
-        said = f"{hidden.call.name} broadcasts {shapes[0]} against {shapes[1]} to {result}, and {hides} hides it"
-        super().__init__(f"{shapes[0]} = {shapes[1]}", said, hidden.operands)
-        self.call: Call = hidden.call
-
-
-class ClaimMismatch(Mismatch):
-    """An annotation within the program does not hold."""
-
-    def __init__(self, broken: Broken, shape: str) -> None:
-        super().__init__(broken.goal)
-        self.broken, self.shape = broken, shape
-
-
-class ResultMismatch(Mismatch):
-    """The result is not what the signature declares."""
-
-    def __init__(self, actual: str, declared: str, goal: str, hint: str) -> None:
-        super().__init__(goal)
-        self.actual, self.declared, self.hint = actual, declared, hint
-
-
-@dataclass
-class Call:
-    """An operation as the user's program calls it."""
-
-    function: Callable[..., Any]
-    name: str
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    place: Place | None
-    number: int = 0  # in the run
-
-    @property
-    def operands(self) -> list[Tensor]:
-        return [leaf for leaf in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
-
-
 @dataclass(frozen=True)
 class Replacement:
     """Another operand for one call of a run, to try a hint."""
@@ -97,6 +51,7 @@ class Replacement:
     number: int  # of the call
     index: int  # of the operand among the call's tensors
     apply: Callable[[Tensor, Sequence[Tensor]], Tensor]
+    instead: Correction | None = None  # of the call as a whole, which is a view
 
 
 class Recorder(TorchFunctionMode):
@@ -117,20 +72,24 @@ class Recorder(TorchFunctionMode):
         self.call: Call | None = None  # the one under way, or the last
         self.returned = False  # the forward pass is over
         self.tensors: Sequence[Tensor] = ()  # what the function was called on
+        self.indices = Indices({}, self.world.show)
         self.broadcasts = Broadcasts(expression)
         self.claims: Claims | None = None
         self.watching: Watching | None = None
+        self._marks = Marks()
+        self._mixing = set[CodeType]()  # code with a view that mixes axes on purpose
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         name = operation_name(func)
         self.differentiates = self.differentiates or func is torch.autograd.grad
-        if name in _ATTRIBUTES:
+        if name in _ATTRIBUTES or name.startswith(("sym_", "_sym_")):  # arithmetic on sizes: not the same in each run
             return func(*args, **(kwargs or {}))
         self.calls += 1
-        if self._replacement is not None and self._replacement.number == self.calls:
-            args, kwargs = self._with_replacement(args, kwargs or {}, self._replacement)
+        replacement = self._replacement if self._replacement and self._replacement.number == self.calls else None
+        if replacement is not None and replacement.instead is None:
+            args, kwargs = self._with_replacement(args, kwargs or {}, replacement)
         self.call = call = Call(func, name, args, kwargs or {}, place_of_caller(), self.calls)
         if call.place is not None:
             self.hold_claims(call.place)
@@ -138,21 +97,50 @@ class Recorder(TorchFunctionMode):
         self._refuse(name, operands)
         watching = self.watching
         paused = watching is not None and watching.enters(name, operands, func)
+        viewed: Any = None  # and as which sizes
         try:
-            result = func(*args, **(kwargs or {}))
+            if replacement is not None and replacement.instead is not None:
+                *viewed, result = replacement.instead(*args)
+            else:
+                result = func(*args, **(kwargs or {}))
+                viewed = (args[0], result.shape) if name in VIEWS else None
         finally:
             if paused and watching is not None:
                 watching.resume()
+        results = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+        self._marks.follow(name, operands, results, _sizes, self.world.symbols)
+        if viewed is not None and call.place is not None:
+            self._hold_order(call, *viewed, result, replacement is not None)
         hidden = self.broadcasts.hidden(call, result)
         if hidden is not None:
             raise self._blame(hidden, name)
-        results = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+        self.indices.note(name, call.args, call.kwargs, result)
         if results:
-            place = str(call.place.source()) if call.place else "?"
+            source = call.place.source() if call.place else None
+            place = str(source) if source else "?"
             shown = [shape_text(tensor, self.world) for tensor in results]
             known = tuple(shape_text(tensor, self.world) for tensor in operands)
-            self.steps.append(Step(name, known, ", ".join(shown), place))
+            self.steps.append(Step(name, known, ", ".join(shown), place, source))
         return result
+
+    def _hold_order(self, call: Call, viewed: Tensor, sizes: Sequence[Any], result: Tensor, tried: bool) -> None:
+        """Mark a view in which one axis has the place of another; refuse it at once where it is tried as a hint."""
+        assert call.place is not None
+        before, after = _sizes(viewed), [*map(expression, sizes)]
+        found = order(before, after, self.world.symbols)
+        code = call.place.frame.f_code
+        if found == "mixed":
+            self._mixing.add(code)
+        elif found == "moved" and code not in self._mixing:
+            shown = "[" + ", ".join(map(self.world.show, sizes)) + "]"
+            error = Misplaced(call, shape_text(viewed, self.world), shown)
+            if tried:
+                raise error
+            self._marks.add(result, before, error)
+
+    def hold_order(self) -> None:
+        """At the end: refuse results in which one axis has the place of another."""
+        self._marks.end()
 
     def hold_claims(self, place: Place | None = None) -> None:
         """Hold what annotations claimed before a place against the shapes; at the end, all that is left."""
@@ -190,7 +178,7 @@ class Recorder(TorchFunctionMode):
             hint = f"leave out {_SPARSE[name][0]}=True: the gradient is the same, with its zeros"
             raise Unprovable(f"{name} makes a sparse gradient here, and an update takes a dense one.", source,
                              Goal(hint=hint))  # fmt: skip
-        if name == "as_strided":
+        if name == "as_strided" and not (operands and operands[0].is_contiguous()):
             raise Mismatch("", "as_strided reads storage whatever the shape, so nothing is shown of it")
         if name in ("cross_entropy", "nll_loss") and len(operands) > 1:
             target = operands[1].dtype
@@ -227,6 +215,7 @@ class Trace:
     questions: list[Question]
     world: World
     without_gradient: list[int]  # wanted, but the result does not depend on them
+    values: tuple[str, ...]  # what is asked of the values of its inputs
     writes: list[int]  # parameters without a gradient that the program writes into: running statistics
 
 
@@ -262,7 +251,7 @@ def _trace(setting: Setting, world: World, recorder: Recorder) -> Trace:
     refused = [setting.signature.entries[i].path for i in changed if not setting.may_write(i)]
     if refused:
         raise Mismatch("", f"the program writes into {', '.join(refused)}")
-    return Trace(graph, recorder.steps, world.env.asked, world, missing, changed)
+    return Trace(graph, recorder.steps, world.env.asked, world, missing, tuple(recorder.indices.values), changed)
 
 
 def _graph(
@@ -274,6 +263,8 @@ def _graph(
 
     def joint(*flat: Tensor) -> tuple[Any, ...]:
         recorder.tensors, standing = flat, Standing(setting.held, flat)
+        inputs = {e.path: t for e, t in zip(setting.signature.entries, flat, strict=True)}
+        recorder.indices = Indices(inputs, world.show)
         with setting.around(), watching:
             return differentiated(standing, *flat)
 
@@ -281,6 +272,7 @@ def _graph(
         with Rewrites(), recorder, checking(world_check, shown), standing:
             results, done = _results(setting, flat, world)
         recorder.hold_claims()
+        recorder.hold_order()
         world.hold_sizes()
         world.hold_data()
         check_results(setting.signature, results, world)
@@ -372,6 +364,8 @@ def _run_forward(setting: Setting, world: World, recorder: Recorder | None) -> N
         standing = Standing(setting.held, tensors)
         with Rewrites(), recorder or nullcontext(), checking(partial(_check_within, world, {})), standing:
             results, _ = _results(setting, tensors, world)
+        if recorder is not None:
+            recorder.hold_order()
         world.hold_sizes()
         world.hold_data()
         check_results(setting.signature, results, world)
@@ -423,6 +417,11 @@ def _check_within(world: World, own: dict[str, Any], value: Any, spec: TensorSpe
 def expression(size: Any) -> sympy.Basic:
     """The sympy form of an int or a symbolic size."""
     return size.node.expr if isinstance(size, SymInt) else sympy.Integer(size)
+
+
+def _sizes(tensor: Tensor) -> list[Any]:
+    """A tensor's sizes as expressions."""
+    return [*map(expression, tensor.shape)]
 
 
 def same_size(a: Any, b: Any) -> bool:

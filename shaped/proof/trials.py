@@ -22,6 +22,7 @@ from shaped.proof.keeping import putting_back
 from shaped.proof.rewrites import Standing
 from shaped.proof.setting import Setting, checking
 from shaped.proof.shelter import Shelter
+from shaped.proof.ways import way_under_way
 from shaped.shapes import Dim, TensorSpec
 
 _RUNS = 400  # at most
@@ -32,11 +33,13 @@ _POOL = (1, 1, 2, 2, 3, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15, 16, 24, 35)
 NEGATIVE = r"class values must be non-negative|non-negative integral|rate to be non-negative"  # entries; or else sizes
 _VALUES = re.compile(
     rf"between 0 and 1|probabilit|singular|positive.definite|overflow|converge|{NEGATIVE}|monotonic"
-    r"|must be in the range|elements of source|does not match required size",
+    r"|must be in the range|elements of source"
+    r"|not linked with support for|not compiled with CUDA|No CUDA GPUs|NVIDIA driver|does not match required size",
     re.IGNORECASE,
 )
 _INDEX = re.compile(r"out of (bounds|range)|out-of-bounds|ZeroDivisionError")
 _DIVISOR = "ZeroDivisionError"  # as torch says of integers: of a size, or of data, and those may be 1
+_SIGNED = 3  # how tensors are filled: with numbers of either sign
 _LENGTH = "Length of all samples"  # of what is packed: zeros are none
 
 Sizes = Mapping[str, int]
@@ -152,9 +155,15 @@ class Trials:
             error = self._error(shapes, sizes, 2) and error
         elif error is not None and _INDEX.search(str(error)):  # an index may be data: with others it may go through
             error = self._error(shapes, sizes, 1) or (self._error(shapes, sizes, 2) and error)
+        way = way_under_way()
+        if error is None and way is not None:  # which other values may not take
+            error = self._error(shapes, sizes, _SIGNED)
+            error = None if error is not None and _INDEX.search(str(error)) else error
         if error is None:
             return True
         self._errors[key] = error
+        if way is not None and way.refuses(error):
+            return None
         return None if isinstance(error, Warning) or _depends_on_values(error) else False
 
     def _error(self, shapes: Sequence[Sequence[int]], sizes: Sizes, fill: int) -> Exception | None:
@@ -206,7 +215,10 @@ def _depends_on_values(error: Exception) -> bool:
 
 
 def _filled(shape: Sequence[int], dtype: torch.dtype, fill: int, generator: torch.Generator) -> Tensor:
-    """Floats in (0, 1), zeros for integers (an index into anything), true booleans; or all 0; or all 1."""
+    """Floats in (0, 1), zeros for integers (an index into anything), true booleans; or all 0; or all 1; or drawn."""
+    if fill == _SIGNED:
+        drawn = torch.randn(shape, generator=generator)
+        return drawn.to(dtype) if dtype.is_floating_point or dtype.is_complex else (drawn > 0).to(dtype)
     if fill:
         return torch.full(shape, fill - 1, dtype=dtype)
     if dtype.is_floating_point or dtype.is_complex:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Literal, Optional, Union
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 """
 
@@ -287,3 +287,132 @@ def each(x: Float[Tensor, "a b"]) -> Iterator[Float[Tensor, "a"]]:
 """)
 
     assert {name: verdict.status for name, verdict in found.items()} == {"later": "unprovable", "each": "refuted"}
+
+
+def test_a_tensor_without_a_shape_is_proved_at_any_number_of_axes_or_said_to_need_one(check) -> None:  # type: ignore[no-untyped-def]
+    found = check("""
+def scaled(x: Tensor) -> Float[Tensor, "..."]:
+    return x / x.norm()
+
+def added(x: Tensor, y: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    return x[0] + y
+""")
+
+    assert found["scaled"].status == "proved"
+    assert "x has 2 axes; x has 1 axis; x has 3 axes; x has 0 axes" in found["scaled"].message
+    assert found["added"].status == "unprovable"
+    assert found["added"].message.endswith(
+        "a Tensor without a shape may have any: annotate it; it goes through where x has 1 axis"
+    )
+
+
+def test_a_tensor_of_any_dtype_is_taken_as_whole_numbers_where_others_are_refused(check) -> None:  # type: ignore[no-untyped-def]
+    found = check("""
+def taken(i: Shaped[Tensor, " n"], x: Float[Tensor, "m k"]) -> Float[Tensor, "n k"]:
+    assert not torch.is_floating_point(i)
+    return x[i]
+""")["taken"]
+
+    assert found.status == "proved"
+    assert found.message.endswith("dtypes       i of int64")
+
+
+def test_what_a_dataclass_derives_after_its_constructor_is_there_and_what_it_generates_is_not_reported(check) -> None:  # type: ignore[no-untyped-def]
+    found = check("""
+@dataclass
+class Points:
+    xyz: Float[Tensor, "*batch 3"]
+
+    def __post_init__(self) -> None:
+        self.count = self.xyz.shape[:-1]
+
+    def lengths(self) -> Float[Tensor, "*batch"]:
+        return self.xyz.norm(dim=-1).reshape(self.count)
+""")
+
+    assert {name: verdict.status for name, verdict in found.items()} == {"Points.lengths": "proved"}
+
+
+def test_a_branch_on_data_is_proved_both_ways_and_named(check) -> None:  # type: ignore[no-untyped-def]
+    found = check("""
+def clipped(x: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError("not finite")
+    if x.sum() > 1:
+        return x / 2
+    return x
+""")["clipped"]
+
+    assert found.status == "proved"
+    assert found.summary == "for all sizes, each way of its data"
+    assert "values that are refused at checked.py:11 are left out" in found.message
+
+
+def test_an_argument_is_what_a_factory_says_by_its_name(check) -> None:  # type: ignore[no-untyped-def]
+    text = """
+def activated(x: Float[Tensor, "n d"], mode: str, net: Any) -> Float[Tensor, "n d"]:
+    return net(x.relu() if mode == "relu" else x.tanh())
+"""
+    unknown = check(text)["activated"]
+    found = check(text, factories=["mode='relu'", "net=nn.Linear(d, d)"])["activated"]
+
+    assert "say what it is: --make 'mode=...'" in unknown.message
+    assert found.status == "proved"
+
+
+def test_what_is_there_for_others_to_define_is_not_asked(check) -> None:  # type: ignore[no-untyped-def]
+    found = check("""
+class Encoding(nn.Module):
+    def forward(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
+        "To be defined."
+        raise NotImplementedError
+
+class Same(Encoding):
+    def forward(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        return x
+""")
+
+    assert {name: verdict.status for name, verdict in found.items()} == {"Same.forward": "proved"}
+
+
+def test_a_move_to_a_gpu_that_is_not_here_says_nothing_of_shapes(check) -> None:  # type: ignore[no-untyped-def]
+    found = check("""
+def moved(x: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
+    return x.cuda() + torch.zeros(1, device="cuda") + x.to("cuda:0")
+
+def turned(x: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
+    return x.cuda().T
+""")
+
+    assert {name: verdict.status for name, verdict in found.items()} == {"moved": "proved", "turned": "refuted"}
+
+
+def test_a_size_that_numpy_reads_is_taken_at_some_numbers(check) -> None:  # type: ignore[no-untyped-def]
+    found = check("""
+import numpy as np
+
+class Grid(nn.Module):
+    def __init__(self, levels: int, dim: int) -> None:
+        super().__init__()
+        self.growth = np.exp(np.log(levels) / 3)
+        self.w = nn.Parameter(torch.zeros(levels, dim))
+
+    def forward(self, x: Float[Tensor, "n dim"]) -> Float[Tensor, "n levels dim"]:
+        return x[:, None] * self.w * self.growth
+""")["Grid.forward"]
+
+    assert found.summary == "for all sizes, at levels = 2 or levels = 3 or levels = 1"
+
+
+def test_a_constructor_that_registers_a_buffer_is_proved_itself(check) -> None:  # type: ignore[no-untyped-def]
+    found = check("""
+class Basis(nn.Module):
+    def __init__(self, basis: Float[Tensor, "m k"]) -> None:
+        super().__init__()
+        self.register_buffer("basis", basis)
+
+    def forward(self, x: Float[Tensor, "n m"]) -> Float[Tensor, "n k"]:
+        return x @ self.basis
+""")
+
+    assert {verdict.status for verdict in found.values()} == {"proved"}

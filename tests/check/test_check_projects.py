@@ -154,3 +154,24 @@ def test_a_file_that_ends_its_process_or_hangs_harms_nothing_and_what_is_unchang
     assert again == [True]
     assert (status, json.loads(next(lines))["verdicts"][0]["status"]) == (1, "refuted")
     assert isinstance(read_project(project), Project)
+
+
+def test_a_circle_of_imports_is_entered_where_it_can_be(project: Path) -> None:
+    folder = project / "circular_package"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    (folder / "writer.py").write_text("from . import settings\n\nclass Writer:\n    pass\n")
+    (folder / "settings.py").write_text("from . import writer\n\nclass Settings:\n    made = writer.Writer\n")
+
+    assert load(folder / "writer.py").Writer.__name__ == "Writer"
+
+
+def test_a_file_that_trains_when_it_is_imported_is_not_trained(tmp_path: Path) -> None:
+    file = tmp_path / "trains_at_import.py"
+    file.write_text(
+        "import torch\nw = torch.ones(1, requires_grad=True)\nsgd = torch.optim.SGD([w], lr=1.0)\n"
+        "w.sum().backward()\nsgd.step()\n"
+    )
+
+    with pytest.raises(ShapedError, match=r"Line 5: ShapedError: it trains when it is imported"):
+        load(file)

@@ -35,13 +35,14 @@ def split_axis(d: Draft, x: Value) -> Value | None:
 
 @operation("view")
 def swapped_view(d: Draft, x: Value) -> Value | None:
+    """Through one axis, which says that the elements are meant to be read in another shape."""
     if x.rank < 2:
         return None
     a, b = d.rng.sample(range(x.rank), 2)
     order = list(range(x.rank))
     order[a], order[b] = order[b], order[a]
     how = d.rng.choice(["view", "reshape"])
-    return d.let(f"{x.name}.{how}({', '.join(d.size(x, i) for i in order)})", [x.dims[i] for i in order])
+    return d.let(f"{x.name}.{how}(-1).{how}({', '.join(d.size(x, i) for i in order)})", [x.dims[i] for i in order])
 
 
 @operation("view")
