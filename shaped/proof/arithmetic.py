@@ -7,7 +7,7 @@ rest. What cannot be decided so is not claimed.
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -40,6 +40,7 @@ _ORDER = (sympy.Le, sympy.Lt, sympy.Ge, sympy.Gt)
 _COUNTERS = tuple(sympy.Symbol(f"j{i}", integer=True, nonnegative=True) for i in range(6))
 _OPAQUE = tuple(sympy.Symbol(f"f{i}", integer=True, nonnegative=True) for i in range(12))
 _PRODUCTS = tuple(sympy.Symbol(f"m{i}", integer=True, positive=True) for i in range(3))
+_SUM = sympy.Symbol("t0", integer=True, positive=True)
 _SPARE = tuple(sympy.Symbol(f"r{i}", integer=True, nonnegative=True) for i in range(12))
 
 Least = Mapping[Any, int]  # the smallest value of each symbol
@@ -63,11 +64,32 @@ def holds(fact: Any, given: Sequence[Any] = (), least: Least | None = None) -> b
         return holds(fact, rest, least) or all(holds(fact, [*rest, part], least) for part in either.args)
     relevant = [g for g in given if isinstance(g, _ORDER) and g.free_symbols & fact.free_symbols]
     (fact, *relevant), start = _with_products([fact, *relevant], start)
-    known, bounds = tuple(relevant), tuple(start.items())
-    try:
-        return _holds(fact, known, bounds) or _holds_whichever(fact, known, bounds)
-    except ZeroDivisionError:  # for some of these sizes it says nothing
-        return False
+    for facts, least_of in ((fact, *relevant), start), *_with_sums((fact, *relevant), start):
+        known, bounds = tuple(facts[1:]), tuple(least_of.items())
+        try:
+            if _holds(facts[0], known, bounds) or _holds_whichever(facts[0], known, bounds):
+                return True
+        except ZeroDivisionError:  # for some of these sizes it says nothing
+            return False
+    return False
+
+
+def _with_sums(facts: Sequence[Any], least: dict[Any, int]) -> Iterator[tuple[Sequence[Any], dict[Any, int]]]:
+    """A symbol for a sum of sizes that is divided by a number, in place of one of them: 2*((m + n)//2) <= m + n.
+
+    What the one was at least is not used then.
+    """
+    for over in sorted({a.args[0] for fact in facts for a in divisions(fact) if a.args[1].is_Integer}, key=str):
+        total = over - over.as_coeff_Add()[0]
+        parts = [term.as_coeff_Mul() for term in sympy.Add.make_args(total)]
+        if len(parts) < 2 or not all(n.is_Integer and n > 0 and size.is_Symbol for n, size in parts):
+            continue
+        one = next((size for n, size in parts if n == 1), None)
+        if one is not None and all(size in least for _, size in parts):
+            written = {one: _SUM - (total - one)}
+            sums = [fact.func(*(side.xreplace(written) for side in fact.args)) for fact in facts]
+            others = {size: number for size, number in least.items() if size != one}
+            yield sums, others | {_SUM: sum(int(n) * least[size] for n, size in parts)}
 
 
 def _with_products(facts: list[Any], least: dict[Any, int]) -> tuple[list[Any], dict[Any, int]]:

@@ -47,8 +47,9 @@ def _is_plain(kind: str, args: Sequence[Any], kwargs: Any) -> bool:
     if not all(isinstance(t, Tensor) and t.dtype is x.dtype for t in (*states, *weights)):
         return False
     dropped = dropout and train and layers > 1
-    mapped = torch._C._functorch.is_functorch_wrapped_tensor(x) or torch.is_autocast_enabled(x.device.type)
-    return isinstance(x.shape[1 if batch_first else 0], SymInt) and not dropped and not mapped
+    mapped = torch._C._functorch.is_batchedtensor(x) or torch._C._functorch.is_gradtrackingtensor(x)
+    cast = torch.is_autocast_enabled(x.device.type)
+    return isinstance(x.shape[1 if batch_first else 0], SymInt) and not (dropped or mapped or cast)
 
 
 def _hold(kind: str, x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor], args: Sequence[Any]) -> None:

@@ -92,8 +92,6 @@ class _Questions(ShapeEnv):
         before = len(self.guards)
         orig_expr = self._settle(orig_expr)
         symbolic = isinstance(orig_expr, sympy.Basic) and bool(orig_expr.free_symbols)
-        if symbolic and orig_expr not in self.decided and _is_curious(sys._getframe(1)):
-            return orig_expr.xreplace(self.backed_var_to_val)
         try:
             answer = super().evaluate_expr(orig_expr, *args, **kwargs)
         except GuardOnDataDependentSymNode:
@@ -146,15 +144,6 @@ class _Questions(ShapeEnv):
             numbers = {atom: number for atom in divisions(expression) if (number := constant(atom)) is not None}
             self._settled[expression] = flat(whole(expression.xreplace(numbers) if numbers else expression))
         return self._settled[expression]
-
-
-def _is_curious(frame: FrameType | None) -> bool:
-    """Whether it is the tracer that asks, for a note on a tensor's layout that nobody reads."""
-    while frame is not None:
-        if frame.f_code.co_name == "_extract_tensor_metadata":
-            return True
-        frame = frame.f_back
-    return False
 
 
 _CHECKED = "torch._assert_async(condition.all(), message) is checked wherever the program runs"

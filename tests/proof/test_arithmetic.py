@@ -155,6 +155,8 @@ SHOWN: list[tuple[Any, tuple[Any, ...]]] = [  # facts that programs need, and wh
     (sympy.Eq(FloorDiv(HEIGHT - 1, 2) + 1, FloorDiv(HEIGHT + 1, 2)), ()),
     (sympy.Eq(FloorDiv(HEIGHT, 2) + FloorDiv(HEIGHT + 1, 2), HEIGHT), ()),
     (sympy.Eq(2 * FloorDiv(HEIGHT, 2) + PythonMod(HEIGHT, 2), HEIGHT), ()),
+    (sympy.Lt(2 * FloorDiv(HEIGHT + WIDTH, 2), HEIGHT + WIDTH + 1), ()),
+    (sympy.Lt(3 * FloorDiv(HEIGHT + 2 * WIDTH - 1, 3), HEIGHT + 2 * WIDTH), ()),
     (sympy.Ge((HEIGHT - 2) * (WIDTH - 2), WIDTH - 2), (sympy.Ge(HEIGHT, 3), sympy.Ge(WIDTH, 3))),
     (sympy.Ge(4 * FloorDiv(LENGTH + 3, 4), LENGTH), ()),
     # windows over time
@@ -188,6 +190,7 @@ def test_a_fact_that_programs_need_is_shown(fact: Any, known: tuple[Any, ...]):
 NOT_SHOWN: list[tuple[Any, tuple[Any, ...]]] = [  # as near to the above as can be, and false somewhere
     (sympy.Ge(TIME - 1, 2), ()),
     (sympy.Ge(FloorDiv(HEIGHT, 2), 2), ()),
+    (sympy.Ge(2 * FloorDiv(HEIGHT + WIDTH, 2), HEIGHT + WIDTH), ()),
     (sympy.Ge(FloorDiv(HEIGHT, 4), 1), (sympy.Ge(HEIGHT, 3),)),
     (sympy.Gt(TIME - KERNEL + 1, 0), ()),
     (sympy.Gt(TIME - KERNEL, 0), (sympy.Ge(TIME, KERNEL),)),

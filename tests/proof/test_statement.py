@@ -125,12 +125,21 @@ def counts_around(x: Float[Tensor, "n d"], y: Float[Tensor, " m"]) -> Float[Tens
     return x[3:][torch.arange(y.shape[0]) % (x.shape[0] - 3)]
 
 
+def two_of_the_thirds(x: Float[Tensor, "n m"]) -> Float[Tensor, "n m//3"]:
+    thirds = x.view(x.shape[0], x.shape[1] // 3, 3).sum(2)
+    return thirds if x.shape[0] > 3 else thirds[:, :2]
+
+
+def pooled_together(x: Float[Tensor, "a m"], y: Float[Tensor, "a n"]) -> Float[Tensor, "a (m+n+1)//2"]:
+    return F.avg_pool1d(torch.cat([x, y], 1), 2, 2, ceil_mode=True)
+
+
 PROGRAMS: list[Callable[..., Any]] = [
     parts, odd_and_not_too_small, one_side_fails, scattered, over_one_entry, chosen, chosen_beyond,
     indexed_by_another, claims_few, either_way, uneven_parts, halved_twice, last, last_of_each, ends,
     before_the_first, written_at_a_size, enlarged, taken_along, divided_by_what_may_be_nothing,
     every_other_in_thirds, second_of_three, three_of_the_pairs, two_where_odd, looks_up_in_nothing,
-    counts_around,
+    counts_around, two_of_the_thirds, pooled_together,
 ]  # fmt: skip
 
 
