@@ -85,7 +85,7 @@ def test_no_thread_sees_another_len_root_module_call_or_flag_while_one_proves() 
     tracing = importlib.import_module("torch.fx._symbolic_trace")
 
     def seen() -> tuple[Any, ...]:
-        flags = jaxtyping.config.jaxtyping_disable, tracing.is_fx_symbolic_tracing()
+        flags = jaxtyping.config.jaxtyping_disable, bool(tracing.is_fx_symbolic_tracing())
         methods = nn.Module.__call__, nn.Module.__getattr__, hasattr(torch.SymInt, "__divmod__")
         return builtins.len, math.sqrt, *methods, *flags
 
