@@ -101,8 +101,7 @@ class SharedFeed(Feed):
         mine = dict(every[0])
         inside = data.data if isinstance(data, Local) else data
         there, here = (mine.get("about") or {}).get("batch_size"), getattr(inside, "batch_size", None)
-        known = isinstance(there, int) and isinstance(here, int)
-        other = known and there * len(every) != here * self.peers.size
+        other = isinstance(there, int) and isinstance(here, int) and there * len(every) != here * self.peers.size
         if mine.get("inner") is not None or (state["index"] and other):
             raise StateError(
                 f"the run was saved at batch {state['index']} of epoch {state['epoch']} of data that {len(every)} "

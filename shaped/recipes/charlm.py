@@ -2,7 +2,7 @@
 
 import math
 import time
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -124,7 +124,7 @@ def train(settings: Settings) -> Outcome:
     reached = loop.evaluate(validation)["validation/loss"]
     say(f"validation   {reached:.3f} nats a byte after {loop.step} steps ({seconds:.0f} s now); a bigram model has "
         f"{bigram:.3f} on the same bytes")  # fmt: skip
-    written = sample(trainer.get_params(), b"def ", 400, seed=settings.seed)
+    written = sample(cast(GPT, trainer.get_params()), b"def ", 400, seed=settings.seed)
     say(f"a sample\n{written}")
     if trainer.peers.leads:
         files.replace(folder / "sample.txt", written.encode())

@@ -5,6 +5,7 @@ Run by conftest.py: python processes.py RANK FILE NAME...; the answers of a rank
 
 import json
 import sys
+import tempfile
 import traceback
 import warnings
 from collections.abc import Callable
@@ -17,9 +18,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from shaped import NonFiniteError, ParamList, ScalarTrainer, ShapeError, init
+from shaped import Checkpoints, Loop, NonFiniteError, ParamList, ScalarTrainer, ShapeError, init
+from shaped.data import Batches
 from shaped.optim import SGD, AdamW, Muon
-from shaped.ranks import join, leave
+from shaped.ranks import join, leave, peers_of
 
 CHECKS: dict[str, Callable[[], None]] = {}
 WIDE = torch.float64
@@ -346,6 +348,28 @@ def parts_are_even_and_what_needs_whole_parameters_is_refused() -> None:
     raises(lambda: together.params, ValueError, "get_params()")
     raises(lambda: new(kind="muon", mesh=join(), zero=3), ValueError, "zero=0")
     raises(lambda: together.compare_backends(*mine(0, *batch(0))), ValueError, "without a mesh")
+
+
+@check
+def a_loop_with_checkpoints_runs_as_on_one_process_and_goes_on_in_parts() -> None:
+    """Batches of 6, and a last one of one row, which one rank has none of."""
+    x, y = torch.randn(19, 6, generator=torch.Generator().manual_seed(0), dtype=WIDE), torch.arange(19) % 5
+    data = Batches(x, y, batch_size=6, seed=0)
+    place = peers_of(new(mesh=join()).ranks).tell("a folder", tempfile.mkdtemp() if rank() == 0 else None)[0]
+    one = Loop(new(mesh="alone", max_norm=0.3))
+    one.run_epochs(data, 3)
+    want = one.evaluate(data)
+    for zero, steps in ((0, 3), (3, 9), (0, 12)):  # saved whole, read as parts; saved as parts, read whole
+        loop = Loop(new(mesh=join(), zero=zero, max_norm=0.3))
+        checkpoints = loop.attach(Checkpoints(f"{place}/run", every=4, keep=1))
+        checkpoints.resume(loop)
+        loop.run_to_step(data, steps)
+        checkpoints.close()
+        dist.barrier()
+    same(loop.trainer, one.trainer)
+    for name, value in loop.evaluate(data).items():
+        assert abs(value - want[name]) <= EXACT * abs(value), name
+    assert Checkpoints(f"{place}/run", keep=1).steps() == [12]
 
 
 @check

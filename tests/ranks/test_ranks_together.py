@@ -19,6 +19,7 @@ SHORT = [
     "gradients_and_losses_without_an_update_are_those_of_all_rows",
     "a_state_of_many_is_that_of_one_and_goes_back",
     "parts_are_even_and_what_needs_whole_parameters_is_refused",
+    "a_loop_with_checkpoints_runs_as_on_one_process_and_goes_on_in_parts",
     "several_processes_without_a_mesh_are_refused",
     "ranks_that_made_different_trainers_are_refused",
     "a_rank_that_leaves_the_compiler_goes_on_with_those_that_stay",
