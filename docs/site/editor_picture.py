@@ -34,6 +34,12 @@ class Attention(nn.Module):
         mixed = scores.softmax(-1) @ v
         merged = mixed.reshape(batch, seq, -1)
         return self.out(merged)
+
+
+def weights(x: Float[Tensor, "batch seq dim"], y: Float[Tensor, "batch keys dim"]) -> Float[Tensor, "batch seq keys"]:
+    products = x @ y.mT
+    scale = x.square().sum(-1, keepdim=True)
+    return (products / scale).softmax(-1)
 """
 _WIDE, _HIGH, _LEFT, _TOP = 7.8, 19, 52, 30  # a character, a line, and where the text begins
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 from shaped.check.verdicts import Shape, Verdict
 
-_FIX = re.compile(r" has shape \[.*?\]; did you mean (.+) \?$")  # the whole expression with the change in it
+_FIX = re.compile(r"; did you mean (.+) \?$")  # the whole expression with the change in it
 _ORIGIN = re.compile(r"^(?:declared at|from) (.+):(\d+)$")
 _ALTERNATIVES = 3  # shapes of one expression that are shown
 _SEVERITIES: dict[str, Literal["error", "warning"]] = {"refuted": "error", "error": "error", "unprovable": "warning"}

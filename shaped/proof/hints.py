@@ -68,7 +68,7 @@ def hint_for_view(call: Call, operands: Sequence[Operand], world: World, setting
             run_forward(setting, again, Recorder(again, replacement))
         except Exception:
             continue
-        return f"did you mean {shown} ?"
+        return f"a transpose moves them; did you mean {shown} ?"
     return ""
 
 

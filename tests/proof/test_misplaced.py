@@ -103,9 +103,9 @@ def test_the_hint_is_the_transpose_that_was_forgotten() -> None:
         hints.append(error.value.goal.hint)
 
     assert hints == [
-        "did you mean x.transpose(0, 1).reshape(x.shape[1], x.shape[0]) ?",
-        "did you mean x.view(batch, seq, 4, dim // 4).transpose(1, 2) ?",
-        "did you mean x.transpose(1, 2).reshape(batch, seq, -1) ?",
+        "a transpose moves them; did you mean x.transpose(0, 1).reshape(x.shape[1], x.shape[0]) ?",
+        "a transpose moves them; did you mean x.view(batch, seq, 4, dim // 4).transpose(1, 2) ?",
+        "a transpose moves them; did you mean x.transpose(1, 2).reshape(batch, seq, -1) ?",
     ]
 
 
