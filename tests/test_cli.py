@@ -183,7 +183,7 @@ def test_train_runs_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
     assert status == 0
     assert re.search(r"^test accuracy \d\d\.\d% on 360 images, \d+\.\d s of training$", out, re.MULTILINE)
-    assert (tmp_path / "digits-eager-sgd-seed-2.png").is_file()
+    assert (tmp_path / "digits-eager-sgd-seed-2" / "curves.png").is_file()
 
 
 def test_train_runs_the_train_of_a_file(script_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

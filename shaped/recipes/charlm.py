@@ -18,8 +18,8 @@ from shaped.loop import Curves, JsonLines, Loop, Progress
 from shaped.losses import cross_entropy
 from shaped.optim import SGD, Adam, AdamW, FusedOptimizer, Lion
 from shaped.params import ParamList
+from shaped.ranks import say
 from shaped.recipes import Outcome, Settings
-from shaped.recipes.display import say
 from shaped.trainer import ScalarTrainer
 
 DIM, LAYERS, CONTEXT = 128, 4, 128
@@ -103,7 +103,7 @@ def train(settings: Settings) -> Outcome:
     optimizer = make_optimizer(settings.optimizer, params)
     trainer = ScalarTrainer(loss, params, backend=settings.backend, optimizer=optimizer, max_norm=1.0,
                             mesh=mesh, zero=settings.zero if mesh is not None else 0)  # fmt: skip
-    say(str(trainer.proof))
+    say(trainer.proof)
     text, held_out = stdlib_text("train"), stdlib_text("validation")
     say(f"data         {len(text) / 1e6:.1f} MB to train on, {len(held_out) / 1e6:.1f} MB held out; "
         f"{sum(p.numel() for p in params):,} parameters")  # fmt: skip
@@ -117,7 +117,7 @@ def train(settings: Settings) -> Outcome:
     loop.attach(checkpoints)
     loop.every_n_steps(STEPS_PER_EPOCH, lambda loop: loop.evaluate(validation), name="validate")
     if settings.goes_on:
-        say(str(checkpoints.resume(loop)))
+        say(checkpoints.resume(loop))
     began = time.perf_counter()
     loop.run_epochs(data, epochs)
     seconds = time.perf_counter() - began

@@ -1,11 +1,10 @@
 """Classify the handwritten digits: a two-layer network, any optimizer, either backend."""
 
+import math
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -14,9 +13,10 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from shaped import init
 from shaped.data import digits
 from shaped.errors import ShapedError
+from shaped.loop import Curves, JsonLines, Loop, Progress
+from shaped.metrics import accuracy
 from shaped.params import ParamList
 from shaped.recipes import Outcome, Settings
-from shaped.recipes.display import Curves, bar, say
 from shaped.trainer import ScalarTrainer
 from shaped.workflow import OptimizerConfig
 from shaped.workflow.assembly import make_optimizer
@@ -49,50 +49,37 @@ def loss(p: MLP, x: Float[Tensor, "batch pixels"], y: Int[Tensor, " batch"]) -> 
 
 def train(settings: Settings) -> Outcome:
     """Train, print what is proved and what is reached, and save the learning curves."""
-    settings.only_alone("digits")
     epochs = EPOCHS if settings.epochs is None else settings.epochs
     if settings.resume:
         raise ShapedError("digits keeps no checkpoints, since it takes seconds: run it without --resume")
-    curves, folder = Curves(), Path(settings.out)
-    folder.mkdir(parents=True, exist_ok=True)  # what could fail after the training fails before it
+    folder = settings.folder("digits")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "log.jsonl").unlink(missing_ok=True)  # of a run before
     params = MLP.init(pixels=64, hidden=HIDDEN, classes=10, seed=settings.seed, device=settings.device)
     optimizer = make_optimizer(OptimizerConfig(settings.optimizer, *OPTIMIZERS[settings.optimizer]), params)
     trainer = ScalarTrainer(loss, params, backend=settings.backend, optimizer=optimizer)
-    say(str(trainer.proof))
-    batches = len(list(_batches("train", settings, 0)))
-    schedule = CosineAnnealingLR(optimizer, T_max=epochs * batches)
-    test = list(_batches("test", settings, 0))
-    started = time.perf_counter()
-    with bar(f"digits, {settings.backend}, {settings.optimizer}", total=epochs * batches) as advance:
-        for epoch in range(epochs):
-            total = torch.zeros((), device=settings.device)
-            for x, y in _batches("train", settings, epoch):
-                value = trainer.train_step(x, y)
-                schedule.step()
-                total += value
-                advance(f"loss {value.item():.3f}")
-            curves.add(loss=(total / batches).item(), accuracy=accuracy(trainer.params, test))
-    seconds = time.perf_counter() - started
-    name = f"digits-{settings.backend}-{settings.optimizer}-seed{settings.seed}.png"
-    picture = curves.save(folder / name, title=f"digits: {settings.backend}, {settings.optimizer}")
+    print(trainer.proof, flush=True)
+    test = list(batches("test", settings))
+    schedule = CosineAnnealingLR(optimizer, T_max=epochs * len(list(batches("train", settings))))
+    loop = Loop(trainer, schedule=schedule, metrics={"accuracy": lambda p, x, y: accuracy(logits(p, x), y)})
+    log = loop.attach(JsonLines(folder / "log.jsonl", every=10))
+    curves = loop.attach(Curves(log.path))
+    loop.attach(Progress(f"digits, {settings.backend}, {settings.optimizer}"))
+    loop.on_epoch(lambda loop: loop.evaluate(test, "test"), name="test")
+    began = time.perf_counter()
+    loop.run_epochs(lambda epoch: batches("train", settings, epoch), epochs)
+    seconds = time.perf_counter() - began
+    reached = loop.latest.get("test/accuracy", math.nan)
     images = sum(len(y) for _, y in test)
-    say(f"test accuracy {curves.last('accuracy'):.1%} on {images} images, {seconds:.1f} s of training")
+    print(f"test accuracy {reached:.1%} on {images} images, {seconds:.1f} s of training")
     if settings.backend != "eager":
-        say(f"executors\n{trainer.executors}")
-    say(f"curves        {picture}")
-    figures = {"accuracy": curves.last("accuracy"), "seconds": seconds, "loss": curves.last("loss")}
-    return Outcome(figures, (picture,))
+        print(f"executors\n{trainer.executors}")
+    print(f"curves        {curves.picture}", flush=True)
+    figures = {"accuracy": reached, "seconds": seconds, "loss": loop.average.compute()}
+    return Outcome(figures, (curves.picture, log.path))
 
 
-@torch.no_grad()
-def accuracy(params: ParamList, data: list[tuple[Tensor, Tensor]]) -> float:
-    """Share of images whose most likely class is right."""
-    assert isinstance(params, MLP)
-    right = sum(int((logits(params, x).argmax(1) == y).sum()) for x, y in data)
-    return right / sum(len(y) for _, y in data)
-
-
-def _batches(split: str, settings: Settings, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    size = BATCH if split == "train" else 360
-    for x, y in digits(size, seed=settings.seed, split="train" if split == "train" else "test", epoch=epoch):
+def batches(split: Literal["train", "test"], settings: Settings, epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    """An epoch of images on the device."""
+    for x, y in digits(BATCH if split == "train" else 360, seed=settings.seed, split=split, epoch=epoch):
         yield x.to(settings.device), y.to(settings.device)

@@ -29,7 +29,6 @@ from shaped.loop import Loop
 from shaped.losses import mse
 from shaped.params import ParamList
 from shaped.recipes import Outcome, Settings
-from shaped.recipes.display import say
 from shaped.trainer import ScalarTrainer
 from shaped.workflow import CrossValidation, CrossValidator, CVConfig, Fold, OptimizerConfig
 from shaped.workflow.assembly import make_optimizer
@@ -93,15 +92,15 @@ def train(settings: Settings) -> Outcome:
     series = make_series(settings.seed).to(settings.device)
     tables = validate(series[:KNOWN], settings, folder)
     window = min(tables, key=lambda size: tables[size].mean["loss"])
-    say(
+    print(
         "window  "
         + "  ".join(f"{size}: {t.mean['loss']:.3f} ± {t.deviation['loss']:.3f}" for size, t in tables.items())
     )
-    say(f"chosen: {window} rows; the noise alone is {NOISE**2:.3f}\n{tables[window]}")
+    print(f"chosen: {window} rows; the noise alone is {NOISE**2:.3f}\n{tables[window]}")
     chance = leak_check(series[:KNOWN], window, settings, folder)
     stream = go_along(series, window, tables[window].mean["loss"], settings, folder)
     picture = draw(folder / "series.png", tables, stream)
-    say(f"{time.perf_counter() - began:.0f} s in all; {picture}")
+    print(f"{time.perf_counter() - began:.0f} s in all; {picture}")
     return Outcome(
         {**chance, **stream.figures, "window": float(window)}, (picture, folder / "versions" / "audit.jsonl")
     )
@@ -155,7 +154,7 @@ def leak_check(series: Tensor, size: int, settings: Settings, folder: Path) -> d
     count = sum(fold.test for fold in honest.folds)
     half = 1.96 * 0.5 / count**0.5
     found = {"shuffled": honest.mean["direction"], "leaking": leaking.mean["direction"], "chance": half}
-    say(f"shuffled values: direction {found['shuffled']:.3f}; chance is {0.5 - half:.3f} to {0.5 + half:.3f} "
+    print(f"shuffled values: direction {found['shuffled']:.3f}; chance is {0.5 - half:.3f} to {0.5 + half:.3f} "
         f"(95 % of {count} rows); with the label inside its window it would be {found['leaking']:.3f}")  # fmt: skip
     return found
 
@@ -184,7 +183,7 @@ def go_along(series: Tensor, size: int, usual: float, settings: Settings, folder
     inputs, rows = dispatch(loss, made.inputs), made.spans[:, 1]
     known = rows < KNOWN
     trainer = fit(inputs[known], made.labels[known], settings, settings.seed, settings.backend).trainer
-    say(str(trainer.proof))
+    print(trainer.proof)
     frozen = trainer.get_params()
     detector = PageHinkley(min_instances=10, delta=usual / 2, threshold=10 * usual, mode="up")
     learner = OnlineLearner(
@@ -238,15 +237,15 @@ def summary(lines: Sequence[Mapping[str, Any]], learner: OnlineLearner) -> Strea
 
 def report(f: Mapping[str, float], at: int) -> None:
     """Print a stream's figures."""
-    say(f"drift at batch {at}, noticed after {f['delay']:.0f} batches of {STREAM} rows; alarms besides: "
+    print(f"drift at batch {at}, noticed after {f['delay']:.0f} batches of {STREAM} rows; alarms besides: "
         f"{f['false_alarms']:.0f} before, {f['later_alarms']:.0f} after")  # fmt: skip
-    say(f"on the errors of the model that is never updated, ADWIN needs {f['adwin']:.0f} batches "
+    print(f"on the errors of the model that is never updated, ADWIN needs {f['adwin']:.0f} batches "
         f"and KSWIN {f['kswin']:.0f}")  # fmt: skip
-    say(f"updates {f['updates']:.0f} accepted, {f['refused']:.0f} refused")
-    say("squared error   before  until noticed  second half after")
-    say(f"  online        {f['before']:6.3f}  {f['struck']:13.3f}  {f['recovered']:17.3f}")
-    say(f"  never updated {f['frozen_before']:6.3f}  {f['frozen_struck']:13.3f}  {f['frozen_after']:17.3f}")
-    say(f"  the noise     {NOISE**2:6.3f}")
+    print(f"updates {f['updates']:.0f} accepted, {f['refused']:.0f} refused")
+    print("squared error   before  until noticed  second half after")
+    print(f"  online        {f['before']:6.3f}  {f['struck']:13.3f}  {f['recovered']:17.3f}")
+    print(f"  never updated {f['frozen_before']:6.3f}  {f['frozen_struck']:13.3f}  {f['frozen_after']:17.3f}")
+    print(f"  the noise     {NOISE**2:6.3f}")
 
 
 def _mean(values: Sequence[float]) -> float:

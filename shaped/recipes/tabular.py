@@ -22,7 +22,6 @@ from shaped.data import Batches
 from shaped.errors import ShapedError
 from shaped.loop import Loop
 from shaped.recipes import Outcome, Settings
-from shaped.recipes.display import say
 from shaped.trainer import ScalarTrainer
 from shaped.workflow import (
     BatchConfig,
@@ -108,24 +107,24 @@ def train(settings: Settings) -> Outcome:
     began = time.perf_counter()
     strategy: Literal["bayesian", "random"] = "bayesian" if find_spec("optuna") else "random"
     how = "TPE (optuna)" if strategy == "bayesian" else "random, since optuna is not installed"
-    say(f"{FOLDS} folds, in each a search of {TRIALS} trials ({how}) with median pruning and early stopping")
+    print(f"{FOLDS} folds, in each a search of {TRIALS} trials ({how}) with median pruning and early stopping")
     for name in TABLES:
         table = data.get(name)(validation=0.0).table
         learner = Learner.make(table, settings)
         if not report:
-            say(str(learner.trainer.proof))
+            print(str(learner.trainer.proof))
         with one_thread():
             found = cross_validate(learner, strategy, folder / name)
         text = f"{name}: {len(table)} rows, {len(table.features)} features, {len(table.classes)} classes\n{found}"
-        say(text)
+        print(text)
         report.append(text)
         for key, value in found.mean.items():
             figures[f"{name}/{key}"] = value
     figures["seconds"] = time.perf_counter() - began
     for name in TABLES:
         ours, theirs = figures[f"{name}/accuracy"], figures[f"{name}/sklearn"]
-        say(f"{name}: {ours:.1%} beside {theirs:.1%} of MLPClassifier, {100 * (ours - theirs):+.1f} points")
-    say(f"{figures['seconds']:.0f} s")
+        print(f"{name}: {ours:.1%} beside {theirs:.1%} of MLPClassifier, {100 * (ours - theirs):+.1f} points")
+    print(f"{figures['seconds']:.0f} s")
     written = folder / "folds.txt"
     files.replace(written, ("\n\n".join(report) + "\n").encode())
     return Outcome(figures, (written,))

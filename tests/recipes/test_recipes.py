@@ -8,7 +8,6 @@ import pytest
 
 from shaped import ShapedError
 from shaped.recipes import RECIPES, Outcome, Settings, find, load_file
-from shaped.recipes.display import Curves, bar
 
 KNOWN = ", ".join(RECIPES)
 
@@ -24,7 +23,8 @@ def test_the_digits_are_learned_in_a_few_epochs_and_a_picture_is_written(
 
     # 96 to 98 % over these; a network that learns nothing has 10 %.
     assert outcome.figures["accuracy"] > 0.93
-    assert outcome.files == (tmp_path / "new" / "folder" / f"digits-eager-{optimizer}-seed{seed}.png",)
+    folder = tmp_path / "new" / "folder" / f"digits-eager-{optimizer}-seed{seed}"
+    assert outcome.files == (folder / "curves.png", folder / "log.jsonl")
     assert outcome.files[0].read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert printed.index("proved for all batch, pixels, hidden, classes >= 1") < printed.index("test accuracy")
 
@@ -143,23 +143,3 @@ def test_what_is_no_job_is_refused(script_folder: Path) -> None:
 
     assert str(no_train.value) == f"{empty} has no function `train(settings: shaped.recipes.Settings)`"
     assert str(no_python.value) == f"{text} is not a Python file"
-
-
-def test_without_a_terminal_the_bar_prints_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    with bar("digits", total=2) as advance:
-        advance("loss 2.0")
-        advance("loss 1.0")
-
-    assert capsys.readouterr().out.strip() == "digits: 2 steps, loss 1.0"
-
-
-def test_curves_keep_the_newest_figure_and_are_empty_at_first(tmp_path: Path) -> None:
-    curves = Curves()
-    first = curves.last("loss")
-    curves.save(tmp_path / "empty.png", title="nothing yet")
-    curves.add(loss=2.0)
-    curves.add(loss=1.0, accuracy=0.5)
-
-    assert first != first, "NaN"
-    assert (curves.last("loss"), curves.last("accuracy")) == (1.0, 0.5)
-    assert curves.save(tmp_path / "curves.png", title="t").stat().st_size > (tmp_path / "empty.png").stat().st_size
