@@ -21,7 +21,7 @@ from shaped.loop.hooks import Hooks
 from shaped.loop.listening import Listeners
 from shaped.loop.resuming import load_state, saved_state
 from shaped.loop.signals import Interrupted, Watch, Workers
-from shaped.loop.together import Between, Stopped, Together
+from shaped.loop.together import Stopped, Together
 from shaped.metrics import MovingAverage, Scored, evaluate
 from shaped.optim import FusedOptimizer
 from shaped.params import ParamList
@@ -402,7 +402,7 @@ class Loop(Hooks, Listeners, Together):
             As `shaped.metrics.evaluate`.
         """
 
-        found = evaluate(self.trainer, data, self.metrics, between=Between(self, self._watch), ignore=self._ignore)
+        found = evaluate(self.trainer, data, self.metrics, between=self._between(), ignore=self._ignore)
         found = {f"{name}/{key}": value for key, value in found.items()}
         self.record(found)
         return found

@@ -82,6 +82,11 @@ class Together:
         """The signal that ends a run; on several ranks one that all know of."""
         return cast(Any, self)._watch.received if self.peers.size == 1 else self._signal
 
+    def _between(self) -> Callable[..., None]:
+        """What an evaluation calls between batches: within a run, to end where a signal has come."""
+        loop = cast(Any, self)
+        return Between(self, loop._watch) if loop.running else lambda: None
+
     def _hold(self, hooks: Callable[..., None], *arguments: Any) -> None:
         """Run hooks of a step; what fails on a rank is told at the meeting that follows, and raised there on all."""
         try:

@@ -22,6 +22,7 @@ from shaped.arguments import checked
 
 FAILED = "shaped/failed"  # in the store: which rank went down, and of what
 _joined = False
+_timeout: timedelta | None = None  # that `join` was given
 
 
 @checked
@@ -65,7 +66,9 @@ def _begin(backend: str | None, timeout: float | None) -> None:
     gpus = backend is None and torch.cuda.is_available() and torch.cuda.device_count() >= here
     if gpus or (backend or "").endswith("nccl"):
         torch.cuda.set_device(local)
-    given: dict[str, Any] = {} if timeout is None else {"timeout": timedelta(seconds=timeout)}
+    global _timeout
+    _timeout = None if timeout is None else timedelta(seconds=timeout)
+    given: dict[str, Any] = {} if timeout is None else {"timeout": _timeout}
     backend = backend or ("cpu:gloo,cuda:nccl" if gpus else "gloo")
     if "WORLD_SIZE" not in os.environ:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, **given)
@@ -92,6 +95,11 @@ def leave() -> None:
     if _joined and dist.is_initialized():
         dist.destroy_process_group()
     _joined = False
+
+
+def patience() -> timedelta | None:
+    """How long a rank waits for the others, as `join` was told; None is torch's default."""
+    return _timeout
 
 
 def abandon(error: BaseException) -> None:

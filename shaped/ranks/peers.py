@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from shaped.errors import RankError, ShapedError, first_line
-from shaped.ranks.join import cause
+from shaped.ranks.join import cause, patience
 
 _FLAGS = 5  # small numbers that a rank may bring
 _PLACE, _FAILED, _BYTES = range(3)
@@ -112,7 +112,7 @@ class Processes(Peers):
         import torch.distributed as dist
 
         self.rank, self.size = ranks.index(dist.get_rank()), len(ranks)
-        self._group = dist.new_group(list(ranks), backend="gloo", use_local_synchronization=True)
+        self._group = dist.new_group(list(ranks), backend="gloo", use_local_synchronization=True, timeout=patience())
 
     def _rows(self, row: list[int], place: str) -> list[list[int]]:
         return [found.tolist() for found in self._gathered(torch.tensor(row), place)]

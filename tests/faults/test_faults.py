@@ -21,7 +21,7 @@ def harness(rows: str, *options: str) -> subprocess.CompletedProcess[str]:
     "rows",
     [
         *("1,2,3", "4,5,6,7,8,9,10", "11,12,13", "15,17,20", "16", "36,37"),
-        *(pytest.param(rows, marks=pytest.mark.slow) for rows in ("16c", "2b,12b")),
+        *(pytest.param(rows, marks=pytest.mark.slow) for rows in ("16c", "2b,12b", "R1,R3,R5")),
     ],
 )
 def test_nothing_is_lost_whatever_is_broken(rows: str) -> None:
