@@ -152,8 +152,6 @@ class TrainingState:
         known_backend(name)
         if name == "compiled" and isinstance(self.optimizer, Foreign):
             raise ValueError(f"optimizer: {self.optimizer.refusal}")
-        if name != "eager" and self.program.together is not None and self.program.together.sharded:
-            raise ValueError(f"backend={name!r} with zero=3 is not done as yet: use backend='eager', or zero=0")
         if name == "auto":
             return self._backends.setdefault("auto", Auto(self.eager, self.compiled))
         return self.eager if name == "eager" else self.compiled

@@ -5,6 +5,7 @@ What fails before the first collective of a step is shared by `Together.guard`; 
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -249,7 +250,8 @@ class JointCompiled(Compiled):
     """The compiled backend on several ranks; new executors are held against eager on each rank alone."""
 
     def __init__(self, program: Program, settings: Settings, progress: Progress) -> None:
-        super().__init__(program, settings, progress)
+        # No collective is captured in a CUDA graph.
+        super().__init__(program, replace(settings, capture=False), progress)
         self._together = _of(program)
         self._eager = JointEager(program, settings, progress)
 
@@ -320,6 +322,9 @@ class JointCompiled(Compiled):
             self.program.plain = plain
 
     def _holds(self, trial: Trial, first: bool, only_loss: bool = False) -> bool:
+        executor = trial.executor
+        if self._together.sharded and not executor.held and not self._together.exchange.stands_in:
+            executor.held, executor.note = True, "not held against eager: this torch has no group of one to try it on"
         with self._together.trial() if self._together.in_graph(trial.executor.mode) else nullcontext():
             return super()._holds(trial, first, only_loss)
 

@@ -10,6 +10,7 @@ Only this file names torch's collectives.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -209,6 +210,13 @@ class Exchange:
         finally:
             _unregister_process_group(self.name)
             _register_process_group(self.name, self.group)
+
+    @cached_property
+    def stands_in(self) -> bool:
+        """Whether a rank alone gets its own part of a sum there; in torch 2.11 it gets whatever was in memory."""
+        with self.alone(), torch.no_grad():
+            flat = torch.arange(float(self.size), device=self._device)
+            return bool(self.scatter(flat)[0] == self.rank)
 
     def _stand_in(self) -> Any:
         from torch._C._distributed_c10d import FakeProcessGroup, ProcessGroup

@@ -128,16 +128,15 @@ def follows(tolerance: float = EXACT, steps: int = 6, dtype: torch.dtype = WIDE,
 
 @check
 def eager_ranks_with_whole_parameters_step_as_one_process() -> None:
-    for kind in ("sgd", "adamw", "muon"):
-        for options in ({}, {"max_norm": 0.3}, {"max_norm": 0.3, "accumulate": 2}):
-            follows(kind=kind, **options)
+    follows(kind="sgd")
+    follows(kind="adamw", max_norm=0.3, accumulate=2)
+    follows(kind="muon", max_norm=0.3, steps=4)
 
 
 @check
 def eager_ranks_with_parts_of_parameters_step_as_one_process() -> None:
-    for kind in ("sgd", "adamw"):
-        for options in ({}, {"max_norm": 0.3}, {"max_norm": 0.3, "accumulate": 2}):
-            follows(kind=kind, zero=3, **options)
+    follows(kind="sgd", zero=3, max_norm=0.3)
+    follows(kind="adamw", zero=3, max_norm=0.3, accumulate=2)
 
 
 @check
@@ -327,16 +326,15 @@ def a_state_of_many_is_that_of_one_and_goes_back() -> None:
         whole, pieces = together.state_dict(), together.state_dict(parts=True)
         one.load_state_dict(whole)
         same(together, one)
+        other = new(mesh=join(), zero=zero, accumulate=2)
         for state in (whole, pieces, one.state_dict()):
-            other = new(mesh=join(), zero=zero, accumulate=2)
             other.load_state_dict(state)
+            one.load_state_dict(whole)
             for k in range(3, 6):
                 other.train_step(*mine(k, *batch(k)))
-            again = new(mesh="alone", accumulate=2)
-            again.load_state_dict(whole)
-            for k in range(3, 6):
-                again.train_step(*batch(k))
-            same(other, again)
+                one.train_step(*batch(k))
+            same(other, one)
+            one.load_state_dict(whole)
 
 
 @check
@@ -406,9 +404,10 @@ def main(number: int, file: str, names: list[str]) -> None:
             answers[name] = ""
         except BaseException:
             answers[name] = traceback.format_exc()
+        with open(f"{file}.{number}", "w") as out:
+            json.dump(answers, out)
+        if answers[name]:
             break  # the other rank may be within a collective
-    with open(f"{file}.{number}", "w") as out:
-        json.dump(answers, out)
     if not any(answers.values()):
         leave()
         dist.destroy_process_group()

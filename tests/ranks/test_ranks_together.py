@@ -7,26 +7,26 @@ import pytest
 SHORT = [
     "eager_ranks_with_whole_parameters_step_as_one_process",
     "eager_ranks_with_parts_of_parameters_step_as_one_process",
+    "a_nan_on_one_rank_is_an_error_on_all_that_names_it",
+    "a_wrong_batch_on_one_rank_is_an_error_on_all_and_the_next_one_trains",
+    "several_processes_without_a_mesh_are_refused",
+    "ranks_are_asked_to_stop_by_one_of_them",
+]
+LONG = [
     "eager_ranks_step_in_float32_as_one_process_in_float64",
     "batches_are_weighed_by_what_their_mask_keeps_or_samples_says",
     "a_nan_on_one_rank_is_skipped_on_all",
-    "a_nan_on_one_rank_is_an_error_on_all_that_names_it",
-    "a_wrong_batch_on_one_rank_is_an_error_on_all_and_the_next_one_trains",
     "a_batch_that_does_not_count_changes_nothing",
-    "ranks_are_asked_to_stop_by_one_of_them",
     "dropout_differs_by_rank_and_runs_repeat",
     "a_module_trains_whole_and_in_parts_as_on_one_process_from_rank_0s_values",
     "gradients_and_losses_without_an_update_are_those_of_all_rows",
     "a_state_of_many_is_that_of_one_and_goes_back",
     "parts_are_even_and_what_needs_whole_parameters_is_refused",
     "a_loop_with_checkpoints_runs_as_on_one_process_and_goes_on_in_parts",
-    "several_processes_without_a_mesh_are_refused",
     "ranks_that_made_different_trainers_are_refused",
     "a_rank_that_leaves_the_compiler_goes_on_with_those_that_stay",
     "compiled_ranks_with_whole_parameters_step_as_one_process",
     "compiled_ranks_with_parts_of_parameters_step_as_one_process",
-]
-LONG = [
     "compiled_sgd_steps_as_one_process_whole_and_in_parts",
     "compiled_adamw_steps_as_one_process_whole_and_in_parts",
     "compiled_muon_steps_as_one_process",
