@@ -128,7 +128,8 @@ def _refuse(program: Program) -> None:
     name = program.signature.name
     if program.strategy is not None:
         raise SignatureError(
-            f"`{name}` is trained by a gradient strategy, which ranks do not share as yet: leave mesh out"
+            f"`{name}` is trained by a gradient strategy (loss_scale is one too), which ranks do not share as yet: "
+            "leave mesh out"
         )
     if program.writes:
         written = listing([program.params.names[i] for i in program.writes])
