@@ -110,7 +110,7 @@ class Recorder(TorchFunctionMode):
         results = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
         self._marks.follow(name, operands, results, _sizes, self.world.symbols)
         if viewed is not None and call.place is not None:
-            self._hold_order(call, *viewed, result, replacement is not None)
+            self._hold_order(call, viewed[0], viewed[1], result, replacement is not None)
         hidden = self.broadcasts.hidden(call, result)
         if hidden is not None:
             raise self._blame(hidden, name)
