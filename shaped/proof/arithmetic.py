@@ -94,19 +94,30 @@ def _with_sums(facts: Sequence[Any], least: dict[Any, int]) -> Iterator[tuple[Se
 
 def _with_products(facts: list[Any], least: dict[Any, int]) -> tuple[list[Any], dict[Any, int]]:
     """A symbol for a product of sizes that is divided, where these occur nowhere else: (a*b + 1)//2."""
-    over = {atom.args[0] for fact in facts for atom in divisions(fact) if len(atom.args[0].free_symbols) > 1}
-    products = sorted({part for size in over for part in size.atoms(sympy.Mul) if len(part.free_symbols) > 1}, key=str)
+    over = {atom.args[0] for fact in facts for atom in divisions(fact)}
+    within = (size.atoms(sympy.Mul, sympy.Pow) for size in over)
+    products = sorted({part for some in within for part in some if _is_product(part)}, key=_longest_first)
     for product, symbol in zip(products, _PRODUCTS, strict=False):
-        factors = product.free_symbols
-        if product != sympy.Mul(*factors):
-            continue
+        factors = product.as_powers_dict()
         written = [fact.subs(product, symbol) for fact in facts]
-        if not any(fact.free_symbols & factors for fact in written):
+        left = set().union(*(fact.free_symbols for fact in written))
+        if symbol in left and left.isdisjoint(factors):
             facts = written
             least = {s: n for s, n in least.items() if s not in factors} | {
-                symbol: math.prod(least[s] for s in factors)
+                symbol: math.prod(least[s] ** int(power) for s, power in factors.items())
             }
     return facts, least
+
+
+def _longest_first(size: Any) -> tuple[int, str]:
+    return -len(str(size)), str(size)
+
+
+def _is_product(size: Any) -> bool:
+    """Whether it is a*b or n**2: symbols alone, and more than one of them."""
+    powers = size.as_powers_dict()
+    plain = all(base.is_Symbol and power.is_Integer and power > 0 for base, power in powers.items())
+    return plain and sum(powers.values()) > 1
 
 
 def _holds_whichever(fact: Any, given: tuple[Any, ...], least: tuple[tuple[Any, int], ...], depth: int = 2) -> bool:
@@ -277,7 +288,8 @@ def _divided(name: str, over: Any, under: Any, least: Least) -> Any:
 
 def constant(size: Any) -> Any:
     """The number that a size expression is for all sizes of at least 2; None if it is none, or not shown to be one."""
-    cases = _cases((size,), dict.fromkeys(size.free_symbols, 2))
+    (size,), least = _with_products([size], dict.fromkeys(size.free_symbols, 2))
+    cases = _cases((size,), least)
     values = {sympy.expand(_plain(size.xreplace(written), bounds)) for written, bounds in cases or []}
     number = values.pop() if len(values) == 1 else None
     return number if number is not None and number.is_Integer else None

@@ -195,6 +195,49 @@ def grouped_mm(mat_a: Tensor, mat_b: Tensor, *, offs: Tensor | None = None, bias
     return result
 
 
+def windows(x: Tensor, dim: int, size: Any, step: Any) -> Tensor:
+    """What `Tensor.unfold` gives, looked up window by window."""
+    axis, length = dim % x.dim(), x.shape[dim]
+    if not (size >= 0 and size <= length and step > 0):
+        raise RuntimeError(f"maximum size for tensor at dimension {dim} is {length} but size is {size}")
+    count = (length - size) // step + 1
+    places = torch.arange(count, device=x.device).unsqueeze(1) * step + torch.arange(size, device=x.device)
+    found = x.index_select(axis, places.reshape(-1))
+    return found.reshape(*x.shape[:axis], count, size, *x.shape[axis + 1 :]).movedim(axis + 1, -1)
+
+
+def unfold(x: Tensor, dimension: int, size: Any, step: Any) -> Tensor:
+    """`Tensor.unfold`, which takes the length of a window as a plain number."""
+    symbolic = isinstance(size, SymInt) or isinstance(step, SymInt)
+    plain = not symbolic or not isinstance(dimension, int) or not -x.dim() <= dimension < x.dim()
+    return x.unfold(dimension, size, step) if plain else windows(x, dimension, size, step)
+
+
+def normalised(x: Tensor, groups: Any, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """What `F.group_norm` gives, by the mean and variance of each group."""
+    if not (groups > 0 and x.shape[1] % groups == 0):
+        raise RuntimeError("Expected number of channels in input to be divisible by num_groups")
+    grouped = x.reshape(x.shape[0], groups, -1)
+    var, mean = torch.var_mean(grouped, 2, correction=0, keepdim=True)
+    result = ((grouped - mean) * (var + eps).rsqrt()).reshape(x.shape)
+    sizes = [1, -1, *[1] * (x.dim() - 2)]
+    result = result if weight is None else result * weight.view(sizes)
+    return result if bias is None else result + bias.view(sizes)
+
+
+def group_norm(input: Tensor, num_groups: Any, weight: Tensor | None = None, bias: Tensor | None = None,
+               eps: float = 1e-5) -> Tensor:  # fmt: skip
+    """`F.group_norm`, whose kernel takes the number of groups as a plain number."""
+    if not isinstance(num_groups, SymInt) or input.dim() < 2:
+        return F.group_norm(input, num_groups, weight, bias, eps)
+    values = input.shape[0] * input.shape[1] // num_groups
+    for length in input.shape[2:]:
+        values = values * length
+    if not values > 1:
+        raise ValueError("Expected more than 1 value per channel when training")
+    return normalised(input, num_groups, weight, bias, eps)
+
+
 OPERATIONS: dict[Any, Callable[..., Any]] = {
     F.ctc_loss: ctc_loss,
     F.max_pool1d: max_pool1d,
@@ -216,6 +259,8 @@ OPERATIONS: dict[Any, Callable[..., Any]] = {
     Tensor.cov: cov,
     F.gaussian_nll_loss: gaussian_nll_loss,
     **LAYERS,
+    Tensor.unfold: unfold,
+    F.group_norm: group_norm,
     torch.rand: _drawn(torch.rand, lambda x, g: x.uniform_(generator=g)),
     torch.randn: _drawn(torch.randn, lambda x, g: x.normal_(generator=g)),
     **{f: grouped_mm for f in (getattr(F, "grouped_mm", None), getattr(torch, "_grouped_mm", None)) if f is not None},

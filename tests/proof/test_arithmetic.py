@@ -156,6 +156,8 @@ SHOWN: list[tuple[Any, tuple[Any, ...]]] = [  # facts that programs need, and wh
     (sympy.Eq(FloorDiv(HEIGHT, 2) + FloorDiv(HEIGHT + 1, 2), HEIGHT), ()),
     (sympy.Eq(2 * FloorDiv(HEIGHT, 2) + PythonMod(HEIGHT, 2), HEIGHT), ()),
     (sympy.Lt(2 * FloorDiv(HEIGHT + WIDTH, 2), HEIGHT + WIDTH + 1), ()),
+    (sympy.Ge(HEIGHT**2, FloorDiv(HEIGHT**2, 3) + 1), ()),
+    (sympy.Ge(HEIGHT**2 * WIDTH, FloorDiv(HEIGHT**2 * WIDTH, 3) + 1), ()),
     (sympy.Lt(3 * FloorDiv(HEIGHT + 2 * WIDTH - 1, 3), HEIGHT + 2 * WIDTH), ()),
     (sympy.Ge((HEIGHT - 2) * (WIDTH - 2), WIDTH - 2), (sympy.Ge(HEIGHT, 3), sympy.Ge(WIDTH, 3))),
     (sympy.Ge(4 * FloorDiv(LENGTH + 3, 4), LENGTH), ()),

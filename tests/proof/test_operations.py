@@ -161,6 +161,38 @@ def test_products_of_groups_are_torchs() -> None:
     torch.testing.assert_close(operations.grouped_mm(x, w, offs=ends), F.grouped_mm(x, w, offs=ends))
 
 
+@pytest.mark.parametrize(("axis", "size", "step"), [(2, 3, 2), (-2, 4, 1), (1, 6, 1), (0, 1, 1), (2, 7, 3)])
+def test_windows_that_are_looked_up_are_torchs(axis: int, size: int, step: int) -> None:
+    x = torch.randn(2, 6, 7, generator=torch.Generator().manual_seed(0))
+
+    torch.testing.assert_close(operations.windows(x, axis, size, step), x.unfold(axis, size, step))
+
+
+def test_groups_that_are_normalised_by_their_mean_and_variance_are_torchs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, w, b = (torch.randn(n, dtype=torch.float64, generator=generator) for n in ((2, 6, 7), (6,), (6,)))
+
+    torch.testing.assert_close(operations.normalised(x, 3, w, b, 1e-5), F.group_norm(x, 3, w, b))
+
+
+def halves(x: Float[Tensor, "n m"]) -> Float[Tensor, "n-n//2+1 m n//2"]:
+    return x.unfold(0, x.shape[0] // 2, 1)
+
+
+def by_channel(x: Float[Tensor, "n c t"]) -> Float[Tensor, "n c t"]:
+    return F.group_norm(x, x.shape[1])
+
+
+def half_of_a_square(x: Float[Tensor, "m m"]) -> Float[Tensor, " (m**2+1)//2"]:
+    return x.flatten().chunk(2)[0]
+
+
+def test_windows_groups_and_halves_of_any_length_are_proved() -> None:
+    assert prove(halves).conditions == ()
+    assert prove(by_channel).conditions == ("n >= 2 or t >= 2",)
+    assert prove(half_of_a_square).conditions == ()
+
+
 def packed(x: Float[Tensor, "b t d"], lengths: Int[Tensor, " b"]) -> Float[Tensor, ""]:
     rows = torch.nn.utils.rnn.pack_padded_sequence(x, lengths + 1, batch_first=True, enforce_sorted=False)
     return rows.data.sum()
