@@ -7,7 +7,9 @@ properties have no deadline, since the machine may be compiling beside them, and
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +22,37 @@ if not torch.cuda.is_available():
 
 settings.register_profile("shaped", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("shaped")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def shared_proofs() -> Iterator[None]:
+    """Trainers over a loss of `tests/models.py` share its proof, which takes a second; `prove` itself proves anew."""
+    from shaped.backends import program
+    from tests.models import gpt_loss, mlp_loss
+
+    proofs: dict[str, Any] = {}
+    prove_setting = program.prove_setting
+
+    def shared(setting: Any, assume: Any = (), static: Any = ()) -> Any:
+        if setting.signature.function not in (mlp_loss, gpt_loss) or setting.strategy is not None:
+            return prove_setting(setting, assume, static)
+        known = setting.dtypes, setting.mask, setting.device, setting.autocast, torch.get_default_dtype()
+        key = repr((setting.signature, *known, assume, static))
+        if key not in proofs:
+            proof = prove_setting(setting, assume, static)
+            proofs[key] = replace(proof, setting=replace(setting, held=()))
+        return replace(proofs[key], setting=setting)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(program, "prove_setting", shared)
+        yield
+
+
+@pytest.fixture
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiled backend without a C++ compiler: the same graphs, one operation at a time; no seconds to compile."""
+    monkeypatch.setattr("shaped.backends.inductor.has_cpp_compiler", lambda: False)
+    monkeypatch.setattr("shaped.backends.inductor._warned", True)
 
 
 @pytest.fixture

@@ -35,6 +35,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 COMPARED = ("output", "error")
+# Their fences compile or prove much, so they run with the slow tests.
+LONG = (
+    *("shapes-and-proofs", "trainer", "gradient-strategies", "architecture-search", "compiled-step", "export", "lora"),
+    *("workflow", "online", "bug-zoo"),
+)
 _FENCE = re.compile(r"^```(\w*)\s*$")
 _TEST = re.compile(r"(?m)^def test_(\w+)")
 _MARK = re.compile(r"^<!--\s*(output|error|file|needs|not run)\s*:?\s*(.*?)\s*-->\s*$")
@@ -176,7 +181,11 @@ class Page:
         return block.text if silent else "".join(shown)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=[pytest.mark.slow] if page.stem in LONG else []) for page in PAGES],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
 def test_every_fence_runs_and_prints_what_the_page_says(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,6 +77,7 @@ def test_every_private_name_of_torch_that_is_used_stands_on_its_page() -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     if find_spec("mkdocs") is None or find_spec("mkdocstrings_handlers") is None:
         pytest.skip('needs mkdocs: pip install ".[docs]"')

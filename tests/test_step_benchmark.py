@@ -25,6 +25,7 @@ def load(name: str) -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_the_list_names_models_contenders_and_goals():
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"}
     command = [sys.executable, str(FOLDER / "steps.py"), "--list"]

@@ -185,6 +185,7 @@ def test_a_custom_strategy_gives_what_it_computes_on_plain_autograd(strategy: An
     assert f"gradients : MLP by {strategy.__name__}" in str(trainer.proof)
 
 
+@pytest.mark.usefixtures("interpreted")
 def test_forward_is_the_loss_without_what_a_strategy_adds_on_both_backends() -> None:
     inputs = batch(dtype=torch.float64)
     eager = ScalarTrainer(mlp_loss, mlp(dtype=torch.float64), strategy=with_penalty)
@@ -317,6 +318,7 @@ def swapped(loss: Loss, params: Pair, *inputs: Tensor) -> tuple[Tensor, Pair]:
     return loss(params, *inputs), params.like([params.b.detach(), params.a.detach()])
 
 
+@pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_gradient_that_is_a_parameter_is_the_one_before_the_update(backend: Any) -> None:
     params = Pair(torch.tensor([1.0, 2.0], requires_grad=True), torch.tensor([4.0, 8.0], requires_grad=True))

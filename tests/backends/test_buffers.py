@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from shaped import NonFiniteError, ParamList, ScalarTrainer, init
 
+pytestmark = pytest.mark.usefixtures("interpreted")
+
 BUFFERS = ("mean", "var")
 
 

@@ -16,6 +16,8 @@ from shaped.optim import AdamW
 from tests.test_params_of_modules import NAMES, Named
 from tests.trainer.oracle import both
 
+pytestmark = pytest.mark.usefixtures("interpreted")
+
 X = torch.randn(5, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 

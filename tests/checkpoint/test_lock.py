@@ -1,6 +1,7 @@
 """The lock of a run's folder: it outlasts reading, copying and forking, and ends with its process."""
 
 import copy
+import fcntl
 import os
 import shutil
 import subprocess
@@ -22,6 +23,16 @@ def refused(folder: Path) -> bool:
     return done.returncode != 0
 
 
+def held(folder: Path) -> bool:
+    """Whether anybody has the lock; another open file asks, as another process would."""
+    with (folder / ".lock").open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def test_a_process_that_reads_copies_and_pickles_keeps_its_lock(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     checkpoints = Checkpoints(folder)
@@ -32,25 +43,27 @@ def test_a_process_that_reads_copies_and_pickles_keeps_its_lock(tmp_path: Path) 
 
     assert refused(folder)
     checkpoints.close()
-    assert not refused(folder)
+    assert not held(folder)
 
 
 def test_a_forked_child_neither_lets_the_lock_go_nor_holds_it(tmp_path: Path) -> None:
     lock = Lock(tmp_path)
-    read, write = os.pipe()
+    (read, write), (told, tell) = os.pipe(), os.pipe()
     child = os.fork()
     if child == 0:
         lock.release()
         os.close(write)
+        os.write(tell, b"x")
         os.read(read, 1)  # until the parent has looked
         os._exit(0)
-    held = refused(tmp_path)
+    os.read(told, 1)
+    kept = held(tmp_path)
     lock.release()
-    left = not refused(tmp_path)
+    left = not held(tmp_path)
     os.write(write, b"x")
     os.waitpid(child, 0)
 
-    assert held
+    assert kept
     assert left
 
 

@@ -208,6 +208,7 @@ def scale(value: float = 1.0) -> Scale:
     return Scale(torch.full((3,), value))
 
 
+@pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("backend", ["eager", "compiled"])
 def test_the_first_operation_is_named_at_its_source_line(backend: str) -> None:
     made = ScalarTrainer(logarithm, scale(-1.0), backend=backend)  # type: ignore[arg-type]
@@ -272,7 +273,7 @@ def job(folder: Path, pause: float) -> "subprocess.Popen[str]":
     return process
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_signal_finishes_the_step_saves_and_exits_with_the_conventional_status(
     number: signal.Signals, tmp_path: Path
 ) -> None:
@@ -287,6 +288,7 @@ def test_a_signal_finishes_the_step_saves_and_exits_with_the_conventional_status
     assert [p.name for p in (tmp_path / "run").glob("step-*")] == [f"step-{last:08d}"]
 
 
+@pytest.mark.slow
 def test_a_second_signal_exits_at_once(tmp_path: Path) -> None:
     process = job(tmp_path, 20.0)
     process.send_signal(signal.SIGTERM)
@@ -299,6 +301,7 @@ def test_a_second_signal_exits_at_once(tmp_path: Path) -> None:
     assert time.monotonic() - began < 10.0  # its step would take 20 s
 
 
+@pytest.mark.slow
 def test_two_processes_in_one_folder_are_one_too_many(tmp_path: Path) -> None:
     first = job(tmp_path, 0.05)
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"}

@@ -70,6 +70,7 @@ def start(kind: Any) -> tuple[Line, Any]:
 X = torch.arange(12.0).reshape(4, 3) - 3
 
 
+@pytest.mark.usefixtures("interpreted")
 @both
 def test_a_switch_of_a_rule_is_seen_at_the_next_step(backend):
     params, optimizer = start(Switched)
@@ -97,6 +98,7 @@ def test_a_switch_of_a_rule_is_seen_at_the_next_step(backend):
     assert len(trainer.executors) == (4 if backend == "compiled" else 0)
 
 
+@pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("kind", [Switched, Normed])
 def test_a_rule_that_says_its_reference_anew_takes_the_same_steps_on_both_backends(kind):
     runs = []

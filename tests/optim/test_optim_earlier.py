@@ -59,6 +59,7 @@ def loss(p: Line, x: Float[Tensor, "batch n"]) -> Float[Tensor, ""]:
     return (x @ p.w + p.b).square().mean()
 
 
+@pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("name", SAVED["trainers"])
 def test_a_trainer_begun_by_an_earlier_build_goes_on_alike(name: str) -> None:
     kind, backend = name.split("-")

@@ -90,6 +90,7 @@ def test_the_others_take_the_step_of_adamw() -> None:
     assert not torch.equal(mine.w, theirs.w)
 
 
+@pytest.mark.slow
 def test_both_backends_agree_with_all_options_and_go_on_from_a_saved_state_and_with_another_switch() -> None:
     make = partial(Muon, lr=0.05, roles={"head": "in out"}, max_norm=0.1, skip_nonfinite=True, ema_decay=0.9)
     eager = ScalarTrainer(rows, start(), optimizer=make)

@@ -92,6 +92,7 @@ def by_hand(steps: int) -> Tensor:
     return w.detach()
 
 
+@pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("backend", ["eager", "compiled"])
 def test_a_trainer_takes_gradients_ahead_and_evaluates_and_saves_the_average(backend: Any) -> None:
     params = Line(w=torch.ones(3))

@@ -72,6 +72,7 @@ def loss(p: Weights, x: Float[Tensor, "t n d"], y: Int[Tensor, "n s"], ends: Int
     return F.ctc_loss((x @ p.w).log_softmax(-1), y, torch.full_like(ends, len(x)), ends)
 
 
+@pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("backend", ["eager", "compiled"])
 def test_a_step_is_plain_torchs(backend: Any) -> None:
     generator = torch.Generator().manual_seed(0)

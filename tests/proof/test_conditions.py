@@ -1,13 +1,16 @@
 """Conditions and assumptions: relations that are decided as what they are, never as the text that people see."""
 
 import itertools
+from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 import pytest
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from shaped import ParamList, ScalarTrainer, SignatureError, init, prove
+from shaped import ParamList, Proof, ScalarTrainer, SignatureError, init, prove
 from shaped.proof.conditions import Assumption, Condition, follows
 from shaped.shapes import read_signature
 
@@ -132,9 +135,14 @@ PROGRAMS = {
 }  # fmt: skip
 
 
+@cache
+def proved(function: Callable[..., Any]) -> Proof:
+    return prove(function)
+
+
 @pytest.mark.parametrize("function", PROGRAMS, ids=lambda function: function.__name__)
 def test_a_condition_is_what_torch_needs_and_no_more(function):
-    proof, signature = prove(function), read_signature(function)
+    proof, signature = proved(function), read_signature(function)
 
     assert proof.conditions == PROGRAMS[function]
     for point in itertools.product(range(1, 5), repeat=len(proof.dims)):
@@ -151,6 +159,6 @@ def test_a_condition_is_what_torch_needs_and_no_more(function):
 
 @pytest.mark.parametrize("function", [halved, largest, windows, rounded])
 def test_what_a_proof_lists_may_be_assumed(function):
-    conditions = prove(function).conditions
+    conditions = proved(function).conditions
 
     assert prove(function, assume=conditions).conditions == conditions

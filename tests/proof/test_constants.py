@@ -85,6 +85,7 @@ def dice(p: Scale, x: Float[Tensor, "n c h w"], y: Float[Tensor, "n c h w"]) -> 
     return 1 - (2 * (guess * y).sum(axes) / (guess + y).sum(axes)).mean()
 
 
+@pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("backend", ["eager", "compiled"])
 def test_a_loss_over_counted_axes_trains_as_in_torch(backend: Any) -> None:
     generator = torch.Generator().manual_seed(0)

@@ -72,6 +72,7 @@ def loss(p: Weights, x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # torch's own, as it compiles
+@pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("backend", ["eager", "compiled"])
 def test_a_step_through_it_is_the_step_without(backend: Any) -> None:
     x, w = torch.ones(5, 3), torch.ones(3, 4, requires_grad=True)

@@ -136,10 +136,10 @@ def test_checks_of_jaxtyping_within_the_program_ask_for_no_size() -> None:
 
 
 def test_two_threads_prove_at_once() -> None:
-    functions = [lengths, halves, through_a_module] * 3
+    functions = [lengths, halves, through_a_module] * 2
     with ThreadPoolExecutor(4) as pool:
         proofs = list(pool.map(prove, functions))
 
-    assert [proof.conditions for proof in proofs] == [()] * 9
+    assert [proof.conditions for proof in proofs] == [()] * 6
     assert "len" not in globals()
     assert math.sqrt is sqrt

@@ -213,7 +213,7 @@ def test_proofs_do_not_stay_in_memory() -> None:
 
     prove(product)
     before = worlds()
-    for _ in range(12):
+    for _ in range(6):
         prove(product)
 
     # Each makes four worlds; a few stay in torch's bounded caches.

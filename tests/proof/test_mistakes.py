@@ -21,6 +21,11 @@ MISSED = {
 }
 
 
+# With the other tests the first of each kind, and every fourth; all of them with the slow ones.
+KINDS = {fault.kind: fault for fault in reversed(FAULTS)}
+FEW = [fault for i, fault in enumerate(FAULTS) if i % 4 == 0 or KINDS[fault.kind] is fault]
+
+
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
     """torch warns of some of what it is asked to do here."""
@@ -29,7 +34,11 @@ def quiet() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.model}: {fault.kind}: {fault.new}")
+@pytest.mark.parametrize(
+    "fault",
+    [pytest.param(fault, marks=[] if fault in FEW else [pytest.mark.slow]) for fault in FAULTS],
+    ids=lambda fault: f"{fault.model}: {fault.kind}: {fault.new}",
+)
 def test_a_seeded_mistake_is_refused_at_its_line(fault: Fault, script_folder: Path, request: pytest.FixtureRequest):
     if (fault.model, fault.new) in MISSED:
         request.applymarker(pytest.mark.xfail(reason=fault.kind, strict=True))

@@ -1,6 +1,7 @@
 """`*batch` stands for any number of axes: proved at 0 to 3, and what holds for some only says for which."""
 
 import itertools
+from functools import cache
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from shaped import ParamList, ProofError, ScalarTrainer, ShapeError, SignatureError, Unprovable, prove
+from shaped import ParamList, Proof, ProofError, ScalarTrainer, ShapeError, SignatureError, Unprovable, prove
 
 
 class Line(ParamList):
@@ -54,9 +55,14 @@ def a_row_of_sums(x: Float[Tensor, "*batch features"]) -> Float[Tensor, " featur
     return x.sum(0)
 
 
+@cache
+def proved(function: Any) -> Proof:
+    return prove(function)
+
+
 @pytest.mark.parametrize("function", [logits, loss, last_axes], ids=lambda function: function.__name__)
 def test_a_program_over_the_last_axes_is_proved_at_each_number_of_axes(function: Any):
-    proof = prove(function)
+    proof = proved(function)
 
     assert proof.conditions == ()
     assert sorted(proof.ranks) == [(0,), (1,), (2,), (3,)]
@@ -65,7 +71,7 @@ def test_a_program_over_the_last_axes_is_proved_at_each_number_of_axes(function:
 
 
 def test_the_axes_are_written_out_in_each_proof():
-    proofs = prove(last_axes).ranks
+    proofs = proved(last_axes).ranks
 
     assert [proof.dims for proof in proofs.values()] == [
         ("seq", "dim"),
@@ -75,6 +81,7 @@ def test_the_axes_are_written_out_in_each_proof():
     ]
 
 
+@pytest.mark.slow
 def test_two_names_are_proved_at_each_pair_of_numbers():
     assert sorted(prove(two_kinds).ranks) == list(itertools.product(range(4), repeat=2))
 

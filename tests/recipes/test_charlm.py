@@ -62,6 +62,7 @@ def test_a_sample_is_text_and_a_function_of_its_seed() -> None:
     assert sample(params, b"def ", 5, seed=1).startswith("def ")
 
 
+@pytest.mark.slow
 def test_the_job_trains_resumes_and_reports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

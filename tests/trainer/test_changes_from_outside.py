@@ -65,6 +65,7 @@ def test_parameters_that_an_optimizer_gets_later_are_refused_by_name(backend):
     assert trainer.steps == 0
 
 
+@pytest.mark.usefixtures("interpreted")
 def test_a_step_within_a_step_is_refused_and_the_inner_one_was_taken():
     params = mlp()
     twin = ScalarTrainer(mlp_loss, params.values())

@@ -34,6 +34,7 @@ def said(value: Any) -> Any:
     return list(map(said, value)) if isinstance(value, list) else str(value)
 
 
+@pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("copied", COPIES, ids=["deepcopy", "pickle"])
 @pytest.mark.parametrize("backend", ["compiled", *(pytest.param(b, marks=pytest.mark.slow) for b in ("eager", "auto"))])
 def test_a_copy_of_a_trainer_goes_on_as_the_original_does_and_shares_nothing(copied, backend):

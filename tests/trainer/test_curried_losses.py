@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from shaped import Loop, ParamList, ScalarTrainer, SignatureError, init
 
+pytestmark = pytest.mark.usefixtures("interpreted")
+
 Pair: Any = ParamList[Float[Tensor, "a b"], Float[Tensor, " b"]]  # type: ignore[misc, type-arg]
 
 

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from shaped import GradientError, ParamList, ProofError, ScalarTrainer, ShapeError, SignatureError, Unprovable, prove
 from tests.trainer.oracle import both
 
+pytestmark = pytest.mark.usefixtures("interpreted")
+
 
 class Line(ParamList):
     w: Float[Tensor, "d k"]

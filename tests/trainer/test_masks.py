@@ -12,6 +12,8 @@ from shaped.optim import SGD, AdamW
 from tests.models import batch, mlp, mlp_loss
 from tests.trainer.oracle import bits, both, same
 
+pytestmark = pytest.mark.usefixtures("interpreted")
+
 
 def by_hand(params: Any, optimizer: Any, mask: dict[str, bool], seed: int) -> None:
     for name, p in zip(("w1", "b1", "w2", "b2"), params, strict=True):

@@ -17,6 +17,8 @@ from shaped import (
 from tests.models import batch
 from tests.trainer.oracle import both
 
+pytestmark = pytest.mark.usefixtures("interpreted")
+
 
 @both
 def test_train_and_eval_of_a_module_are_followed(backend):

@@ -13,6 +13,8 @@ from shaped import (
 from tests.models import MLP, batch, mlp, mlp_loss
 from tests.trainer.oracle import bits, both, same
 
+pytestmark = pytest.mark.usefixtures("interpreted")
+
 
 def poisoned() -> tuple[Tensor, Tensor]:
     x, y = batch()

@@ -11,6 +11,8 @@ from shaped import Loop, OneStep, ParamList, ProofError, ScalarTrainer, Signatur
 from shaped.loop import TrainMetrics
 from shaped.optim import SGD
 
+pytestmark = pytest.mark.usefixtures("interpreted")
+
 
 class Line(ParamList):
     w: Float[Tensor, "d k"]

@@ -78,6 +78,7 @@ def unrolled(p: MLP, x: Float[Tensor, "batch pixels"], y: Int[Tensor, " batch"])
     return F.cross_entropy((F.relu(total @ p.w1 + p.b1) @ p.w2 + p.b2)[None], y[:1])
 
 
+@pytest.mark.usefixtures("interpreted")
 @both
 def test_a_static_dimension_is_proved_at_each_size_as_it_comes(backend):
     params = mlp()
