@@ -213,6 +213,7 @@ def test_assumptions_are_part_of_the_statement_and_what_they_imply_is_proved():
     assert prove(residual, assume=("outer == inner",)).conditions == ("outer == inner",)
 
 
+@pytest.mark.slow
 def test_with_assumptions_a_condition_that_does_not_follow_is_an_error():
     with pytest.raises(ProofError) as caught:
         prove(gpt_loss, assume=("dim % 4 == 0",))
@@ -221,6 +222,7 @@ def test_with_assumptions_a_condition_that_does_not_follow_is_an_error():
     assert caught.value.goal.equation == "seq <= context"
 
 
+@pytest.mark.slow
 def test_a_condition_follows_from_a_stronger_assumption():
     proof = prove(gpt_loss, assume=("dim % 4 == 0", "seq < context"))
 
