@@ -71,7 +71,8 @@ def standardized(p: P, x: X, y: Y) -> Scalar:
 
 def correlation(p: P, x: X, z: Float[Tensor, " batch"]) -> Scalar:
     h = (x @ p.w).sum(1)
-    return -torch.corrcoef(torch.stack([h, z]))[0, 1]
+    a, b = h - h.mean(), z - z.mean()
+    return -(a * b).sum() / (a.square().sum() * b.square().sum()).sqrt()
 
 
 def root_of_mean(p: P, x: X) -> Scalar:
