@@ -328,7 +328,7 @@ class TrainingState:
                 wrong.append(f"optimizer `{path}`: unknown")
             elif path == "train" and self.optimizer is None:
                 wrong.append(f"it has an optimizer for train_step ({saved['class']}), and this trainer was given none")
-            elif path == "train" and (name := type(own(self.optimizer)).__name__) != saved["class"]:
+            elif path == "train" and (name := type(self.given).__name__) != saved["class"]:
                 wrong.append(f"train_step used {saved['class']} there, {name} here")
         if ("loss_scale" in state) is not (self.scaler is not None):
             wrong.append(f"loss_scale: {'here and not there' if self.scaler is not None else 'there and not here'}")

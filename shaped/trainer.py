@@ -197,7 +197,7 @@ class ScalarTrainer(Stepping):
         return self._program.signature.returns.build(self._program.returned)
 
     @property
-    def _program(self) -> Program:
+    def _program(self) -> Program:  # type: ignore[override]
         return self._shared.program
 
     def get_params(self) -> ParamList:

@@ -23,7 +23,6 @@ from shaped.loop.resuming import load_state, saved_state
 from shaped.loop.signals import Interrupted, Watch, Workers
 from shaped.loop.together import Stopped, Together
 from shaped.metrics import MovingAverage, Scored, evaluate
-from shaped.optim import FusedOptimizer
 from shaped.params import ParamList
 from shaped.ranks import together
 from shaped.trainer import ScalarTrainer
@@ -391,7 +390,7 @@ class Loop(Hooks, Listeners, Together):
     @property
     def lr(self) -> float:
         """The learning rate of the optimizer's first group; NaN where the step brings its own."""
-        optimizer: FusedOptimizer | None = self.trainer.optimizer
+        optimizer = self.trainer.optimizer
         return float(optimizer.param_groups[0]["lr"]) if optimizer is not None else math.nan
 
     @checked

@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from .base import FusedOptimizer, Readings
@@ -79,6 +79,7 @@ class Foreign(FusedOptimizer):
         found_inf: Tensor | None = None,
         readings: Readings | None = None,
         max_norm: float | None = None,
+        norm: Tensor | None = None,
     ) -> None:
         """Take its step from given gradients, clipped as torch clips; `found_inf` is read by the host."""
         everyone = list(parameters_of(self.param_groups))
@@ -87,7 +88,8 @@ class Foreign(FusedOptimizer):
         given = grads if max_norm is None else [g.clone() for g in grads]
         with _in_grad(everyone, dict(zip(map(id, params or everyone), given, strict=True))):
             if max_norm is not None:
-                self.grad_norm = clip_grad_norm_([p for p in everyone if p.grad is not None], max_norm)
+                self.grad_norm = get_total_norm(given) if norm is None else norm
+                clip_grads_with_norm_([p for p in everyone if p.grad is not None], max_norm, self.grad_norm)
             self.inner.step()
 
     def state_dict(self) -> dict[str, Any]:

@@ -187,10 +187,14 @@ def faults_after_going_back(kill: bool) -> Tally:
                     with Calls(call, _die if kill else _eio), suppress(CheckpointError):
                         checkpoints.save(loop)
 
-                ended = run(save) if kill else save()
+                if kill:
+                    ended = run(save) == 128 + signal.SIGKILL
+                else:
+                    save()
+                    ended = True
                 checkpoints.close()
                 tried += 1
-                good += ended == (128 + signal.SIGKILL if kill else None) and one_line(place, loop, to, at)
+                good += ended and one_line(place, loop, to, at)
     return good, tried
 
 

@@ -73,7 +73,8 @@ def test_a_run_with_a_torch_optimizer_and_scheduler_is_resumed_bit_for_bit(name:
 
     whole = job()
     whole[1].close()
-    whole[0]._attached.clear(), whole[0]._settling.clear()
+    whole[0]._attached.clear()
+    whole[0]._settling.clear()
     whole[0].run_epochs(LIST, 2)
     first, held = job()
     first.run_steps(LIST, 4)
