@@ -317,6 +317,7 @@ class ScalarTrainer(Stepping):
 
     # -- state -----------------------------------------------------------------------------------------------------
 
+    @checked
     def state_dict(self, *, parts: bool = False) -> dict[str, Any]:
         """Parameters, optimizer state with step counts and hyper-parameters, and the signature they obey.
 

@@ -432,6 +432,7 @@ class Loop(Hooks, Listeners, Together):
             raise ValueError(f"`{name}` is a {type(thing).__name__} without state_dict and load_state_dict")
         self._keepers[name] = thing
 
+    @checked
     def state_dict(self, *, parts: bool = False) -> dict[str, Any]:
         """All that a resumed run needs: trainer, position in the data, generators, schedule, hooks; a copy.
 

@@ -48,6 +48,7 @@ plain("digits", like(data.digits, lambda **given: next(data.digits(**given))), l
     "batch_size": 4, "seed": 0, "split": "train", "epoch": 0, "drop_last": False,
 })  # fmt: skip
 plain("Feed", data.Feed, lambda: {"data": LIST, "state": None, "used": False})
+plain("Local", data.Local, lambda: {"data": LIST})
 plain("prefetch", data.prefetch, lambda: {"data": LIST, "device": "cpu", "depth": 2})
 plain("prefetch.iterate", iterated(lambda: data.prefetch(LIST)), lambda: {"epoch": 0, "start": 0})
 TEXT = torch.arange(100, dtype=torch.uint8)
