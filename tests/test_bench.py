@@ -80,6 +80,7 @@ def test_bench_takes_one_backend_and_another_optimizer(file, optimizer, capsys):
     assert f", {optimizer}, " in out
 
 
+@pytest.mark.slow
 def test_bench_without_a_file_times_an_mlp_on_digits(capsys):
     status, out, _ = run(capsys, "hidden=16", "--backend", "eager")
 

@@ -141,8 +141,14 @@ def job(seen: list[Any]) -> Loop:
     return loop
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("stop", [3, 4, 6])
+@pytest.mark.parametrize(
+    ("kind", "stop"),
+    [  # processes take seconds to start: with the others once
+        pytest.param(kind, stop, marks=[pytest.mark.slow] if kind == "two workers" and stop != 6 else [])
+        for kind in KINDS
+        for stop in (3, 4, 6)
+    ],
+)
 def test_a_resumed_run_sees_the_rows_of_the_uninterrupted_one(kind: str, stop: int, tmp_path: Path) -> None:
     rows: list[Any] = []
     torch.manual_seed(0)

@@ -193,6 +193,7 @@ def test_an_onnx_file_has_our_names_and_gives_our_numbers(tmp_path: Path) -> Non
     assert __file__.encode() not in path.read_bytes()
 
 
+@pytest.mark.slow
 def test_containers_and_expressions_are_inputs_of_an_onnx_file(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     made = to_onnx(two, lines(), tmp_path / "two.onnx")

@@ -14,6 +14,7 @@ if not torch.distributed.is_available() or not torch.distributed.is_gloo_availab
     pytest.skip("needs torch.distributed with gloo", allow_module_level=True)
 
 
+@pytest.mark.slow
 def test_two_ranks_with_an_empty_shard_move_as_torchs_adamw_on_whole_tensors(tmp_path: Path) -> None:
     env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1", "SHAPED_KERNELS": "torch"}
     program = [sys.executable, str(ROOT / "tests/optim/sharded_run.py")]

@@ -157,7 +157,14 @@ def run(function: Callable[..., Any], proof: Any, sizes: dict[str, int]) -> bool
     return list(result.shape) == [int(dim.evaluate(sizes)) for dim in signature.result[0].dims]
 
 
-@pytest.mark.parametrize("function", PROGRAMS, ids=lambda function: function.__name__)
+LONG = (claims_few, either_way)  # whose conditions take seconds to find
+
+
+@pytest.mark.parametrize(
+    "function",
+    [pytest.param(function, marks=[pytest.mark.slow] if function in LONG else []) for function in PROGRAMS],
+    ids=lambda function: function.__name__,
+)
 def test_a_program_runs_at_just_the_sizes_that_its_conditions_admit(function: Callable[..., Any]):
     proof = prove(function)
     for some in itertools.product(range(1, 8), repeat=len(proof.dims)):
