@@ -84,8 +84,10 @@ class Exchange:
         theirs = mesh.get_group(axis)
         self.rank, self.size = dist.get_rank(theirs), dist.get_world_size(theirs)
         self.group = _own(theirs)
-        self.name: str = self.group.group_name
-        device = torch.device(mesh.device_type, torch.cuda.current_device() if mesh.device_type == "cuda" else None)
+        self.name: Any = self.group.group_name
+        device = torch.device(mesh.device_type)
+        if device.type == "cuda":
+            device = torch.device("cuda", torch.cuda.current_device())
         self.said = torch.tensor([1.0, 0.0], dtype=torch.float64, device=device)
         self.stopping = False
         self.last: Totals | None = None  # of the last step
@@ -219,9 +221,9 @@ class Exchange:
             return bool(self.scatter(flat)[0] == self.rank)
 
     def _stand_in(self) -> Any:
-        from torch._C._distributed_c10d import FakeProcessGroup, ProcessGroup
+        from torch._C._distributed_c10d import FakeProcessGroup, HashStore, ProcessGroup
 
-        group = dist.ProcessGroup(dist.HashStore(), self.rank, self.size)
+        group = ProcessGroup(HashStore(), self.rank, self.size)
         # 2.11 makes it by its constructor, later ones by a function
         make = getattr(FakeProcessGroup, "_create_internal", FakeProcessGroup)
         kind = ProcessGroup.BackendType.CUSTOM

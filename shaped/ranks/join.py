@@ -61,6 +61,9 @@ def join(*, backend: str | None = None, timeout: float | None = None, **axes: in
 
 def _begin(backend: str | None, timeout: float | None) -> None:
     """Make the default group."""
+    from torch.distributed.distributed_c10d import HashStore, PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
     local = int(os.environ.get("LOCAL_RANK", "0"))
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     gpus = backend is None and torch.cuda.is_available() and torch.cuda.device_count() >= here
@@ -71,14 +74,12 @@ def _begin(backend: str | None, timeout: float | None) -> None:
     given: dict[str, Any] = {} if timeout is None else {"timeout": _timeout}
     backend = backend or ("cpu:gloo,cuda:nccl" if gpus else "gloo")
     if "WORLD_SIZE" not in os.environ:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, **given)
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, **given)
         return
-    store, rank, size = next(iter(dist.rendezvous("env://")))
+    store, rank, size = next(iter(rendezvous("env://")))
     # A restart by torchrun meets at the same store, where gloo would find the addresses of the processes before it.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    dist.init_process_group(
-        backend, store=dist.PrefixStore(f"shaped/{attempt}", store), rank=rank, world_size=size, **given
-    )
+    dist.init_process_group(backend, store=PrefixStore(f"shaped/{attempt}", store), rank=rank, world_size=size, **given)
 
 
 def _device() -> str:
