@@ -61,7 +61,7 @@ def join(*, backend: str | None = None, timeout: float | None = None, **axes: in
 
 def _begin(backend: str | None, timeout: float | None) -> None:
     """Make the default group."""
-    from torch.distributed.distributed_c10d import HashStore, PrefixStore
+    from torch._C._distributed_c10d import HashStore, PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
     local = int(os.environ.get("LOCAL_RANK", "0"))
