@@ -1,6 +1,7 @@
 """A function or method proved in each of its cases: alternatives of its arguments, and numbers of `*batch` axes."""
 
 import inspect
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, get_args
@@ -14,6 +15,7 @@ from shaped.errors import ProofError, SignatureError, Unprovable
 from shaped.shapes import is_tensor_annotation
 
 _RANKS = (1, 0, 2, 3)  # axes of a `*batch`
+_ABOUT_DTYPES = re.compile(r"dtype|scalar type|floating|type int")
 _RUNS = 100  # on real tensors, of a case after the first
 
 
@@ -95,7 +97,8 @@ class Prover:
             try:
                 held = program.prove(self.assume, self.static)
             except (ProofError, Unprovable, Unbuilt) as error:
-                first: Exception = error if not whole else first
+                if not whole or _ABOUT_DTYPES.search(str(first)):
+                    first: Exception = error
                 continue
             held.whole = both if whole else ()
             return held
