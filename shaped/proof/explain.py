@@ -34,6 +34,7 @@ _UNBACKED = re.compile(
     r"truth value of Relational: .*\bz?uf?\d|Cannot convert symbols to int"
 )  # torch asks for a size that data decides
 _ABSENT = re.compile(r"not linked with support for|not compiled with CUDA|No CUDA GPUs|NVIDIA driver")
+_OF_DATA = re.compile(r"\bu\d")  # a size that data decides, as a shape shows it
 _REMEDIES = {  # where no mask within the operation is the way out
     "ctc_loss": "its table is as large as the longest target, which is data: declare the time static, and give targets "
     "as [batch, labels]; then it is computed step by step",
@@ -187,7 +188,8 @@ def _explain_result(error: ResultMismatch, name: str, recorder: Recorder) -> Pro
     line = place.source() if place else None
     source = Source(line.file, line.line, line.text) if line else None
     title = f"`{name}` does not return what it declares."
-    goal = Goal("result", f"{error.actual}, declared {error.declared}", error.goal, hint=error.hint)
+    hint = _REMEDIES.get(_called(recorder), "") if _OF_DATA.search(error.actual) else ""
+    goal = Goal("result", f"{error.actual}, declared {error.declared}", error.goal, hint=error.hint or hint)
     return ProofError(title, source, goal)
 
 
