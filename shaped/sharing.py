@@ -164,7 +164,9 @@ def _compare(exchange: "Exchange", program: Program, settings: Settings, name: s
 class Sharing:
     """What a trainer says of the ranks that it trains on."""
 
-    _program: Program
+    @property
+    def _program(self) -> Program:
+        raise NotImplementedError
 
     @property
     def ranks(self) -> "Exchange | None":

@@ -49,7 +49,11 @@ def ours(make: Callable[[], Chain], batch: tuple[Tensor, Tensor], mesh: Any, bac
     net = make()
     optimizer = AdamW(net.parameters(), lr=1e-3)
     trainer = ScalarTrainer(loss, net, backend=backend, optimizer=optimizer, mesh=mesh, zero=zero)
-    return (lambda: trainer.train_step(*batch) and None), lambda: held(net.parameters()), lambda: moments(optimizer)
+
+    def step() -> None:
+        trainer.train_step(*batch)
+
+    return step, lambda: held(net.parameters()), lambda: moments(optimizer)
 
 
 def theirs(make: Callable[[], Chain], batch: tuple[Tensor, Tensor], mesh: Any, kind: str) -> Stepper:

@@ -165,7 +165,7 @@ class _Exact(Checked):
         drawn = super().call_function(target, args, kwargs)
         return tree_map(lambda t: torch.full_like(t, 0.5 if t.is_floating_point() else 1), drawn)
 
-    def get_attr(self, target: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def get_attr(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A constant of the graph."""
         return _wide(super().get_attr(target, args, kwargs))
 

@@ -185,7 +185,9 @@ class Together(Turns):
         of = {id(self._program.tensors[i]): layout for i, layout in self.layouts.items() if self.sharded}
         for p, entry in optimizer.state.items():
             layout = of.get(id(p))
-            for name, value in entry.items() if layout is not None else ():
+            if layout is None:
+                continue
+            for name, value in entry.items():
                 if name != "step" and isinstance(value, Tensor) and tuple(value.shape) == layout.shape:
                     entry[name] = layout.cut(value, self.exchange.rank)
 
