@@ -26,7 +26,7 @@ from .cautious import agreeing, decayed
 from .fusion import take
 from .lists import WIDE, TensorLists
 from .rule import Hyper, Kernels, Rule, State
-from .scalars import Scalar, divisor, double, narrow
+from .scalars import Scalar, divisor, double, narrow, refuse_kinds
 
 
 def adam_(
@@ -127,8 +127,9 @@ def _take(
     step: int,
     hypers: dict[str, Any],
 ) -> None:
-    if not isinstance(step, int) or step < 1:
+    if not isinstance(step, int) or isinstance(step, bool) or step < 1:
         raise ValueError(f"step must be an integer >= 1, the number of this step, got {step!r}")
+    refuse_kinds(flags={"maximize": rule.maximize})
     numbers = rule.numbers(hypers)
     params, grads, *moments = lists
     names = ("exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs")
@@ -248,15 +249,12 @@ class AdamRule(Rule):
 
     def kernels(self) -> Kernels:
         """Those of adam_triton.py, or of adam8_triton.py for codes."""
-        from .adam8_triton import adam8_kernel
-        from .adam_triton import adam_kernel
-        from .rows_triton import adam_row_kernel
+        from .adam8_triton import adam8_chunk
+        from .adam_triton import adam_chunk
+        from .rows_triton import adam_row
 
-        decay = {"DECOUPLED": self.decoupled_weight_decay, "CAREFUL": self.cautious_decay}
-        constants = {**decay, "MAXIMIZE": self.maximize}
-        if self.eight_bit:
-            return Kernels(adam_row_kernel, decay, adam8_kernel, constants, 7)
-        return Kernels(adam_row_kernel, decay, adam_kernel, {**constants, "AMSGRAD": self.amsgrad}, 7)
+        switches = (self.decoupled_weight_decay, self.cautious_decay, self.maximize, self.amsgrad)
+        return Kernels(adam_row, adam8_chunk if self.eight_bit else adam_chunk, switches, 7)
 
 
 def adam_reference(
@@ -295,7 +293,14 @@ def adam_reference(
 
     Returns:
         New `p`, `m`, `v` and `v_max` (None if it was), in the dtypes they came in.
+
+    Raises:
+        ValueError: An argument is no tensor, no number or no flag.
     """
+    given = {"p": p, "g": g, "m": m, "v": v, **({} if v_max is None else {"v_max": v_max})}
+    numbers = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay, "step": step}
+    flags = {"decoupled": decoupled, "maximize": maximize, "cautious": cautious, "cautious_decay": cautious_decay}
+    refuse_kinds(tensors=given, scalars=numbers, flags=flags)
     wide = WIDE[p.dtype]
     lr, beta1, beta2, step = map(double, (lr, beta1, beta2, step))
     step_size = narrow(lr / (1 - beta1**step), wide)

@@ -1,8 +1,7 @@
 """Adam and AdamW in Triton: one launch over a `Table` of any number of tensors; the maths is at the top of adam.py.
 
-Fused around the rule, each compiled in only when asked for: the factor on the gradient (unscaling
-and clipping), the skip of a whole step, an average of the parameters, zeroing of the gradients.
-The parameter is stored rounded to nearest, stochastically, or split into two exact halves.
+What may be fused around it is in table_triton.py. The parameter is stored rounded to nearest, stochastically, or split
+into two exact halves.
 
 fp32 traffic: 28 bytes an element; AMSGrad and an EMA add 8 each, zeroing 4, the rest nothing.
 """
@@ -10,19 +9,20 @@ fp32 traffic: 28 bytes an element; AMSGrad and an EMA add 8 each, zeroing 4, the
 import triton
 import triton.language as tl
 
-from .rounding_triton import divide, noise, root, stochastic
-from .rows_triton import COUNT, FACTOR, OWN, SKIP
+from .rounding_triton import divide, root
+from .rows_triton import OWN
 from .table_triton import (
-    SPLIT,
     STOCHASTIC,
+    drawn,
     fetch,
+    fetch_gradient,
     fetch_parameter,
     place,
+    place_beside,
     put,
     put_beside,
-    put_bits,
     put_parameter,
-    zero_chunk,
+    put_state,
 )
 
 
@@ -54,14 +54,18 @@ def adam_rule(
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _adam_chunk(
+def adam_chunk(
     addresses: tl.tensor, n_tensors: tl.tensor, t: tl.tensor, start: tl.tensor, n: tl.tensor, row: tl.tensor,
+    SWITCHES: tl.constexpr,  # decoupled, careful, maximize, AMSGrad
     P: tl.constexpr, G: tl.constexpr, M: tl.constexpr, E: tl.constexpr,
-    DECOUPLED: tl.constexpr, CAREFUL: tl.constexpr, AMSGRAD: tl.constexpr, MAXIMIZE: tl.constexpr,
     SCALED: tl.constexpr, EMA: tl.constexpr, ZERO: tl.constexpr, STORE: tl.constexpr,
     FAST: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
+    """One chunk of Adam; roles are p, g, m, v, and with AMSGrad the largest v."""
     W: tl.constexpr = row.dtype.element_ty
+    AMSGRAD: tl.constexpr = SWITCHES[3]
+    # A store that drops 16 random bits has no use for the last bit of a quotient, and registers are short.
+    EXACT: tl.constexpr = STORE != STOCHASTIC
     p_ptr = place(addresses, n_tensors, t, start, 0, P, FAST)
     g_ptr = place(addresses, n_tensors, t, start, 1, G, FAST)
     m_ptr = place(addresses, n_tensors, t, start, 2, M, FAST)
@@ -69,69 +73,24 @@ def _adam_chunk(
     u_ptr = v_ptr
     if AMSGRAD:
         u_ptr = place(addresses, n_tensors, t, start, 4, M, FAST)
-    e_ptr = p_ptr
-    if EMA:
-        e_ptr = place(addresses, n_tensors, t, start, 4 + AMSGRAD, E, FAST)
-    low_ptr = p_ptr
-    if STORE == SPLIT:
-        low_ptr = place(addresses, n_tensors, t, start, 4 + AMSGRAD + EMA, tl.int16, FAST)
+    e_ptr, low_ptr = place_beside(addresses, n_tensors, t, start, p_ptr, 4 + AMSGRAD, E, EMA, STORE, FAST)
     i = 0
     while i < n:
         offs = i + tl.arange(0, BLOCK)
         p = fetch_parameter(p_ptr, low_ptr, offs, n, W, STORE, FAST)
-        g = fetch(g_ptr, offs, n, W, FAST)
+        g = fetch_gradient(g_ptr, offs, n, row, W, SCALED, FAST)
         m = fetch(m_ptr, offs, n, W, FAST)
         v = fetch(v_ptr, offs, n, W, FAST)
         u = v
         if AMSGRAD:
             u = fetch(u_ptr, offs, n, W, FAST)
-        if SCALED:
-            g = g * tl.load(row + FACTOR)
-        # A store that drops 16 random bits has no use for the last bit of a quotient, and registers are short.
-        p, m, v, u = adam_rule(p, g, m, v, u, row + OWN, DECOUPLED, CAREFUL, AMSGRAD, MAXIMIZE, STORE != STOCHASTIC)
-        bits = tl.zeros([BLOCK], tl.uint32)
-        if STORE == STOCHASTIC:
-            bits = noise(start, offs, t, tl.load(row + COUNT).to(tl.int32))
+        p, m, v, u = adam_rule(p, g, m, v, u, row + OWN, SWITCHES[0], SWITCHES[1], AMSGRAD, SWITCHES[2], EXACT)
+        bits = drawn(start, offs, t, row, STORE, BLOCK)
+        # The state first: with the parameter before it, one variant takes 72 registers on sm_80.
+        put_state(v_ptr, offs, v, bits, n, STORE, FAST)
+        put_state(m_ptr, offs, m, bits * 0x9E3779B1, n, STORE, FAST)
         put_parameter(p_ptr, low_ptr, offs, p, bits, n, STORE, FAST)
-        if STORE == STOCHASTIC and tl.bfloat16 == M:
-            put_bits(v_ptr, offs, stochastic(v, bits >> 16), n, FAST)
-            put_bits(m_ptr, offs, stochastic(m, (bits * 0x9E3779B1) >> 16), n, FAST)
-        else:
-            put(m_ptr, offs, m, n, FAST)
-            put(v_ptr, offs, v, n, FAST)
         if AMSGRAD:
             put(u_ptr, offs, u, n, FAST)
         put_beside(e_ptr, g_ptr, offs, p, row, n, EMA, ZERO, FAST)
         i += BLOCK
-
-
-@triton.jit(do_not_specialize=["n_tensors", "n_chunks"])  # type: ignore[untyped-decorator]
-def adam_kernel(
-    addresses: tl.tensor,  # [roles, n_tensors]: p, g, m, v, then those asked for of u, EMA, low half
-    n_tensors: tl.tensor, chunks: tl.tensor, n_chunks: tl.tensor,
-    row: tl.tensor,  # see rows_triton.py; its dtype is the one to compute in
-    P: tl.constexpr, G: tl.constexpr, M: tl.constexpr, E: tl.constexpr,
-    DECOUPLED: tl.constexpr, CAREFUL: tl.constexpr, AMSGRAD: tl.constexpr, MAXIMIZE: tl.constexpr,
-    SCALED: tl.constexpr, GUARDED: tl.constexpr, EMA: tl.constexpr, ZERO: tl.constexpr, STORE: tl.constexpr,
-    BLOCK: tl.constexpr,
-) -> None:  # fmt: skip
-    skip = tl.full([], False, tl.int1)
-    if GUARDED:
-        skip = tl.load(row + SKIP) != 0
-        if not ZERO:
-            n_chunks = tl.where(skip, 0, n_chunks)
-    c = tl.program_id(0)
-    while c < n_chunks:
-        t = tl.load(chunks + 4 * c)
-        start = tl.load(chunks + 4 * c + 1)
-        n = tl.load(chunks + 4 * c + 2).to(tl.int32)
-        if skip:
-            if ZERO:
-                zero_chunk(place(addresses, n_tensors, t, start, 1, G, False), n, BLOCK)
-        elif tl.load(chunks + 4 * c + 3) != 0:
-            _adam_chunk(addresses, n_tensors, t, start, n, row, P, G, M, E, DECOUPLED, CAREFUL, AMSGRAD, MAXIMIZE,
-                        SCALED, EMA, ZERO, STORE, True, BLOCK)  # fmt: skip
-        else:
-            _adam_chunk(addresses, n_tensors, t, start, n, row, P, G, M, E, DECOUPLED, CAREFUL, AMSGRAD, MAXIMIZE,
-                        SCALED, EMA, ZERO, STORE, False, BLOCK // 8)  # fmt: skip
-        c += tl.num_programs(0)

@@ -1,8 +1,8 @@
 """The host's part of a step on the triton path: tables, then at most three kinds of launches.
 
     squares_kernel   once for each dtype, if clipping or skipping asked for it
-    ..._row_kernel   one program: advances the step, decides, writes the row
-    ..._kernel       once for each dtype: all tensors of the lists
+    row_kernel       one program: advances the step, decides, writes the row
+    table_kernel     once for each dtype: all tensors of the lists
 
 Nothing here waits for the device. Tensors that are no dense block are updated as dense copies.
 """
@@ -17,8 +17,9 @@ from torch import Tensor
 
 from .calls import NOTHING, Call, Extras, shared
 from .lists import WIDE, TensorLists
-from .rows_triton import NORM, OWN, SKIP
-from .table_triton import NEAREST, SPLIT, STOCHASTIC, squares_kernel
+from .rows_triton import NORM, OWN, SKIP, row_kernel
+from .rule import Kernels
+from .table_triton import NEAREST, SPLIT, STOCHASTIC, squares_kernel, table_kernel
 from .tables import BLOCK, Table
 
 TYPES = {
@@ -193,7 +194,7 @@ def _squares(group: _Group) -> Tensor:
 
 def _run(call: Call, plan: _Tables, extras: Extras, partials: list[Tensor]) -> None:
     lists = call.lists
-    row_kernel, row_constants, kernel, constants, _ = call.rule.kernels()
+    kernels = call.rule.kernels()
     upload(call, extras, plan.groups[0].table.block)
     around = {
         "CLIP": extras.max_norm is not None,
@@ -208,18 +209,18 @@ def _run(call: Call, plan: _Tables, extras: Extras, partials: list[Tensor]) -> N
         )
         row_kernel[(1,)](
             plan.hypers, call.step, sums, sums.shape[-1], scale, found, row,
-            **around, ADVANCE=at == len(plan.rows) - 1, **row_constants, **OPTIONS,
+            ROW=kernels.row, SWITCHES=kernels.switches, **around, ADVANCE=at == len(plan.rows) - 1, **OPTIONS,
         )  # fmt: skip
     try:
         for group in plan.groups:
             if len(group.table.chunks):
-                _update(kernel, constants, group, plan.rows[group.wide], call, extras)
+                _update(kernels, group, plan.rows[group.wide], call, extras)
     except BaseException:  # a kernel that does not compile: nothing moved, so nothing was counted
         call.step.sub_(1 - next(iter(plan.rows.values()))[SKIP.value].to(call.step.dtype))
         raise
 
 
-def _update(kernel: Any, constants: dict[str, Any], group: _Group, row: Tensor, call: Call, extras: Extras) -> None:
+def _update(kernels: Kernels, group: _Group, row: Tensor, call: Call, extras: Extras) -> None:
     table, lists, slots = group.table, call.lists, call.lists.slots
     first = group.members[0]
     store = call.rule.store if lists.params[first].dtype == torch.bfloat16 else "nearest"
@@ -229,8 +230,9 @@ def _update(kernel: Any, constants: dict[str, Any], group: _Group, row: Tensor, 
         "M": TYPES[slots[0][first].dtype if slots else lists.params[first].dtype],
         "E": TYPES[lists.params[first].dtype if lists.ema is None else lists.ema[first].dtype],
     }
-    kernel[(table.programs,)](
-        table.addresses, table.addresses.shape[1], table.chunks, len(table.chunks), row, **kinds, **constants,
+    table_kernel[(table.programs,)](
+        table.addresses, table.addresses.shape[1], table.chunks, len(table.chunks), row,
+        CHUNK=kernels.chunk, SWITCHES=kernels.switches, **kinds,
         SCALED=extras.max_norm is not None or extras.grad_scale is not None,
         GUARDED=extras.skip_nonfinite or extras.found_inf is not None,
         EMA=lists.ema is not None and extras.ema_decay is not None, ZERO=extras.zero_grads,

@@ -24,7 +24,7 @@ from .cautious import agreeing, decayed
 from .fusion import take
 from .lists import WIDE, TensorLists
 from .rule import Hyper, Kernels, Rule, State
-from .scalars import Scalar, double, narrow
+from .scalars import Scalar, double, narrow, refuse_kinds
 
 
 def lion_(
@@ -59,6 +59,7 @@ def lion_(
 
     Source: Chen et al. 2023, arXiv:2302.06675, Algorithm 2.
     """
+    refuse_kinds(flags={"maximize": maximize, "cautious": cautious})
     rule = LionRule(maximize=maximize, cautious=cautious)
     numbers = rule.numbers({"lr": lr, "betas": betas, "weight_decay": weight_decay})
     lists = TensorLists(params, {"exp_avgs": exp_avgs}, kernels=rule.has_kernels)
@@ -129,8 +130,7 @@ class LionRule(Rule):
 
     def kernels(self) -> Kernels:
         """Those of lion_triton.py."""
-        from .lion_triton import lion_kernel
-        from .rows_triton import lion_row_kernel
+        from .lion_triton import lion_chunk
+        from .rows_triton import lion_row
 
-        decay = {"DECOUPLED": self.decoupled_weight_decay, "CAREFUL": self.cautious_decay}
-        return Kernels(lion_row_kernel, decay, lion_kernel, {**decay, "MAXIMIZE": self.maximize}, 6)
+        return Kernels(lion_row, lion_chunk, (self.decoupled_weight_decay, self.cautious_decay, self.maximize), 6)

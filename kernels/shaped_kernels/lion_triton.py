@@ -1,24 +1,22 @@
 """Lion in Triton: one launch over a `Table` of any number of tensors; the maths is at the top of lion.py.
 
-The same things may be fused around it as around Adam (see adam_triton.py). fp32 traffic: 20 bytes an element.
+What may be fused around it is in table_triton.py. fp32 traffic: 20 bytes an element.
 """
 
 import triton
 import triton.language as tl
 
-from .rounding_triton import noise, stochastic
-from .rows_triton import COUNT, FACTOR, OWN, SKIP
+from .rows_triton import OWN
 from .table_triton import (
-    SPLIT,
-    STOCHASTIC,
+    drawn,
     fetch,
+    fetch_gradient,
     fetch_parameter,
     place,
-    put,
+    place_beside,
     put_beside,
-    put_bits,
     put_parameter,
-    zero_chunk,
+    put_state,
 )
 
 
@@ -44,71 +42,28 @@ def lion_rule(
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _lion_chunk(
+def lion_chunk(
     addresses: tl.tensor, n_tensors: tl.tensor, t: tl.tensor, start: tl.tensor, n: tl.tensor, row: tl.tensor,
+    SWITCHES: tl.constexpr,  # decoupled, careful, maximize
     P: tl.constexpr, G: tl.constexpr, M: tl.constexpr, E: tl.constexpr,
-    DECOUPLED: tl.constexpr, CAREFUL: tl.constexpr, MAXIMIZE: tl.constexpr,
     SCALED: tl.constexpr, EMA: tl.constexpr, ZERO: tl.constexpr, STORE: tl.constexpr,
     FAST: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
+    """One chunk of Lion; roles are p, g, m."""
     W: tl.constexpr = row.dtype.element_ty
     p_ptr = place(addresses, n_tensors, t, start, 0, P, FAST)
     g_ptr = place(addresses, n_tensors, t, start, 1, G, FAST)
     m_ptr = place(addresses, n_tensors, t, start, 2, M, FAST)
-    e_ptr = p_ptr
-    if EMA:
-        e_ptr = place(addresses, n_tensors, t, start, 3, E, FAST)
-    low_ptr = p_ptr
-    if STORE == SPLIT:
-        low_ptr = place(addresses, n_tensors, t, start, 3 + EMA, tl.int16, FAST)
+    e_ptr, low_ptr = place_beside(addresses, n_tensors, t, start, p_ptr, 3, E, EMA, STORE, FAST)
     i = 0
     while i < n:
         offs = i + tl.arange(0, BLOCK)
         p = fetch_parameter(p_ptr, low_ptr, offs, n, W, STORE, FAST)
-        g = fetch(g_ptr, offs, n, W, FAST)
+        g = fetch_gradient(g_ptr, offs, n, row, W, SCALED, FAST)
         m = fetch(m_ptr, offs, n, W, FAST)
-        if SCALED:
-            g = g * tl.load(row + FACTOR)
-        p, m = lion_rule(p, g, m, row + OWN, DECOUPLED, CAREFUL, MAXIMIZE)
-        bits = tl.zeros([BLOCK], tl.uint32)
-        if STORE == STOCHASTIC:
-            bits = noise(start, offs, t, tl.load(row + COUNT).to(tl.int32))
+        p, m = lion_rule(p, g, m, row + OWN, SWITCHES[0], SWITCHES[1], SWITCHES[2])
+        bits = drawn(start, offs, t, row, STORE, BLOCK)
         put_parameter(p_ptr, low_ptr, offs, p, bits, n, STORE, FAST)
-        if STORE == STOCHASTIC and tl.bfloat16 == M:
-            put_bits(m_ptr, offs, stochastic(m, bits >> 16), n, FAST)
-        else:
-            put(m_ptr, offs, m, n, FAST)
+        put_state(m_ptr, offs, m, bits, n, STORE, FAST)
         put_beside(e_ptr, g_ptr, offs, p, row, n, EMA, ZERO, FAST)
         i += BLOCK
-
-
-@triton.jit(do_not_specialize=["n_tensors", "n_chunks"])  # type: ignore[untyped-decorator]
-def lion_kernel(
-    addresses: tl.tensor,  # [roles, n_tensors]: p, g, m, then those asked for of EMA, low half
-    n_tensors: tl.tensor, chunks: tl.tensor, n_chunks: tl.tensor,
-    row: tl.tensor,  # see rows_triton.py; its dtype is the one to compute in
-    P: tl.constexpr, G: tl.constexpr, M: tl.constexpr, E: tl.constexpr,
-    DECOUPLED: tl.constexpr, CAREFUL: tl.constexpr, MAXIMIZE: tl.constexpr,
-    SCALED: tl.constexpr, GUARDED: tl.constexpr, EMA: tl.constexpr, ZERO: tl.constexpr, STORE: tl.constexpr,
-    BLOCK: tl.constexpr,
-) -> None:  # fmt: skip
-    skip = tl.full([], False, tl.int1)
-    if GUARDED:
-        skip = tl.load(row + SKIP) != 0
-        if not ZERO:
-            n_chunks = tl.where(skip, 0, n_chunks)
-    c = tl.program_id(0)
-    while c < n_chunks:
-        t = tl.load(chunks + 4 * c)
-        start = tl.load(chunks + 4 * c + 1)
-        n = tl.load(chunks + 4 * c + 2).to(tl.int32)
-        if skip:
-            if ZERO:
-                zero_chunk(place(addresses, n_tensors, t, start, 1, G, False), n, BLOCK)
-        elif tl.load(chunks + 4 * c + 3) != 0:
-            _lion_chunk(addresses, n_tensors, t, start, n, row, P, G, M, E, DECOUPLED, CAREFUL, MAXIMIZE,
-                       SCALED, EMA, ZERO, STORE, True, BLOCK)  # fmt: skip
-        else:
-            _lion_chunk(addresses, n_tensors, t, start, n, row, P, G, M, E, DECOUPLED, CAREFUL, MAXIMIZE,
-                       SCALED, EMA, ZERO, STORE, False, BLOCK // 8)  # fmt: skip
-        c += tl.num_programs(0)

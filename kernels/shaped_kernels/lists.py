@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from .dispatch import choose_path
+from .scalars import refuse_kinds
 
 # Neighbours under one scale of 8-bit state: 1.6 % of the bytes of a code, and one row of a kernel's block.
 GROUP = 256
@@ -75,6 +76,7 @@ class TensorLists:
         scales: Mapping[str, Sequence[Tensor]] | None = None,
         kernels: bool = True,
     ) -> None:
+        refuse_kinds({"params": params, **slots})
         self.params = list(params)
         self.slots: Slots = tuple(list(slot) for slot in slots.values())
         self.ema = None if ema is None else list(ema)
@@ -130,7 +132,9 @@ class TensorLists:
         Raises:
             ValueError: Some gradients do not fit; the message names every index and what is wrong.
         """
-        grads = list(grads)
+        if type(grads) is not list:
+            refuse_kinds({"grads": grads})
+            grads = list(grads)
         try:
             # Compared one by one: a list of 1000 tuples would wake the garbage collector at every step.
             fit = len(grads) == len(self.params) and all(map(eq, map(_facts, grads), self._facts))

@@ -68,98 +68,85 @@ def _power(b: tl.tensor, t: tl.tensor) -> tl.tensor:
     return tl.where(b > 0.0, tl.exp(t * tl.log(tl.where(b > 0.0, b, 1.0))), 0.0)
 
 
-@triton.jit(do_not_specialize=["n_partials"])  # type: ignore[untyped-decorator]
-def adam_row_kernel(
-    hypers: tl.tensor,  # max_norm, EMA decay, lr, b1, b2, eps, weight decay
-    step_ptr: tl.tensor, partials: tl.tensor, n_partials: tl.tensor, scale_ptr: tl.tensor, found_ptr: tl.tensor,
-    row: tl.tensor,  # ..., decay, 1-b1, b2, 1-b2, lr/c1, sqrt(c2), eps
-    CLIP: tl.constexpr, GUARD: tl.constexpr, SCALE: tl.constexpr, FOUND: tl.constexpr, ADVANCE: tl.constexpr,
-    DECOUPLED: tl.constexpr, CAREFUL: tl.constexpr,
-) -> None:  # fmt: skip
-    """Advance the step and write Adam's row."""
-    t = _settle(hypers, step_ptr, partials, n_partials, scale_ptr, found_ptr, row, CLIP, GUARD, SCALE, FOUND, ADVANCE)
-    lr, b1, b2 = tl.load(hypers + 2), tl.load(hypers + 3), tl.load(hypers + 4)
-    decay = tl.load(hypers + 6)
+@triton.jit  # type: ignore[untyped-decorator]
+def _decay(lr: tl.tensor, decay: tl.tensor, DECOUPLED: tl.constexpr, CAREFUL: tl.constexpr) -> tl.tensor:
+    """The share that is kept where the decay is apart from the gradient, or that is removed where only some decay."""
     if DECOUPLED:
         decay = lr * decay
         if not CAREFUL:
             decay = 1.0 - decay
+    return decay
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def adam_row(hypers: tl.tensor, row: tl.tensor, t: tl.tensor, SWITCHES: tl.constexpr) -> None:
+    """Adam's row, of lr, b1, b2, eps, weight decay: decay, 1-b1, b2, 1-b2, lr/c1, sqrt(c2), eps."""
+    lr, b1, b2 = tl.load(hypers), tl.load(hypers + 1), tl.load(hypers + 2)
     wide = row.dtype.element_ty
-    tl.store(row + OWN, decay.to(wide))
-    tl.store(row + OWN + 1, (1.0 - b1).to(wide))
-    tl.store(row + OWN + 2, b2.to(wide))
-    tl.store(row + OWN + 3, (1.0 - b2).to(wide))
-    tl.store(row + OWN + 4, (lr / (1.0 - _power(b1, t))).to(wide))
-    tl.store(row + OWN + 5, tl.sqrt(1.0 - _power(b2, t)).to(wide))
-    tl.store(row + OWN + 6, tl.load(hypers + 5).to(wide))
+    tl.store(row, _decay(lr, tl.load(hypers + 4), SWITCHES[0], SWITCHES[1]).to(wide))
+    tl.store(row + 1, (1.0 - b1).to(wide))
+    tl.store(row + 2, b2.to(wide))
+    tl.store(row + 3, (1.0 - b2).to(wide))
+    tl.store(row + 4, (lr / (1.0 - _power(b1, t))).to(wide))
+    tl.store(row + 5, tl.sqrt(1.0 - _power(b2, t)).to(wide))
+    tl.store(row + 6, tl.load(hypers + 3).to(wide))
 
 
-@triton.jit(do_not_specialize=["n_partials"])  # type: ignore[untyped-decorator]
-def schedule_free_row_kernel(
-    hypers: tl.tensor,  # max_norm, EMA decay, lr, b1, b2, eps, weight decay, warmup
-    step_ptr: tl.tensor, partials: tl.tensor, n_partials: tl.tensor, scale_ptr: tl.tensor, found_ptr: tl.tensor,
-    row: tl.tensor,  # ..., 1 - s*wd*(1-b1), s*wd, b2, 1-b2, sqrt(c2), eps, s, c
-    CLIP: tl.constexpr, GUARD: tl.constexpr, SCALE: tl.constexpr, FOUND: tl.constexpr, ADVANCE: tl.constexpr,
-) -> None:  # fmt: skip
-    """Advance the step and write the row of schedule-free AdamW; `weights` in schedule_free.py."""
-    t = _settle(hypers, step_ptr, partials, n_partials, scale_ptr, found_ptr, row, CLIP, GUARD, SCALE, FOUND, ADVANCE)
-    b1, b2 = tl.load(hypers + 3), tl.load(hypers + 4)
-    whole = tl.maximum(tl.ceil(tl.load(hypers + 7)), 1.0)
+@triton.jit  # type: ignore[untyped-decorator]
+def schedule_free_row(hypers: tl.tensor, row: tl.tensor, t: tl.tensor, SWITCHES: tl.constexpr) -> None:
+    """That of schedule-free AdamW, of lr, b1, b2, eps, weight decay, warmup; see `weights` in schedule_free.py.
+
+    1 - s*wd*(1-b1), s*wd, b2, 1-b2, sqrt(c2), eps, s, c
+    """
+    b1, b2 = tl.load(hypers + 1), tl.load(hypers + 2)
+    whole = tl.maximum(tl.ceil(tl.load(hypers + 5)), 1.0)
     n = tl.minimum(t, whole)
     part = n / whole
     c = part * part / (n * (n + 1.0) * (2.0 * n + 1.0) / (6.0 * whole * whole) + (t - n))
     wide = row.dtype.element_ty
-    decay = tl.load(hypers + 2) * part * tl.load(hypers + 6)
-    tl.store(row + OWN, (1.0 - decay * (1.0 - b1)).to(wide))
-    tl.store(row + OWN + 1, decay.to(wide))
-    tl.store(row + OWN + 2, b2.to(wide))
-    tl.store(row + OWN + 3, (1.0 - b2).to(wide))
-    tl.store(row + OWN + 4, tl.sqrt(1.0 - _power(b2, t)).to(wide))
-    tl.store(row + OWN + 5, tl.load(hypers + 5).to(wide))
-    tl.store(row + OWN + 6, (tl.load(hypers + 2) * part).to(wide))
-    tl.store(row + OWN + 7, c.to(wide))
+    decay = tl.load(hypers) * part * tl.load(hypers + 4)
+    tl.store(row, (1.0 - decay * (1.0 - b1)).to(wide))
+    tl.store(row + 1, decay.to(wide))
+    tl.store(row + 2, b2.to(wide))
+    tl.store(row + 3, (1.0 - b2).to(wide))
+    tl.store(row + 4, tl.sqrt(1.0 - _power(b2, t)).to(wide))
+    tl.store(row + 5, tl.load(hypers + 3).to(wide))
+    tl.store(row + 6, (tl.load(hypers) * part).to(wide))
+    tl.store(row + 7, c.to(wide))
 
 
-@triton.jit(do_not_specialize=["n_partials"])  # type: ignore[untyped-decorator]
-def lion_row_kernel(
-    hypers: tl.tensor,  # max_norm, EMA decay, lr, b1, b2, weight decay
-    step_ptr: tl.tensor, partials: tl.tensor, n_partials: tl.tensor, scale_ptr: tl.tensor, found_ptr: tl.tensor,
-    row: tl.tensor,  # ..., decay, lr, b1, 1-b1, b2, 1-b2
-    CLIP: tl.constexpr, GUARD: tl.constexpr, SCALE: tl.constexpr, FOUND: tl.constexpr, ADVANCE: tl.constexpr,
-    DECOUPLED: tl.constexpr, CAREFUL: tl.constexpr,
-) -> None:  # fmt: skip
-    """Advance the step and write Lion's row."""
-    _settle(hypers, step_ptr, partials, n_partials, scale_ptr, found_ptr, row, CLIP, GUARD, SCALE, FOUND, ADVANCE)
-    lr, b1, b2 = tl.load(hypers + 2), tl.load(hypers + 3), tl.load(hypers + 4)
-    decay = tl.load(hypers + 5)
-    if DECOUPLED:
-        decay = lr * decay
-        if not CAREFUL:
-            decay = 1.0 - decay
+@triton.jit  # type: ignore[untyped-decorator]
+def lion_row(hypers: tl.tensor, row: tl.tensor, t: tl.tensor, SWITCHES: tl.constexpr) -> None:
+    """Lion's row, of lr, b1, b2, weight decay: decay, lr, b1, 1-b1, b2, 1-b2."""
+    lr, b1, b2 = tl.load(hypers), tl.load(hypers + 1), tl.load(hypers + 2)
     wide = row.dtype.element_ty
-    tl.store(row + OWN, decay.to(wide))
-    tl.store(row + OWN + 1, lr.to(wide))
-    tl.store(row + OWN + 2, b1.to(wide))
-    tl.store(row + OWN + 3, (1.0 - b1).to(wide))
-    tl.store(row + OWN + 4, b2.to(wide))
-    tl.store(row + OWN + 5, (1.0 - b2).to(wide))
+    tl.store(row, _decay(lr, tl.load(hypers + 3), SWITCHES[0], SWITCHES[1]).to(wide))
+    tl.store(row + 1, lr.to(wide))
+    tl.store(row + 2, b1.to(wide))
+    tl.store(row + 3, (1.0 - b1).to(wide))
+    tl.store(row + 4, b2.to(wide))
+    tl.store(row + 5, (1.0 - b2).to(wide))
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def sgd_row(hypers: tl.tensor, row: tl.tensor, t: tl.tensor, SWITCHES: tl.constexpr) -> None:
+    """SGD's row, of lr, momentum, dampening, decay: lr, momentum, damp, decay; step 1 is not damped, as in torch."""
+    lr = tl.load(hypers)
+    wide = row.dtype.element_ty
+    tl.store(row, lr.to(wide))
+    tl.store(row + 1, tl.load(hypers + 1).to(wide))
+    tl.store(row + 2, tl.where(t > 1.0, 1.0 - tl.load(hypers + 2), 1.0).to(wide))
+    tl.store(row + 3, _decay(lr, tl.load(hypers + 3), SWITCHES[3], False).to(wide))
 
 
 @triton.jit(do_not_specialize=["n_partials"])  # type: ignore[untyped-decorator]
-def sgd_row_kernel(
-    hypers: tl.tensor,  # max_norm, EMA decay, lr, momentum, dampening, weight decay
+def row_kernel(
+    hypers: tl.tensor,  # max_norm, EMA decay, then the rule's own
     step_ptr: tl.tensor, partials: tl.tensor, n_partials: tl.tensor, scale_ptr: tl.tensor, found_ptr: tl.tensor,
-    row: tl.tensor,  # ..., lr, momentum, damp, weight decay
+    row: tl.tensor,
+    ROW: tl.constexpr, SWITCHES: tl.constexpr,  # a rule's function of its part of the row, and what it switches on
     CLIP: tl.constexpr, GUARD: tl.constexpr, SCALE: tl.constexpr, FOUND: tl.constexpr, ADVANCE: tl.constexpr,
-    DECOUPLED: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Advance the step and write SGD's row; the first step is not damped, as in torch."""
+    """Advance the step and write the row."""
     t = _settle(hypers, step_ptr, partials, n_partials, scale_ptr, found_ptr, row, CLIP, GUARD, SCALE, FOUND, ADVANCE)
-    wide = row.dtype.element_ty
-    tl.store(row + OWN, tl.load(hypers + 2).to(wide))
-    tl.store(row + OWN + 1, tl.load(hypers + 3).to(wide))
-    tl.store(row + OWN + 2, tl.where(t > 1.0, 1.0 - tl.load(hypers + 4), 1.0).to(wide))
-    decay = tl.load(hypers + 5)
-    if DECOUPLED:
-        decay = 1.0 - tl.load(hypers + 2) * decay
-    tl.store(row + OWN + 3, decay.to(wide))
+    ROW(hypers + 2, row + OWN, t, SWITCHES)

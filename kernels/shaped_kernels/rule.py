@@ -36,12 +36,24 @@ class Hyper:
         name: What groups and messages call it.
         default: Its value where none is given; a tuple for several numbers.
         least, below: It is finite, at least the one and below the other.
+
+    Raises:
+        ValueError: The name is no text, or one of the others no number.
     """
 
     name: str
     default: float | tuple[float, ...]
     least: float = 0.0
     below: float = math.inf
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise ValueError(f"name must be a text, got {self.name!r}")
+        defaults = dict(enumerate(self.default)) if isinstance(self.default, tuple) else {"": self.default}
+        for at, value in defaults.items():
+            number(f"default[{at}]" if isinstance(self.default, tuple) else "default", value)
+        number("least", self.least)
+        number("below", self.below)
 
     @property
     def spelled(self) -> tuple[str, ...]:
@@ -82,20 +94,18 @@ class Hyper:
 
 
 class Kernels(NamedTuple):
-    """A rule in Triton.
+    """A rule in Triton: two functions for the kernels that serve all rules.
 
     Attributes:
-        row: The kernel of one program that advances the step and writes the row; see rows_triton.py.
-        row_constants: Its own compile-time constants.
-        update: The kernel over a table of tensors.
-        constants: Its own compile-time constants.
+        row: Writes its numbers of this step into the row, for `row_kernel` in rows_triton.py.
+        chunk: Moves one chunk, for `table_kernel` in table_triton.py.
+        switches: What both are compiled for.
         entries: How many numbers of its own it keeps in the row.
     """
 
     row: Any
-    row_constants: dict[str, Any]
-    update: Any
-    constants: dict[str, Any]
+    chunk: Any
+    switches: tuple[bool, ...]
     entries: int
 
 

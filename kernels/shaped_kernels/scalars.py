@@ -5,6 +5,7 @@ a parameter.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Literal
 
@@ -34,9 +35,49 @@ def number(name: str, value: object) -> float:
         if value.numel() != 1:
             raise ValueError(f"{name} must have one element, got a tensor of shape {tuple(value.shape)}")
         return float(value.item())
-    if not isinstance(value, Real):  # a string, although float() would read it
+    if not isinstance(value, Real) or isinstance(value, bool):  # a string, although float() would read it
         raise ValueError(f"{name} must be a number, got {value!r}")
     return float(value)
+
+
+def refuse_kinds(
+    lists: Mapping[str, object] | None = None,
+    *,
+    tensors: Mapping[str, object] | None = None,
+    scalars: Mapping[str, object] | None = None,
+    flags: Mapping[str, object] | None = None,
+) -> None:
+    """Refuse arguments that are of another kind, each by its name.
+
+    Args:
+        lists: What is a sequence of tensors; what is in it is looked at elsewhere.
+        tensors: What is a floating-point tensor.
+        scalars: What is a number or a tensor.
+        flags: What is True or False.
+
+    Raises:
+        ValueError: Naming each that is something else.
+    """
+    faults = []
+    for name, value in (lists or {}).items():
+        if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+            faults.append(f"{name} must be a sequence of tensors, got {_shown(value)}")
+    for name, value in (tensors or {}).items():
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            faults.append(f"{name} must be a floating-point tensor, got {_shown(value)}")
+    for name, value in (scalars or {}).items():
+        if not isinstance(value, Real | Tensor) or isinstance(value, bool):
+            faults.append(f"{name} must be a number or a tensor, got {_shown(value)}")
+    for name, value in (flags or {}).items():
+        if not isinstance(value, bool):
+            faults.append(f"{name} must be True or False, got {_shown(value)}")
+    if faults:
+        raise ValueError("\n".join(faults))
+
+
+def _shown(value: object) -> str:
+    plain = value is None or isinstance(value, bool | int | float | str)
+    return f"{value!r}" if plain else f"one of type {type(value).__name__}"
 
 
 def at_least_zero(name: str, value: float) -> None:

@@ -79,10 +79,10 @@ class ScheduleFreeRule(Rule):
 
     def kernels(self) -> Kernels:
         """Those of schedule_free_triton.py."""
-        from .rows_triton import schedule_free_row_kernel
-        from .schedule_free_triton import schedule_free_kernel
+        from .rows_triton import schedule_free_row
+        from .schedule_free_triton import schedule_free_chunk
 
-        return Kernels(schedule_free_row_kernel, {}, schedule_free_kernel, {"MAXIMIZE": self.maximize}, 8)
+        return Kernels(schedule_free_row, schedule_free_chunk, (self.maximize,), 8)
 
 
 def weights(lr: Scalar, warmup: Scalar, step: Scalar) -> tuple[Scalar, Scalar]:

@@ -23,7 +23,7 @@ from .calls import Call
 from .fusion import take
 from .lists import WIDE, TensorLists
 from .rule import Hyper, Kernels, Rule, State
-from .scalars import Scalar, Store, divisor, double, narrow, number
+from .scalars import Scalar, Store, divisor, double, narrow, number, refuse_kinds
 
 
 def sgd_(
@@ -63,6 +63,7 @@ def sgd_(
 
     Source: torch.optim.SGD.
     """
+    refuse_kinds(flags={"nesterov": nesterov, "maximize": maximize, "fresh": fresh})
     rule = SgdRule(nesterov, maximize, buffered=momentum_buffers is not None)
     hypers = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
     numbers = rule.numbers(hypers)
@@ -172,12 +173,11 @@ class SgdRule(Rule):
 
     def kernels(self) -> Kernels:
         """Those of sgd_triton.py."""
-        from .rows_triton import sgd_row_kernel
-        from .sgd_triton import sgd_kernel
+        from .rows_triton import sgd_row
+        from .sgd_triton import sgd_chunk
 
-        constants = {"MOMENTUM": self.buffered, "NESTEROV": self.nesterov, "MAXIMIZE": self.maximize}
-        decay = {"DECOUPLED": self.decoupled_weight_decay}
-        return Kernels(sgd_row_kernel, decay, sgd_kernel, {**constants, **decay}, 4)
+        switches = (self.buffered, self.nesterov, self.maximize, self.decoupled_weight_decay)
+        return Kernels(sgd_row, sgd_chunk, switches, 4)
 
 
 def sgd_reference(
@@ -210,7 +210,13 @@ def sgd_reference(
 
     Returns:
         New `p` and `buf` (None if it was), in the dtypes they came in.
+
+    Raises:
+        ValueError: An argument is no tensor, no number or no flag.
     """
+    numbers = {"lr": lr, "momentum": momentum, "damp": damp, "weight_decay": weight_decay}
+    tensors = {"p": p, "g": g, **({} if buf is None else {"buf": buf})}
+    refuse_kinds(tensors=tensors, scalars=numbers, flags={"nesterov": nesterov, "maximize": maximize})
     wide = WIDE[p.dtype]
     w, d = p.to(wide), g.to(wide)
     if maximize:

@@ -15,60 +15,65 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from shaped_kernels.adam8_triton import adam8_kernel
-from shaped_kernels.adam_triton import adam_kernel
+from shaped_kernels.adam import AdamRule
 from shaped_kernels.launch_triton import options
-from shaped_kernels.lion_triton import lion_kernel
-from shaped_kernels.rows_triton import adam_row_kernel, lion_row_kernel, schedule_free_row_kernel, sgd_row_kernel
-from shaped_kernels.schedule_free_triton import schedule_free_kernel
-from shaped_kernels.sgd_triton import sgd_kernel
-from shaped_kernels.table_triton import squares_kernel
+from shaped_kernels.lion import LionRule
+from shaped_kernels.rows_triton import row_kernel
+from shaped_kernels.rule import Rule
+from shaped_kernels.schedule_free import ScheduleFreeRule
+from shaped_kernels.sgd import SgdRule
+from shaped_kernels.table_triton import squares_kernel, table_kernel
 from shaped_kernels.tables import BLOCK
 
 PER_LANE = 8  # elements: BLOCK over 4 warps of 32 lanes, or 2 of 64
 BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 PLAIN: dict[str, Any] = {
     **{"P": tl.float32, "G": tl.float32, "M": tl.float32, "E": tl.float32, "BLOCK": BLOCK, "STORE": 0},
-    **{"MAXIMIZE": False, "SCALED": False, "GUARDED": False, "EMA": False, "ZERO": False},
+    **{"SCALED": False, "GUARDED": False, "EMA": False, "ZERO": False},
 }
-ADAM = {**PLAIN, "DECOUPLED": True, "CAREFUL": False, "AMSGRAD": False}
-ADAM8 = {**PLAIN, "DECOUPLED": True, "CAREFUL": False}
-SGD = {**PLAIN, "MOMENTUM": True, "NESTEROV": True, "DECOUPLED": False}
-LION = {**PLAIN, "DECOUPLED": True, "CAREFUL": False}
+ADAMW, ADAM8 = AdamRule(True), AdamRule(True, eight_bit=True)
+SGD, MOMENTUM = SgdRule(), SgdRule(nesterov=True, buffered=True)
+LION, FREE = LionRule(), ScheduleFreeRule()
 FULL = {"SCALED": True, "GUARDED": True, "EMA": True, "ZERO": True}
 NARROW = {"P": tl.bfloat16, "G": tl.bfloat16}
 SPLIT = {"P": tl.uint16, "G": tl.bfloat16, "STORE": 2}
-# name, kernel, constants; on the fast path: bytes read and written per element in accesses of 128 bits, and the bytes
-# of 8-bit codes, whose 8 elements a lane are 64 bits
-CASES: list[tuple[str, Any, dict[str, Any], int, int, int]] = [
-    ("adamw fp32", adam_kernel, ADAM, 16, 12, 0),
-    ("adamw fp32, all fused", adam_kernel, {**ADAM, **FULL}, 20, 20, 0),
-    ("adam amsgrad fp32", adam_kernel, {**ADAM, "DECOUPLED": False, "AMSGRAD": True}, 20, 16, 0),
-    ("adamw bf16", adam_kernel, {**ADAM, **NARROW, "M": tl.bfloat16}, 8, 6, 0),
-    ("adamw bf16 stochastic", adam_kernel, {**ADAM, **NARROW, "M": tl.bfloat16, "STORE": 1}, 8, 6, 0),
-    ("adamw bf16 stochastic, fp32 moments", adam_kernel, {**ADAM, **NARROW, "STORE": 1}, 12, 10, 0),
-    ("adamw split", adam_kernel, {**ADAM, **SPLIT}, 14, 12, 0),
-    ("adamw 8-bit, bf16 stochastic", adam8_kernel, {**ADAM8, **NARROW, "STORE": 1}, 4, 2, 2),
-    ("adamw 8-bit, split, clipped", adam8_kernel, {**ADAM8, **SPLIT, "SCALED": True}, 6, 4, 2),
-    ("sgd fp32", sgd_kernel, {**SGD, "MOMENTUM": False, "NESTEROV": False}, 8, 4, 0),
-    ("sgd momentum fp32", sgd_kernel, SGD, 12, 8, 0),
-    ("sgd momentum fp32, all fused", sgd_kernel, {**SGD, **FULL}, 16, 16, 0),
-    ("sgd momentum split", sgd_kernel, {**SGD, **SPLIT}, 10, 8, 0),
-    ("adamw fp32, cautious decay", adam_kernel, {**ADAM, "CAREFUL": True}, 16, 12, 0),
-    ("sgd fp32, decay apart", sgd_kernel, {**SGD, "MOMENTUM": False, "NESTEROV": False, "DECOUPLED": True}, 8, 4, 0),
-    ("lion fp32", lion_kernel, LION, 12, 8, 0),
-    ("lion fp32, all fused, cautious decay", lion_kernel, {**LION, **FULL, "CAREFUL": True}, 16, 16, 0),
-    ("lion bf16 stochastic", lion_kernel, {**LION, **NARROW, "M": tl.bfloat16, "STORE": 1}, 6, 4, 0),
-    ("lion split", lion_kernel, {**LION, **SPLIT}, 10, 8, 0),
-    ("schedule-free fp32", schedule_free_kernel, PLAIN, 16, 12, 0),
-    ("schedule-free fp32, all fused", schedule_free_kernel, {**PLAIN, **FULL}, 20, 20, 0),
-    ("schedule-free split", schedule_free_kernel, {**PLAIN, **SPLIT}, 14, 12, 0),
-    ("gradient norm fp32", squares_kernel, {"G": tl.float32, "BLOCK": BLOCK}, 4, 0, 0),
-    ("gradient norm bf16", squares_kernel, {"G": tl.bfloat16, "BLOCK": BLOCK}, 2, 0, 0),
+# name, rule, what else it is compiled for; on the fast path: bytes read and written per element in accesses of 128
+# bits, and the bytes of 8-bit codes, whose 8 elements a lane are 64 bits
+CASES: list[tuple[str, Rule | None, dict[str, Any], int, int, int]] = [
+    ("adamw fp32", ADAMW, {}, 16, 12, 0),
+    ("adamw fp32, all fused", ADAMW, FULL, 20, 20, 0),
+    ("adam amsgrad fp32", AdamRule(amsgrad=True), {}, 20, 16, 0),
+    ("adamw bf16", ADAMW, {**NARROW, "M": tl.bfloat16}, 8, 6, 0),
+    ("adamw bf16 stochastic", ADAMW, {**NARROW, "M": tl.bfloat16, "STORE": 1}, 8, 6, 0),
+    ("adamw bf16 stochastic, fp32 moments", ADAMW, {**NARROW, "STORE": 1}, 12, 10, 0),
+    ("adamw split", ADAMW, SPLIT, 14, 12, 0),
+    ("adamw 8-bit, bf16 stochastic", ADAM8, {**NARROW, "STORE": 1}, 4, 2, 2),
+    ("adamw 8-bit, split, clipped", ADAM8, {**SPLIT, "SCALED": True}, 6, 4, 2),
+    ("sgd fp32", SGD, {}, 8, 4, 0),
+    ("sgd momentum fp32", MOMENTUM, {}, 12, 8, 0),
+    ("sgd momentum fp32, all fused", MOMENTUM, FULL, 16, 16, 0),
+    ("sgd momentum split", MOMENTUM, SPLIT, 10, 8, 0),
+    ("adamw fp32, cautious decay", AdamRule(True, cautious_decay=True), {}, 16, 12, 0),
+    ("sgd fp32, decay apart", SgdRule(decoupled_weight_decay=True), {}, 8, 4, 0),
+    ("lion fp32", LION, {}, 12, 8, 0),
+    ("lion fp32, all fused, cautious decay", LionRule(cautious_decay=True), FULL, 16, 16, 0),
+    ("lion bf16 stochastic", LION, {**NARROW, "M": tl.bfloat16, "STORE": 1}, 6, 4, 0),
+    ("lion split", LION, SPLIT, 10, 8, 0),
+    ("schedule-free fp32", FREE, {}, 16, 12, 0),
+    ("schedule-free fp32, all fused", FREE, FULL, 20, 20, 0),
+    ("schedule-free split", FREE, SPLIT, 14, 12, 0),
+    ("gradient norm fp32", None, {"G": tl.float32, "BLOCK": BLOCK}, 4, 0, 0),
+    ("gradient norm bf16", None, {"G": tl.bfloat16, "BLOCK": BLOCK}, 2, 0, 0),
 ]
-ROW = {"CLIP": True, "GUARD": True, "SCALE": True, "FOUND": True, "ADVANCE": True}
+AROUND = {"CLIP": True, "GUARD": True, "SCALE": True, "FOUND": True, "ADVANCE": True}
 TYPES = {"addresses": "*i64", "chunks": "*i64", "n_tensors": "i32", "n_chunks": "i32", "n_partials": "i32"}
 TYPES |= {"hypers": "*fp64", "step_ptr": "*fp32", "scale_ptr": "*fp32", "found_ptr": "*fp32"}
+
+
+def moved(rule: Rule, constants: dict[str, Any], target: GPUTarget, wide: str = "fp32") -> dict[str, Any]:
+    """The kernel that moves a rule's tensors."""
+    own = {"CHUNK": rule.kernels().chunk, "SWITCHES": rule.kernels().switches}
+    return compiled(table_kernel, {**PLAIN, **own, **constants}, target, wide)
 
 
 def compiled(kernel: Any, constants: dict[str, Any], target: GPUTarget, wide: str = "fp32") -> dict[str, Any]:
@@ -127,18 +132,18 @@ def main(name: str) -> int:
     cuda = name.startswith("sm_")
     target = GPUTarget("cuda", int(name[3:]), 32) if cuda else GPUTarget("hip", name, 64)
     faults = []
-    for title, kernel, constants, reads, writes, codes in CASES:
-        asm = compiled(kernel, constants, target)
+    for title, rule, constants, reads, writes, codes in CASES:
+        asm = compiled(squares_kernel, constants, target) if rule is None else moved(rule, constants, target)
         found = nvidia_faults(asm, reads, writes, codes) if cuda else amd_faults(asm, reads, writes)
         faults += [f"{name} {title}: {fault}" for fault in found]
     # What needs no figures must compile: doubles, rounding to nearest, float16, and the rows.
     kinds = {"P": tl.float64, "G": tl.float64, "M": tl.float64, "E": tl.float64}
-    asm = compiled(adam_kernel, {**ADAM, **kinds, "AMSGRAD": True}, target, wide="fp64")
-    compiled(sgd_kernel, {**SGD, "P": tl.float16, "G": tl.float16, "M": tl.float16, "MAXIMIZE": True}, target)
-    compiled(adam_row_kernel, {**ROW, "DECOUPLED": True, "CAREFUL": False}, target)
-    compiled(lion_row_kernel, {**ROW, "DECOUPLED": True, "CAREFUL": True}, target)
-    compiled(schedule_free_row_kernel, ROW, target)
-    compiled(sgd_row_kernel, {**ROW, "DECOUPLED": False}, target, wide="fp64")
+    asm = moved(AdamRule(True, amsgrad=True), kinds, target, wide="fp64")
+    half = {"P": tl.float16, "G": tl.float16, "M": tl.float16}
+    moved(SgdRule(nesterov=True, buffered=True, maximize=True), half, target)
+    for rule, wide in ((ADAMW, "fp32"), (LionRule(cautious_decay=True), "fp32"), (FREE, "fp32"), (SGD, "fp64")):
+        kernels = rule.kernels()
+        compiled(row_kernel, {**AROUND, "ROW": kernels.row, "SWITCHES": kernels.switches}, target, wide=wide)
     if cuda and not ("sqrt.rn.f64" in asm["ptx"] and "div.rn.f64" in asm["ptx"]):
         faults.append("adamw fp64: root or division is not rounded to nearest")
     print("\n".join(faults))
