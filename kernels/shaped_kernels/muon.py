@@ -32,6 +32,7 @@ from .rule import Hyper, Rule, State
 from .scalars import Scalar, Store, narrow
 
 SCALES = ("match_rms_adamw", "original")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def scale_of(fan_in: int, fan_out: int, adjust_lr_fn: str) -> float:
@@ -50,6 +51,8 @@ class MuonRule(Rule):
         nesterov: Look ahead along the momentum.
         adjust_lr_fn: "match_rms_adamw" or "original".
         ns_steps, ns_coefficients: Of Newton-Schulz.
+        ns_dtype: What its products are computed in, "float32" or "bfloat16"; None is bfloat16 on a GPU, and on a CPU
+            float32.
     """
 
     name: ClassVar[str] = "Muon"
@@ -67,6 +70,7 @@ class MuonRule(Rule):
     adjust_lr_fn: str = "match_rms_adamw"
     ns_steps: int = 5
     ns_coefficients: tuple[float, float, float] = MUON
+    ns_dtype: str | None = None
 
     @classmethod
     def of(cls, group: Mapping[str, Any], store: Store = "nearest", eight_bit: bool = False) -> Self:
@@ -83,6 +87,8 @@ class MuonRule(Rule):
             raise ValueError(f"adjust_lr_fn must be {' or '.join(map(repr, SCALES))}, got {self.adjust_lr_fn!r}")
         if type(self.ns_steps) is not int or not 0 < self.ns_steps < 100:
             raise ValueError(f"ns_steps must be a whole number from 1 to 99, got {self.ns_steps!r}")
+        if self.ns_dtype not in (None, *DTYPES):
+            raise ValueError(f"ns_dtype must be None, {' or '.join(map(repr, DTYPES))}, got {self.ns_dtype!r}")
         if len(self.ns_coefficients) != 3:
             raise ValueError(f"ns_coefficients must be three numbers, got {self.ns_coefficients!r}")
 
@@ -143,7 +149,8 @@ class MuonRule(Rule):
         blocks = [(i, block) for i, axes in enumerate(views) for block in axes.blocks]
         taken = [block.take(momenta[i]) for i, block in blocks]
         scales = [scale_of(block.size[2], block.size[1], self.adjust_lr_fn) for _, block in blocks]
-        made = orthogonal_list(taken, scales, self.ns_coefficients, self.ns_steps, eps)
+        dtype = None if self.ns_dtype is None else DTYPES[self.ns_dtype]
+        made = orthogonal_list(taken, scales, self.ns_coefficients, self.ns_steps, eps, dtype)
         pieces: list[list[Tensor]] = [[] for _ in momenta]
         for (i, block), matrices in zip(blocks, made, strict=True):
             pieces[i].append(block.put(matrices).to(momenta[i].dtype))

@@ -9,7 +9,7 @@ bring them to about 0.7 to 1.2, and not to 1; with (15/8, -5/4, 3/8) they conver
 Matrices lie on their side, so that x x^T is of the shorter one, and all of one shape are one batch: [n, short, long].
 A step is 2*n*short^2*(2*long + short) multiplications and additions; where long >= 2*short and products are not rounded
 to bfloat16, five steps are 2*n*short^2*(2*long + 17*short), since together they are a polynomial of x x^T. In bfloat16
-on a GPU, in float32 on a CPU; float64 stays.
+on a GPU, in float32 on a CPU, and float64 stays, unless it is said.
 
 Source: Jordan 2024, kellerjordan.github.io/posts/muon; Bernstein & Newhouse 2024, arXiv:2409.20325.
 """
@@ -23,15 +23,21 @@ Coefficients = tuple[float, float, float]
 MUON: Coefficients = (3.4445, -4.7750, 2.0315)  # the steepest at zero
 
 
-def polar_dtype(tensor: Tensor) -> torch.dtype:
-    """What products of such a tensor are computed in."""
+def polar_dtype(tensor: Tensor, dtype: torch.dtype | None = None) -> torch.dtype:
+    """What products of such a tensor are computed in: what is said, or what suits it."""
+    if dtype is not None:
+        return dtype
     if tensor.dtype == torch.float64:
         return torch.float64
     return torch.float32 if tensor.device.type == "cpu" else torch.bfloat16
 
 
 def orthogonal(
-    matrices: Tensor, coefficients: Coefficients = MUON, steps: int = 5, eps: float | Tensor = 1e-7
+    matrices: Tensor,
+    coefficients: Coefficients = MUON,
+    steps: int = 5,
+    eps: float | Tensor = 1e-7,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Nearly orthogonal factors of a batch of matrices.
 
@@ -40,12 +46,13 @@ def orthogonal(
         coefficients: (a, b, c) above.
         steps: How many times.
         eps: The least norm that a matrix is divided by.
+        dtype: What products are computed in, if not in `polar_dtype`.
 
     Returns:
         [n, rows, columns], in the dtype that products are computed in (`polar_dtype`).
     """
     upright = matrices.shape[-2] > matrices.shape[-1]
-    x = (matrices.mT if upright else matrices).to(polar_dtype(matrices))
+    x = (matrices.mT if upright else matrices).to(polar_dtype(matrices, dtype))
     norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
     x = (x / norm.clamp(min=eps)).to(x.dtype)
     if x.shape[-1] >= 2 * x.shape[-2] and x.dtype != torch.bfloat16:
@@ -81,12 +88,14 @@ def orthogonal_list(
     coefficients: Coefficients = MUON,
     steps: int = 5,
     eps: float | Tensor = 1e-7,
+    dtype: torch.dtype | None = None,
 ) -> list[Tensor]:
     """The same for batches of several shapes: those of one shape, standing or lying, are one chain of products.
 
     Args:
         batches: [n, rows, columns] each.
         scales: What each result is multiplied with.
+        dtype: What products are computed in, if not in `polar_dtype`.
 
     Returns:
         One for each, of its shape.
@@ -94,11 +103,11 @@ def orthogonal_list(
     chains: dict[tuple[int, int, torch.dtype], list[int]] = {}
     for i, batch in enumerate(batches):
         rows, columns = batch.shape[-2:]
-        chains.setdefault((min(rows, columns), max(rows, columns), polar_dtype(batch)), []).append(i)
+        chains.setdefault((min(rows, columns), max(rows, columns), polar_dtype(batch, dtype)), []).append(i)
     made: list[Tensor] = list(batches)
-    for (_, _, dtype), members in chains.items():
-        lying = [_lying(batches[i]).to(dtype) for i in members]
-        together = orthogonal(torch.cat(lying) if len(lying) > 1 else lying[0], coefficients, steps, eps)
+    for (_, _, kind), members in chains.items():
+        lying = [_lying(batches[i]).to(kind) for i in members]
+        together = orthogonal(torch.cat(lying) if len(lying) > 1 else lying[0], coefficients, steps, eps, kind)
         parts = together.split([len(batches[i]) for i in members])
         if len({scales[i] for i in members}) == 1:
             parts = (together * scales[members[0]]).split([len(batches[i]) for i in members])

@@ -7,10 +7,11 @@ write.
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar, Protocol, Unpack
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Unpack, runtime_checkable
 
 from torch import Tensor
 
+from shaped.arguments import OWN, checked
 from shaped.errors import columns, nearest
 from shaped.params import ParamList
 from shaped.roles import Role, Roles
@@ -32,6 +33,7 @@ class _Proof(Protocol):
     def roles(self) -> Roles: ...
 
 
+@runtime_checkable
 class Proved(Protocol):
     """What knows a proof and its parameters: a ScalarTrainer."""
 
@@ -66,6 +68,8 @@ class Muon(FusedOptimizer):
         ns_coefficients, ns_steps, eps: Of Newton-Schulz, which makes matrices orthogonal; see shaped_kernels/polar.py.
         adjust_lr_fn: The scale of matrices: "match_rms_adamw", 0.2*sqrt(max(fan-out, fan-in)); or torch's default
             "original", sqrt(max(1, fan-out/fan-in)).
+        ns_dtype: What Newton-Schulz computes in: None is bfloat16 on a GPU and float32 on a CPU; "bfloat16" is torch's,
+            faster for wide matrices on a CPU that multiplies in it (AMX).
         fusing: What torch's class does not have; see `Options`.
 
     Raises:
@@ -76,14 +80,16 @@ class Muon(FusedOptimizer):
     """
 
     rule = MuonRule
+    by_proof = True
     _torchs_keys: ClassVar[Mapping[str, Any]] = {"differentiable": False}
 
+    @checked
     def __init__(
         self,
-        trainer: Proved,
+        trainer: Annotated[Proved, OWN],
         lr: float | Tensor = 1e-3,
-        weight_decay: float = 0.1,
-        momentum: float = 0.95,
+        weight_decay: float | Tensor = 0.1,
+        momentum: float | Tensor = 0.95,
         nesterov: bool = True,
         *,
         roles: Mapping[str, str] | None = None,
@@ -92,6 +98,7 @@ class Muon(FusedOptimizer):
         eps: float = 1e-7,
         ns_steps: int = 5,
         adjust_lr_fn: str | None = "match_rms_adamw",
+        ns_dtype: Literal["float32", "bfloat16"] | None = None,
         **fusing: Unpack[Fusing],
     ) -> None:
         adjust = adjust_lr_fn or "original"
@@ -101,6 +108,7 @@ class Muon(FusedOptimizer):
         own = {
             "lr": lr, "weight_decay": weight_decay, "momentum": momentum, "nesterov": nesterov, "eps": eps,
             "ns_steps": ns_steps, "ns_coefficients": tuple(ns_coefficients), "adjust_lr_fn": adjust,
+            **({} if ns_dtype is None else {"ns_dtype": ns_dtype}),
         }  # fmt: skip
         rest = {"lr": lr, "weight_decay": weight_decay, "betas": (0.9, 0.999), "eps": 1e-8, "amsgrad": False}
         unknown = sorted(set(others or {}) - set(rest))

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from .adam import Adam, AdamW
 from .base import FusedOptimizer
 from .lion import Lion
+from .muon import Muon
 from .schedule_free import ScheduleFree
 from .sgd import SGD
 
@@ -14,6 +15,7 @@ OPTIMIZERS: Mapping[str, type[FusedOptimizer]] = {
     "adamw": AdamW,
     "lion": Lion,
     "schedule_free": ScheduleFree,
+    "muon": Muon,
 }
 # Those that take a schedule of the learning rate; the others take its place.
 SCHEDULED = tuple(name for name, kind in OPTIMIZERS.items() if not kind.rule.leads)

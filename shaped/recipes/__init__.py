@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from importlib import import_module, util
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
 
+from shaped.arguments import OWN, checked
 from shaped.backends import BACKENDS, BackendName
 from shaped.errors import ShapedError, nearest
 from shaped.optim.table import SCHEDULED
@@ -23,6 +24,7 @@ RECIPES: Mapping[str, str] = {
 }
 
 
+@checked
 @dataclass(frozen=True)
 class Settings:
     """What the command line lets a user choose. A recipe has its own defaults where a value is None.
@@ -31,12 +33,12 @@ class Settings:
         ValueError: There is no such backend or optimizer.
     """
 
-    backend: BackendName = "compiled"
+    backend: Annotated[BackendName, OWN] = "compiled"
     optimizer: str = "adamw"
     device: str = "cpu"
     epochs: int | None = None
     seed: int = 0
-    out: Path = Path("runs")
+    out: str | Path = Path("runs")
     resume: bool = False
     zero: Zero = 0
 
@@ -45,6 +47,7 @@ class Settings:
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it is one of {', '.join(map(repr, known))}")
 
+    @checked
     def folder(self, job: str, *, by_epochs: bool = False) -> Path:
         """Where a job writes, apart from runs with other settings; `by_epochs` where another number is another run."""
         name = f"{job}-{self.backend}-{self.optimizer}-seed{self.seed}"
@@ -69,6 +72,7 @@ class Settings:
             raise ShapedError(f"{job} runs in one process: shaped train {job}; charlm runs on several")
 
 
+@checked
 @dataclass(frozen=True)
 class Outcome:
     """What a job ends with: final figures by name, and the files it wrote."""
@@ -77,6 +81,7 @@ class Outcome:
     files: tuple[Path, ...] = ()
 
 
+@checked
 def find(name: str) -> Callable[[Settings], Outcome]:
     """The `train` function of a recipe, or of a Python file.
 
@@ -96,6 +101,7 @@ def find(name: str) -> Callable[[Settings], Outcome]:
     return train
 
 
+@checked
 def load_file(path: Path) -> ModuleType:
     """Import a Python file by path, with its folder importable, as `python FILE.py` would have it.
 

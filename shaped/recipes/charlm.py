@@ -2,6 +2,7 @@
 
 import math
 import time
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -14,9 +15,10 @@ from shaped import files, init
 from shaped.checkpoint import Checkpoints
 from shaped.data import Windows, stdlib_text
 from shaped.errors import ShapedError
+from shaped.given import GivenOptimizer
 from shaped.loop import Curves, JsonLines, Loop, Progress
 from shaped.losses import cross_entropy
-from shaped.optim import SGD, Adam, AdamW, FusedOptimizer, Lion
+from shaped.optim import SGD, Adam, AdamW, Lion, Muon
 from shaped.params import ParamList
 from shaped.ranks import say
 from shaped.recipes import Outcome, Settings
@@ -61,14 +63,16 @@ def loss(p: GPT, x: Int[Tensor, "batch seq"], y: Int[Tensor, "batch seq"]) -> Fl
     return cross_entropy(logits(p, x), y)
 
 
-def make_optimizer(name: str, params: GPT) -> FusedOptimizer:
-    """Each rule with a learning rate that suits it here; matrices decay, gains do not."""
+def make_optimizer(name: str, params: GPT) -> GivenOptimizer:
+    """Each rule with a learning rate that suits it here; matrices decay, gains do not (with Muon, all do)."""
     if name == "sgd":
         return SGD(params, lr=0.3, momentum=0.9, nesterov=True)
     if name == "adam":
         return Adam(params, lr=2e-3, betas=(0.9, 0.95))
     matrices, gains = ([p for p in params if (p.dim() > 1) == wide] for wide in (True, False))
     groups: list[dict[str, Any]] = [{"params": matrices, "weight_decay": 0.1}, {"params": gains, "weight_decay": 0.0}]
+    if name == "muon":
+        return partial(Muon, lr=8e-3, weight_decay=0.1, others={"betas": (0.9, 0.95)})
     if name == "lion":
         return Lion([{**group, "weight_decay": 5 * group["weight_decay"]} for group in groups], lr=4e-4)
     return AdamW(groups, lr=2e-3, betas=(0.9, 0.95))
@@ -109,7 +113,8 @@ def train(settings: Settings) -> Outcome:
         f"{sum(p.numel() for p in params):,} parameters")  # fmt: skip
     data, validation = windows(text, settings), validation_windows(held_out, settings.device)
     bigram = bigram_loss(text, validation)
-    schedule = LambdaLR(optimizer, warm_up_and_cosine(WARMUP, epochs * STEPS_PER_EPOCH))
+    assert trainer.optimizer is not None
+    schedule = LambdaLR(trainer.optimizer, warm_up_and_cosine(WARMUP, epochs * STEPS_PER_EPOCH))
     loop = Loop(trainer, schedule=schedule)
     log = loop.attach(JsonLines(folder / "log.jsonl", every=10))
     curves = loop.attach(Curves(log.path))

@@ -29,6 +29,7 @@ OPTIMIZERS: Mapping[
     "adam": (3e-3, {}),
     "adamw": (3e-3, {"weight_decay": 0.05}),
     "lion": (3e-4, {"weight_decay": 0.5}),
+    "muon": (1e-2, {"weight_decay": 0.05}),
 }
 
 
@@ -58,9 +59,10 @@ def train(settings: Settings) -> Outcome:
     params = MLP.init(pixels=64, hidden=HIDDEN, classes=10, seed=settings.seed, device=settings.device)
     optimizer = make_optimizer(OptimizerConfig(settings.optimizer, *OPTIMIZERS[settings.optimizer]), params)
     trainer = ScalarTrainer(loss, params, backend=settings.backend, optimizer=optimizer)
+    assert trainer.optimizer is not None
     print(trainer.proof, flush=True)
     test = list(batches("test", settings))
-    schedule = CosineAnnealingLR(optimizer, T_max=epochs * len(list(batches("train", settings))))
+    schedule = CosineAnnealingLR(trainer.optimizer, T_max=epochs * len(list(batches("train", settings))))
     loop = Loop(trainer, schedule=schedule, metrics={"accuracy": lambda p, x, y: accuracy(logits(p, x), y)})
     log = loop.attach(JsonLines(folder / "log.jsonl", every=10))
     curves = loop.attach(Curves(log.path))

@@ -45,6 +45,7 @@ OPTIMIZERS: Mapping[
     "adam": (3e-3, {}),
     "adamw": (3e-3, {"weight_decay": 0.01}),
     "lion": (5e-4, {"weight_decay": 0.05}),
+    "muon": (3e-3, {"weight_decay": 0.01}),
 }
 STREAM = 8  # rows in a batch of the stream
 

@@ -51,6 +51,7 @@ LR: Mapping[str, Real] = {
     "adam": Real(1e-3, 3e-2, log=True),
     "adamw": Real(1e-3, 3e-2, log=True),
     "lion": Real(1e-4, 3e-3, log=True),
+    "muon": Real(1e-3, 3e-2, log=True),
 }
 MORE: Mapping[str, Mapping[str, Any]] = {"sgd": {"momentum": 0.9, "nesterov": True}}
 

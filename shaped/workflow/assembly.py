@@ -9,6 +9,7 @@ import torch
 from shaped.data import DataError
 from shaped.drawing import check_device
 from shaped.errors import ShapedError, nearest
+from shaped.given import GivenOptimizer
 from shaped.optim import FusedOptimizer, schedules
 from shaped.optim.table import OPTIMIZERS
 from shaped.params import ParamList
@@ -27,7 +28,6 @@ class Assembly:
     provider: Provider
     model: Any
     trainer: ScalarTrainer
-    optimizer: FusedOptimizer
     predict: Any
 
 
@@ -58,7 +58,7 @@ def assemble(config: WorkflowConfig, model: Provider | None, data: Any) -> Assem
     predict = provider.predict
     if predict is None and isinstance(made, torch.nn.Module):
         predict = _call_module(made)
-    return Assembly(source, provider, made, trainer, optimizer, predict)
+    return Assembly(source, provider, made, trainer, predict)
 
 
 def _call_module(module: torch.nn.Module) -> Any:
@@ -103,8 +103,8 @@ def _create(provider: Provider, data: DataProvider, config: WorkflowConfig) -> A
     return provider.create(seed=config.seed, device=config.device, **sizes)
 
 
-def make_optimizer(config: OptimizerConfig, model: Any) -> FusedOptimizer:
-    """The optimizer of a name over the model's parameters.
+def make_optimizer(config: OptimizerConfig, model: Any) -> GivenOptimizer:
+    """What a trainer takes as its optimizer: the one of a name over the model's parameters, or what reads the proof.
 
     Raises:
         ShapedError: An option is unknown. ValueError: One is out of range.
@@ -112,12 +112,16 @@ def make_optimizer(config: OptimizerConfig, model: Any) -> FusedOptimizer:
     kind = OPTIMIZERS.get(config.name)
     if kind is None:
         raise ShapedError(f"no optimizer `{config.name}`{nearest(config.name, list(OPTIMIZERS))}")
-    params = [p for p in (model if isinstance(model, ParamList) else model.parameters()) if p.requires_grad]
-    try:
-        made: FusedOptimizer = kind(params, lr=config.lr, **config.options)
-    except TypeError as error:
-        raise ShapedError(f"optimizer `{config.name}`: {error}") from error
-    return made
+
+    def make(params: Any) -> FusedOptimizer:
+        try:
+            return kind(params, lr=config.lr, **config.options)
+        except TypeError as error:
+            raise ShapedError(f"optimizer `{config.name}`: {error}") from error
+
+    if kind.by_proof:
+        return make
+    return make([p for p in (model if isinstance(model, ParamList) else model.parameters()) if p.requires_grad])
 
 
 def make_schedule(part: Part, optimizer: Any, total: int | None, monitor: str, mode: str) -> Any:

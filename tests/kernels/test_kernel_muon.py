@@ -61,12 +61,21 @@ def test_the_same_map_takes_the_same_step_in_any_layout(axes: str, adjust: str) 
     torch.testing.assert_close(mine, put(plain), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(6, 9), (9, 6), (4, 16)])
+def test_products_in_bfloat16_are_those_of_float32_up_to_their_rounding(shape: tuple[int, int]) -> None:
+    start, grads = torch.randn(shape), [torch.randn(shape) for _ in range(3)]
+    exact, narrow = (run(MuonRule(ns_dtype=dtype), start, grads) for dtype in (None, "bfloat16"))
+
+    assert 0 < (narrow - exact).norm() < 0.05 * (exact - start).norm()
+
+
 @pytest.mark.parametrize(
     ("switches", "said"),
     [
         ({"adjust_lr_fn": "rms"}, "adjust_lr_fn must be 'match_rms_adamw' or 'original', got 'rms'"),
         ({"ns_steps": 0}, "ns_steps must be a whole number from 1 to 99, got 0"),
         ({"ns_coefficients": (1.0,)}, "ns_coefficients must be three numbers, got (1.0,)"),
+        ({"ns_dtype": "float16"}, "ns_dtype must be None, 'float32' or 'bfloat16', got 'float16'"),
     ],
 )
 def test_switches_that_are_none_are_refused(switches: dict[str, Any], said: str) -> None:

@@ -12,7 +12,7 @@ from shaped.recipes import RECIPES, Outcome, Settings, find, load_file
 KNOWN = ", ".join(RECIPES)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "muon"])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_digits_are_learned_in_a_few_epochs_and_a_picture_is_written(
     optimizer: str, seed: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -57,7 +57,7 @@ def test_runs_with_other_settings_write_to_other_folders() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"optimizer": "adamax"}, "optimizer is 'adamax'; it is one of 'sgd', 'adam', 'adamw', 'lion'"),
+        ({"optimizer": "adamax"}, "optimizer is 'adamax'; it is one of 'sgd', 'adam', 'adamw', 'lion', 'muon'"),
         ({"backend": "fast"}, "backend is 'fast'; it is one of 'eager', 'compiled', 'auto'"),
     ],
 )

@@ -285,3 +285,19 @@ def test_a_watched_figure_that_nothing_records_is_an_error_after_the_first_epoch
     with pytest.raises(ShapedError, match=r"no figure `validation/acuracy` is recorded .* `validation/accuracy`"):
         workflow.train()
     assert workflow.loop.epoch == 1
+
+
+def test_an_optimizer_that_reads_the_proof_is_made_by_its_name_too() -> None:
+    config: dict[str, Any] = {
+        "model": {"name": "mlp_classifier", "options": {"hidden": 8}},
+        "data": {"name": "wine", "options": {"seed": 1}},
+        "epochs": 1,
+        "optimizer": {"name": "muon", "lr": 0.02, "options": {"others": {"betas": [0.9, 0.95]}}},
+    }
+    with TrainingWorkflow(config) as workflow:
+        workflow.train()
+        groups = workflow.loop.trainer.optimizer.param_groups  # type: ignore[union-attr]
+
+    assert [group["axes"] for group in groups] == ["in out", "adamw"]
+    with pytest.raises(ShapedError, match="optimizer `muon`: unknown argument rolez"):
+        TrainingWorkflow({**config, "optimizer": {"name": "muon", "options": {"rolez": {}}}}).initialize()
