@@ -37,7 +37,7 @@ from shaped.optim import FusedOptimizer
 from shaped.proof import forward_graph
 from shaped.shapes import Entry
 
-_STEPS = 5  # one for each update path (step, adam_step, adamw_step, train_step) and one that gathers
+_STEPS = 6  # one for each update path (step, adam_step, adamw_step, train_step) and two that gather
 
 
 class Compiled:
@@ -49,7 +49,7 @@ class Compiled:
         self.program = program
         self.executors = Executors(settings.max_executors, dynamic=settings.sizes == "dynamic")
         self._settings, self._progress = settings, progress
-        self._steps: dict[int | None, Step] = {}
+        self._steps: dict[tuple[int | None, bool], Step] = {}
         self._runs: dict[tuple[str, Case, int], Runner] = {}
         self._graphs: Graphs | None = None  # how steps are captured; None where they are not
         if settings.capture and program.params.device.type == "cuda":
@@ -82,7 +82,7 @@ class Compiled:
         Where it was not, nothing has changed. With `nonfinite="skip"` the flag is always True and the device counts.
         """
         self._step(optimizer)  # refuses what cannot be compiled before anything waits
-        step = self._step(optimizer if last else None)
+        step = self._step(optimizer, last)
         if not last:
             for update in optimizer.updates(self.program.used_tensors):
                 update.scalars()  # out of range: an error before any work
@@ -138,13 +138,13 @@ class Compiled:
     def precompile(self, mode: str, inputs: Sequence[Tensor], optimizer: FusedOptimizer | None) -> list[Executor]:
         """Make the executors for such a batch of a pass ("forward", "loss_and_backward") or of a step ("update")."""
         case, inputs = self._admit(inputs)
-        if mode != "update":
+        if optimizer is None or mode != "update":
             build = self._forward if mode == "forward" else self._joint
             return [self._pass(mode, case, inputs, build, first=False).executor]
         made = []
         with self.kept_as_they_are():
-            for owner in (optimizer, *([None] if self._settings.accumulate > 1 else [])):
-                step = self._step(owner)
+            for last in (True, False) if self._settings.accumulate > 1 else (True,):
+                step = self._step(optimizer, last)
                 step.prepare(case.samples, self._layout)
                 made.append((step.runs.get(case) or self._runner(step, case, inputs, first=False)).executor)
         return made
@@ -171,18 +171,21 @@ class Compiled:
 
     # -- executors ---------------------------------------------------------------------------------------------------
 
-    def _step(self, optimizer: FusedOptimizer | None) -> Step:
-        key = None if optimizer is None else id(optimizer)
+    def _step(self, optimizer: FusedOptimizer, last: bool = True) -> Step:
+        # What gathers is one for all optimizers, save for those that take gradients elsewhere than at the parameters.
+        leads = not last and any(optimizer.rule_of(group).leads for group in optimizer.param_groups)
+        owner = optimizer if last or leads else None
+        key = None if owner is None else id(owner), last
         step = self._steps.get(key)
         if step is None:
-            made = self._made_step(optimizer)
+            made = self._made_step(owner, last)
             while len(self._steps) >= _STEPS:  # loading a state makes new optimizers; the old ones must not stay alive
                 del self._steps[next(iter(self._steps))]
             step = self._steps[key] = made
         return step
 
-    def _made_step(self, optimizer: FusedOptimizer | None) -> Step:
-        return Step(self.program, optimizer, self._settings, self._progress)
+    def _made_step(self, optimizer: FusedOptimizer | None, last: bool) -> Step:
+        return Step(self.program, optimizer, self._settings, self._progress, last)
 
     def _layout(self, state: Hashable = ()) -> int:
         """A number for what lowered code takes for granted, so that no step hashes hundreds of strides."""

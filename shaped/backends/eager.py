@@ -14,7 +14,7 @@ from shaped.backends.samples import checked_count
 from shaped.backends.settings import Settings
 from shaped.optim import FusedOptimizer
 from shaped.optim.averaging import swapped
-from shaped.optim.base import Readings
+from shaped.optim.updates import Readings
 
 
 class Eager:

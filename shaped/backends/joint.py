@@ -183,7 +183,7 @@ class JointStep(Step):
         program, optimizer, together = self._program, self._optimizer, _of(self._program)
         inputs, measures = (
             self._taken(graph),
-            optimizer is not None and optimizer.options.measures(self._settings.max_norm),
+            self._last and optimizer is not None and optimizer.options.measures(self._settings.max_norm),
         )
 
         def step(*flat: Tensor) -> tuple[Tensor, ...]:
@@ -216,17 +216,17 @@ class JointStep(Step):
             if self._gathers:
                 gradients, go = self._blend(waiting, gradients, finite, right, settled.samples)
                 del rest[-len(waiting) :]
-            if optimizer is not None:
+            if self._last:
                 why = torch.where(finite & ~go, NO_SAMPLES, why)
             if counts is not None:
-                taken = go if optimizer is not None else torch.zeros_like(go)
+                taken = go if self._last else torch.zeros_like(go)
                 counts.add_(torch.stack([taken, right & ~settled.finite]).to(counts.dtype))
             verdict = torch.ones_like(go) if own is None else own.clone()
             results = loss, why, *more, settled.totals, verdict
-            if optimizer is None:
+            if not self._last:
                 return results
             used = [params[i] for i in program.used]
-            return *results, *self._move(optimizer, used, gradients, rest, go, norm)
+            return *results, *self._move(used, gradients, rest, go, norm)
 
         return step
 
@@ -255,8 +255,8 @@ class JointCompiled(Compiled):
         self._together = _of(program)
         self._eager = JointEager(program, settings, progress)
 
-    def _made_step(self, optimizer: FusedOptimizer | None) -> Step:
-        return JointStep(self.program, optimizer, self._settings, self._progress)
+    def _made_step(self, optimizer: FusedOptimizer | None, last: bool) -> Step:
+        return JointStep(self.program, optimizer, self._settings, self._progress, last)
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
         """The loss of this rank's batch; all ranks call it where parameters lie in parts."""
@@ -280,7 +280,7 @@ class JointCompiled(Compiled):
         """Take a step of all ranks, or with `last=False` gather a batch for it; as `Compiled.update`."""
         together = self._together
         self._step(optimizer)
-        step = self._step(optimizer if last else None)
+        step = self._step(optimizer, last)
         if not last:
             optimizer.read(self.program.used_tensors)
         case, inputs = self._admit(inputs, layout=not last)

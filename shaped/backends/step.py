@@ -56,7 +56,8 @@ class Step:
 
     Args:
         program: The loss and its parameters.
-        optimizer: Whose rule it is; None to gather gradients only.
+        optimizer: Whose rule it is. None where gradients are gathered, and taken at the parameters.
+        last: Whether the parameters move; otherwise gradients are gathered.
         settings: Clipping, accumulation and what is done with what is not finite.
         progress: Counts, and gradients that wait.
 
@@ -65,13 +66,18 @@ class Step:
     """
 
     def __init__(
-        self, program: Program, optimizer: FusedOptimizer | None, settings: Settings, progress: Progress
+        self,
+        program: Program,
+        optimizer: FusedOptimizer | None,
+        settings: Settings,
+        progress: Progress,
+        last: bool,
     ) -> None:
-        self._program, self._optimizer = program, optimizer
+        self._program, self._optimizer, self._last = program, optimizer, last
         self._settings, self._progress = settings, progress
         self._gathers = settings.accumulate > 1
         if optimizer is not None:
-            _refuse_storage(optimizer, self._gathers)
+            _refuse_storage(optimizer)
         with torch.inference_mode(False):
             self._samples = torch.zeros((), dtype=torch.float64, device=program.params.device)
         self._samples_now = 0.0
@@ -88,7 +94,7 @@ class Step:
     @property
     def name(self) -> str:
         """What executors of it are called."""
-        return "gather" if self._optimizer is None else type(self._optimizer).__name__
+        return type(self._optimizer).__name__ if self._last else "gather"
 
     @cached_property
     def asks(self) -> bool:
@@ -154,6 +160,8 @@ class Step:
 
     def commit(self) -> None:
         """Tell autograd and the optimizer what compiled code has written unseen."""
+        if not self._last:
+            return
         torch.autograd.graph.increment_version(self._program.used_tensors)
         for update in self._updates:
             update.adopt()
@@ -163,8 +171,7 @@ class Step:
 
         Where the host does not ask, a batch with a wrong value is left out like one that is not finite.
         """
-        program, optimizer = self._program, self._optimizer
-        inputs = self._taken(graph)
+        program, inputs = self._program, self._taken(graph)
 
         def step(*flat: Tensor) -> tuple[Tensor, ...]:
             params = flat[: len(program.tensors)]
@@ -197,15 +204,15 @@ class Step:
                 count = len(program.used) + 2
                 gradients, go = self._blend(rest[-count:], gradients, finite, right, samples)
                 del rest[-count:]
-                if optimizer is not None:
+                if self._last:
                     why = torch.where(finite & ~go, NO_SAMPLES, why.to(torch.int8))
             if counts is not None:
-                taken = go if optimizer is not None else torch.zeros_like(go)
+                taken = go if self._last else torch.zeros_like(go)
                 counts.add_(torch.stack([taken, right & ~finite]).to(counts.dtype))
-            if optimizer is None:
+            if not self._last:
                 return loss, why, *more
             used = [params[i] for i in program.used]
-            return loss, why, *more, *self._move(optimizer, used, gradients, rest, go)
+            return loss, why, *more, *self._move(used, gradients, rest, go)
 
         return step
 
@@ -250,7 +257,7 @@ class Step:
         go = right & (weighed > 0)
         for mean, new in zip(means, blended, strict=True):
             mean.copy_(new)
-        if self._optimizer is None:
+        if not self._last:
             weight.copy_(weighed)
             return blended, go
         if not self._settings.skips:  # an error leaves what waits as it was
@@ -263,7 +270,6 @@ class Step:
 
     def _move(
         self,
-        optimizer: FusedOptimizer,
         used: Sequence[Tensor],
         gradients: Sequence[Tensor],
         rest: list[Tensor],
@@ -274,7 +280,8 @@ class Step:
 
         `norm` is the gradients' where it is known: of all ranks, where these have parts of them.
         """
-        options, mine = optimizer.options, self._settings.max_norm
+        assert self._optimizer is not None
+        options, mine = self._optimizer.options, self._settings.max_norm
         norms = [global_norm(gradients) if norm is None else norm] if options.measures(mine) else []
         if (limit := options.limit(mine)) is not None:
             gradients = clipped(gradients, limit, norms[0])
@@ -316,14 +323,9 @@ def _averages(update: Update) -> tuple[list[Tensor], ...]:
     return () if update.ema is None else (update.ema,)
 
 
-def _refuse_storage(optimizer: FusedOptimizer, gathers: bool) -> None:
+def _refuse_storage(optimizer: FusedOptimizer) -> None:
     if isinstance(optimizer, Foreign):
         raise CompileError(optimizer.refusal)
-    if gathers and any(optimizer.rule_of(group).leads for group in optimizer.param_groups):
-        raise CompileError(
-            f"{type(optimizer).__name__} takes gradients ahead of the parameters, and what gathers them for "
-            "accumulate > 1 takes them at the parameters: use backend='eager'"
-        )
     options = optimizer.options
     wrong = []
     if options.store != "nearest":

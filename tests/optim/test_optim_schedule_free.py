@@ -124,18 +124,26 @@ def test_a_run_that_is_saved_in_between_goes_on_bit_for_bit() -> None:
     assert torch.equal(first.w, second.w)
 
 
-def test_batches_that_are_gathered_are_taken_at_one_point() -> None:
+def test_batches_that_are_gathered_are_taken_at_one_point_on_both_backends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shaped.backends.inductor.has_cpp_compiler", lambda: False)  # the same graphs, no compile
+    monkeypatch.setattr("shaped.backends.inductor._warned", True)
     ends = []
-    for accumulate in (1, 2):
+    kinds: list[tuple[Any, int]] = [("eager", 1), ("eager", 2), ("compiled", 2)]
+    for backend, accumulate in kinds:
         params = Line(w=torch.ones(3))
-        trainer = ScalarTrainer(loss, params, optimizer=ScheduleFree(params, **GIVEN), accumulate=accumulate)
+        optimizer = ScheduleFree(params, **GIVEN)
+        trainer = ScalarTrainer(loss, params, optimizer=optimizer, backend=backend, accumulate=accumulate)
+        if backend == "compiled":
+            trainer.precompile(batch=len(batch(0)) // 2)
         for step in range(3):
             x = batch(step).float()
             for part in (x,) if accumulate == 1 else x.chunk(2):
                 trainer.train_step(part)
         ends.append(params.w.detach())
 
-    torch.testing.assert_close(*ends, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ends[1], ends[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ends[2], ends[1], rtol=1e-5, atol=1e-6)
+    assert [executor.mode for executor in trainer.executors] == ["ScheduleFree", "gather"]
 
 
 def test_what_is_fused_around_it_is_of_the_average() -> None:
