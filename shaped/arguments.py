@@ -15,7 +15,7 @@ from functools import cache, update_wrapper
 from numbers import Real
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, Unpack, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
@@ -115,9 +115,11 @@ def _declared(function: Callable[..., Any]) -> "tuple[list[str], str, dict[str, 
     names = vars(sys.modules["shaped"])  # what only type checkers import, since it stands on a floor above
     hints = get_type_hints(function, localns=names, include_extras=True)
     stars: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
-    kinds = {stars.get(p.kind, p.name): _Kind(_asked(hints.get(p.name, Any))) for p in parameters}
+    asked = {stars.get(p.kind, p.name): hints.get(p.name, Any) for p in parameters}
     starred = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), "")
-    return places, starred, {"*": _Kind(Any), "**": _Kind(Any), **kinds}
+    if get_origin(asked.get("**")) is Unpack:  # the keyword arguments by name
+        asked |= get_type_hints(get_args(asked.pop("**"))[0], include_extras=True)
+    return places, starred, {name: _Kind(_asked(hint)) for name, hint in {"*": Any, "**": Any, **asked}.items()}
 
 
 def _asked(hint: Any) -> Any:

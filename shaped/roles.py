@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, SupportsIndex, overload
 
-from shaped.errors import columns
+from shaped.errors import columns, nearest
 from shaped_kernels.matrices import Axes
 
 Kind = Literal["matrix", "embedding", "unembedding", "vector", "scale", "bias", "unused", "ambiguous"]
@@ -46,5 +46,8 @@ class Roles(tuple[Role, ...]):
     def __getitem__(self, name: str | SupportsIndex | slice) -> Role | tuple[Role, ...]:
         """A role by name or by place, or the roles of a slice."""
         if isinstance(name, str):
-            return next(role for role in self if role.name == name)
+            for role in self:
+                if role.name == name:
+                    return role
+            raise KeyError(f"there is no parameter `{name}`{nearest(name, [role.name for role in self])}")
         return super().__getitem__(name)

@@ -7,13 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from shaped import files
+from shaped.arguments import OWN, checked
 from shaped.errors import ExportError
 from shaped.export.comparing import Held, hold
 from shaped.export.program import exported, fits, line_of
@@ -55,13 +56,14 @@ class OnnxFile:
         return "\n".join(lines)
 
 
+@checked
 def to_onnx(
-    forward: Forward | nn.Module,
-    params: Owner,
+    forward: Annotated[Forward | nn.Module, OWN],
+    params: Annotated[Owner, OWN],
     path: str | Path,
     *,
-    assume: Sequence[str] = (),
-    static: Sequence[str] | Mapping[str, int] = (),
+    assume: Annotated[Sequence[str], OWN] = (),
+    static: Annotated[Sequence[str] | Mapping[str, int], OWN] = (),
     opset: int | None = None,
     check: bool = True,
 ) -> OnnxFile:

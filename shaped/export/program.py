@@ -10,13 +10,14 @@ import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import Node
 
+from shaped.arguments import OWN, checked
 from shaped.errors import ExportError, listing
 from shaped.export.comparing import Held, hold, random_inputs
 from shaped.export.sizes import Sizes, example
@@ -34,12 +35,13 @@ _LARGEST = 20_000  # entries of an input that is tried
 _ASSERT = torch.ops.aten._assert_scalar.default
 
 
+@checked
 def export_program(
-    forward: Forward | nn.Module,
-    params: Owner,
+    forward: Annotated[Forward | nn.Module, OWN],
+    params: Annotated[Owner, OWN],
     *,
-    assume: Sequence[str] = (),
-    static: Sequence[str] | Mapping[str, int] = (),
+    assume: Annotated[Sequence[str], OWN] = (),
+    static: Annotated[Sequence[str] | Mapping[str, int], OWN] = (),
 ) -> ExportedProgram:
     """Export a trained function with torch.export: a program of torch's operations that holds its parameters.
 

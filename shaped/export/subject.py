@@ -197,6 +197,8 @@ def _own_forward(module: nn.Module) -> tuple[ParamList, Signature]:
 
 def _fixed(static: Sequence[str] | Mapping[str, int], params: ParamList) -> dict[str, int]:
     """The sizes of static dimensions; an exported program has one size for each."""
+    if not isinstance(static, Mapping | Sequence) or isinstance(static, str):
+        raise ExportError(f"static is {describe(static)}; it is sizes by name, such as {{'batch': 8}}")
     given = dict(static) if isinstance(static, Mapping) else dict.fromkeys(static)
     sizes = {name: params.dims.get(name) if size is None else size for name, size in given.items()}
     if missing := [name for name, size in sizes.items() if size is None]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from safetensors import SafetensorError
@@ -9,6 +10,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from shaped import files
+from shaped.arguments import OWN, checked
 from shaped.errors import ExportError, StateError
 from shaped.export.subject import Owner
 from shaped.params import ParamList
@@ -16,7 +18,8 @@ from shaped.shapes import describe
 from shaped.trainer import ScalarTrainer
 
 
-def state_dict(params: Owner) -> dict[str, Tensor]:
+@checked
+def state_dict(params: Annotated[Owner, OWN]) -> dict[str, Tensor]:
     """Parameters and buffers by name, as copies: what `torch.save`, safetensors and `nn.Module.load_state_dict` take.
 
     Args:
@@ -28,7 +31,10 @@ def state_dict(params: Owner) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in _named(params).items()}
 
 
-def save_safetensors(params: Owner, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+@checked
+def save_safetensors(
+    params: Annotated[Owner, OWN], path: str | Path, metadata: Annotated[Mapping[str, str] | None, OWN] = None
+) -> None:
     """Write parameters and buffers by name to a safetensors file, whole or not at all; one that is there is replaced.
 
     Args:
@@ -40,6 +46,8 @@ def save_safetensors(params: Owner, path: str | Path, metadata: Mapping[str, str
         ExportError: It cannot be written; what was there is as it was.
     """
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in _named(params).items()}
+    if metadata is not None and not isinstance(metadata, Mapping):
+        raise ExportError(f"metadata is a {type(metadata).__name__}; it is text by name")
     wrong = [f"{k!r}: {v!r}" for k, v in (metadata or {}).items() if not (isinstance(k, str) and isinstance(v, str))]
     if wrong:
         raise ExportError(f"metadata is text by name, and {', '.join(wrong)} is not")
@@ -49,7 +57,8 @@ def save_safetensors(params: Owner, path: str | Path, metadata: Mapping[str, str
         raise ExportError(f"{path} cannot be written: {error}") from None
 
 
-def load_safetensors(params: Owner, path: str | Path) -> None:
+@checked
+def load_safetensors(params: Annotated[Owner, OWN], path: str | Path) -> None:
     """Take parameters and buffers over from a safetensors file, all or nothing; a trainer keeps its optimizer's state.
 
     Raises:

@@ -5,11 +5,12 @@ from typing import Any, ClassVar, Unpack
 
 from torch import Tensor
 
+from shaped.arguments import checked
 from shaped_kernels.adam import AdamRule
 
 from .base import FusedOptimizer
 from .groups import FLAGS
-from .options import Caution
+from .options import Betas, Caution
 
 
 class Adam(FusedOptimizer):
@@ -51,13 +52,14 @@ class Adam(FusedOptimizer):
         **FLAGS,
     }
 
+    @checked
     def __init__(
         self,
         params: Any,
         lr: float | Tensor = 1e-3,
-        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0,
+        betas: Betas = (0.9, 0.999),
+        eps: float | Tensor = 1e-8,
+        weight_decay: float | Tensor = 0,
         amsgrad: bool = False,
         *,
         foreach: bool | None = None,
@@ -114,13 +116,14 @@ class AdamW(Adam):
     as torch.optim.AdamW does and the paper does not.
     """
 
+    @checked
     def __init__(
         self,
         params: Any,
         lr: float | Tensor = 1e-3,
-        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 1e-2,
+        betas: Betas = (0.9, 0.999),
+        eps: float | Tensor = 1e-8,
+        weight_decay: float | Tensor = 1e-2,
         amsgrad: bool = False,
         *,
         maximize: bool = False,

@@ -12,7 +12,7 @@ is ours: parameters that move together share one `step` tensor, so that one incr
 from abc import ABC
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import repeat
 from operator import attrgetter, is_not
 from typing import Any, ClassVar, overload
@@ -22,7 +22,8 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
-from shaped.params import ParamList
+from shaped.arguments import keyed
+from shaped.errors import StateError
 from shaped_kernels.calls import Call, Extras
 from shaped_kernels.flat import block_of
 from shaped_kernels.fusion import take
@@ -32,24 +33,16 @@ from shaped_kernels.scalars import Scalar
 from .averaging import swapped
 from .born import BornInterface
 from .byreference import by_reference, says_own_reference
-from .groups import check_flags, named_like, unsupported
-from .loading import Target, checked_state
+from .groups import check_flags, listed, named_like, read_group, refuse_no_sequence, unsupported
+from .loading import Target, checked_state, own_step
 from .options import Options, split_options
 from .shards import global_norm
 from .sorting import Sorting, sort
-from .updates import Group, Plan, Reading, Update, parameters_of
+from .updates import Group, Reading, Readings, Update, UpdatePlan, parameters_of
 
 _grad: Callable[[Tensor], Tensor | None] = attrgetter("grad")
 # More sets of parameters than this taking turns, and the oldest plan is made again.
 _MAX_PLANS = 8
-
-
-@dataclass(frozen=True)
-class Readings:
-    """What each update of a set of parameters is stepped by: read and checked once, for the step that comes next."""
-
-    plan: Plan
-    readings: list[Reading]
 
 
 class FusedOptimizer(BornInterface, Optimizer, ABC):
@@ -82,6 +75,7 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
     _torchs_keys: ClassVar[Mapping[str, Any]] = {}
 
     rule: ClassVar[type[Rule]]
+    by_proof: ClassVar[bool] = False  # whether it is made from a proof, and not from parameters: Muon
     options: Options
     grad_norm: Tensor | None = None
 
@@ -92,12 +86,12 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
         self.options, own = split_options(given, [*numbers, *switches(kind), *self._torchs_keys])
         defaults = {**{name: value for name, value in numbers.items() if name not in own}, **own}
         self._check_group(defaults)
-        if isinstance(params, ParamList):  # its names go with its moments, so that a state dict is loaded by name
-            params = list(zip(params.names, params, strict=True))
-        super().__init__(params, defaults)
+        super().__init__(listed(params), defaults)
 
     def _default_rule(self, given: Mapping[str, Any]) -> type[Rule]:
         """The rule whose numbers the defaults are."""
+        if not hasattr(self, "rule"):
+            raise ValueError(f"{type(self).__name__} names no rule: use SGD, AdamW, ..., or a subclass that does")
         return self.rule
 
     def rule_of(self, group: Group) -> Rule:
@@ -200,6 +194,8 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
         Raises:
             ValueError: A gradient does not fit, or a number has left its range; each is named, and nothing has changed.
         """
+        if not isinstance(readings, Readings | None):
+            raise ValueError(f"readings is of type {type(readings).__name__}; it is what `read` returns")
         around = self.options.around(max_norm, found_inf=found_inf, keep=True, norm=norm)
         self._take(grads, params, around, readings)
 
@@ -229,11 +225,12 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
 
     def _ready(
         self, grads: Sequence[Tensor], params: Sequence[Tensor] | None, readings: Readings | None, gather: bool
-    ) -> tuple[Plan, list[Call]]:
+    ) -> tuple[UpdatePlan, list[Call]]:
         """Everything that can fail, before anything that mutates."""
         plan = self._plan(params)
+        refuse_no_sequence("grads", grads)
         if len(grads) != plan.count:
-            raise ValueError(f"expected {plan.count} gradients, one for each parameter, got {len(grads)}")
+            raise ValueError(f"grads: expected {plan.count} gradients, one for each parameter, got {len(grads)}")
         read = (
             readings.readings
             if readings is not None and readings.plan is plan
@@ -260,6 +257,8 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
         Args:
             params: As `updates` takes them.
         """
+        if params is not self._asked[0]:
+            self.updates(params)  # refuses what is not ours
         if not any(self.rule_of(group).leads for group in self.param_groups):
             yield
             return
@@ -305,6 +304,8 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
             ValueError: A gradient is sparse or does not fit; nothing has changed.
         """
         loss = None
+        if closure is not None and not callable(closure):
+            raise ValueError(f"closure is of type {type(closure).__name__}; it is a function, or None")
         if closure is not None:
             with self.ahead(), torch.enable_grad():
                 loss = closure()
@@ -324,6 +325,8 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
         Args:
             set_to_none: Drop them, so that the next backward pass makes new ones. Otherwise fill with zeros.
         """
+        if not isinstance(set_to_none, bool):
+            raise ValueError(f"set_to_none is {set_to_none!r}; it is True or False")
         if set_to_none:
             for p in parameters_of(self.param_groups):
                 p.grad = None
@@ -342,12 +345,11 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
             param_group: `params`, and the hyper-parameters that differ from the defaults.
 
         Raises:
-            ValueError: A hyper-parameter is out of range, or a parameter is complex or sparse.
+            ValueError: It is no group, a hyper-parameter is out of range, or a parameter is complex or sparse.
         """
-        if isinstance(param_group, dict):
-            self._check_group({**self.defaults, **param_group})
-            param_group = named_like(self.param_groups, param_group)
-        super().add_param_group(param_group)
+        param_group = read_group(param_group)
+        self._check_group({**self.defaults, **param_group})
+        super().add_param_group(named_like(self.param_groups, param_group))
         if faults := unsupported(self.param_groups[-1]["params"]):
             self.param_groups.pop()
             raise ValueError("these parameters cannot be optimized here.\n  " + "\n  ".join(faults))
@@ -361,7 +363,7 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
         packed = super().state_dict()
         groups = {key: group for group in packed["param_groups"] for key in group["params"]}
         packed["state"] = {
-            key: {**entry, "step": _own_step(entry["step"], groups[key])} if "step" in entry else entry
+            key: {**entry, "step": own_step(entry["step"], groups[key])} if "step" in entry else entry
             for key, entry in packed["state"].items()
         }
         return packed
@@ -384,7 +386,7 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
             StateError: It differs in groups or names, or an entry is missing, unknown or misshapen.
                 Every difference is listed, and nothing has changed.
         """
-        loaded: dict[str, Any] = dict(state_dict)
+        loaded: dict[str, Any] = dict(keyed("state_dict", state_dict, error=StateError))
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             loaded = hook(self, loaded) or loaded
         groups, state = checked_state(self._target(), loaded)
@@ -409,12 +411,14 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
     # How parameters are sorted.
 
     def _forget_plans(self) -> None:
-        self._plans: dict[tuple[int, ...] | None, Plan] = {}
+        self._plans: dict[tuple[int, ...] | None, UpdatePlan] = {}
         self._asked: tuple[Sequence[Tensor] | None, tuple[int, ...] | None] = (None, None)
 
-    def _plan(self, params: Sequence[Tensor] | None) -> Plan:
+    def _plan(self, params: Sequence[Tensor] | None) -> UpdatePlan:
         asked, key = self._asked
         if params is not asked:
+            if params is not None:
+                refuse_no_sequence("params", params)
             key = None if params is None else tuple(map(id, params))
             if params is None or isinstance(params, tuple):  # which cannot change, as a list can
                 self._asked = params, key
@@ -425,7 +429,7 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
             everyone = parameters_of(self.param_groups)
             wanted = [p for p in everyone if p.requires_grad] if params is None else list(params)
             by = Sorting(self.param_groups, self.state, self.options, self.rule_of, self)
-            plan = Plan(None if params is None else wanted, sort(by, wanted))
+            plan = UpdatePlan(None if params is None else wanted, sort(by, wanted))
             self._plans[key] = plan.witness(self.param_groups, self.state, self.rule_of)
         return plan
 
@@ -443,8 +447,3 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
         update.fresh, update.unsaved = False, False
         for plan in holding:
             plan.witness(*now)
-
-
-def _own_step(step: Tensor, group: Group) -> Tensor:
-    """A parameter's own count for a state dict: on the CPU, where torch's classes want it unless told otherwise."""
-    return step.clone() if group.get("fused") or group.get("capturable") else step.detach().clone().cpu()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from shaped.arguments import keyed
 from shaped_kernels.scalars import at_least_zero, number
 
 # torch's names, and Born's.
@@ -49,12 +50,13 @@ class BornInterface:
         Raises:
             ValueError: `lr` is out of range; nothing has changed.
         """
-        at_least_zero("lr", number("lr", lr))
+        value = number("lr", lr)
+        at_least_zero("lr", value)
         for group in self.param_groups:
             if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(lr)
+                group["lr"].fill_(value)
             else:
-                group["lr"] = float(lr)
+                group["lr"] = value
 
     @property
     def timestep(self) -> int:
@@ -82,7 +84,7 @@ class BornInterface:
         Raises:
             ValueError: A name or a tensor does not fit; every difference is listed, nothing has changed.
         """
-        unknown = [name for name in flat if not _known(name)]
+        unknown = [str(name) for name in keyed("flat", flat) if not _known(name)]
         if unknown:
             raise ValueError(
                 f"the flat state has names that mean nothing here: {', '.join(unknown)}; nothing was changed"
@@ -97,7 +99,9 @@ class BornInterface:
         self.load_state_dict({"state": state, "param_groups": groups})
 
 
-def _known(name: str) -> bool:
+def _known(name: Any) -> bool:
+    if not isinstance(name, str):
+        return False
     kind, _, i = name.partition(".")
     return i.isdigit() and (kind in (*_TORCH, "group", "ema", "low") or kind.endswith("_scale"))
 

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
-from .base import FusedOptimizer, Readings
+from .base import FusedOptimizer
 from .options import Options
 from .table import OPTIMIZERS
-from .updates import Plan, parameters_of
+from .updates import Readings, UpdatePlan, parameters_of
 
 
 class Foreign(FusedOptimizer):
@@ -66,7 +66,7 @@ class Foreign(FusedOptimizer):
 
     def read(self, params: Sequence[Tensor] | None = None) -> Readings:
         """Nothing: it reads its groups itself."""
-        return Readings(Plan(None, []), [])
+        return Readings(UpdatePlan(None, []), [])
 
     def ahead(self, params: Sequence[Tensor] | None = None) -> Any:
         """Parameters stay where they are."""

@@ -1,15 +1,59 @@
 """A group as it is given: torch's switches that choose an implementation, names, and parameters that can be moved."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from shaped.params import ParamList
+
 from .updates import Group
 
 # Accepted and kept, since ours has one implementation.
 FLAGS: Mapping[str, Any] = {"foreach": None, "differentiable": False, "fused": None}
+
+
+def listed(params: Any) -> list[Any]:
+    """Parameters as torch.optim takes them, in a list: tensors, named tensors or groups. A ParamList has names.
+
+    Raises:
+        ValueError: They are something else; what is named.
+    """
+    if isinstance(params, ParamList):  # its names go with its moments, so that a state dict is loaded by name
+        return list(zip(params.names, params, strict=True))
+    if not isinstance(params, Iterable) or isinstance(params, Tensor | str | bytes | Mapping):
+        alone = ": pass [tensor]" if isinstance(params, Tensor) else ""
+        raise ValueError(f"params is of type {type(params).__name__}; it is tensors, named tensors or groups{alone}")
+    found = list(params)
+    for i, one in enumerate(found):
+        named = isinstance(one, tuple) and [*map(type, one[:1])] == [str] and len(one) == 2
+        if not isinstance(one[1] if named else one, Tensor) and not (isinstance(one, dict) and "params" in one):
+            raise ValueError(
+                f"params[{i}] is of type {type(one).__name__}; it is a tensor, a name with a tensor, or a group, "
+                "a dict with `params`"
+            )
+    return found
+
+
+def refuse_no_sequence(name: str, value: Any) -> None:
+    """Refuse what are no tensors in order, with ValueError."""
+    if not isinstance(value, Sequence | ParamList) or isinstance(value, str | bytes):
+        raise ValueError(f"{name} is of type {type(value).__name__}; it is a sequence of tensors")
+
+
+def read_group(group: Any) -> Group:
+    """One group, its parameters in a list.
+
+    Raises:
+        ValueError: It is none, or its parameters are something else, or have no order.
+    """
+    if not isinstance(group, dict) or "params" not in group:
+        raise ValueError(f"param_group is of type {type(group).__name__}; it is a dict with `params`")
+    params = group["params"]
+    if isinstance(params, set | frozenset):
+        raise ValueError("params is a set, which has no order to save state by: pass a list")
+    return {**group, "params": [params] if isinstance(params, Tensor) else listed(params)}
 
 
 def check_flags(group: Mapping[str, Any]) -> None:
@@ -34,7 +78,7 @@ def named_like(groups: Sequence[Group], group: Group) -> Group:
     """A new group with names, where the groups before it have names and it has none."""
     if not groups or "param_names" not in groups[0]:
         return group
-    params = [group["params"]] if isinstance(group.get("params"), Tensor) else list(group.get("params", ()))
+    params = group["params"]
     if any(isinstance(p, tuple) for p in params):
         return group
     here = f"param_groups[{len(groups)}]"

@@ -4,10 +4,11 @@ from typing import Any, Unpack
 
 from torch import Tensor
 
+from shaped.arguments import checked
 from shaped_kernels.lion import LionRule
 
 from .base import FusedOptimizer
-from .options import Caution
+from .options import Betas, Caution
 
 
 class Lion(FusedOptimizer):
@@ -34,12 +35,13 @@ class Lion(FusedOptimizer):
 
     rule = LionRule
 
+    @checked
     def __init__(
         self,
         params: Any,
         lr: float | Tensor = 1e-4,
-        betas: tuple[float, float] = (0.9, 0.99),
-        weight_decay: float = 0.0,
+        betas: Betas = (0.9, 0.99),
+        weight_decay: float | Tensor = 0.0,
         *,
         maximize: bool = False,
         decoupled_weight_decay: bool = True,

@@ -263,3 +263,8 @@ def _lay_in_blocks(groups: list[dict[str, Any]], state: State) -> None:
             for name, dtype in kinds if worth_an_arena(members) else ():
                 for p, t in zip(members, arena(members, dtype), strict=True):
                     state[p][name] = t.copy_(state[p][name])
+
+
+def own_step(step: Tensor, group: Group) -> Tensor:
+    """A parameter's own count for a state dict: on the CPU, where torch's classes want it unless told otherwise."""
+    return step.clone() if group.get("fused") or group.get("capturable") else step.detach().clone().cpu()

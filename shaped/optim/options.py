@@ -3,14 +3,18 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, TypedDict
 
 import torch
+from torch import Tensor
 
+from shaped.arguments import OWN, checked
 from shaped_kernels.calls import Extras
 from shaped_kernels.scalars import Store, number
 
 Moments = torch.dtype | Literal["8bit"] | None
+# A list too, as files have it; the rule reads and checks it.
+Betas = Annotated[tuple[float | Tensor, float | Tensor], OWN]
 
 
 class Fusing(TypedDict, total=False):
@@ -37,6 +41,7 @@ class Decoupling(Fusing, total=False):
     decoupled_weight_decay: bool
 
 
+@checked
 @dataclass(frozen=True)
 class Options:
     """What is fused around an update, and how parameters and moments are stored.
@@ -70,8 +75,6 @@ class Options:
             raise ValueError(f"max_norm must be a finite number > 0, or None, got {self.max_norm}")
         if self.ema_decay is not None and not 0.0 <= number("ema_decay", self.ema_decay) < 1.0:
             raise ValueError(f"ema_decay must be in [0, 1), or None, got {self.ema_decay}")
-        if self.store not in ("nearest", "stochastic", "split"):
-            raise ValueError(f"store must be 'nearest', 'stochastic' or 'split', got {self.store!r}")
         if self.moments not in (None, torch.float32, "8bit"):
             raise ValueError(f"moments must be None, torch.float32 or '8bit', got {self.moments!r}")
 
@@ -84,9 +87,19 @@ class Options:
         """Whether a step takes the norm of all gradients."""
         return self.skip_nonfinite or self.limit(other) is not None
 
-    def around(self, max_norm: float | None = None, **given: Any) -> Extras:
-        """What is fused around one step, under another limit too; `given` are further fields of `Extras`."""
-        return Extras(self.limit(max_norm), self.skip_nonfinite, self.ema_decay, self.zero_grads, **given)
+    def around(self, max_norm: float | None = None, found_inf: Tensor | None = None, **given: Any) -> Extras:
+        """What is fused around one step, under another limit and verdict too; `given` are further fields of `Extras`.
+
+        Raises:
+            ValueError: The limit is no positive number, or the verdict no tensor.
+        """
+        if max_norm is not None and not 0.0 < number("max_norm", max_norm) < math.inf:
+            raise ValueError(f"max_norm must be a finite number > 0, or None, got {max_norm}")
+        if not isinstance(found_inf, Tensor | None):
+            raise ValueError(f"found_inf is of type {type(found_inf).__name__}; it is a tensor of one element")
+        return Extras(
+            self.limit(max_norm), self.skip_nonfinite, self.ema_decay, self.zero_grads, found_inf=found_inf, **given
+        )
 
 
 def split_options(given: dict[str, Any], known: Sequence[str]) -> tuple[Options, dict[str, Any]]:

@@ -4,10 +4,11 @@ from typing import Any, Unpack
 
 from torch import Tensor
 
+from shaped.arguments import checked
 from shaped_kernels.schedule_free import ScheduleFreeRule
 
 from .base import FusedOptimizer
-from .options import Fusing
+from .options import Betas, Fusing
 
 
 class ScheduleFree(FusedOptimizer):
@@ -41,14 +42,15 @@ class ScheduleFree(FusedOptimizer):
 
     rule = ScheduleFreeRule
 
+    @checked
     def __init__(
         self,
         params: Any,
         lr: float | Tensor = 2.5e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        warmup_steps: int = 0,
+        betas: Betas = (0.9, 0.999),
+        eps: float | Tensor = 1e-8,
+        weight_decay: float | Tensor = 0.0,
+        warmup_steps: int | Tensor = 0,
         *,
         maximize: bool = False,
         **fusing: Unpack[Fusing],

@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Unpack
 
 from torch import Tensor
 
+from shaped.arguments import checked
 from shaped_kernels.sgd import SgdRule
 
 from .base import FusedOptimizer
@@ -41,12 +42,13 @@ class SGD(FusedOptimizer):
     rule = SgdRule
     _torchs_keys: ClassVar[Mapping[str, Any]] = {"nesterov": False, "maximize": False, **FLAGS}
 
+    @checked
     def __init__(
         self,
         params: Any,
         lr: float | Tensor = 1e-3,
-        momentum: float = 0,
-        dampening: float = 0,
+        momentum: float | Tensor = 0,
+        dampening: float | Tensor = 0,
         weight_decay: float | Tensor = 0,
         nesterov: bool = False,
         *,

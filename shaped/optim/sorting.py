@@ -55,7 +55,7 @@ def sort(by: Sorting, wanted: list[Tensor]) -> list[Update]:
     strangers = [i for i, p in enumerate(wanted) if id(p) not in mine]
     if strangers or len(place) != len(wanted):
         what = f"not this optimizer's: {strangers}" if strangers else "given twice"
-        raise ValueError(f"expected parameters of this optimizer, each once; some are {what}")
+        raise ValueError(f"params: expected parameters of this optimizer, each once; some are {what}")
     updates = []
     for group in by.groups:
         rule = by.rule_of(group)

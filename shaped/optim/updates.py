@@ -141,7 +141,7 @@ class Update:
         return self.read().numbers
 
 
-class Plan:
+class UpdatePlan:
     """The updates for one set of parameters, and all that must be unchanged for them to hold.
 
     Compared by identity in C loops, at about 25 ns per tensor: the parameters of every group, what
@@ -154,7 +154,7 @@ class Plan:
         self._in_order = len(updates) == 1 and updates[0].indices == list(range(self.count))
         self._params = params  # keeps ids, by which plans are found, from being recycled
 
-    def witness(self, groups: Groups, state: State, rule_of: RuleOf) -> "Plan":
+    def witness(self, groups: Groups, state: State, rule_of: RuleOf) -> "UpdatePlan":
         """Note what is there now, which must be there later too."""
         self._groups = [(group, _form(rule_of(group))) for group in groups]
         self._everyone = [*parameters_of(groups)]
@@ -184,6 +184,14 @@ class Plan:
             # a new layout would not, and before the first step there may be no gradients yet.
             and all(u.lists.as_checked() if u.fresh else u.lists.laid_out_as_checked() for u in self.updates)
         )
+
+
+@dataclass(frozen=True)
+class Readings:
+    """What each update of a set of parameters is stepped by: read and checked once, for the step that comes next."""
+
+    plan: UpdatePlan
+    readings: list[Reading]
 
 
 def _form(rule: Rule) -> tuple[tuple[str, ...], bool]:

@@ -198,7 +198,7 @@ def test_averages_that_a_state_dict_lacks_begin_at_the_parameters() -> None:
     [
         ({"max_norm": 0.0}, "max_norm must be a finite number > 0, or None, got 0.0"),
         ({"ema_decay": 1.0}, r"ema_decay must be in \[0, 1\), or None, got 1.0"),
-        ({"store": "up"}, "store must be 'nearest', 'stochastic' or 'split', got 'up'"),
+        ({"store": "up"}, "store is 'up'; it is 'nearest', 'stochastic' or 'split'"),
         ({"moments": torch.float16}, "moments must be None, torch.float32 or '8bit'"),
         ({"moments": "8bit", "amsgrad": True}, "8-bit moments have no AMSGrad"),
     ],
