@@ -257,6 +257,14 @@ class AdamRule(Rule):
         return Kernels(adam_row, adam8_chunk if self.eight_bit else adam_chunk, switches, 7)
 
 
+def _refuse_kinds(given: dict[str, Any]) -> None:
+    """Refuse arguments of `adam_reference` that are of another kind."""
+    tensors = {name: given[name] for name in ("p", "g", "m", "v", *(["v_max"] if given["v_max"] is not None else []))}
+    scalars = {name: given[name] for name in ("lr", "beta1", "beta2", "eps", "weight_decay", "step")}
+    flags = {name: given[name] for name in ("decoupled", "maximize", "cautious", "cautious_decay")}
+    refuse_kinds(tensors=tensors, scalars=scalars, flags=flags)
+
+
 def adam_reference(
     p: Tensor,
     g: Tensor,
@@ -294,13 +302,9 @@ def adam_reference(
     Returns:
         New `p`, `m`, `v` and `v_max` (None if it was), in the dtypes they came in.
 
-    Raises:
-        ValueError: An argument is no tensor, no number or no flag.
+    Raises ValueError where an argument is no tensor, no number or no flag.
     """
-    given = {"p": p, "g": g, "m": m, "v": v, **({} if v_max is None else {"v_max": v_max})}
-    numbers = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay, "step": step}
-    flags = {"decoupled": decoupled, "maximize": maximize, "cautious": cautious, "cautious_decay": cautious_decay}
-    refuse_kinds(tensors=given, scalars=numbers, flags=flags)
+    _refuse_kinds(locals())
     wide = WIDE[p.dtype]
     lr, beta1, beta2, step = map(double, (lr, beta1, beta2, step))
     step_size = narrow(lr / (1 - beta1**step), wide)
