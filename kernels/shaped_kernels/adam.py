@@ -301,8 +301,6 @@ def adam_reference(
 
     Returns:
         New `p`, `m`, `v` and `v_max` (None if it was), in the dtypes they came in.
-
-    Raises ValueError where an argument is no tensor, no number or no flag.
     """
     _refuse_kinds(locals())
     wide = WIDE[p.dtype]
@@ -317,8 +315,7 @@ def adam_reference(
             w = w * narrow(1 - lr * double(weight_decay), wide)
         else:
             d = d + narrow(weight_decay, wide) * w
-    first = m.to(wide)
-    first = first + narrow(1 - beta1, wide) * (d - first)
+    first = (before := m.to(wide)) + narrow(1 - beta1, wide) * (d - before)
     second = narrow(beta2, wide) * v.to(wide) + narrow(1 - beta2, wide) * (d * d)
     top = second if v_max is None else torch.maximum(v_max.to(wide), second)
     u = first / (top.sqrt() / root_c2 + narrow(eps, wide))
