@@ -28,10 +28,10 @@ settings.load_profile("shaped")
 def shared_proofs() -> Iterator[None]:
     """Trainers over a loss of `tests/models.py` share its proof, which takes a second; `prove` itself proves anew."""
     from shaped.backends import program
+    from shaped.proof import prove_setting
     from tests.models import gpt_loss, mlp_loss
 
     proofs: dict[str, Any] = {}
-    prove_setting = program.prove_setting
 
     def shared(setting: Any, assume: Any = (), static: Any = ()) -> Any:
         if setting.signature.function not in (mlp_loss, gpt_loss) or setting.strategy is not None:

@@ -111,7 +111,7 @@ def learn(rule: str, rates: Iterable[float]) -> Iterator[tuple[float, list[tuple
     trainer = ScalarTrainer(charlm.loss, params, backend="compiled", optimizer=make(rule), max_norm=1.0)
     trainer.precompile(batch=charlm.BATCH, seq=CONTEXT)
     start, optimizer = trainer.state_dict(), trainer.optimizer
-    assert optimizer is not None
+    assert isinstance(optimizer, FusedOptimizer)
     data = Windows(text, batch_size=charlm.BATCH, length=CONTEXT, batches=STEPS, seed=0)
     held = list(Windows(held_out, batch_size=charlm.BATCH, length=CONTEXT, batches=6, seed=1).iterate(0))
     share = charlm.warm_up_and_cosine(WARMUP, STEPS)

@@ -35,7 +35,7 @@ def number(name: str, value: object) -> float:
         if value.numel() != 1:
             raise ValueError(f"{name} must have one element, got a tensor of shape {tuple(value.shape)}")
         return float(value.item())
-    if not isinstance(value, Real) or isinstance(value, bool):  # a string, although float() would read it
+    if isinstance(value, bool) or not isinstance(value, Real):  # a string, although float() would read it
         raise ValueError(f"{name} must be a number, got {value!r}")
     return float(value)
 
@@ -66,7 +66,7 @@ def refuse_kinds(
         if not isinstance(value, Tensor) or not value.is_floating_point():
             faults.append(f"{name} must be a floating-point tensor, got {_shown(value)}")
     for name, value in (scalars or {}).items():
-        if not isinstance(value, Real | Tensor) or isinstance(value, bool):
+        if isinstance(value, bool) or not isinstance(value, Real | Tensor):
             faults.append(f"{name} must be a number or a tensor, got {_shown(value)}")
     for name, value in (flags or {}).items():
         if not isinstance(value, bool):

@@ -30,7 +30,7 @@ from shaped.backends.together import Passed, Settled, Together
 from shaped.backends.values import Checked, Runs
 from shaped.errors import ExecutorError
 from shaped.optim import FusedOptimizer
-from shaped.optim.base import Readings
+from shaped.optim.updates import Readings
 from shaped.proof import forward_graph
 from shaped.ranks.exchange import Totals
 

@@ -37,7 +37,7 @@ _CLOCKS = {
 }
 
 
-_BYTES = bytearray | memoryview | array
+_BYTES = bytearray, memoryview, array
 
 
 class _Missing:
@@ -158,7 +158,7 @@ def is_container(value: Any, exact: bool = False) -> bool:
         return type(value) in (dict, list, tuple, types.MappingProxyType) or (
             isinstance(value, dict | list | tuple) and type(value).__getitem__ in _GETTERS
         )
-    return isinstance(value, dict | list | tuple | set | frozenset | deque | _BYTES) or is_array(value)
+    return isinstance(value, (dict, list, tuple, set, frozenset, deque, *_BYTES)) or is_array(value)
 
 
 _GETTERS = (dict.__getitem__, list.__getitem__, tuple.__getitem__)

@@ -112,7 +112,9 @@ class Processes(Peers):
         import torch.distributed as dist
 
         self.rank, self.size = ranks.index(dist.get_rank()), len(ranks)
-        self._group = dist.new_group(list(ranks), backend="gloo", use_local_synchronization=True, timeout=patience())
+        group = dist.new_group(list(ranks), backend="gloo", use_local_synchronization=True, timeout=patience())
+        assert isinstance(group, dist.ProcessGroup)  # this rank is one of them
+        self._group = group
 
     def _rows(self, row: list[int], place: str) -> list[list[int]]:
         return [found.tolist() for found in self._gathered(torch.tensor(row), place)]
