@@ -29,11 +29,12 @@ Sizes = Mapping[str, int]
 
 
 class Equality(Exception):
-    """A program needs two sizes to be equal."""
+    """A program needs two sizes to be equal; `asked` is the question that said so, `fact` what it comes to."""
 
-    def __init__(self, fact: Any, error: ProofError) -> None:
+    def __init__(self, fact: Any, asked: Any, error: ProofError) -> None:
         super().__init__(str(fact))
         self.fact = fact
+        self.asked = asked
         self.error = error
 
 

@@ -23,15 +23,15 @@ _SIZED = (AssertionError, IndexError, ZeroDivisionError)  # of a program's own: 
 Sizes = Mapping[str, int]
 
 
-def refuted(error: Exception, trials: Trials, tried: Iterable[Sizes]) -> Exception:
+def refuted(error: Exception, trials: Trials, several: Iterable[Sizes]) -> Exception:
     """What to raise: a ProofError with sizes at which a run fails; Unprovable where all go through; else the error."""
     if isinstance(error, ShapedError) and not isinstance(error, ProofError):
         return error
+    tried = _once(several)
     if isinstance(error, ProofError) and (error.goal.silent or error.goal.operation == "claim"):
         return _named(error, _differing(error, trials, tried))
     if isinstance(error, ProofError) and trials.setting.strategy is not None:  # trials run the loss, no strategy
         return error
-    tried = iter(tried)
     failing, passed = trials.first_failure(tried)
     if isinstance(error, ProofError):
         if failing is not None:
@@ -46,6 +46,16 @@ def refuted(error: Exception, trials: Trials, tried: Iterable[Sizes]) -> Excepti
         place = place_of_traceback(error.__traceback__)
         return _unknown(place.source() if place else None, trials, Goal(said=first_line(error)), passed)
     return error
+
+
+def _once(several: Iterable[Sizes]) -> Iterator[Sizes]:
+    """Without repetition, which would be counted among the sizes that were tried."""
+    seen = set[tuple[int, ...]]()
+    for sizes in several:
+        key = tuple(sizes.values())
+        if key not in seen:
+            seen.add(key)
+            yield sizes
 
 
 def _named(error: ProofError, sizes: Sizes | None) -> ProofError:
@@ -131,5 +141,5 @@ def small_sizes(names: Sequence[str], plan: Plan, skipped: int) -> dict[str, int
             sizes[name] = plan.equal[name].evaluate(sizes)
         else:
             factor = plan.multiples[name].evaluate(sizes) if name in plan.multiples else 1
-            sizes[name] = factor * next(primes, 101)
+            sizes[name] = factor * next(primes, 101) + plan.rests.get(name, 0)
     return {name: sizes[name] for name in names}

@@ -26,7 +26,7 @@ from shaped.proof.rewrites import Standing
 from shaped.proof.setting import Setting, checking
 from shaped.proof.shelter import Shelter
 from shaped.proof.source import place_of_traceback
-from shaped.proof.trials import NEGATIVE
+from shaped.proof.trials import ABSENT, NEGATIVE
 from shaped.proof.ways import way_under_way
 from shaped.shapes import TensorSpec, Term
 
@@ -34,7 +34,7 @@ _TRIES = 600  # draws of sizes
 _ELEMENTS = 2_000_000  # of all tensors together; more would take its time
 _VALUES = re.compile(
     r"out of (bounds|range) (for|in|with)|is out of (bounds|range)|between 0 and 1|probabilit|singular"
-    rf"|positive.definite|overflow|converge|{NEGATIVE}|monotonic|must be in the range"
+    rf"|positive.definite|overflow|converge|{NEGATIVE}|monotonic|must be in the range|{ABSENT}"
     r"|elements of source|ZeroDivisionError|Length of all samples|does not match required size"
 )
 

@@ -3,7 +3,7 @@
 import itertools
 import operator
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -38,6 +38,7 @@ from shaped.shapes import Dim, Term
 _HINT = 48
 _ATTEMPTS = 8  # plans tried before a failure is believed
 _STARTS = 3  # sets of concrete sizes tried for a failure
+_REACHING = 12  # sizes that satisfy what was asked before a failure, tried before others
 _PAIRED = 6  # questions that are also answered the other way two at a time
 _RUNS = 400  # of other branches; after these, what is not settled stays a condition
 _SMALL, _LARGE, _NEAR = 30, 4096, 6  # numbers that the program compares sizes with, around which sizes are tried
@@ -151,7 +152,7 @@ class Search:
         except Fails as error:
             raise fails_at(error.sizes, trials) from None
         except Equality as needed:
-            raise self._refuted(needed.error, trials, plan, found.trace.world) from None
+            raise self._refuted(needed.error, trials, plan, found.trace.world, needed.asked) from None
 
     def _beginning(self) -> Beginning:
         def conditions(found: Found) -> list[Condition]:
@@ -170,10 +171,17 @@ class Search:
             if all(assumption.condition.holds(sizes) for assumption in self.assumptions):
                 yield sizes
 
-    def _refuted(self, error: Exception, trials: Trials, plan: Plan, world: World) -> Exception:
+    def _refuted(self, error: Exception, trials: Trials, plan: Plan, world: World, goal: Any = None) -> Exception:
+        """What a failure comes to at sizes that get to it; at others, only where it shows at none of those."""
+        admitted = filter(_admitted(world, goal), self._tried(trials, world.plan, world))
+        reaching = itertools.islice(admitted, min(_REACHING, trials.left // 2))  # what is left is for others
+        return refuted(error, trials, itertools.chain(reaching, self._tried(trials, plan, world)))
+
+    def _tried(self, trials: Trials, plan: Plan, world: World) -> Iterator[dict[str, int]]:
+        """Sizes for a refutation: primes first, which are no multiples of each other."""
         primes = (small_sizes(self.names, plan, skipped) for skipped in range(_STARTS))
         assumed = (sizes for sizes in primes if all(a.condition.holds(sizes) for a in self.assumptions))
-        return refuted(error, trials, itertools.chain(assumed, self._sizes(trials, plan, world)))
+        return itertools.chain(assumed, self._sizes(trials, plan, world))
 
     # -- from questions to conditions ------------------------------------------------------------------------------
 
@@ -230,7 +238,7 @@ class Search:
                 if isinstance(fact, sympy.Eq) and not divisions(fact):
                     if follows(Condition(found.world.term(fact)), self.assumptions):
                         continue
-                    raise Equality(fact, self._needs_equality(fact, found, question))
+                    raise Equality(fact, question.fact, self._needs_equality(fact, found, question))
                 asked[fact] = question.source
         return list(asked.items())
 
@@ -420,6 +428,14 @@ def _compared(world: World) -> list[int]:
     """The larger numbers that sizes were compared with; torch's own thresholds are beyond what is tried."""
     numbers = {int(n) for question in world.env.asked for n in question.fact.atoms(sympy.Integer)}
     return sorted(n for n in numbers if _SMALL < n < _LARGE)[:_NEAR]
+
+
+def _admitted(world: World, goal: Any) -> Callable[[Mapping[str, int]], bool]:
+    """Whether sizes satisfy what the program asked before its goal: others may stop it at an earlier, innocent line."""
+    asked = itertools.takewhile(lambda fact: fact != goal, (question.fact for question in world.env.asked))
+    needed = [Condition(world.term(fact)) for fact in asked if fact.free_symbols <= set(world.symbols)]
+    needed += [_divides(name, divisor, world.plan) for name, divisor in world.plan.multiples.items()]
+    return lambda sizes: all(condition.holds(sizes) for condition in needed)
 
 
 def _is(name: str, size: Term) -> Condition:

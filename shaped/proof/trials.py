@@ -31,10 +31,10 @@ _ELEMENTS = 400_000  # of all inputs of one run
 _EVERY = (7, 4, 3, 2)  # all sizes up to one of these, where they are not too many
 _POOL = (1, 1, 2, 2, 3, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15, 16, 24, 35)
 NEGATIVE = r"class values must be non-negative|non-negative integral|rate to be non-negative"  # entries; or else sizes
+ABSENT = r"not linked with support for|not compiled with CUDA|No CUDA GPUs|NVIDIA driver"  # a GPU: not of shapes
 _VALUES = re.compile(
     rf"between 0 and 1|probabilit|singular|positive.definite|overflow|converge|{NEGATIVE}|monotonic"
-    r"|must be in the range|elements of source"
-    r"|not linked with support for|not compiled with CUDA|No CUDA GPUs|NVIDIA driver|does not match required size",
+    rf"|must be in the range|elements of source|{ABSENT}|does not match required size",
     re.IGNORECASE,
 )
 _INDEX = re.compile(r"out of (bounds|range)|out-of-bounds|ZeroDivisionError")

@@ -219,3 +219,18 @@ def double_inputs(p: MLP, x: Float[Tensor, "batch pixels"]) -> Float[Tensor, ""]
 
 def test_dtypes_that_no_kernel_takes_are_refused():
     assert "goal     float64 = float32" in message(double_inputs)
+
+
+def merged_out_of_order(x: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch seq dim"]:
+    batch, seq, dim = x.shape
+    heads = x.view(batch, seq, 13, dim // 13)  # refused where 13 does not divide dim, which is for a condition to say
+    return heads.transpose(1, 2).view(batch, seq, dim)
+
+
+def test_a_refutation_is_at_sizes_that_get_to_its_line() -> None:
+    with pytest.raises(ProofError) as caught:
+        prove(merged_out_of_order)
+
+    assert caught.value.source is not None
+    assert "transpose" in caught.value.source.text
+    assert caught.value.goal.sizes["dim"] % 13 == 0
