@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import settings
+from torch.fx import GraphModule
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: threads of theirs would wait for each other
     torch.set_num_threads(1)
@@ -41,7 +42,9 @@ def shared_proofs() -> Iterator[None]:
         if key not in proofs:
             proof = prove_setting(setting, assume, static)
             proofs[key] = replace(proof, setting=replace(setting, held=()))
-        return replace(proofs[key], setting=setting)
+        graph = GraphModule(proofs[key].graph, proofs[key].graph.graph)  # a program notes in it how it counts
+        graph.meta.update(proofs[key].graph.meta)
+        return replace(proofs[key], setting=setting, graph=graph)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(program, "prove_setting", shared)

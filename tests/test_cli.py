@@ -226,7 +226,7 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path, capsys: pytest.
     (tmp_path / "file").touch()
 
     assert main(["train", "digits", "--out", str(tmp_path / "file")]) == 1
-    assert capsys.readouterr().err.startswith("FileExistsError: ")
+    assert capsys.readouterr().err.startswith("NotADirectoryError: ")
 
 
 def test_plot_draws_the_curves_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,6 +49,7 @@ class RunFolder:
         self._lock = Lock(self.path)
         try:
             self.run = self._identity()
+            self.read_small("best.json")  # a link or a pipe is refused before anything is written
             self._tidy()
         except BaseException:
             self.close()

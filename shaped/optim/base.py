@@ -324,6 +324,9 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
 
         Args:
             set_to_none: Drop them, so that the next backward pass makes new ones. Otherwise fill with zeros.
+
+        Raises:
+            ValueError: It is neither True nor False.
         """
         if not isinstance(set_to_none, bool):
             raise ValueError(f"set_to_none is {set_to_none!r}; it is True or False")

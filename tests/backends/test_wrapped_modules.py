@@ -33,7 +33,9 @@ def one_process() -> Iterator[None]:
 @needs_gloo
 @pytest.mark.usefixtures("one_process")
 def test_a_module_that_averages_over_processes_is_refused_with_what_to_pass():
-    with pytest.raises(GradientError, match=r"^the module is under DistributedDataParallel.*\(net\.module\)$"):
+    with pytest.raises(
+        GradientError, match=r"^the module is under DistributedDataParallel.*\(net\.module\), with mesh=ranks"
+    ):
         ScalarTrainer(loss, DistributedDataParallel(nn.Linear(6, 3)))
     with pytest.raises(GradientError, match=r"^`1` is under DistributedDataParallel"):
         ScalarTrainer(loss, nn.Sequential(nn.Linear(6, 6), DistributedDataParallel(nn.Linear(6, 3))))
