@@ -90,6 +90,7 @@ def test_a_condition_of_every_number_of_axes_is_stated_once():
     assert prove(halved).conditions == ("features % 2 == 0",)
 
 
+@pytest.mark.slow
 def test_a_condition_of_some_numbers_of_axes_says_of_which():
     assert prove(with_a_size_of_its_own).conditions == ("batch1 <= 16 where *batch has 2 axes",)
 

@@ -52,6 +52,7 @@ def loss(net: Tagger, x: Float[Tensor, "batch time 3"], y: Float[Tensor, "batch 
     return F.mse_loss(net(x), y)
 
 
+@pytest.mark.slow
 def test_one_compiled_step_serves_every_time_and_is_the_eager_one():
     ends = []
     for backend in ("eager", "compiled"):

@@ -1,4 +1,7 @@
-"""Programs whose branches ask their data: every way is proved, or is what a run refuses."""
+"""Programs whose branches ask their data: every way is proved, or is what a run refuses.
+
+PYTEST_DONT_REWRITE: a proof looks at what a program can reach, and by a rewritten `assert` that is the whole session.
+"""
 
 import pytest
 import torch
