@@ -66,11 +66,3 @@ def gpt_loss(
         x = x + F.gelu(F.layer_norm(x, (x.shape[-1],)) @ block.up) @ block.down
     logits = x @ p.wte.T
     return F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.view(-1))
-
-
-def bounded(x: Float[Tensor, "batch seq"], w: Float[Tensor, "context seq2"]) -> Float[Tensor, " batch"]:
-    """Here, where pytest leaves `assert` as it is: by a rewritten one, a proof looks at all of the session."""
-    assert x.shape[0] <= 16
-    if x.shape[1] > w.shape[0]:
-        raise ValueError("too long")
-    return x.sum(1)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 _LIBRARIES = {
     *("shaped", "shaped_kernels", "torch", "functorch", "numpy", "sympy", "jaxtyping", "beartype", "triton"),
+    *("pytest", "_pytest", "pluggy", "xdist", "hypothesis"),  # to which an `assert` that pytest rewrote leads
     *(name for name in sys.stdlib_module_names if name != "__main__"),
 }
 _SEEDS = {"manual_seed", "seed", "set_rng_state", "set_state", "fork_rng", "default_generator"}

@@ -162,8 +162,8 @@ def test_an_ambiguous_role_is_refused_where_it_matters_with_what_to_write() -> N
         (partial(Muon, others={"momentum": 0.9}), "others: AdamW has no momentum; "
          "it has lr, weight_decay, betas, eps, amsgrad"),
         (lambda program: AdamW(3), "params is of type int; it is tensors, named tensors or groups"),
-        (lambda program: len(program), "optimizer: <lambda> is called with the proof, as Muon is, and that raised object of "
-         "type 'Program' has no len(); of others give the optimizer itself, as in AdamW(params)"),
+        (lambda program: len(program), "optimizer: <lambda> is called with the proof, as Muon is, and that raised "
+         "object of type 'Program' has no len(); of others give the optimizer itself, as in AdamW(params)"),
         (partial(Muon, lr=-1.0), "lr must be a finite number >= 0, got -1.0"),
         (partial(Muon, momentum=1.0), "momentum must be in [0, 1), got 1.0"),
     ],

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from shaped import ParamList, ScalarTrainer, Unprovable, init, prove
 from shaped.proof.fake import RememberingMode
+from shaped.proof.keeping import keeping
 
 CACHE: dict[str, Tensor] = {}
 LOG: list[Tensor] = []
@@ -232,3 +233,13 @@ def test_modules_that_name_each_other_in_circles_are_looked_into_once(monkeypatc
 
     assert prove(through).conditions == ()
     assert not hasattr(there, "scale")
+
+
+def test_an_assert_that_pytest_rewrote_does_not_lead_into_the_session() -> None:
+    def bounded(x: Float[Tensor, "batch seq"]) -> Float[Tensor, " batch"]:
+        assert x.shape[0] <= 16
+        return x.sum(1)
+
+    assert "@pytest_ar" in bounded.__globals__
+    with keeping(bounded) as kept:
+        assert not [one for one in kept._seen.values() if type(one).__module__.startswith("_pytest")]

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int, jaxtyped
 from torch import Tensor
 
 from shaped import ParamList, Proof, ProofError, SignatureError, Unprovable, prove
-from tests.models import GPT, MLP, bounded, gpt_loss, mlp_loss
+from tests.models import GPT, MLP, gpt_loss, mlp_loss
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +196,12 @@ def test_where_the_other_branch_fails_the_inequality_is_a_condition():
 
 
 def test_an_assertion_of_the_program_about_sizes_is_a_condition():
+    def bounded(x: Float[Tensor, "batch seq"], w: Float[Tensor, "context seq2"]) -> Float[Tensor, " batch"]:
+        assert x.shape[0] <= 16
+        if x.shape[1] > w.shape[0]:
+            raise ValueError("too long")
+        return x.sum(1)
+
     assert prove(bounded).conditions == ("batch <= 16", "seq <= context")
     assert prove(bounded, assume=("batch <= 16", "seq <= context")).conditions == ("batch <= 16", "seq <= context")
 

@@ -1,7 +1,4 @@
-"""Programs whose branches ask their data: every way is proved, or is what a run refuses.
-
-PYTEST_DONT_REWRITE: a proof looks at what a program can reach, and by a rewritten `assert` that is the whole session.
-"""
+"""Programs whose branches ask their data: every way is proved, or is what a run refuses."""
 
 import pytest
 import torch
