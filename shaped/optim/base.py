@@ -323,10 +323,8 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
         """Reset the gradients, as torch does; those that lie in one block (`flatten_parameters`) in one operation.
 
         Args:
-            set_to_none: Drop them, so that the next backward pass makes new ones. Otherwise fill with zeros.
-
-        Raises:
-            ValueError: It is neither True nor False.
+            set_to_none: Drop them, so that the next backward pass makes new ones. Otherwise fill with zeros. ValueError
+                where it is neither True nor False.
         """
         if not isinstance(set_to_none, bool):
             raise ValueError(f"set_to_none is {set_to_none!r}; it is True or False")
@@ -335,8 +333,7 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
                 p.grad = None
             return
         grads = [g for g in map(_grad, parameters_of(self.param_groups)) if g is not None]
-        block = None if any(g.requires_grad for g in grads) else block_of(grads)
-        if block is None:
+        if any(g.requires_grad for g in grads) or (block := block_of(grads)) is None:
             super().zero_grad(set_to_none=False)
         else:
             block.zero_()
