@@ -96,7 +96,7 @@ def mine(k: int, *whole: Tensor) -> list[Tensor]:
 def new(
     loss: Callable[..., Any] = mlp, dtype: torch.dtype = WIDE, kind: str = "adamw", **options: Any
 ) -> ScalarTrainer:
-    params = MLP.init(pixels=6, hidden=7, classes=5, seed=0, dtype=dtype)
+    params = MLP.init(pixels=6, hidden=7, classes=5, seed=0, dtype=torch.float32).to(dtype=dtype)  # one draw for both
     made: dict[str, Any] = {
         "sgd": lambda: SGD(params, lr=0.1, momentum=0.9), "adamw": lambda: AdamW(params, lr=0.01), "muon": lambda: Muon
     }  # fmt: skip
@@ -156,27 +156,21 @@ def compiled_ranks_with_parts_of_parameters_step_as_one_process() -> None:
     follows(backend="compiled", zero=3, max_norm=0.3, steps=4, sizes="dynamic")
 
 
-def every(kind: str, zero: int) -> None:
-    follows(backend="compiled", kind=kind, zero=zero)
-    follows(backend="compiled", kind=kind, zero=zero, max_norm=0.3, accumulate=2)
-    follows(SINGLE, dtype=torch.float32, backend="compiled", kind=kind, zero=zero, max_norm=0.3, sizes="dynamic")
-
-
 @check
 def compiled_sgd_steps_as_one_process_whole_and_in_parts() -> None:
-    every("sgd", 0)
-    every("sgd", 3)
+    follows(backend="compiled", kind="sgd")
+    follows(backend="compiled", kind="sgd", zero=3, max_norm=0.3, accumulate=2)
 
 
 @check
 def compiled_adamw_steps_as_one_process_whole_and_in_parts() -> None:
-    every("adamw", 0)
-    every("adamw", 3)
+    follows(backend="compiled", max_norm=0.3, accumulate=2)
+    follows(SINGLE, dtype=torch.float32, backend="compiled", zero=3, max_norm=0.3, sizes="dynamic")
 
 
 @check
 def compiled_muon_steps_as_one_process() -> None:
-    every("muon", 0)
+    follows(backend="compiled", kind="muon", max_norm=0.3, accumulate=2)
 
 
 @check
