@@ -276,14 +276,14 @@ def newer_formats() -> Tally:
     """A checkpoint of a newer format is refused with both numbers, and is not set aside."""
     with folder() as place:
         path = saved(place)
-        forge(path, lambda m: m.update(format=2))
+        forge(path, lambda m: m.update(format=3))
         checkpoints = Checkpoints(place)
         try:
             checkpoints.resume(make())
         except CheckpointCorrupt:
             return 0, 1
         except CheckpointError as error:
-            return int("has format 2" in str(error) and "reads up to 1" in str(error) and path.is_dir()), 1
+            return int("has format 3" in str(error) and "reads up to 2" in str(error) and path.is_dir()), 1
         finally:
             checkpoints.close()
     return 0, 1
