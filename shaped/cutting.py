@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from shaped.backends import Program
+from shaped.backends.together import Together
 from shaped.errors import StateError
 from shaped.ranks.layout import Layout
 from shaped.ranks.pieces import Piece
@@ -54,28 +55,29 @@ def _of_optimizer(saved: Any, names: list[list[str]], change: Change) -> Any:
 
 def made_whole(program: Program) -> Change:
     """Gathers each part; all ranks call it in the same order."""
-    together, index = program.together, _index(program)
-
-    def change(name: str, what: str, value: Any) -> Any:
-        i = index.get(name, -1)
-        if together is None or i not in together.layouts or not _is_part(value, together.layouts[i].length):
-            return value
-        return together.whole(i, value)
-
-    return change
+    return _of_parts(program, lambda together, i, part: together.whole(i, part))
 
 
 def as_pieces(program: Program) -> Change:
     """Marks each part as a piece; without the others."""
+
+    def piece(together: Together, i: int, part: Tensor) -> Piece:
+        layout = together.layouts[i]
+        start, stop = layout.bounds(together.exchange.rank)
+        return Piece(part[: stop - start], layout.shape, start)
+
+    return _of_parts(program, piece)
+
+
+def _of_parts(program: Program, made: Callable[[Together, int, Tensor], Any]) -> Change:
+    """Makes something of each part, and leaves what is whole."""
     together, index = program.together, _index(program)
 
     def change(name: str, what: str, value: Any) -> Any:
         i = index.get(name, -1)
         if together is None or i not in together.layouts or not _is_part(value, together.layouts[i].length):
             return value
-        layout = together.layouts[i]
-        start, stop = layout.bounds(together.exchange.rank)
-        return Piece(value[: stop - start], layout.shape, start)
+        return made(together, i, value)
 
     return change
 

@@ -93,10 +93,7 @@ class Compiled:
             loss, why, *rest = runner(state, inputs)
             norm = rest[self.program.more :]
             reason = why.item() if step.asks else 0
-            if reason in (0, NO_SAMPLES) or (self._settings.skips and reason != WRONG_VALUE):
-                taken = last and not self._settings.skips and reason != NO_SAMPLES
-                self._progress.count(optimizer, last=last, taken=taken)
-                step.commit()
+            if self._counted(step, optimizer, reason, last):
                 self.program.keep(loss, rest[: self.program.more])
                 if norm and reason == 0:
                     self._progress.grad_norm = optimizer.grad_norm = norm[0]
@@ -106,6 +103,15 @@ class Compiled:
         if self._settings.accumulate > 1:
             checked_count(self.program.count(case, inputs))
         return loss, False
+
+    def _counted(self, step: Step, optimizer: FusedOptimizer, reason: float, last: bool) -> bool:
+        """Count what a step did: taken, gathered, or left out as the settings say. False for what is an error."""
+        if reason not in (0, NO_SAMPLES) and (not self._settings.skips or reason == WRONG_VALUE):
+            return False
+        taken = last and not self._settings.skips and reason != NO_SAMPLES
+        self._progress.count(optimizer, last=last, taken=taken)
+        step.commit()
+        return True
 
     def after_step(self, inputs: Sequence[Tensor], optimizer: FusedOptimizer) -> tuple[Tensor, list[Tensor]]:
         """The loss, and the parameters as one step from here would leave them; it runs on copies."""

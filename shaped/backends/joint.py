@@ -292,10 +292,7 @@ class JointCompiled(Compiled):
             totals, right = together.exchange.read(rest[self.program.more]), rest[self.program.more + 1]
             norm, reason = rest[self.program.more + 2 :], int(why)
             together.ended()
-            if reason in (0, NO_SAMPLES) or (self._settings.skips and reason != WRONG_VALUE):
-                taken = last and not self._settings.skips and reason != NO_SAMPLES
-                self._progress.count(optimizer, last=last, taken=taken)
-                step.commit()
+            if self._counted(step, optimizer, reason, last):
                 self.program.keep(loss, rest[: self.program.more])
                 if norm and reason == 0:
                     self._progress.grad_norm = optimizer.grad_norm = norm[0]
