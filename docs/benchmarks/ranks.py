@@ -3,8 +3,8 @@
     torchrun --standalone --nproc-per-node 2 docs/benchmarks/ranks.py [--layers 12] [--dim 256] [--rounds 9]
 
 The model is a chain of linear layers and tanh, trained by AdamW in float32 on a batch of 32 rows a rank. Bytes are of
-parameters and moments that a rank holds, in multiples of all parameters; the peak is what a step adds to resident
-memory at its highest (Linux: VmHWM). Times are of steps in turn, one of each in every round; ratios are their medians.
+parameters and moments that a rank holds, in multiples of all parameters. Times are of steps in turn, one of each in
+every round; ratios are their medians.
 """
 
 import argparse
@@ -12,7 +12,6 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,7 +47,8 @@ def ours(make: Callable[[], Chain], batch: tuple[Tensor, Tensor], mesh: Any, bac
     """A trainer on the mesh."""
     net = make()
     optimizer = AdamW(net.parameters(), lr=1e-3)
-    trainer = ScalarTrainer(loss, net, backend=backend, optimizer=optimizer, mesh=mesh, zero=zero)
+    options: dict[str, Any] = {"mesh": mesh, "zero": zero, "static": {"dim": batch[0].shape[1]}}
+    trainer = ScalarTrainer(loss, net, backend=backend, optimizer=optimizer, **options)
 
     def step() -> None:
         trainer.train_step(*batch)
@@ -92,22 +92,6 @@ def moments(optimizer: torch.optim.Optimizer) -> int:
     return held(t for entry in optimizer.state.values() for name, t in entry.items() if name != "step")
 
 
-def resident(key: str) -> int:
-    """A figure of /proc/self/status, in bytes; 0 where there is none."""
-    file = Path("/proc/self/status")
-    lines = file.read_text().splitlines() if file.exists() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), 0)
-
-
-def peak(step: Callable[[], None]) -> int:
-    """What a step adds to resident memory at its highest."""
-    before = resident("VmRSS")
-    if before:
-        Path("/proc/self/clear_refs").write_text("5")
-    step()
-    return resident("VmHWM") - before
-
-
 def main() -> None:
     """Print the table on rank 0."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -144,11 +128,10 @@ def main() -> None:
     whole = args.layers * (args.dim * args.dim + args.dim) * 4
     ranks.say(f"torch {torch.__version__}, {platform.processor() or platform.machine()}, {mesh.size()} ranks of gloo")
     ranks.say(f"{args.layers} layers of {args.dim}x{args.dim}; bytes in multiples of all parameters ({whole} bytes)")
-    ranks.say(f"{'':<16} parameters  moments  peak of a step  ms a step  of DDP")
-    for name, (step, parameters, state) in cases.items():
-        top = peak(step)
+    ranks.say(f"{'':<16} parameters  moments  ms a step  of DDP")
+    for name, (_, parameters, state) in cases.items():
         ratio = statistics.median(a / b for a, b in zip(times[name], times["DDP"], strict=True))
-        figures = f"{parameters() / whole:>10.2f} {state() / whole:>8.2f} {top / whole:>15.2f}"
+        figures = f"{parameters() / whole:>10.2f} {state() / whole:>8.2f}"
         ranks.say(f"{name:<16} {figures} {1000 * statistics.median(times[name]):>10.2f} {ratio:>7.2f}")
 
 
