@@ -27,6 +27,26 @@ State = defaultdict[Tensor, dict[str, Any]]
 
 
 @dataclass(frozen=True)
+class _Fitting:
+    """A state value that fits, not copied yet: where the copy lies is known when all of a group's have been seen.
+
+    Attributes:
+        value: What was loaded; of the shape of `like`.
+        like: Whose strides the copy gets where it is dense, so that kernels may walk both alike.
+        device, dtype: Those of the copy.
+    """
+
+    value: Tensor
+    like: Tensor
+    device: torch.device
+    dtype: torch.dtype
+
+    def copy(self) -> Tensor:
+        made = torch.empty_like(self.like, dtype=self.dtype, device=self.device, requires_grad=False)
+        return made.copy_(self.value)
+
+
+@dataclass(frozen=True)
 class Target:
     """What a state dict is held against.
 
@@ -68,7 +88,7 @@ def checked_state(optimizer: Target, loaded: Mapping[str, Any]) -> tuple[list[di
     state = _entries(optimizer, loaded, groups, faults)
     _refuse(optimizer, faults)
     _tie_steps(groups, state)
-    _lay_in_blocks(groups, state)
+    _copy(groups, state)
     return groups, state
 
 
@@ -199,7 +219,7 @@ def _known(rule: Rule) -> tuple[str, ...]:
 
 
 def _fitted(here: str, name: str, value: Any, p: Tensor, faults: list[str]) -> Any:
-    """A copy of one state value as `p` needs it; a fault is noted, and the value comes back as it is."""
+    """One state value as `p` needs it, to be copied; a fault is noted, and the value comes back as it is."""
     if name == "step":
         return _fitted_step(here, value, faults)
     if not isinstance(value, Tensor) or sharded(value) != sharded(p):
@@ -216,19 +236,18 @@ def _fitted(here: str, name: str, value: Any, p: Tensor, faults: list[str]) -> A
     if value.shape != p.shape or not widened:
         faults.append(f"{here}: expected {dtype_name(p.dtype)} {tuple(p.shape)}, got {describe(value)}")
         return value
-    # empty_like keeps the strides of a dense parameter, so that kernels may walk both alike.
-    return torch.empty_like(p, dtype=dtype, requires_grad=False).copy_(value.detach())
+    return _Fitting(value.detach(), p, p.device, dtype)
 
 
 def _exact(
     here: str, value: Tensor, dtype: torch.dtype, shape: tuple[int, ...], p: Tensor, faults: list[str]
-) -> Tensor:
-    """A copy of a value whose dtype and shape leave no choice."""
+) -> Tensor | _Fitting:
+    """A value whose dtype and shape leave no choice, to be copied."""
     if value.dtype != dtype or tuple(value.shape) != shape:
         faults.append(f"{here}: expected {dtype_name(dtype)} {shape}, got {describe(value)}")
         return value
     like = p if shape == tuple(p.shape) else value
-    return torch.empty_like(like, dtype=dtype, device=p.device, requires_grad=False).copy_(value.detach())
+    return _Fitting(value.detach(), like, p.device, dtype)
 
 
 def _fitted_step(here: str, value: Any, faults: list[str]) -> Any:
@@ -251,18 +270,20 @@ def _tie_steps(groups: list[dict[str, Any]], state: State) -> None:
                 state[p]["step"] = shared.setdefault((p.device, float(step)), step)
 
 
-def _lay_in_blocks(groups: list[dict[str, Any]], state: State) -> None:
-    """Put the state of parameters that move together into one block, as it is when it is new (see sorting.py)."""
+def _copy(groups: list[dict[str, Any]], state: State) -> None:
+    """Copy what fits: of parameters that move together into one block, as it is when it is new (see sorting.py)."""
     for group in groups:
         together: dict[tuple[Any, ...], list[Tensor]] = {}
         for p in group["params"]:
             entry = state.get(p, {})
-            kinds = tuple((name, t.dtype) for name, t in entry.items() if name != "step" and t.shape == p.shape)
+            kinds = tuple((name, t.dtype) for name, t in entry.items() if name != "step" and t.value.shape == p.shape)
             together.setdefault((p.device, p.dtype, id(entry.get("step")), kinds), []).append(p)
         for (*_, kinds), members in together.items():
             for name, dtype in kinds if worth_an_arena(members) else ():
                 for p, t in zip(members, arena(members, dtype), strict=True):
-                    state[p][name] = t.copy_(state[p][name])
+                    state[p][name] = t.copy_(state[p][name].value)
+    for entry in state.values():
+        entry |= {name: t.copy() for name, t in entry.items() if isinstance(t, _Fitting)}
 
 
 def own_step(step: Tensor, group: Group) -> Tensor:

@@ -22,18 +22,18 @@ class Allocated(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._living: dict[Any, tuple[StorageWeakRef, int]] = {}
-        self._known: set[int] = set()
+        self._made: dict[Any, tuple[StorageWeakRef, int]] = {}
+        # By weak references and not by addresses alone: memory that one keeps from being freed is given to no other.
+        self._known: dict[Any, StorageWeakRef] = {}
         self.most = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self._known |= {storage._cdata for storage in _storages((args, kwargs))} - set(self._living)
+        self._known |= {s._cdata: StorageWeakRef(s) for s in _storages((args, kwargs)) if s._cdata not in self._made}
         result = func(*args, **(kwargs or {}))
         for storage in _storages(result):
             if storage._cdata not in self._known:
-                self._living[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
-        self._living = {key: (ref, size) for key, (ref, size) in self._living.items() if not ref.expired()}
-        self.most = max(self.most, sum(size for _, size in self._living.values()))
+                self._made[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self.most = max(self.most, sum(size for ref, size in self._made.values() if not ref.expired()))
         return result
 
 
