@@ -26,7 +26,7 @@ from shaped.arguments import checked, number, only_tensors
 from shaped.backends import BackendName
 from shaped.errors import NonFiniteError, ShapedError, ShapeError, StateError, listing, nearest
 from shaped.params import ParamList
-from shaped.shapes import resolve_hints, worn
+from shaped.shapes import resolve_annotations, worn
 from shaped.strategies import GradientStrategy, Loss, gradients
 from shaped.trainer import ScalarTrainer
 
@@ -284,11 +284,11 @@ def _input_names(loss: Callable[..., Any]) -> list[str]:
 
 def _of_two_batches(loss: Callable[..., Any]) -> Callable[..., Any]:
     """The loss with more inputs, which it does not use: a training batch `training_...`, and `xi : []`."""
-    hints = resolve_hints(loss)
+    annotations = resolve_annotations(loss)
     taken = {"xi", *(f"training_{name}" for name in _input_names(loss))} & {*inspect.signature(loss).parameters}
     if taken:
         raise ShapeError(f"a search of second order adds inputs, and the loss has {listing(sorted(taken))} already")
-    annotations = {f"training_{name}": hints.get(name) for name in _input_names(loss)} | {"xi": Float[Tensor, ""]}
+    annotations = {f"training_{name}": annotations.get(name) for name in _input_names(loss)} | {"xi": Float[Tensor, ""]}
     extra = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, annotation=a) for n, a in annotations.items()]
 
     def of_two(*args: Any, **named: Any) -> Any:

@@ -26,7 +26,7 @@ from shaped.check import functions_of
 from shaped.errors import ShapedError, SignatureError, columns, first_line, listing, nearest
 from shaped.layout import dimension_names, list_names
 from shaped.params import ParamList
-from shaped.shapes import Argument, Dim, Signature, TensorSpec, is_tensor_annotation, resolve_hints
+from shaped.shapes import Argument, Dim, Signature, TensorSpec, is_tensor_annotation, resolve_annotations
 from shaped.state import METHODS, PATHS
 from shaped.trainer import ScalarTrainer
 
@@ -34,7 +34,7 @@ LR, ROUNDS, SECONDS = 1e-4, 15, 0.05  # a round of one contender takes about SEC
 OPTIMIZERS: Mapping[str, tuple[str, Any]] = {  # the trainer's method, and torch's class
     path: (method, getattr(torch.optim, PATHS[path].__name__)) for method, path in METHODS.items()
 }
-Step = Callable[[], Tensor]
+StepFunction = Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Contender:
     """One way to take the step, and what was measured of it."""
 
     name: str
-    step: Step
+    step: StepFunction
     first: float  # seconds, with all that came before it
     loss: float  # of the first step
     rounds: list[float] = field(default_factory=list)  # microseconds a step
@@ -140,22 +140,22 @@ _FORM = 'loss(p: MLP, x: Float[Tensor, "batch pixels"]) -> Float[Tensor, ""], wi
 
 def _is_loss(function: Callable[..., Any]) -> bool:
     try:
-        hints = resolve_hints(inspect.unwrap(function))
+        annotations = resolve_annotations(inspect.unwrap(function))
     except SignatureError:
         return False
-    result: Any = hints.get("return")
-    return _first(hints) is not None and is_tensor_annotation(result) and not result.dim_str.strip()
+    result: Any = annotations.get("return")
+    return _first(annotations) is not None and is_tensor_annotation(result) and not result.dim_str.strip()
 
 
-def _first(hints: Mapping[str, Any]) -> type | None:
+def _first(annotations: Mapping[str, Any]) -> type | None:
     """The class of the parameters."""
-    first = next(iter(hints.values()), None)
+    first = next(iter(annotations.values()), None)
     return first if isinstance(first, type) and issubclass(first, ParamList | nn.Module) else None
 
 
 def _parameters(module: ModuleType, loss: Callable[..., Any], given: Given) -> Any:
     """The file's own instance, or one of the sizes given."""
-    kind: Any = _first(resolve_hints(inspect.unwrap(loss)))
+    kind: Any = _first(resolve_annotations(inspect.unwrap(loss)))
     own: Any = next((value for value in vars(module).values() if type(value) is kind), None)
     if issubclass(kind, ParamList):
         return _parameter_list(kind, own, given)
@@ -255,7 +255,7 @@ def _evaluated(bound: str, sizes: Mapping[str, int], name: str) -> int:
     return most
 
 
-def _ours(loss: Callable[..., Any], params: Any, batch: Mapping[str, Any], backend: Any, given: Given) -> Step:
+def _ours(loss: Callable[..., Any], params: Any, batch: Mapping[str, Any], backend: Any, given: Given) -> StepFunction:
     trainer = ScalarTrainer(loss, copy.deepcopy(params), backend=backend, static=given.static)
     take = getattr(trainer, OPTIMIZERS[given.optimizer][0])
     keywords = {a.name for a in trainer.proof.setting.signature.arguments if a.keyword}
@@ -264,7 +264,7 @@ def _ours(loss: Callable[..., Any], params: Any, batch: Mapping[str, Any], backe
     return lambda: take(*inputs, lr=LR, **named)
 
 
-def _plain(loss: Callable[..., Any], params: Any, batch: Mapping[str, Any], given: Given) -> Step:
+def _plain(loss: Callable[..., Any], params: Any, batch: Mapping[str, Any], given: Given) -> StepFunction:
     """The loop that everyone writes."""
     params = copy.deepcopy(params)
     tensors = list(params.parameters() if isinstance(params, nn.Module) else params)
@@ -280,7 +280,7 @@ def _plain(loss: Callable[..., Any], params: Any, batch: Mapping[str, Any], give
     return step
 
 
-def _start(name: str, make: Callable[[], Step], given: Given) -> Contender:
+def _start(name: str, make: Callable[[], StepFunction], given: Given) -> Contender:
     began = time.perf_counter()
     try:
         step = make()

@@ -166,7 +166,7 @@ def _list(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     """A line for each function, and what is wrong with those that are not proved. Status 1 if there are any."""
-    from shaped.check import Options, check_file, ignored, load, read_project, report
+    from shaped.check import CheckOptions, check_file, ignored, load, read_project, report
 
     if options.run_script:
         return _run(options)
@@ -179,7 +179,7 @@ def _check(options: argparse.Namespace) -> int:
     path, _, name = targets[0].partition(":")
     if len(targets) > 1 or options.sarif or not path.endswith(".py"):
         return _check_project(targets, options)
-    asked = Options.of(project, options.assume, dict(map(_static, options.static)), options.make)
+    asked = CheckOptions.of(project, options.assume, dict(map(_static, options.static)), options.make)
     module, file = load(Path(path)), Path(path)
     verdicts, _ = ignored(check_file(module, file, name, asked.assume, asked.static, asked.factories, auto=asked.auto))
     form: Literal["text", "json"] = "json" if options.json else "text"
@@ -227,10 +227,10 @@ def _lsp(options: argparse.Namespace) -> int:
 
 def _check_project(targets: Sequence[str], options: argparse.Namespace) -> int:
     """Files in processes of their own. Status 2 if one could not be checked."""
-    from shaped.check import Options, check_project, find_jobs, read_project, report_project
+    from shaped.check import CheckOptions, check_project, find_jobs, read_project, report_project
 
     project = read_project(Path.cwd())
-    asked = Options.of(project, options.assume, dict(map(_static, options.static)), options.make)
+    asked = CheckOptions.of(project, options.assume, dict(map(_static, options.static)), options.make)
     found = check_project(
         find_jobs(targets, project), asked, workers=options.jobs, seconds=options.timeout, keep=not options.fresh
     )

@@ -13,7 +13,7 @@ from torch import Tensor
 from shaped.backends import Program
 from shaped.backends.together import Together
 from shaped.errors import StateError
-from shaped.ranks.layout import Layout
+from shaped.ranks.layout import Placement
 from shaped.ranks.pieces import Piece
 
 Change = Callable[[str, str, Any], Any]  # of a parameter's name, what it is to it, and the value
@@ -104,7 +104,7 @@ def cut_again(program: Program) -> Change:
     return change
 
 
-def _of_piece(piece: Piece, layout: Layout | None, rank: int, name: str) -> Tensor:
+def _of_piece(piece: Piece, layout: Placement | None, rank: int, name: str) -> Tensor:
     if layout is None and piece.tensor.numel() == math.prod(piece.shape):
         return piece.tensor.view(piece.shape)
     start, stop = (0, math.prod(piece.shape)) if layout is None else layout.bounds(rank)

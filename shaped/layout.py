@@ -24,7 +24,7 @@ from shaped.shapes import (
     compose,
     is_tensor_annotation,
     read_tensor,
-    resolve_hints,
+    resolve_annotations,
     spell,
     split_annotated,
 )
@@ -162,11 +162,15 @@ def read_fields(cls: type, base: type) -> tuple[Field, ...]:
     Raises:
         SignatureError: An annotation does not resolve or is not understood, or a name is one that ParamList uses.
     """
-    hints = resolve_hints(cls)
-    own = [name for name in inspect.get_annotations(cls) if ClassVar not in (hints[name], get_origin(hints[name]))]
+    annotations = resolve_annotations(cls)
+    own = [
+        name
+        for name in inspect.get_annotations(cls)
+        if ClassVar not in (annotations[name], get_origin(annotations[name]))
+    ]
     check_names(cls.__name__, own, base)
     lines = _declaration_lines(cls)
-    return tuple(_read_field(cls, name, hints[name], lines.get(name), base) for name in own)
+    return tuple(_read_field(cls, name, annotations[name], lines.get(name), base) for name in own)
 
 
 def check_names(owner: str, names: Sequence[str], base: type) -> None:

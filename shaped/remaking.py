@@ -26,7 +26,7 @@ def remade(
     """A trainer from what it was made of and its state."""
     trainer = kind(loss, params, backend=backend, optimizer=optimizer, **options)
     trainer.load_state_dict(state)
-    trainer._shared.progress.stepped = trainer._shared.optimizers().get(last or "")
+    trainer._shared.counters.stepped = trainer._shared.optimizers().get(last or "")
     return trainer
 
 
@@ -40,8 +40,8 @@ def refrozen(trainer: Any, paths: Sequence[str]) -> Any:
         )
     if shared.program.together is not None:
         raise ValueError("on several ranks a mask is for good: make a new trainer over params.with_frozen(paths)")
-    if shared.progress.waiting:
-        raise ValueError(f"{shared.progress.waiting} gradients wait for an update: step_waiting() takes it")
+    if shared.counters.waiting:
+        raise ValueError(f"{shared.counters.waiting} gradients wait for an update: step_waiting() takes it")
     loss, _, options = trainer._made_of
     params = trainer.params.with_frozen(paths)
     now = dict(zip(map(id, shared.program.tensors), params, strict=True))
@@ -50,7 +50,7 @@ def refrozen(trainer: Any, paths: Sequence[str]) -> Any:
     used = other._shared.program.used_tensors
     other._shared.paths = {path: _over(optimizer, now, used) for path, optimizer in shared.paths.items()}
     other._shared.scaler = shared.scaler
-    other._shared.progress.set_counts(shared.progress.taken, shared.progress.left_out)
+    other._shared.counters.set_counts(shared.counters.taken, shared.counters.left_out)
     return other
 
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from shaped.backends import Program, Settings
+from shaped.backends import Program, TrainerOptions
 from shaped.errors import SignatureError, listing, nearest
 
 if TYPE_CHECKING:
@@ -20,12 +20,12 @@ Zero = Literal[0, 3]
 ALONE = "alone"
 
 
-def share(program: Program, settings: Settings, mesh: Any, shard: Mapping[str, str] | None, zero: int) -> None:
+def share(program: Program, options: TrainerOptions, mesh: Any, shard: Mapping[str, str] | None, zero: int) -> None:
     """Let the ranks of a mesh run a program together, with the parameters of rank 0.
 
     Args:
         program: The proved loss; where parameters are to lie in parts, they do afterwards.
-        settings: Which ranks must have alike.
+        options: Which ranks must have alike.
         mesh, shard, zero: As for `ScalarTrainer`.
 
     Raises:
@@ -43,7 +43,7 @@ def share(program: Program, settings: Settings, mesh: Any, shard: Mapping[str, s
 
     hold_to_mean(program, name)
     exchange = Exchange(mesh, axis)
-    _compare(exchange, program, settings, name, zero)
+    _compare(exchange, program, options, name, zero)
     peers_of(exchange)  # makes a group, which all ranks do at one place
     exchange.spread([t.detach() for t in program.tensors])
     program.share(Together(program, exchange, zero == 3, name))
@@ -140,7 +140,7 @@ def _refuse(program: Program) -> None:
     program.hold_to_one_count()
 
 
-def _compare(exchange: "Exchange", program: Program, settings: Settings, name: str, zero: int) -> None:
+def _compare(exchange: "Exchange", program: Program, options: TrainerOptions, name: str, zero: int) -> None:
     """Refuse ranks that made different trainers."""
     entries = zip(program.params.names, program.tensors, strict=True)
     shapes = [f"{path} {tuple(t.shape)} {t.dtype} {t.requires_grad}" for path, t in entries]
@@ -148,7 +148,7 @@ def _compare(exchange: "Exchange", program: Program, settings: Settings, name: s
     graph = hashlib.sha256(operations.encode()).hexdigest()
     mine = {
         "the loss": str(program.signature), "parameters": "; ".join(shapes), "the proved graph": graph,
-        "max_norm": settings.max_norm, "nonfinite": settings.nonfinite, "accumulate": settings.accumulate,
+        "max_norm": options.max_norm, "nonfinite": options.nonfinite, "accumulate": options.accumulate,
         "shard": name, "zero": zero,
     }  # fmt: skip
     told = exchange.tell(mine)

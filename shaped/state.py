@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from shaped.arguments import flat, number, pair
-from shaped.backends import Auto, Backend, Compiled, Eager, Program, Progress, Settings, known_backend
+from shaped.backends import Auto, Backend, Compiled, Counters, Eager, Program, TrainerOptions, known_backend
 from shaped.errors import StateError, listing
 from shaped.given import GivenOptimizer, taken
 from shaped.optim import OPTIMIZERS, FusedOptimizer
@@ -39,14 +39,14 @@ class TrainingState:
         self,
         program: Program,
         optimizer: GivenOptimizer | None,
-        settings: Settings,
+        options: TrainerOptions,
         save_frozen: bool = True,
         scaler: LossScaler | None = None,
     ) -> None:
         self.program = program
         self._save_frozen, self.scaler = save_frozen, scaler
-        self.settings = settings
-        self.progress = Progress(program.used_tensors, settings.skips)
+        self.options = options
+        self.counters = Counters(program.used_tensors, options.skips)
         self.optimizer = None if optimizer is None else taken(optimizer, program)
         self.paths: dict[str, FusedOptimizer] = {}  # "adamw" and its like, made by the first step that uses them
         self.accepted: dict[str, tuple[FusedOptimizer, dict[str, Any]]] = {}  # hyper-parameters that were checked
@@ -120,7 +120,7 @@ class TrainingState:
     def eager(self) -> Eager:
         """The eager backend."""
         if "eager" not in self._backends:
-            self._backends["eager"] = self._kinds[0](self.program, self.settings, self.progress)
+            self._backends["eager"] = self._kinds[0](self.program, self.options, self.counters)
         made = self._backends["eager"]
         assert isinstance(made, Eager)
         return made
@@ -129,7 +129,7 @@ class TrainingState:
     def compiled(self) -> Compiled:
         """The compiled backend."""
         if "compiled" not in self._backends:
-            self._backends["compiled"] = self._kinds[1](self.program, self.settings, self.progress)
+            self._backends["compiled"] = self._kinds[1](self.program, self.options, self.counters)
         made = self._backends["compiled"]
         assert isinstance(made, Compiled)
         return made
@@ -176,7 +176,7 @@ class TrainingState:
 
     def step_waiting(self) -> int:
         """Take the update that gradients wait for, with what there is; returns the batches in it."""
-        count, optimizer = self.progress.waiting, self.progress.waiting_for
+        count, optimizer = self.counters.waiting, self.counters.waiting_for
         return count if optimizer is not None and self.eager.update_waiting(optimizer) else 0
 
     def optimizers(self) -> dict[str, FusedOptimizer]:
@@ -186,7 +186,7 @@ class TrainingState:
     @property
     def last_optimizer(self) -> FusedOptimizer | None:
         """The optimizer that took the last step, as long as it is one of ours; else that of `train_step`."""
-        stepped = self.progress.stepped
+        stepped = self.counters.stepped
         return stepped if stepped in [*self.paths.values(), self.optimizer] else self.optimizer
 
     def pack(self, parts: bool = False) -> dict[str, Any]:
@@ -212,8 +212,8 @@ class TrainingState:
                 }
                 for path, o in self.optimizers().items()
             },
-            "steps": self.progress.taken,
-            "skipped": self.progress.left_out,
+            "steps": self.counters.taken,
+            "skipped": self.counters.left_out,
             "waiting": self._pack_waiting(),
             **({"loss_scale": self.scaler.state_dict()} if self.scaler is not None else {}),
         }
@@ -238,13 +238,13 @@ class TrainingState:
 
     def _pack_waiting(self) -> dict[str, Any] | None:
         """The mean of gradients that wait for `accumulate`, over how many samples, and the path that they wait for."""
-        progress, accumulate = self.progress, self.settings.accumulate
-        if not progress.waiting:
+        counters, accumulate = self.counters, self.options.accumulate
+        if not counters.waiting:
             return None
-        path = next(path for path, optimizer in self.optimizers().items() if optimizer is progress.waiting_for)
-        means = {name: t.clone() for name, t in zip(self._used_names(), progress.means, strict=True)}
-        weight = float(progress.weight)
-        return {"path": path, "count": progress.waiting, "of": accumulate, "samples": weight, "means": means}
+        path = next(path for path, optimizer in self.optimizers().items() if optimizer is counters.waiting_for)
+        means = {name: t.clone() for name, t in zip(self._used_names(), counters.means, strict=True)}
+        weight = float(counters.weight)
+        return {"path": path, "count": counters.waiting, "of": accumulate, "samples": weight, "means": means}
 
     def ready(self, state: Mapping[str, Any]) -> Callable[[], None]:
         """What takes a state dict over, once it is known to fit; until it is called nothing has changed.
@@ -285,12 +285,12 @@ class TrainingState:
         self.paths = dict(paths)
         if self.scaler is not None:
             self.scaler.load_state_dict(state["loss_scale"])
-        self.progress.set_counts(state["steps"], state["skipped"])
-        self.progress.clear()
+        self.counters.set_counts(state["steps"], state["skipped"])
+        self.counters.clear()
         if waiting := state.get("waiting"):
             means = [waiting["means"][name] for name in self._used_names()]
             path = self.optimizers()[waiting["path"]]
-            self.progress.restore(means, waiting["samples"], waiting["count"], path)
+            self.counters.restore(means, waiting["samples"], waiting["count"], path)
 
     def _as_it_lies(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
         """A state dict with each tensor as it lies here: whole, or in parts."""
@@ -350,7 +350,7 @@ class TrainingState:
             return []
         if not isinstance(waiting, Mapping) or not {"path", "count", "of", "samples", "means"} <= set(waiting):
             return ["waiting: it lacks path, count, of, samples or means"]
-        wrong, accumulate = [], self.settings.accumulate
+        wrong, accumulate = [], self.options.accumulate
         if waiting["of"] != accumulate:
             wrong.append(f"{waiting['count']} of {waiting['of']} gradients wait there; accumulate={accumulate} here")
         elif not isinstance(waiting["count"], int) or not 0 < waiting["count"] < accumulate:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from shaped.arguments import number
-from shaped.backends import Backend, Settings, not_finite
+from shaped.backends import Backend, TrainerOptions, not_finite
 from shaped.optim import FusedOptimizer
 from shaped.sharing import Sharing
 from shaped.state import TrainingState
@@ -19,7 +19,7 @@ class Stepping(Sharing):
     """What a trainer does to its parameters."""
 
     _shared: TrainingState
-    _settings: Settings
+    _options: TrainerOptions
     _backend: Backend
 
     def _together(self, forward: bool = False) -> AbstractContextManager[None]:
@@ -109,7 +109,7 @@ class Stepping(Sharing):
     @property
     def waiting(self) -> int:
         """Batches whose gradients wait for an update, of the `accumulate` that make one."""
-        return self._shared.progress.waiting
+        return self._shared.counters.waiting
 
     def step_waiting(self) -> int:
         """Take the update that gradients wait for now, with the mean over the samples that there are.
@@ -128,7 +128,7 @@ class Stepping(Sharing):
 
     def _update_by(self, path: str, inputs: Sequence[Tensor], lr: float, given: dict[str, Any]) -> Float[Tensor, ""]:
         lr = lr if type(lr) is float and 0.0 <= lr < math.inf else number("lr", lr)
-        shared, calls = self._shared, self._shared.progress.calls
+        shared, calls = self._shared, self._shared.counters.calls
         known, accepted = shared.paths.get(path), shared.accepted.get(path)
         optimizer = known
         if optimizer is None or accepted is None or accepted[0] is not optimizer or accepted[1] != given:
@@ -139,31 +139,31 @@ class Stepping(Sharing):
             group["lr"], shared.paths[path] = lr, optimizer
             return self._take(optimizer, inputs)
         except BaseException:
-            if shared.progress.calls == calls:  # an interrupt may come after the step was taken
+            if shared.counters.calls == calls:  # an interrupt may come after the step was taken
                 group["lr"] = before
                 if known is None:
                     shared.paths.pop(path, None)
             raise
 
     def _take(self, optimizer: FusedOptimizer, inputs: Sequence[Tensor]) -> Float[Tensor, ""]:
-        shared, accumulate, last = self._shared, self._settings.accumulate, True
-        progress = shared.progress
+        shared, accumulate, last = self._shared, self._options.accumulate, True
+        counters = shared.counters
         if accumulate > 1:
-            if progress.waiting and progress.waiting_for is not optimizer:
+            if counters.waiting and counters.waiting_for is not optimizer:
                 raise ValueError(
-                    f"{progress.waiting} of {accumulate} gradients wait for another kind of step; take that one until "
+                    f"{counters.waiting} of {accumulate} gradients wait for another kind of step; take that one until "
                     "its update"
                 )
-            last = progress.waiting + 1 == accumulate
+            last = counters.waiting + 1 == accumulate
         scaler, left_out = shared.scaler, 0
         if scaler is not None:
-            inputs, left_out = [*inputs[:-1], scaler.scale], progress.left_out
+            inputs, left_out = [*inputs[:-1], scaler.scale], counters.left_out
         loss, finite = self._backend.update(inputs, optimizer, last)
         if scaler is not None:
-            scaler.update(progress.left_out == left_out)
+            scaler.update(counters.left_out == left_out)
         if not finite:
             together = self._program.together
-            where = f"at step {shared.progress.taken + 1}; nothing was updated"
+            where = f"at step {shared.counters.taken + 1}; nothing was updated"
             if together is None:
                 raise not_finite(self._backend, loss, inputs, where)
             blame = together.blame

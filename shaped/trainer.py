@@ -19,8 +19,8 @@ from shaped.backends import (
     CompileError,
     Executors,
     Program,
-    Settings,
     Sizes,
+    TrainerOptions,
     checked_count,
     compare,
 )
@@ -112,7 +112,7 @@ class ScalarTrainer(Stepping):
         zero: Zero = 0,
     ) -> None:
         nonfinite = "skip" if loss_scale is not None else nonfinite
-        settings = Settings(max_executors, max_norm, nonfinite, accumulate, sizes, capture, verify)
+        options = TrainerOptions(max_executors, max_norm, nonfinite, accumulate, sizes, capture, verify)
         proving: dict[str, Any] = {"assume": assume, "static": static, "autocast": autocast, "check": check}
         proving |= {"samples": samples, "allow_unused": allow_unused, "strategy": strategy}
         try:
@@ -120,15 +120,15 @@ class ScalarTrainer(Stepping):
             program = Program(taken, params, **{**proving, **scaling})
             if accumulate > 1:
                 program.hold_to_one_count()
-            share(program, settings, mesh, shard, zero)
+            share(program, options, mesh, shard, zero)
         except ShapedError as error:
             raise error.with_traceback(None) from None  # the message shows the user's line; our frames would hide it
         alone = {"mesh": mesh} if mesh is not None else {}
-        options = {**asdict(settings), **proving, "save_frozen": save_frozen, "loss_scale": loss_scale, **alone}
-        self._made_of = (loss, params, options)
-        self._settings = settings
+        given = {**asdict(options), **proving, "save_frozen": save_frozen, "loss_scale": loss_scale, **alone}
+        self._made_of = (loss, params, given)
+        self._options = options
         scaler = made_scaler(loss_scale, strategy, program.params.device)
-        self._shared = TrainingState(program, optimizer, settings, save_frozen, scaler)
+        self._shared = TrainingState(program, optimizer, options, save_frozen, scaler)
         self._chosen = backend
         self._backend: Backend = self._shared.backend(backend)
 
@@ -164,7 +164,7 @@ class ScalarTrainer(Stepping):
     @property
     def accumulate(self) -> int:
         """Calls of a step for each update."""
-        return self._settings.accumulate
+        return self._options.accumulate
 
     @property
     def optimizer(self) -> Optimizer | None:
@@ -174,17 +174,17 @@ class ScalarTrainer(Stepping):
     @property
     def steps(self) -> int:
         """Updates taken. Reading it waits for the device where compiled steps count there (`nonfinite="skip"`)."""
-        return self._shared.progress.taken
+        return self._shared.counters.taken
 
     @property
     def skipped(self) -> int:
         """Batches left out because something was not finite (`nonfinite="skip"`); waits as `steps` does."""
-        return self._shared.progress.left_out
+        return self._shared.counters.left_out
 
     @property
     def grad_norm(self) -> Tensor | None:
         """The global 2-norm of the last update's gradients before clipping; None where no `max_norm` asked for it."""
-        return self._shared.progress.grad_norm
+        return self._shared.counters.grad_norm
 
     @property
     def returned(self) -> Any:

@@ -247,3 +247,13 @@ def test_no_file_is_longer_than_450_lines_and_no_function_than_60() -> None:
 
     assert [by_name(file) for file in files if len(file.read_text().splitlines()) > 450] == []
     assert [(name, function) for name, function, lines in functions if lines > 60] == []
+
+
+def test_no_two_classes_have_one_name() -> None:
+    places: dict[str, list[str]] = {}
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):  # private to its module
+                places.setdefault(node.name, []).append(by_name(file))
+
+    assert {name: files for name, files in places.items() if len(files) > 1} == {}

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .calls import Call
+from .calls import RuleCall
 from .cautious import agreeing, decayed
 from .fusion import take
 from .lists import WIDE, TensorLists
@@ -135,7 +135,7 @@ def _take(
     names = ("exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs")
     checked = TensorLists(params, dict(zip(names, [*moments, *([] if tops is None else [tops])], strict=False)))
     taken = torch.tensor(step - 1.0, device=checked.device if checked.path == "triton" else "cpu")
-    take([Call(rule, checked, grads, numbers, taken)])
+    take([RuleCall(rule, checked, grads, numbers, taken)])
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ NOTHING = Extras()
 
 
 @dataclass
-class Call:
+class RuleCall:
     """One rule over lists that are known to be good; making it checks the gradients, and changes nothing.
 
     Attributes:

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from . import lowmemory
-from .calls import NOTHING, Call, Extras, shared
+from .calls import NOTHING, Extras, RuleCall, shared
 from .lists import WIDE
 from .rule import refuse_misshapen
 
 
-def take(calls: Sequence[Call], extras: Extras = NOTHING) -> tuple[Tensor | None, bool | Tensor]:
+def take(calls: Sequence[RuleCall], extras: Extras = NOTHING) -> tuple[Tensor | None, bool | Tensor]:
     """Take one step of every call, in place, under one norm and one verdict.
 
     Args:
@@ -48,7 +48,7 @@ def take(calls: Sequence[Call], extras: Extras = NOTHING) -> tuple[Tensor | None
         return norm, skipped
 
 
-def _take_on_host(calls: Sequence[Call], extras: Extras) -> tuple[Tensor | None, bool]:
+def _take_on_host(calls: Sequence[RuleCall], extras: Extras) -> tuple[Tensor | None, bool]:
     norm: float | None = None
     skip = extras.found_inf is not None and bool(extras.found_inf.item())
     if extras.measures:
@@ -61,7 +61,7 @@ def _take_on_host(calls: Sequence[Call], extras: Extras) -> tuple[Tensor | None,
     return None if norm is None else _told(norm, calls), skip
 
 
-def _told(norm: float, calls: Sequence[Call]) -> Tensor:
+def _told(norm: float, calls: Sequence[RuleCall]) -> Tensor:
     """A norm as a tensor: where the first parameters are, as wide as the widest are computed in."""
     exact = any(p.dtype == torch.float64 for call in calls for p in call.lists.params)
     device = calls[0].lists.device if calls else None
@@ -78,7 +78,7 @@ def _factor(extras: Extras, norm: float | None) -> float | None:
     return factor
 
 
-def _move_all(calls: Sequence[Call], extras: Extras, factor: float | None, skip: bool) -> None:
+def _move_all(calls: Sequence[RuleCall], extras: Extras, factor: float | None, skip: bool) -> None:
     for call in calls:
         if not skip:
             _move(call, extras, factor)
@@ -86,7 +86,7 @@ def _move_all(calls: Sequence[Call], extras: Extras, factor: float | None, skip:
             torch._foreach_zero_(call.walked if call.flat is not None and not call.flat.copies else list(call.grads))
 
 
-def _squares(calls: Sequence[Call]) -> list[float]:
+def _squares(calls: Sequence[RuleCall]) -> list[float]:
     """The squared norm of each call's gradients."""
     norms = [float(_norm(call.walked)) for call in calls if call.walked]
     return [norm * norm for norm in norms]  # inf where ** would raise
@@ -99,7 +99,7 @@ def _norm(grads: list[Tensor]) -> Tensor:
     return torch.linalg.vector_norm(torch.stack([norm.double() for norm in norms]))
 
 
-def _move(call: Call, extras: Extras, factor: float | None) -> None:
+def _move(call: RuleCall, extras: Extras, factor: float | None) -> None:
     lists, rule, flat, ema_decay = call.lists, call.rule, call.flat, extras.ema_decay
     call.step.add_(1)
     try:
@@ -129,7 +129,7 @@ def _move(call: Call, extras: Extras, factor: float | None) -> None:
 
 
 def _move_exactly(
-    call: Call, params: list[Tensor], grads: list[Tensor], slots: Sequence[list[Tensor]], factor: float | None,
+    call: RuleCall, params: list[Tensor], grads: list[Tensor], slots: Sequence[list[Tensor]], factor: float | None,
     keep: bool,
 ) -> None:  # fmt: skip
     """Dense tensors of one dtype, by the rule's operator where there is one."""
@@ -145,7 +145,7 @@ def _move_exactly(
 
 
 def _move_plainly(
-    call: Call, params: Sequence[Tensor], grads: Sequence[Tensor], slots: Sequence[Sequence[Tensor]],
+    call: RuleCall, params: Sequence[Tensor], grads: Sequence[Tensor], slots: Sequence[Sequence[Tensor]],
     factor: float | None,
 ) -> None:  # fmt: skip
     """By the rule's reference, whatever the layout: computed for all, then written."""
@@ -163,7 +163,7 @@ def _move_plainly(
             t.copy_(value)
 
 
-def _move_narrowly(call: Call, i: int, factor: float | None) -> None:
+def _move_narrowly(call: RuleCall, i: int, factor: float | None) -> None:
     """One parameter that is rounded in another way than to nearest, or whose state is codes."""
     lists, rule = call.lists, call.rule
     g = call.grads[i].detach()

@@ -15,12 +15,12 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from .calls import NOTHING, Call, Extras, shared
+from .calls import NOTHING, Extras, RuleCall, shared
 from .lists import WIDE, TensorLists
 from .rows_triton import NORM, OWN, SKIP, row_kernel
 from .rule import Kernels
 from .table_triton import NEAREST, SPLIT, STOCHASTIC, squares_kernel, table_kernel
-from .tables import BLOCK, Table
+from .tables import BLOCK, AddressTable
 
 TYPES = {
     torch.float64: tl.float64,
@@ -54,7 +54,7 @@ class _Group:
     """Tensors of some lists that have, role by role, one dtype."""
 
     members: list[int]
-    table: Table
+    table: AddressTable
     wide: torch.dtype
     roles: list[list[Tensor]] = field(default_factory=list)
     partials: Tensor | None = None
@@ -70,7 +70,7 @@ class _Tables:
             buckets.setdefault((p.dtype, *(slot[i].dtype for slot in lists.slots), *beside), []).append(i)
         sizes = [p.numel() for p in lists.params]
         self.groups = [
-            _Group(members, Table([sizes[i] for i in members], lists.device, block), WIDE[kinds[0]])
+            _Group(members, AddressTable([sizes[i] for i in members], lists.device, block), WIDE[kinds[0]])
             for kinds, members in buckets.items()
         ]
         self.rows = {
@@ -97,7 +97,7 @@ class _Tables:
         self._written = hypers
 
 
-def upload(call: Call, extras: Extras, block: int = BLOCK) -> None:
+def upload(call: RuleCall, extras: Extras, block: int = BLOCK) -> None:
     """Write a call's hyper-parameters to the device, for launches that were captured before they changed.
 
     Args:
@@ -116,7 +116,7 @@ def _decay(extras: Extras) -> float:
 
 
 def launch(
-    calls: Sequence[Call], extras: Extras = NOTHING, beyond: Sequence[Tensor] = (), block: int = BLOCK
+    calls: Sequence[RuleCall], extras: Extras = NOTHING, beyond: Sequence[Tensor] = (), block: int = BLOCK
 ) -> tuple[Tensor | None, Tensor]:
     """Take one step of every call.
 
@@ -155,7 +155,7 @@ def launch(
     return (row[NORM.value].clone() if extras.measures else None), row[SKIP.value] != 0
 
 
-def _plan(call: Call, block: int) -> _Tables:
+def _plan(call: RuleCall, block: int) -> _Tables:
     key = ("tables", block)
     if key not in call.lists.kept:
         call.lists.kept[key] = _Tables(call.lists, len(call.scalars), call.rule.kernels().entries, block)
@@ -163,7 +163,7 @@ def _plan(call: Call, block: int) -> _Tables:
     return plan
 
 
-def _point(call: Call, plan: _Tables) -> list[tuple[Tensor, Tensor]]:
+def _point(call: RuleCall, plan: _Tables) -> list[tuple[Tensor, Tensor]]:
     """Point every table at this step's tensors; pairs of a tensor without flat memory and the copy to update."""
     lists, pairs = call.lists, []
     beside = [tensors for tensors in (lists.ema, lists.low) if tensors is not None]
@@ -192,7 +192,7 @@ def _squares(group: _Group) -> Tensor:
     return partials
 
 
-def _run(call: Call, plan: _Tables, extras: Extras, partials: list[Tensor]) -> None:
+def _run(call: RuleCall, plan: _Tables, extras: Extras, partials: list[Tensor]) -> None:
     lists = call.lists
     kernels = call.rule.kernels()
     upload(call, extras, plan.groups[0].table.block)
@@ -220,7 +220,7 @@ def _run(call: Call, plan: _Tables, extras: Extras, partials: list[Tensor]) -> N
         raise
 
 
-def _update(kernels: Kernels, group: _Group, row: Tensor, call: Call, extras: Extras) -> None:
+def _update(kernels: Kernels, group: _Group, row: Tensor, call: RuleCall, extras: Extras) -> None:
     table, lists, slots = group.table, call.lists, call.lists.slots
     first = group.members[0]
     store = call.rule.store if lists.params[first].dtype == torch.bfloat16 else "nearest"

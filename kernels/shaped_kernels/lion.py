@@ -19,7 +19,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .calls import Call
+from .calls import RuleCall
 from .cautious import agreeing, decayed
 from .fusion import take
 from .lists import WIDE, TensorLists
@@ -64,7 +64,7 @@ def lion_(
     numbers = rule.numbers({"lr": lr, "betas": betas, "weight_decay": weight_decay})
     lists = TensorLists(params, {"exp_avgs": exp_avgs}, kernels=rule.has_kernels)
     taken = torch.tensor(0.0, device=lists.device if lists.path == "triton" else "cpu")
-    take([Call(rule, lists, grads, numbers, taken)])
+    take([RuleCall(rule, lists, grads, numbers, taken)])
 
 
 @dataclass(frozen=True)

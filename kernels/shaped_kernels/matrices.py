@@ -19,7 +19,7 @@ IN, OUT, BATCH = "in", "out", "batch"
 
 
 @dataclass(frozen=True)
-class Block:
+class MatrixBlock:
     """One batch of matrices within a tensor: `[batch, rows, columns]`, where rows are fan-out and columns fan-in.
 
     Attributes:
@@ -85,7 +85,7 @@ class Axes:
         return math.prod(size for factors in self.factors for size, mine in factors if mine == role)
 
     @property
-    def blocks(self) -> tuple[Block, ...]:
+    def blocks(self) -> tuple[MatrixBlock, ...]:
         """The batches of matrices that make up the tensor."""
         if self.cut is None:
             return (self._block(-1, 0, 0, self.shape, self.factors),)
@@ -101,12 +101,12 @@ class Axes:
     @staticmethod
     def _block(
         axis: int, start: int, length: int, shape: tuple[int, ...], factors: Sequence[Sequence[tuple[int, str]]]
-    ) -> Block:
+    ) -> MatrixBlock:
         flat = [factor for some in factors for factor in some]
         order = [i for role in (BATCH, OUT, IN) for i, (_, mine) in enumerate(flat) if mine == role]
         count, rows, columns = (math.prod(n for n, mine in flat if mine == role) for role in (BATCH, OUT, IN))
         sizes = tuple(size for size, _ in flat)
-        return Block(axis, start, length, sizes, tuple(order), (count, rows, columns), shape)
+        return MatrixBlock(axis, start, length, sizes, tuple(order), (count, rows, columns), shape)
 
 
 _TOKEN = re.compile(r"\(([^()]*)\)|(\S+)")

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from .calls import Call
+from .calls import RuleCall
 from .fusion import take
 from .lists import WIDE, TensorLists
 from .rule import Hyper, Kernels, Rule, State
@@ -71,7 +71,7 @@ def sgd_(
         raise ValueError(f"momentum_buffers must be given iff momentum > 0; momentum is {numbers[1]}")
     lists = TensorLists(params, {} if momentum_buffers is None else {"momentum_buffers": momentum_buffers})
     taken = torch.tensor(0.0 if fresh else 1.0, device=lists.device if lists.path == "triton" else "cpu")
-    take([Call(rule, lists, grads, numbers, taken)])
+    take([RuleCall(rule, lists, grads, numbers, taken)])
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ RESIDENT = 8
 ALIGNMENT = 16  # bytes
 
 
-class Table:
+class AddressTable:
     """Addresses and chunks of tensors that have, role by role, one dtype.
 
     Attributes:

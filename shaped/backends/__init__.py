@@ -12,17 +12,17 @@ from shaped.backends.capture import Capture as Capture
 from shaped.backends.comparison import Comparison as Comparison
 from shaped.backends.comparison import compare as compare
 from shaped.backends.compiled import Compiled as Compiled
+from shaped.backends.counters import Counters as Counters
 from shaped.backends.eager import Eager as Eager
 from shaped.backends.executors import CompileError as CompileError
 from shaped.backends.executors import Executor as Executor
 from shaped.backends.executors import Executors as Executors
 from shaped.backends.executors import Key as Key
 from shaped.backends.inductor import has_cpp_compiler as has_cpp_compiler
+from shaped.backends.options import Sizes as Sizes
+from shaped.backends.options import TrainerOptions as TrainerOptions
 from shaped.backends.program import Program as Program
-from shaped.backends.progress import Progress as Progress
 from shaped.backends.samples import checked_count as checked_count
-from shaped.backends.settings import Settings as Settings
-from shaped.backends.settings import Sizes as Sizes
 from shaped.errors import NonFiniteError, listing
 from shaped.optim import FusedOptimizer
 

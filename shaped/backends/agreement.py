@@ -93,7 +93,7 @@ class EagerPass:
 
 
 @dataclass(frozen=True)
-class Trial:
+class FirstRun:
     """What is held: a function of state and inputs as it was lowered, and as what.
 
     Attributes:
@@ -128,21 +128,21 @@ class Trial:
             copies[at][0].clamp_(min=1.0)
         return copies
 
-    def after(self, function: Callable[..., Sequence[Any]]) -> "Outcome":
+    def after(self, function: Callable[..., Sequence[Any]]) -> "RunResult":
         """What a function of state and inputs returns, and the state as it leaves it."""
         copies = self.copies()
         with torch.no_grad():
-            return Outcome(list(function(*copies, *self.inputs)), copies)
+            return RunResult(list(function(*copies, *self.inputs)), copies)
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunResult:
     """Results of a run, and the state as the run left it."""
 
     returned: list[Tensor]
     state: list[Tensor]
 
-    def named(self, trial: Trial) -> dict[str, Tensor]:
+    def named(self, trial: FirstRun) -> dict[str, Tensor]:
         """All of it by name, without verdicts."""
         results = list(trial.returned[: len(self.returned)])
         others = [f"{_OTHER} {i}" for i in range(len(self.state) - len(trial.kept))]
@@ -150,7 +150,7 @@ class Outcome:
         return {name: value for name, value in named.items() if name != WHY}
 
 
-def hold(trial: Trial, eager: Eager, only_loss: bool) -> bool:
+def hold(trial: FirstRun, eager: Eager, only_loss: bool) -> bool:
     """Run an executor beside eager; whether the batch told something.
 
     Raises:
@@ -167,7 +167,7 @@ def hold(trial: Trial, eager: Eager, only_loss: bool) -> bool:
         generators.put_back()
 
 
-def _hold(trial: Trial, eager: Eager, only_loss: bool, generators: Generators) -> bool:
+def _hold(trial: FirstRun, eager: Eager, only_loss: bool, generators: Generators) -> bool:
     executor, program = trial.executor, eager.program
     if executor.draws is None and draws_at_random(trial.graph):
         raise Unheld("it draws otherwise than eager")
@@ -203,14 +203,14 @@ def _hold(trial: Trial, eager: Eager, only_loss: bool, generators: Generators) -
     return True
 
 
-def _refused(trial: Trial, theirs: Outcome) -> bool:
+def _refused(trial: FirstRun, theirs: RunResult) -> bool:
     """Whether the compiled run met a value that it cannot take; a step says so with 2, a pass with False at its end."""
     if WHY in trial.returned:
         return int(theirs.returned[trial.returned.index(WHY)]) == WRONG_VALUE
     return len(theirs.returned) > len(trial.returned) and not bool(theirs.returned[-1])
 
 
-def _finite(trial: Trial, mine: Outcome) -> bool:
+def _finite(trial: FirstRun, mine: RunResult) -> bool:
     if WHY in trial.returned:
         return int(mine.returned[trial.returned.index(WHY)]) == 0
     named = zip(trial.returned, mine.returned, strict=False)
@@ -229,13 +229,13 @@ def _tensors(value: Any) -> list[Tensor]:
     return [v for v in values if isinstance(v, Tensor)]
 
 
-def _beyond(trial: Trial, found: EagerPass, mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str, float]:
+def _beyond(trial: FirstRun, found: EagerPass, mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str, float]:
     """What differs by more than rounding explains: the largest difference, by name."""
     part, shifted = _tolerance(trial.graph), []
     if trial.moved:
         for found.shift in (part, -part):
             shifted.append(trial.after(trial.build(trial.graph, found)).named(trial))
-    before = Outcome([], trial.copies()).named(trial)
+    before = RunResult([], trial.copies()).named(trial)
     updated = {name for i, name in enumerate(before) if i in trial.moved}
     apart = {}
     for name, value in mine.items():
@@ -257,7 +257,7 @@ def _beyond(trial: Trial, found: EagerPass, mine: dict[str, Tensor], theirs: dic
     return {name: difference for name, difference in apart.items() if not difference <= limits[name]}
 
 
-def _rounded(trial: Trial, mine: dict[str, Tensor]) -> dict[str, float]:
+def _rounded(trial: FirstRun, mine: dict[str, Tensor]) -> dict[str, float]:
     """How far rounding may take two runs apart, by name: twice the bound for two, since this one stops a run."""
     arguments = [*trial.copies(), *trial.inputs]
     graph = whole_graph(trial.build(trial.graph, Checked), arguments)
@@ -266,7 +266,7 @@ def _rounded(trial: Trial, mine: dict[str, Tensor]) -> dict[str, float]:
     except RuntimeError:  # no memory for it in float64, or no kernel: half of the digits
         part = _tolerance(trial.graph) ** 0.5
         return {name: part * _largest(value) for name, value in mine.items()}
-    numbers = Outcome([torch.tensor(m) for m in returned], [torch.tensor(m) for m in written]).named(trial)
+    numbers = RunResult([torch.tensor(m) for m in returned], [torch.tensor(m) for m in written]).named(trial)
     return {name: 4 * float(move) for name, move in numbers.items()}
 
 
@@ -274,7 +274,7 @@ def _largest(value: Tensor) -> float:
     return float(value.detach().double().abs().nan_to_num(posinf=0.0, neginf=0.0).amax())
 
 
-def _report(trial: Trial, mine: dict[str, Tensor], beyond: dict[str, float], in_parts: bool) -> str:
+def _report(trial: FirstRun, mine: dict[str, Tensor], beyond: dict[str, float], in_parts: bool) -> str:
     shares = {name: difference / (_largest(mine[name]) or 1.0) for name, difference in beyond.items()}
     named = sorted(shares, key=lambda name: (name.startswith(_OTHER), -shares[name]))
     share = shares[named[0]]
@@ -288,7 +288,7 @@ def _report(trial: Trial, mine: dict[str, Tensor], beyond: dict[str, float], in_
     return _said(trial, f"{', '.join(named[:3])}{more} {differ} from eager, the first by {size}", where)
 
 
-def _said(trial: Trial, what: str, where: str) -> str:
+def _said(trial: FirstRun, what: str, where: str) -> str:
     first = f" The first operation that parts is {where}." if where else ""
     return (
         f"`{trial.executor.mode}` at {trial.executor.sizes}: compiled code is not the program: {what}.{first} Nothing "

@@ -18,19 +18,19 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from shaped.backends.agreement import RETURNED, Build, DisagreementError, Trial, hold
+from shaped.backends.agreement import RETURNED, Build, DisagreementError, FirstRun, hold
 from shaped.backends.capture import Capture, CudaGraphs, Graphs
+from shaped.backends.counters import Counters
 from shaped.backends.draws import Unheld
 from shaped.backends.eager import Eager
 from shaped.backends.executors import CompileError, Executor, Executors, Key, Run
 from shaped.backends.inductor import Flat, Free, lower, whole_graph
 from shaped.backends.interrupts import Whole
+from shaped.backends.options import TrainerOptions
 from shaped.backends.outside import tensors_of
-from shaped.backends.program import CASES, Case, Program
-from shaped.backends.progress import Progress
+from shaped.backends.program import CASES, AdmittedCase, Program
 from shaped.backends.samples import checked_count
-from shaped.backends.settings import Settings
-from shaped.backends.step import NO_SAMPLES, WHY, WRONG_VALUE, Runner, Step
+from shaped.backends.step import NO_SAMPLES, WHY, WRONG_VALUE, Runner, TrainStep
 from shaped.backends.values import Checked, Runs
 from shaped.errors import ExecutorError, listing
 from shaped.optim import FusedOptimizer
@@ -45,14 +45,14 @@ class Compiled:
 
     name = "compiled"
 
-    def __init__(self, program: Program, settings: Settings, progress: Progress) -> None:
+    def __init__(self, program: Program, options: TrainerOptions, counters: Counters) -> None:
         self.program = program
-        self.executors = Executors(settings.max_executors, dynamic=settings.sizes == "dynamic")
-        self._settings, self._progress = settings, progress
-        self._steps: dict[tuple[int | None, bool], Step] = {}
-        self._runs: dict[tuple[str, Case, int], Runner] = {}
+        self.executors = Executors(options.max_executors, dynamic=options.sizes == "dynamic")
+        self._options, self._counters = options, counters
+        self._steps: dict[tuple[int | None, bool], TrainStep] = {}
+        self._runs: dict[tuple[str, AdmittedCase, int], Runner] = {}
         self._graphs: Graphs | None = None  # how steps are captured; None where they are not
-        if settings.capture and program.params.device.type == "cuda":
+        if options.capture and program.params.device.type == "cuda":
             self._graphs = CudaGraphs(program.params.device)
         self._narrow: dict[Key, str] = {}  # what the compiler refused for all sizes, and why
         self._layouts: dict[Hashable, int] = {}  # strides and dtypes of parameters and state, numbered as they come
@@ -96,20 +96,20 @@ class Compiled:
             if self._counted(step, optimizer, reason, last):
                 self.program.keep(loss, rest[: self.program.more])
                 if norm and reason == 0:
-                    self._progress.grad_norm = optimizer.grad_norm = norm[0]
+                    self._counters.grad_norm = optimizer.grad_norm = norm[0]
                 return loss, True
         if reason == WRONG_VALUE:
             raise self._wrong(step.name, case, inputs)
-        if self._settings.accumulate > 1:
+        if self._options.accumulate > 1:
             checked_count(self.program.count(case, inputs))
         return loss, False
 
-    def _counted(self, step: Step, optimizer: FusedOptimizer, reason: float, last: bool) -> bool:
-        """Count what a step did: taken, gathered, or left out as the settings say. False for what is an error."""
-        if reason not in (0, NO_SAMPLES) and (not self._settings.skips or reason == WRONG_VALUE):
+    def _counted(self, step: TrainStep, optimizer: FusedOptimizer, reason: float, last: bool) -> bool:
+        """Count what a step did: taken, gathered, or left out as the options say. False for what is an error."""
+        if reason not in (0, NO_SAMPLES) and (not self._options.skips or reason == WRONG_VALUE):
             return False
-        taken = last and not self._settings.skips and reason != NO_SAMPLES
-        self._progress.count(optimizer, last=last, taken=taken)
+        taken = last and not self._options.skips and reason != NO_SAMPLES
+        self._counters.count(optimizer, last=last, taken=taken)
         step.commit()
         return True
 
@@ -132,14 +132,14 @@ class Compiled:
 
     def aside(self) -> "Compiled":
         """Another one that finds these executors and keeps what it makes to itself: no place, no hook, no capture."""
-        other = Compiled(self.program, replace(self._settings, capture=False, verify=False), self._progress)
+        other = Compiled(self.program, replace(self._options, capture=False, verify=False), self._counters)
         other.executors = self.executors.aside()
         other._layouts, other._narrow = self._layouts, self._narrow
         return other
 
     def _copies(self, state: Sequence[Tensor]) -> list[Tensor]:
         """The state without gradients that wait, so that a step is from one batch."""
-        return [torch.zeros_like(t) if t is self._progress.weight else t.clone() for t in state]
+        return [torch.zeros_like(t) if t is self._counters.weight else t.clone() for t in state]
 
     def precompile(self, mode: str, inputs: Sequence[Tensor], optimizer: FusedOptimizer | None) -> list[Executor]:
         """Make the executors for such a batch of a pass ("forward", "loss_and_backward") or of a step ("update")."""
@@ -149,7 +149,7 @@ class Compiled:
             return [self._pass(mode, case, inputs, build, first=False).executor]
         made = []
         with self.kept_as_they_are():
-            for last in (True, False) if self._settings.accumulate > 1 else (True,):
+            for last in (True, False) if self._options.accumulate > 1 else (True,):
                 step = self._step(optimizer, last)
                 step.prepare(case.samples, self._layout)
                 made.append((step.runs.get(case) or self._runner(step, case, inputs, first=False)).executor)
@@ -164,11 +164,11 @@ class Compiled:
         finally:
             self._steps = before
 
-    def _refuse_wrong(self, mode: str, right: Sequence[Tensor], case: Case, inputs: Sequence[Tensor]) -> None:
+    def _refuse_wrong(self, mode: str, right: Sequence[Tensor], case: AdmittedCase, inputs: Sequence[Tensor]) -> None:
         if right and not right[0].item():
             raise self._wrong(mode, case, inputs)
 
-    def _wrong(self, mode: str, case: Case, inputs: Sequence[Tensor]) -> ExecutorError:
+    def _wrong(self, mode: str, case: AdmittedCase, inputs: Sequence[Tensor]) -> ExecutorError:
         """What a value is that an operation cannot take: the forward pass again, operation by operation."""
         checked = Checked(forward_graph(case.graph))
         with torch.no_grad(), suppress(RuntimeError, IndexError):  # the kernel may refuse what was noted before it ran
@@ -177,7 +177,7 @@ class Compiled:
 
     # -- executors ---------------------------------------------------------------------------------------------------
 
-    def _step(self, optimizer: FusedOptimizer, last: bool = True) -> Step:
+    def _step(self, optimizer: FusedOptimizer, last: bool = True) -> TrainStep:
         # What gathers is one for all optimizers, save for those that take gradients elsewhere than at the parameters.
         leads = not last and any(optimizer.rule_of(group).leads for group in optimizer.param_groups)
         owner = optimizer if last or leads else None
@@ -190,15 +190,15 @@ class Compiled:
             step = self._steps[key] = made
         return step
 
-    def _made_step(self, optimizer: FusedOptimizer | None, last: bool) -> Step:
-        return Step(self.program, optimizer, self._settings, self._progress, last)
+    def _made_step(self, optimizer: FusedOptimizer | None, last: bool) -> TrainStep:
+        return TrainStep(self.program, optimizer, self._options, self._counters, last)
 
     def _layout(self, state: Hashable = ()) -> int:
         """A number for what lowered code takes for granted, so that no step hashes hundreds of strides."""
         key = (self.program.strides, tuple(self.program.writes), state)
         return self._layouts.setdefault(key, len(self._layouts))
 
-    def _admit(self, inputs: Sequence[Tensor], layout: bool = True) -> tuple[Case, list[Tensor]]:
+    def _admit(self, inputs: Sequence[Tensor], layout: bool = True) -> tuple[AdmittedCase, list[Tensor]]:
         self.program.follow_storage(layout)
         outside = self.program.outside
         outside.look(eager=False)
@@ -216,15 +216,15 @@ class Compiled:
             x = x.detach().resolve_neg().resolve_conj().contiguous()
         return self.program.apart(x)
 
-    def _free(self, case: Case) -> list[str]:
+    def _free(self, case: AdmittedCase) -> list[str]:
         fixed = {*self.program.params.dims, *case.proof.static}
         return [name for name in case.sizes if name not in fixed]
 
-    def _sizes(self, executor: Executor, case: Case) -> list[int]:
+    def _sizes(self, executor: Executor, case: AdmittedCase) -> list[int]:
         """The sizes that an executor takes first."""
         return [] if executor.holds is None else [case.sizes[name] for name in self._free(case)]
 
-    def _pass(self, mode: str, case: Case, inputs: list[Tensor], build: Build, first: bool = True) -> Runner:
+    def _pass(self, mode: str, case: AdmittedCase, inputs: list[Tensor], build: Build, first: bool = True) -> Runner:
         """What runs a pass without an update; `first` where it is about to run these inputs."""
         layout = self._layout()
         found = self._runs.get((mode, case, layout))
@@ -247,19 +247,19 @@ class Compiled:
             known = self.program.params.names
             kept = [f"`{name}`" for name in known]
             args = (case.graph, found.sizes, self.program.plain, inputs, (), returned, kept, (), case.absent)
-            if self._holds(Trial(executor, build, *args), first, mode == "forward"):
+            if self._holds(FirstRun(executor, build, *args), first, mode == "forward"):
                 self._runs[mode, case, layout] = found
         return found
 
-    def _holds(self, trial: Trial, first: bool, only_loss: bool = False) -> bool:
+    def _holds(self, trial: FirstRun, first: bool, only_loss: bool = False) -> bool:
         """Hold an executor against eager at its first batch; False where there is none, or it tells nothing."""
         executor = trial.executor
         if executor.wrong:
             raise DisagreementError(executor.wrong)
-        if executor.held or not (first and self._settings.verify):
-            return executor.held or not self._settings.verify
+        if executor.held or not (first and self._options.verify):
+            return executor.held or not self._options.verify
         try:
-            executor.held = hold(trial, Eager(self.program, self._settings, self._progress), only_loss)
+            executor.held = hold(trial, Eager(self.program, self._options, self._counters), only_loss)
         except Unheld as error:
             executor.held, executor.note = True, f"not held against eager: {error}"
         except DisagreementError as error:
@@ -271,22 +271,22 @@ class Compiled:
     def _returned(self) -> list[str]:
         return [f"{RETURNED} `{entry.path}`" for entry in self.program.signature.returns.entries[1:]]
 
-    def _step_executor(self, step: Step, case: Case, inputs: list[Tensor]) -> Executor:
+    def _step_executor(self, step: TrainStep, case: AdmittedCase, inputs: list[Tensor]) -> Executor:
         return self._executor(self._key(step.name, case, step.layout), case, step.state, inputs, step.function)
 
-    def _runner(self, step: Step, case: Case, inputs: list[Tensor], first: bool = True) -> Runner:
+    def _runner(self, step: TrainStep, case: AdmittedCase, inputs: list[Tensor], first: bool = True) -> Runner:
         """What takes the step at these sizes from now on, until the state moves; `first` where it is about to."""
         _refuse_hooks(self.program)
         _refuse_redrawn(self.program, case.graph)
-        calls = self._progress.calls
+        calls = self._counters.calls
         executor = self._step_executor(step, case, inputs)
-        if self._progress.calls != calls:
+        if self._counters.calls != calls:
             raise ValueError("a hook of executors.on_create took a step within this one, which was not taken")
         if len(step.runs) >= CASES:
             step.runs.clear()
         sizes, run = self._sizes(executor, case), cast(Run, executor)
         if self._graphs is not None:
-            if sum(isinstance(runner.run, Capture) for runner in step.runs.values()) < self._settings.max_executors:
+            if sum(isinstance(runner.run, Capture) for runner in step.runs.values()) < self._options.max_executors:
                 run = Capture(executor, len(sizes) + len(step.state), self._graphs)
             else:
                 executor.note = "sizes beyond max_executors are not captured"
@@ -304,11 +304,13 @@ class Compiled:
             moved,
             case.absent,
         )
-        if self._holds(Trial(executor, step.function, *args), first):
+        if self._holds(FirstRun(executor, step.function, *args), first):
             step.runs[case] = made
         return made
 
-    def _executor(self, key: Key, case: Case, state: list[Tensor], inputs: list[Tensor], build: Build) -> Executor:
+    def _executor(
+        self, key: Key, case: AdmittedCase, state: list[Tensor], inputs: list[Tensor], build: Build
+    ) -> Executor:
         """An executor that is right for this batch: one of its sizes, one of all sizes, or a new one."""
         exact = self.executors.find(key)
         if exact is not None:
@@ -326,7 +328,7 @@ class Compiled:
             try:
                 found = self.executors.add(wide, title, lambda: lower(build(case.graph), state, inputs, free_sizes))
             except CompileError as error:
-                if self._settings.sizes == "dynamic":
+                if self._options.sizes == "dynamic":
                     raise
                 self._narrow[wide] = str(error)  # each size may still go through
         if found is not None and found.holds is not None and found.holds(sizes):
@@ -337,11 +339,11 @@ class Compiled:
 
     def _widens(self, key: Key, sizes: Sequence[int]) -> bool:
         """Whether to make an executor of all sizes now."""
-        if not sizes or min(sizes) < 2 or self._settings.sizes == "static":
+        if not sizes or min(sizes) < 2 or self._options.sizes == "static":
             return False
-        return self._settings.sizes == "dynamic" or bool(self.executors.like(key))
+        return self._options.sizes == "dynamic" or bool(self.executors.like(key))
 
-    def _key(self, mode: str, case: Case, layout: int) -> Key:
+    def _key(self, mode: str, case: AdmittedCase, layout: int) -> Key:
         batch = case.key[: len(self.program.inputs)]
         return Key(
             mode,
@@ -420,7 +422,7 @@ def _free_shape(entry: Entry, sizes: Mapping[str, int], free: Sequence[str]) -> 
     return tuple(None if set(dim.names) & set(free) else int(dim.evaluate(sizes)) for dim in entry.spec.dims)
 
 
-def _shapes(case: Case, sizes: Mapping[str, Any]) -> list[list[Any]]:
+def _shapes(case: AdmittedCase, sizes: Mapping[str, Any]) -> list[list[Any]]:
     """The shapes of a batch with other values, or symbols, for its free sizes."""
     known = {**case.sizes, **sizes}
     outside = [list(tensor.shape) for tensor in tensors_of(case.outside)]

@@ -51,7 +51,7 @@ class Divisor:
 
 
 @dataclass
-class Found:
+class Divisors:
     """The divisors of a loss.
 
     Attributes:
@@ -75,7 +75,7 @@ class Found:
         return self.unknown or (bool(self.divisors) and len(self.divisors) + self.plain > 1)
 
 
-def divisors(graph: GraphModule, trained: Sequence[int], inputs: int) -> Found:
+def divisors(graph: GraphModule, trained: Sequence[int], inputs: int) -> Divisors:
     """Read what a loss divides by.
 
     Args:
@@ -119,7 +119,7 @@ class _Reader:
     """Walks from a loss to what its terms are divided by."""
 
     def __init__(self, graph: GraphModule, trained: set[Node], inputs: set[Node]) -> None:
-        self.found = Found()
+        self.found = Divisors()
         self._trained = _influenced(graph, trained)
         self._data = _influenced(graph, inputs)
         self._drawn = _influenced(graph, {n for n in graph.graph.nodes if _draws(n)})

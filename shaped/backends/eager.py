@@ -5,16 +5,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from shaped.backends.counters import Counters
 from shaped.backends.executors import Executors
 from shaped.backends.gradients import all_finite, finite_flag, mean_with, of_counted
 from shaped.backends.interrupts import Whole
+from shaped.backends.options import TrainerOptions
 from shaped.backends.program import Program
-from shaped.backends.progress import Progress
 from shaped.backends.samples import checked_count
-from shaped.backends.settings import Settings
 from shaped.optim import FusedOptimizer
 from shaped.optim.averaging import swapped
-from shaped.optim.updates import Readings
+from shaped.optim.updates import CheckedRules
 
 
 class Eager:
@@ -22,12 +22,12 @@ class Eager:
 
     name = "eager"
 
-    def __init__(self, program: Program, settings: Settings, progress: Progress) -> None:
+    def __init__(self, program: Program, options: TrainerOptions, counters: Counters) -> None:
         self.program = program
-        self.executors = Executors(settings.max_executors)  # stays empty
-        self._settings, self._progress = settings, progress
+        self.executors = Executors(options.max_executors)  # stays empty
+        self._options, self._counters = options, counters
         self._used = program.used_tensors
-        self._quiet = settings.skips and program.params.device.type != "cpu"  # the host must not ask what was finite
+        self._quiet = options.skips and program.params.device.type != "cpu"  # the host must not ask what was finite
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
         """The loss, without a graph behind it."""
@@ -70,7 +70,7 @@ class Eager:
         """
         readings = optimizer.read(self._used)  # out of range: an error before any work
         counted: Tensor | float = 1.0
-        if self._settings.accumulate > 1:
+        if self._options.accumulate > 1:
             counted = self.program.count_now(inputs)
         samples = 1.0 if self._quiet else checked_count(counted)
         with optimizer.ahead(self._used):
@@ -78,14 +78,14 @@ class Eager:
         if self._quiet:
             with Whole():
                 finite = finite_flag(loss, gradients)
-                if self._settings.accumulate > 1:
+                if self._options.accumulate > 1:
                     loss, finite = of_counted(loss, finite, counted)
                 self._update_quietly(finite, gradients, written, counted, optimizer, readings, last)
-                self._progress.count(optimizer, last=last)
+                self._counters.count(optimizer, last=last)
             return loss, True
         right = not samples or all_finite([loss, *gradients])
         loss = loss if samples else torch.zeros_like(loss)  # of nothing; a mean over it may be NaN
-        if not right and not self._settings.skips:
+        if not right and not self._options.skips:
             return loss, False
         with Whole():
             self._move(right, gradients, written, samples, optimizer, readings, last)
@@ -98,35 +98,35 @@ class Eager:
         written: Sequence[Tensor],
         samples: float,
         optimizer: FusedOptimizer,
-        readings: Readings,
+        readings: CheckedRules,
         last: bool,
     ) -> None:
         """Take a batch in, update where it is time for it, and count."""
-        progress = self._progress
+        counters = self._counters
         if finite:
             self.program.write(written)
         go = finite and last
-        if self._settings.accumulate > 1:
+        if self._options.accumulate > 1:
             if finite:
-                progress.blend(gradients, samples)
-            go = last and float(progress.weight) > 0
-            gradients = progress.means
+                counters.blend(gradients, samples)
+            go = last and float(counters.weight) > 0
+            gradients = counters.means
             if last:
-                progress.weight.zero_()
+                counters.weight.zero_()
         if go:
             self._step(optimizer, gradients, readings)
-        progress.count(optimizer, last=last, taken=go, left_out=not finite)
+        counters.count(optimizer, last=last, taken=go, left_out=not finite)
 
     def update_waiting(self, optimizer: FusedOptimizer) -> bool:
         """Update with the mean gradient of the batches that wait; False where they have no samples."""
         self.program.follow_storage()
         readings = optimizer.read(self._used)
-        progress, go = self._progress, float(self._progress.weight) > 0
+        counters, go = self._counters, float(self._counters.weight) > 0
         with Whole():
             if go:
-                self._step(optimizer, progress.means, readings)
-            progress.weight.zero_()
-            progress.count(optimizer, last=True, taken=go)
+                self._step(optimizer, counters.means, readings)
+            counters.weight.zero_()
+            counters.count(optimizer, last=True, taken=go)
         return go
 
     def after_step(
@@ -143,14 +143,14 @@ class Eager:
             at = [params[i].detach().clone() for i in self.program.used]
         with swapped(self._used, at):
             loss, gradients, written = self.loss_and_backward(inputs)
-        if self._settings.accumulate > 1 and not checked_count(self.program.count_now(inputs)):
+        if self._options.accumulate > 1 and not checked_count(self.program.count_now(inputs)):
             return torch.zeros_like(loss), list(params)  # as a step of a batch without samples
         finite = all_finite([loss, *gradients])
         if finite:
             for i, new in zip(self.program.writes, written, strict=True):
                 params[i].copy_(new)
             used = [params[i] for i in self.program.used]
-            optimizer.update(gradients, used, max_norm=self._settings.max_norm)
+            optimizer.update(gradients, used, max_norm=self._options.max_norm)
         return loss, list(params)
 
     def _update_quietly(
@@ -160,11 +160,11 @@ class Eager:
         written: Sequence[Tensor],
         samples: Tensor | float,
         optimizer: FusedOptimizer,
-        readings: Readings,
+        readings: CheckedRules,
         last: bool,
     ) -> None:
         """The same step where the verdict stays on the device; it is counted there too."""
-        progress = self._progress
+        counters = self._counters
         self.program.write(
             [
                 torch.where(finite, new, self.program.plain[i])
@@ -172,28 +172,28 @@ class Eager:
             ]
         )
         go = finite
-        if self._settings.accumulate > 1:
-            means, weight = mean_with(progress.means, progress.weight, gradients, samples, finite)
-            torch._foreach_copy_(progress.means, means)
-            progress.weight.copy_(weight)
-            gradients, go = progress.means, progress.weight > 0
+        if self._options.accumulate > 1:
+            means, weight = mean_with(counters.means, counters.weight, gradients, samples, finite)
+            torch._foreach_copy_(counters.means, means)
+            counters.weight.copy_(weight)
+            gradients, go = counters.means, counters.weight > 0
         if last:
             self._step(optimizer, gradients, readings, (~go).to(torch.float32))
-            progress.weight.zero_()
+            counters.weight.zero_()
         taken = go if last else torch.zeros_like(go)
-        progress.counts.add_(torch.stack([taken, ~finite]).to(torch.int64))
+        counters.counts.add_(torch.stack([taken, ~finite]).to(torch.int64))
 
     def _step(
         self,
         optimizer: FusedOptimizer,
         gradients: Sequence[Tensor],
-        readings: Readings,
+        readings: CheckedRules,
         found_inf: Tensor | None = None,
     ) -> None:
         """Clip and update: the one place where this backend does."""
-        optimizer.update(gradients, self._used, found_inf, readings, self._settings.max_norm)
-        if optimizer.options.measures(self._settings.max_norm):
-            self._progress.grad_norm = optimizer.grad_norm
+        optimizer.update(gradients, self._used, found_inf, readings, self._options.max_norm)
+        if optimizer.options.measures(self._options.max_norm):
+            self._counters.grad_norm = optimizer.grad_norm
 
     def _admit(self, inputs: Sequence[Tensor]) -> None:
         self.program.follow_storage()

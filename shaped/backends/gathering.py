@@ -41,7 +41,7 @@ class Turn(NamedTuple):
     phase: str = ""
 
 
-class Sharing(Protocol):
+class ShardMap(Protocol):
     """What knows how parameters lie over the ranks."""
 
     units: list[list[int]]
@@ -60,7 +60,7 @@ class Sharing(Protocol):
 
 
 @dataclass
-class Plan:
+class GatherPlan:
     """Where a graph reads parameters that lie in parts, and where it makes their gradients.
 
     Attributes:
@@ -72,7 +72,7 @@ class Plan:
     """
 
     graph: GraphModule
-    sharing: Sharing
+    sharing: ShardMap
     views: dict[Node, int] = field(default_factory=dict)
     forward: set[Node] = field(default_factory=set)
     reads: Counter[tuple[int, str]] = field(default_factory=Counter)
@@ -144,7 +144,7 @@ class Gathering(Checked):
         fine: Whether this rank's own gradients were finite; None before there was one.
     """
 
-    def __init__(self, plan: Plan, order: Sequence[Turn], samples: Tensor) -> None:
+    def __init__(self, plan: GatherPlan, order: Sequence[Turn], samples: Tensor) -> None:
         super().__init__(plan.graph)
         self._plan, self._sharing, self._samples = plan, plan.sharing, samples
         self._turns = deque(order)

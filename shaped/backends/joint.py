@@ -12,25 +12,25 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from shaped.backends.agreement import Trial
+from shaped.backends.agreement import FirstRun
 from shaped.backends.compiled import Compiled
+from shaped.backends.counters import Counters
 from shaped.backends.eager import Eager
 from shaped.backends.executors import CompileError
 from shaped.backends.gathering import Gathering
 from shaped.backends.gradients import finite_flag
 from shaped.backends.inductor import Flat
 from shaped.backends.interrupts import Whole
+from shaped.backends.options import TrainerOptions
 from shaped.backends.outside import tensors_of
-from shaped.backends.program import Case, Program
-from shaped.backends.progress import Progress
+from shaped.backends.program import AdmittedCase, Program
 from shaped.backends.samples import FACTOR, checked_count
-from shaped.backends.settings import Settings
-from shaped.backends.step import NO_SAMPLES, WRONG_VALUE, Step
-from shaped.backends.together import Passed, Settled, Together
+from shaped.backends.step import NO_SAMPLES, WRONG_VALUE, TrainStep
+from shaped.backends.together import AgreedStep, Passed, Together
 from shaped.backends.values import Checked, Runs
 from shaped.errors import ExecutorError
 from shaped.optim import FusedOptimizer
-from shaped.optim.updates import Readings
+from shaped.optim.updates import CheckedRules
 from shaped.proof import forward_graph
 from shaped.ranks.exchange import Totals
 
@@ -43,8 +43,8 @@ def _of(program: Program) -> Together:
 class JointEager(Eager):
     """The user's function under autograd where parameters are whole; the proved graph op by op where they are not."""
 
-    def __init__(self, program: Program, settings: Settings, progress: Progress) -> None:
-        super().__init__(program, settings, progress)
+    def __init__(self, program: Program, options: TrainerOptions, counters: Counters) -> None:
+        super().__init__(program, options, counters)
         self._together, self._quiet = _of(program), False
         self._norm: Tensor | None = None
 
@@ -80,7 +80,7 @@ class JointEager(Eager):
             raise CompileError(f"`{program.signature.name}` {case.refusal}. zero=0 runs it as it is")
         return case.graph, [*program.batch.present(inputs), *tensors_of(case.outside)]
 
-    def _agreed(self, inputs: Sequence[Tensor], measures: bool = False) -> tuple[Settled, Totals, list[Tensor]]:
+    def _agreed(self, inputs: Sequence[Tensor], measures: bool = False) -> tuple[AgreedStep, Totals, list[Tensor]]:
         """A pass of all ranks: what they agreed on, and what the program would write."""
         program, together = self.program, self._together
         counted = torch.as_tensor(program.count_now(inputs), dtype=torch.float64, device=program.params.device)
@@ -102,8 +102,8 @@ class JointEager(Eager):
                     fine = finite_flag(loss, gradients)
                     passed = Passed(loss, together.summed(gradients, samples), [], fine, None)
         waiting = None
-        if self._settings.accumulate > 1 and measures and together.sharded:
-            waiting = self._progress.means, self._progress.weight
+        if self._options.accumulate > 1 and measures and together.sharded:
+            waiting = self._counters.means, self._counters.weight
         with torch.no_grad():
             settled = together.settle(passed, samples, right, together.exchange.said, waiting, measures)
         totals = together.exchange.read(settled.totals)
@@ -128,16 +128,16 @@ class JointEager(Eager):
         readings = optimizer.read(self._used)
         self._together.refuse(optimizer)
         with optimizer.ahead(self._used):
-            settled, totals, written = self._agreed(inputs, optimizer.options.measures(self._settings.max_norm))
-        finite, progress = not totals.not_finite, self._progress
-        if not finite and not self._settings.skips:
+            settled, totals, written = self._agreed(inputs, optimizer.options.measures(self._options.max_norm))
+        finite, counters = not totals.not_finite, self._counters
+        if not finite and not self._options.skips:
             return settled.loss, False
         with Whole():
-            if finite and not totals.samples and self._settings.accumulate == 1:
-                progress.count(optimizer, last=last)  # no rank has a sample: nothing to take
+            if finite and not totals.samples and self._options.accumulate == 1:
+                counters.count(optimizer, last=last)  # no rank has a sample: nothing to take
                 return settled.loss, True
             if self._together.sharded:
-                before = progress.weight if self._settings.accumulate > 1 else torch.zeros_like(progress.weight)
+                before = counters.weight if self._options.accumulate > 1 else torch.zeros_like(counters.weight)
                 taken = torch.tensor(finite and totals.samples > 0, device=before.device)
                 self._norm = self._together.norm(settled.totals, taken, before + settled.samples * taken)
             self._move(finite, settled.gradients, written, totals.samples, optimizer, readings, last)
@@ -148,19 +148,19 @@ class JointEager(Eager):
         self,
         optimizer: FusedOptimizer,
         gradients: Sequence[Tensor],
-        readings: Readings,
+        readings: CheckedRules,
         found_inf: Tensor | None = None,
     ) -> None:
-        limit = self._settings.max_norm
+        limit = self._options.max_norm
         if not self._together.sharded or not optimizer.options.measures(limit):
             super()._step(optimizer, gradients, readings, found_inf)
             return
         norm = self._norm if self._norm is not None else self._together.norm_of(gradients)
         optimizer.update(gradients, self._used, found_inf, readings, limit, norm)
-        self._progress.grad_norm = optimizer.grad_norm
+        self._counters.grad_norm = optimizer.grad_norm
 
 
-class JointStep(Step):
+class JointStep(TrainStep):
     """One optimizer over a program on several ranks: collectives, agreement and update in one graph."""
 
     @property
@@ -183,21 +183,21 @@ class JointStep(Step):
         program, optimizer, together = self._program, self._optimizer, _of(self._program)
         inputs, measures = (
             self._taken(graph),
-            self._last and optimizer is not None and optimizer.options.measures(self._settings.max_norm),
+            self._last and optimizer is not None and optimizer.options.measures(self._options.max_norm),
         )
 
         def step(*flat: Tensor) -> tuple[Tensor, ...]:
             params, given = flat[: len(program.tensors)], flat[len(flat) - inputs :]
             rest = list(flat[len(program.tensors) : len(flat) - inputs])
             said = rest.pop()
-            by_sizes = rest[-1 - self._settings.skips] if self._gathers else rest.pop()
+            by_sizes = rest[-1 - self._options.skips] if self._gathers else rest.pop()
             tensors, written = program.for_writing(params)
             self._lead(tensors, rest)
             samples, counting = self._samples_of(graph, params, given, by_sizes)
             samples = samples * said[0]
             passed = together.run(runs(graph), graph, tensors, given, samples)
             own = _both(passed.right, counting)
-            counts = rest.pop() if self._settings.skips else None
+            counts = rest.pop() if self._options.skips else None
             waiting = rest[-len(program.used) - 2 :] if self._gathers else []
             kept = (waiting[:-2], waiting[-2]) if self._gathers else None
             settled = together.settle(passed, samples, own, said, kept, measures)
@@ -249,14 +249,14 @@ def _both(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 class JointCompiled(Compiled):
     """The compiled backend on several ranks; new executors are held against eager on each rank alone."""
 
-    def __init__(self, program: Program, settings: Settings, progress: Progress) -> None:
+    def __init__(self, program: Program, options: TrainerOptions, counters: Counters) -> None:
         # No collective is captured in a CUDA graph.
-        super().__init__(program, replace(settings, capture=False), progress)
+        super().__init__(program, replace(options, capture=False), counters)
         self._together = _of(program)
-        self._eager = JointEager(program, settings, progress)
+        self._eager = JointEager(program, options, counters)
 
-    def _made_step(self, optimizer: FusedOptimizer | None, last: bool) -> Step:
-        return JointStep(self.program, optimizer, self._settings, self._progress, last)
+    def _made_step(self, optimizer: FusedOptimizer | None, last: bool) -> TrainStep:
+        return JointStep(self.program, optimizer, self._options, self._counters, last)
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
         """The loss of this rank's batch; all ranks call it where parameters lie in parts."""
@@ -295,7 +295,7 @@ class JointCompiled(Compiled):
             if self._counted(step, optimizer, reason, last):
                 self.program.keep(loss, rest[: self.program.more])
                 if norm and reason == 0:
-                    self._progress.grad_norm = optimizer.grad_norm = norm[0]
+                    self._counters.grad_norm = optimizer.grad_norm = norm[0]
                 return loss, True
         if totals.wrong:
             together.raise_on_all(None if bool(right) else self._wrong(step.name, case, inputs))
@@ -307,7 +307,7 @@ class JointCompiled(Compiled):
         together.raise_on_all(own)
         return loss, False
 
-    def _wrong(self, mode: str, case: Case, inputs: Sequence[Tensor]) -> ExecutorError:
+    def _wrong(self, mode: str, case: AdmittedCase, inputs: Sequence[Tensor]) -> ExecutorError:
         """As on one process; where parameters lie in parts, by the values of the batch."""
         together, plain = self._together, self.program.plain
         if not together.sharded:
@@ -318,7 +318,7 @@ class JointCompiled(Compiled):
         finally:
             self.program.plain = plain
 
-    def _holds(self, trial: Trial, first: bool, only_loss: bool = False) -> bool:
+    def _holds(self, trial: FirstRun, first: bool, only_loss: bool = False) -> bool:
         executor = trial.executor
         if self._together.sharded and not executor.held and not self._together.exchange.stands_in:
             executor.held, executor.note = True, "not held against eager: this torch has no group of one to try it on"

@@ -19,7 +19,7 @@ from shaped.backends.trainable import refuse_foreign
 from shaped.errors import Goal, SignatureError, Unprovable, listing
 from shaped.params import ParamList
 from shaped.proof import expect
-from shaped.shapes import Argument, Entry, Signature, TensorSpec, annotated_part, read_signature, resolve_hints
+from shaped.shapes import Argument, Entry, Signature, TensorSpec, annotated_part, read_signature, resolve_annotations
 
 
 def first_argument(loss: Callable[..., Any]) -> tuple[str, Any]:
@@ -32,7 +32,7 @@ def first_argument(loss: Callable[..., Any]) -> tuple[str, Any]:
         raise
     if not names:
         raise SignatureError(f"`{getattr(loss, '__name__', loss)}` takes no arguments; a loss takes params and inputs")
-    return names[0], resolve_hints(annotated_part(bare)).get(names[0])
+    return names[0], resolve_annotations(annotated_part(bare)).get(names[0])
 
 
 def module_program(loss: Callable[..., Any], module: nn.Module) -> tuple[ParamList, Signature, Places]:

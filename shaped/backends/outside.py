@@ -76,7 +76,7 @@ class _Place:
     watched: bool
 
 
-class World:
+class OutsideValues:
     """The values that proofs were made under, and all that holds only there.
 
     Args:
@@ -331,7 +331,7 @@ class Outside:
 
     def __init__(self, name: str, own: Sequence[Tensor] = ()) -> None:
         self._name, self._own = name, frozenset(map(id, own))
-        self.now = World(own=self._own)
+        self.now = OutsideValues(own=self._own)
         self._worlds = [self.now]
         self._before = self.now  # where to go back to, if the new one is not proved
         self._made = self._floats = 0
@@ -374,7 +374,7 @@ class Outside:
         else:
             self._floats += difference.floats
             self._made += 1
-            self._before, self.now, self.beyond = self.now, World(self._made, self._own), ""
+            self._before, self.now, self.beyond = self.now, OutsideValues(self._made, self._own), ""
             self._worlds.append(self.now)
         if eager and self.beyond and not self._warned:
             self._warned = True

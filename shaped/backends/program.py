@@ -21,9 +21,9 @@ from shaped.backends.holding import Places, kept_as_they_are
 from shaped.backends.inputs import Inputs
 from shaped.backends.losses import loss_signature
 from shaped.backends.modules import lasting, module_program
+from shaped.backends.options import floating
 from shaped.backends.outside import PROOFS, Outside, keep, tensors_of
-from shaped.backends.samples import FACTOR, Factor, Form, Given, Samples
-from shaped.backends.settings import floating
+from shaped.backends.samples import FACTOR, CountGraph, Form, Given, Samples
 from shaped.backends.trainable import refuse_shared_writes, refuse_untrainable
 from shaped.errors import GradientError, ProofError, ShapeError, SignatureError, listing
 from shaped.params import ParamList
@@ -41,7 +41,7 @@ CASES = 4096  # admitted tuples of shapes that are remembered
 
 
 @dataclass(frozen=True, eq=False)
-class Case:
+class AdmittedCase:
     """An admitted tuple of shapes and dtypes."""
 
     sizes: Mapping[str, int]
@@ -221,7 +221,7 @@ class Program:
         found: Proof = world.proofs[key]
         return found
 
-    def admit(self, inputs: Sequence[Any]) -> Case:
+    def admit(self, inputs: Sequence[Any]) -> AdmittedCase:
         """Check a batch against the signature and return its case.
 
         Raises:
@@ -237,7 +237,7 @@ class Program:
         if self.modules:
             key += tuple([module.training for module in self.modules])
         cases = self.outside.now.cases
-        case: Case | None = cases.get(key)
+        case: AdmittedCase | None = cases.get(key)
         if case is None:
             case = self._admit(inputs, key)
             keep(cases, key, case, CASES)
@@ -300,7 +300,7 @@ class Program:
             raise ShapeError("the parameters were changed; make a new trainer for them.\n  " + "\n  ".join(changed))
         self._remember_storage()
 
-    def _admit(self, inputs: Sequence[Any], key: tuple[Any, ...]) -> Case:
+    def _admit(self, inputs: Sequence[Any], key: tuple[Any, ...]) -> AdmittedCase:
         absent, ranks = self.batch.absent(inputs), ranks_of(self.inputs, inputs)
         inputs, signature = self.batch.present(inputs), self.signature.without(absent)
         entries = (signature.at_ranks(ranks) if ranks else signature).entries[len(self.params) :]
@@ -325,10 +325,10 @@ class Program:
         apart = traced is not proof.graph
         lifted = world.lifted(traced, self.storages, apart)
         graph = self._counted(lifted.graph, sizes, dtypes, (ranks, static, absent))
-        factor: Factor | None = graph.meta[FACTOR]
+        factor: CountGraph | None = graph.meta[FACTOR]
         samples = self.samples.by_sizes(entries, sizes) if factor is None or factor.share else 1.0
         self._write_too(proof)
-        return Case(
+        return AdmittedCase(
             *(sizes, proof, key, graph, samples, tuple(entries)),
             apart=apart,
             outside=lifted.reads,
@@ -350,7 +350,7 @@ class Program:
             graph.meta[FACTOR] = told[0] if told is not None else self._divisor(graph)
         return graph
 
-    def _divisor(self, graph: GraphModule) -> Factor | None:
+    def _divisor(self, graph: GraphModule) -> CountGraph | None:
         return self.samples.by_values(graph, self.trainable, len(self.tensors))
 
     def hold_to_one_count(self) -> None:
@@ -362,12 +362,12 @@ class Program:
         self.samples.strict = True
         self._divisor(self.proof.graph)
 
-    def count(self, case: Case, inputs: Sequence[Tensor]) -> Tensor | float:
+    def count(self, case: AdmittedCase, inputs: Sequence[Tensor]) -> Tensor | float:
         """How many samples an admitted batch has; a 0-dim float64 tensor where its values say.
 
         Negative and NaN where a function says so: `checked_count` is for them.
         """
-        factor: Factor | None = case.graph.meta[FACTOR]
+        factor: CountGraph | None = case.graph.meta[FACTOR]
         self.samples.warn_of_several()
         if factor is None:
             return case.samples

@@ -23,7 +23,7 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from shaped.backends.counts import counting_graph, divisors
-from shaped.backends.outside import PROOFS, World, keep, lift
+from shaped.backends.outside import PROOFS, OutsideValues, keep, lift
 from shaped.errors import ShapeError, SignatureError, listing
 from shaped.proof import Proof, Setting, prove_setting
 from shaped.proof.reads import Reads
@@ -37,7 +37,7 @@ Form = tuple[Mapping[str, int], Mapping[str, int], tuple[str, ...]]
 
 
 @dataclass(frozen=True, eq=False)
-class Factor:
+class CountGraph:
     """What a batch's values say about its count, as a graph.
 
     Attributes:
@@ -131,7 +131,7 @@ class Samples:
             raise ShapeError(f"The batch has {count:g} samples ({self._given or dims[0]}); a mean needs at least one")
         return count
 
-    def by_values(self, graph: GraphModule, trained: Sequence[int], inputs: int) -> Factor | None:
+    def by_values(self, graph: GraphModule, trained: Sequence[int], inputs: int) -> CountGraph | None:
         """What the loss's own divisor says; None where it has none, or a function was given.
 
         Raises:
@@ -146,7 +146,7 @@ class Samples:
             )
         if found.mixed:
             self._several = True
-        return Factor(counting_graph(graph, found.one), None, self._given is not None) if found.one else None
+        return CountGraph(counting_graph(graph, found.one), None, self._given is not None) if found.one else None
 
     @property
     def _mixed(self) -> str:
@@ -165,8 +165,8 @@ class Samples:
         dtypes: tuple[torch.dtype, ...],
         form: Form,
         device: torch.device,
-        world: World,
-    ) -> tuple[Factor, bool] | None:
+        world: OutsideValues,
+    ) -> tuple[CountGraph, bool] | None:
         """What a function says of batches of these dtypes; and whether its graph is for these sizes alone.
 
         Raises:
@@ -181,14 +181,14 @@ class Samples:
         graph = proof.graph_at(own)
         _refuse_tensors(graph, world.add(graph))
         function = proof.setting.signature.call
-        return Factor(graph, function, False), graph is not proof.graph
+        return CountGraph(graph, function, False), graph is not proof.graph
 
     def prove_function(
         self,
         dtypes: tuple[torch.dtype, ...],
         form: Form,
         device: torch.device,
-        world: World,
+        world: OutsideValues,
     ) -> Proof | None:
         """Prove that a function gives one number for batches of these dtypes; None where there is no function."""
         if self._counting is None:

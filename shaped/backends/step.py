@@ -22,17 +22,17 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from shaped.backends.counters import Counters
 from shaped.backends.executors import CompileError, Executor, Run
 from shaped.backends.gradients import clipped, finite_flag, global_norm, mean_with, of_counted
 from shaped.backends.inductor import Flat
-from shaped.backends.program import Case, Program
-from shaped.backends.progress import Progress
+from shaped.backends.options import TrainerOptions
+from shaped.backends.program import AdmittedCase, Program
 from shaped.backends.samples import FACTOR
-from shaped.backends.settings import Settings
 from shaped.backends.values import Checked, Runs
-from shaped.optim import FusedOptimizer, Update
+from shaped.optim import FusedOptimizer, GroupUpdate
 from shaped.optim.foreign import Foreign
-from shaped.optim.updates import Reading
+from shaped.optim.updates import CheckedRule
 from shaped_kernels.rule import Rule, refuse_misshapen
 
 NOT_FINITE, WRONG_VALUE, NO_SAMPLES = 1, 2, 3  # why a step changed nothing
@@ -51,15 +51,15 @@ class Runner:
         return self.run([*self.sizes, *state, *inputs])
 
 
-class Step:
+class TrainStep:
     """One optimizer over a program: `prepare` gives the flat state as it is now, `function` what to lower.
 
     Args:
         program: The loss and its parameters.
         optimizer: Whose rule it is. None where gradients are gathered, and taken at the parameters.
         last: Whether the parameters move; otherwise gradients are gathered.
-        settings: Clipping, accumulation and what is done with what is not finite.
-        progress: Counts, and gradients that wait.
+        options: Clipping, accumulation and what is done with what is not finite.
+        counters: Counts, and gradients that wait.
 
     Raises:
         CompileError: The optimizer stores state in a way that the graph cannot express; the message says what to do.
@@ -69,19 +69,19 @@ class Step:
         self,
         program: Program,
         optimizer: FusedOptimizer | None,
-        settings: Settings,
-        progress: Progress,
+        options: TrainerOptions,
+        counters: Counters,
         last: bool,
     ) -> None:
         self._program, self._optimizer, self._last = program, optimizer, last
-        self._settings, self._progress = settings, progress
-        self._gathers = settings.accumulate > 1
+        self._options, self._counters = options, counters
+        self._gathers = options.accumulate > 1
         if optimizer is not None:
             _refuse_storage(optimizer)
         with torch.inference_mode(False):
             self._samples = torch.zeros((), dtype=torch.float64, device=program.params.device)
         self._samples_now = 0.0
-        self._updates: list[Update] = []
+        self._updates: list[GroupUpdate] = []
         self._plain: list[Tensor] = []
         self._rows: list[list[Tensor]] = []
         self._rules: list[Rule] = []
@@ -89,7 +89,7 @@ class Step:
         self.state: list[Tensor] = []
         self.rows: list[int] = []  # where in the state the rows of scalars lie
         self.layout = 0
-        self.runs: dict[Case, Runner] = {}  # by admitted batch, so that a step looks one thing up
+        self.runs: dict[AdmittedCase, Runner] = {}  # by admitted batch, so that a step looks one thing up
 
     @property
     def name(self) -> str:
@@ -99,7 +99,7 @@ class Step:
     @cached_property
     def asks(self) -> bool:
         """Whether the host reads how it went."""
-        return not self._settings.skips or self._program.params.device.type == "cpu"
+        return not self._options.skips or self._program.params.device.type == "cpu"
 
     def prepare(self, samples: float, number: Callable[[Hashable], int]) -> list[Tensor]:
         """The flat state, with every scalar as it is now; `number` names a layout when it is a new one."""
@@ -130,7 +130,7 @@ class Step:
                 entry.fill_(new)
         self._scalars[index] = scalars
 
-    def _gather(self, updates: list[Update], readings: Sequence[Reading]) -> None:
+    def _gather(self, updates: list[GroupUpdate], readings: Sequence[CheckedRule]) -> None:
         self._updates, self._plain = updates, self._program.plain
         device = self._program.params.device
         self._scalars = [reading.numbers for reading in readings]
@@ -142,9 +142,9 @@ class Step:
             self.state += [update.counted, row]
             self.rows.append(len(self.state) - 1)
         if self._gathers:
-            self.state += [*self._progress.means, self._progress.weight, self._samples]
-        if self._settings.skips:
-            self.state.append(self._progress.counts)
+            self.state += [*self._counters.means, self._counters.weight, self._samples]
+        if self._options.skips:
+            self.state.append(self._counters.counts)
 
     def _kinds(self) -> Hashable:
         """All that the lowered code takes for granted of the state and the groups."""
@@ -198,7 +198,7 @@ class Step:
             loss = loss.clone()  # one that is a parameter must not follow its update
             for i, new in zip(program.writes, written, strict=True):
                 params[i].copy_(torch.where(finite, new, params[i]))
-            counts = rest.pop() if self._settings.skips else None
+            counts = rest.pop() if self._options.skips else None
             go = finite
             if self._gathers:
                 count = len(program.used) + 2
@@ -234,7 +234,7 @@ class Step:
     def _count(self, graph: GraphModule, flat: Sequence[Tensor], right: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """How many samples the batch has, and whether it could take all values."""
         inputs, factor = self._taken(graph), graph.meta.get(FACTOR)
-        by_sizes = flat[len(flat) - inputs - 1 - self._settings.skips]
+        by_sizes = flat[len(flat) - inputs - 1 - self._options.skips]
         if factor is None:
             return by_sizes, right
         checked = Checked(factor.graph)
@@ -260,7 +260,7 @@ class Step:
         if not self._last:
             weight.copy_(weighed)
             return blended, go
-        if not self._settings.skips:  # an error leaves what waits as it was
+        if not self._options.skips:  # an error leaves what waits as it was
             go = finite & (weighed > 0)
             weighed = torch.where(finite, torch.zeros_like(weight), weight)
         else:
@@ -281,7 +281,7 @@ class Step:
         `norm` is the gradients' where it is known: of all ranks, where these have parts of them.
         """
         assert self._optimizer is not None
-        options, mine = self._optimizer.options, self._settings.max_norm
+        options, mine = self._optimizer.options, self._options.max_norm
         norms = [global_norm(gradients) if norm is None else norm] if options.measures(mine) else []
         if (limit := options.limit(mine)) is not None:
             gradients = clipped(gradients, limit, norms[0])
@@ -318,7 +318,7 @@ class Step:
         counted.add_(go.to(counted.dtype))
 
 
-def _averages(update: Update) -> tuple[list[Tensor], ...]:
+def _averages(update: GroupUpdate) -> tuple[list[Tensor], ...]:
     """The moving averages that an optimizer with `ema_decay` keeps."""
     return () if update.ema is None else (update.ema,)
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from shaped.backends.gathering import FORWARD, GATHER, Gathering, Plan, Turn
+from shaped.backends.gathering import FORWARD, GATHER, Gathering, GatherPlan, Turn
 from shaped.backends.gradients import finite_flag
 from shaped.backends.rounding import draws_at_random
 from shaped.backends.turns import Turns
@@ -28,13 +28,13 @@ from shaped.backends.values import Checked, Runs
 from shaped.optim import FusedOptimizer
 from shaped.optim.foreign import Foreign, name_of
 from shaped.ranks.exchange import KEPT, LOSS, NOT_FINITE, SAMPLES, SQUARES, WRONG, Exchange
-from shaped.ranks.layout import Layout, units
+from shaped.ranks.layout import Placement, units
 
 _WIDE = {torch.bfloat16: torch.float32, torch.float16: torch.float32}  # what sums of narrow gradients are taken in
 _BUCKET = 25 * 2**20  # bytes of gradients that are summed in one message, as DDP's buckets
 
 
-class Owner(Protocol):
+class ProgramOwner(Protocol):
     """The program that is run together."""
 
     tensors: list[Tensor]
@@ -69,7 +69,7 @@ class Passed:
 
 
 @dataclass
-class Settled:
+class AgreedStep:
     """A step as the ranks agreed on it.
 
     Attributes:
@@ -98,14 +98,14 @@ class Together(Turns):
         name: The dimension of the batch that lies over the ranks.
     """
 
-    def __init__(self, program: Owner, exchange: Exchange, sharded: bool, name: str) -> None:
+    def __init__(self, program: ProgramOwner, exchange: Exchange, sharded: bool, name: str) -> None:
         self._program, self.exchange, self.sharded, self.name = program, exchange, sharded, name
-        self.layouts = {i: Layout(tuple(program.tensors[i].shape), exchange.size) for i in program.used}
+        self.layouts = {i: Placement(tuple(program.tensors[i].shape), exchange.size) for i in program.used}
         self._dtypes = {i: program.tensors[i].dtype for i in program.used}
         self.trainable, self.more = program.trainable, program.more
         self.units = self._units() if sharded else []
         self.unit_of = {i: at for at, members in enumerate(self.units) for i in members}
-        self._plans: dict[GraphModule, Plan] = {}
+        self._plans: dict[GraphModule, GatherPlan] = {}
         self._random: dict[GraphModule, bool] = {}
         self._under_way = False  # whether collectives of a pass have begun
         self._gathering: Gathering | None = None  # of the pass that is under way, where it can be finished
@@ -161,10 +161,10 @@ class Together(Turns):
         """The gathers and scatters of a pass, as the proved graph comes to them."""
         return self.plan(self._program.proof.graph).order()
 
-    def plan(self, graph: GraphModule) -> Plan:
+    def plan(self, graph: GraphModule) -> GatherPlan:
         """Where a graph reads parameters that lie in parts."""
         if graph not in self._plans:
-            self._plans[graph] = Plan(graph, self)
+            self._plans[graph] = GatherPlan(graph, self)
         return self._plans[graph]
 
     # -- parts -----------------------------------------------------------------------------------------------------
@@ -315,7 +315,7 @@ class Together(Turns):
         said: Tensor,
         waiting: tuple[Sequence[Tensor], Tensor] | None = None,
         measures: bool = False,
-    ) -> Settled:
+    ) -> AgreedStep:
         """Agree on a step.
 
         Args:
@@ -344,7 +344,7 @@ class Together(Turns):
             for i, g in zip(self._program.used, passed.gradients, strict=True)
         ]
         mean = (totals[LOSS] / divisor).to(passed.loss.dtype)
-        return Settled(mean, gradients, count, totals[NOT_FINITE] == 0, totals[WRONG] == 0, totals)
+        return AgreedStep(mean, gradients, count, totals[NOT_FINITE] == 0, totals[WRONG] == 0, totals)
 
     def _squares(
         self, gradients: Sequence[Tensor], waiting: tuple[Sequence[Tensor], Tensor] | None

@@ -41,7 +41,7 @@ _DOMAINS: dict[str, tuple[tuple[int, ...], Callable[[Tensor], Tensor], str]] = {
 
 
 @dataclass(frozen=True)
-class Place:
+class IndexArgument:
     """An argument of an operation that takes indices 0 to size - 1.
 
     Attributes:
@@ -167,12 +167,14 @@ class Checked(Interpreter):
         for index in indices:
             mask = index is not None and index.dtype in (torch.bool, torch.uint8)
             mended.append(
-                index if index is None or mask else self._in_range(name, index, Place(1, table.shape[dim], True))
+                index
+                if index is None or mask
+                else self._in_range(name, index, IndexArgument(1, table.shape[dim], True))
             )
             dim += index.dim() if index is not None and mask else 1
         return mended
 
-    def _in_range(self, name: str, index: Tensor, place: Place) -> Tensor:
+    def _in_range(self, name: str, index: Tensor, place: IndexArgument) -> Tensor:
         key = (id(index), str(place.size), place.wraps, place.ignored)
         if key not in self._mended:
             size, top = place.size, place.size - 1
@@ -196,25 +198,25 @@ class Checked(Interpreter):
         return torch.where(right, divisor, 1)
 
 
-def _places(name: str, args: Sequence[Any]) -> Iterator[Place]:
+def _places(name: str, args: Sequence[Any]) -> Iterator[IndexArgument]:
     """Where an operation takes indices."""
     if name in _ALONG:
         table, dim = args[:2]
-        yield Place(2, table.shape[dim] if table.dim() else 1, name == "index_fill")
+        yield IndexArgument(2, table.shape[dim] if table.dim() else 1, name == "index_fill")
     elif name in ("take", "put"):
-        yield Place(1, args[0].numel(), wraps=True)
+        yield IndexArgument(1, args[0].numel(), wraps=True)
     elif name in ("embedding", "_embedding_bag", "_embedding_bag_forward_only"):
-        yield Place(1, args[0].shape[0])
+        yield IndexArgument(1, args[0].shape[0])
     elif name == "_embedding_bag_backward":
-        yield Place(1, args[6])
+        yield IndexArgument(1, args[6])
     elif name == "embedding_dense_backward":
-        yield Place(1, args[2])
+        yield IndexArgument(1, args[2])
     elif name in ("max_unpool2d", "max_unpool3d"):
-        yield Place(1, math.prod(args[2]))
+        yield IndexArgument(1, math.prod(args[2]))
     elif name.startswith("nll_loss"):
         at = 2 if name.endswith("backward") else 1
         scores = args[at - 1]
-        yield Place(at, scores.shape[min(1, scores.dim() - 1)], ignored=args[at + 3])
+        yield IndexArgument(at, scores.shape[min(1, scores.dim() - 1)], ignored=args[at + 3])
 
 
 def _written(view: Node) -> bool:

@@ -13,4 +13,4 @@ from shaped.check.targets import functions_of as functions_of
 from shaped.check.verdicts import Verdict as Verdict
 from shaped.check.verdicts import report as report
 from shaped.check.worker import Answer as Answer
-from shaped.check.worker import Options as Options
+from shaped.check.worker import CheckOptions as CheckOptions

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
-from shaped.check.choices import MOST, Choice, Inventor, combined
+from shaped.check.choices import MOST, Inventor, ValueChoice, combined
 from shaped.check.instances import Instances, hints_of
-from shaped.check.programs import Case, Held, Program, Unbuilt, admits_both
+from shaped.check.programs import Case, CaseProgram, Held, Unbuilt, admits_both
 from shaped.check.targets import Target
 from shaped.check.written import Fresh, axes_of, read_written
 from shaped.errors import ProofError, SignatureError, Unprovable
@@ -92,7 +92,7 @@ class Prover:
         entries = [entry for choice in case.choices for entry in choice.value.entries]
         both = tuple(entry.path for entry in entries if admits_both(entry.spec))
         for whole in (False, True) if both else (False,):
-            program = Program(self.target, case, result, inventor.ints, inventor.dims, self.auto, whole)
+            program = CaseProgram(self.target, case, result, inventor.ints, inventor.dims, self.auto, whole)
             program.runs = runs or program.runs
             try:
                 held = program.prove(self.assume, self.static)
@@ -109,7 +109,7 @@ class Prover:
         parameters = list(inspect.signature(inspect.unwrap(target.function)).parameters.values())
         parameters = parameters[1:] if target.kind != "function" else parameters
         options = inventor.arguments(parameters, hints)
-        owners: list[Choice | None] = [None]
+        owners: list[ValueChoice | None] = [None]
         if owner in ("blank", "new") and target.owner is not None:
             owners = [self.instances.blank(inventor, target.owner, "self", whole=owner == "blank")]
         elif owner == "made" and target.owner is not None:
@@ -141,7 +141,7 @@ def _without_shape(error: ProofError | Unprovable, passing: Case | None = None) 
     return Unprovable(error.title, error.source, replace(error.goal, hint=hint, sizes={}))
 
 
-Combination = tuple[Choice | None, tuple[tuple[inspect.Parameter, Choice], ...]]
+Combination = tuple[ValueChoice | None, tuple[tuple[inspect.Parameter, ValueChoice], ...]]
 
 
 def _with_axes(combinations: Sequence[Combination]) -> tuple[list[Case], int]:

@@ -174,8 +174,8 @@ def _is_plain(target: Target) -> bool:
 
     if target.owner is not None or inspect.iscoroutinefunction(inspect.unwrap(target.function)):
         return False
-    hints = hints_of(inspect.unwrap(target.function))
-    if any(has_shape(hint) and without_none(hint)[1] for hint in hints.values()):
+    annotations = hints_of(inspect.unwrap(target.function))
+    if any(has_shape(hint) and without_none(hint)[1] for hint in annotations.values()):
         return False
     try:
         signature = read_signature(target.function)
@@ -184,7 +184,7 @@ def _is_plain(target: Target) -> bool:
             return False
         return len(signature.axes) <= _MOST_AXES and set(signature.axes) <= given
     except SignatureError:
-        return not any(map(has_shape, hints.values()))  # `prove` will say what it cannot read
+        return not any(map(has_shape, annotations.values()))  # `prove` will say what it cannot read
 
 
 def _dimensions(target: Target) -> list[str]:
@@ -197,8 +197,8 @@ def _dimensions(target: Target) -> list[str]:
         entries = ()
     names = [name for entry in entries for dim in entry.spec.dims for name in dim.names]
     makers = [inspect.unwrap(target.function), *([constructor(target.owner)] if target.owner is not None else [])]
-    hints = [hint for maker in makers for hint in hints_of(maker).items() if hint[0] != "return"]
-    names += [*dimensions(hint for _, hint in hints), *(name for name, hint in hints if hint is int)]
+    annotations = [hint for maker in makers for hint in hints_of(maker).items() if hint[0] != "return"]
+    names += [*dimensions(hint for _, hint in annotations), *(name for name, hint in annotations if hint is int)]
     return list(dict.fromkeys(names))
 
 
@@ -207,17 +207,17 @@ def _is_meant(function: Any) -> bool:
 
     So a helper over parameters that returns a float is left out, and a loss with a forgotten annotation is not.
     """
-    from shaped.shapes import is_tensor_annotation, read_container, resolve_hints
+    from shaped.shapes import is_tensor_annotation, read_container, resolve_annotations
 
     try:
-        hints = resolve_hints(inspect.unwrap(function))
+        annotations = resolve_annotations(inspect.unwrap(function))
     except SignatureError:
         return True  # and `prove` will say what does not resolve
-    if any(map(has_shape, hints.values())):
+    if any(map(has_shape, annotations.values())):
         return True
-    if "return" not in hints:
-        return any(map(is_tensor_annotation, hints.values()))
+    if "return" not in annotations:
+        return any(map(is_tensor_annotation, annotations.values()))
     try:
-        return bool(read_container(hints["return"], "result", function.__name__).entries)
+        return bool(read_container(annotations["return"], "result", function.__name__).entries)
     except SignatureError:
         return False

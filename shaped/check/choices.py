@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Choice:
+class ValueChoice:
     """One way to come by a value, and what a statement says of it where there are others."""
 
     value: Container
@@ -41,39 +41,39 @@ class Choice:
     tried: bool = False  # nothing says that it is so: a shape for a Tensor that has none
 
 
-def constant(path: str, value: Any, said: str = "") -> Choice:
+def constant(path: str, value: Any, said: str = "") -> ValueChoice:
     """A value that is known."""
-    return Choice(Container(path, type(value).__name__, make=partial(_given, value)), (said,) if said else ())
+    return ValueChoice(Container(path, type(value).__name__, make=partial(_given, value)), (said,) if said else ())
 
 
-def whole(path: str, dim: str) -> Choice:
+def whole(path: str, dim: str) -> ValueChoice:
     """An integer that is a dimension."""
     leaf = Container(dim, "tensor", TensorSpec((Dim(dim),), _SIZE.dtypes, _SIZE.kind))
-    return Choice(Container(path, dim, None, (leaf,), ("0",), _length))
+    return ValueChoice(Container(path, dim, None, (leaf,), ("0",), _length))
 
 
-def unknown(path: str, why: str) -> Choice:
+def unknown(path: str, why: str) -> ValueChoice:
     """A value that nothing tells."""
-    return Choice(Container(path, "unknown", make=partial(_unknown, path, why)))
+    return ValueChoice(Container(path, "unknown", make=partial(_unknown, path, why)))
 
 
-def is_unknown(choice: Choice) -> bool:
+def is_unknown(choice: ValueChoice) -> bool:
     """Whether nothing tells the value."""
     return choice.value.kind == "unknown"
 
 
-def is_whole(choice: Choice) -> bool:
+def is_whole(choice: ValueChoice) -> bool:
     """Whether it is an integer that is a dimension."""
     return choice.value.make is _length
 
 
 def together(
-    path: str, kind: str, keys: Sequence[str], parts: Sequence[Choice], make: Callable[[Sequence[Any]], Any]
-) -> Choice:
+    path: str, kind: str, keys: Sequence[str], parts: Sequence[ValueChoice], make: Callable[[Sequence[Any]], Any]
+) -> ValueChoice:
     """A value made of others."""
     said = tuple(text for part in parts for text in part.said)
     value = Container(path, kind, None, tuple(part.value for part in parts), tuple(keys), make)
-    return Choice(value, said, any(part.tried for part in parts))
+    return ValueChoice(value, said, any(part.tried for part in parts))
 
 
 def combined(options: Sequence[Sequence[T]], most: int = MOST) -> tuple[list[tuple[T, ...]], int]:
@@ -122,8 +122,8 @@ class Inventor:
     """
 
     dims: frozenset[str] = frozenset()
-    instances: Callable[["Inventor", type, str], list[Choice]] | None = None
-    given: Callable[[str, str, list[str]], list[Choice]] | None = None
+    instances: Callable[["Inventor", type, str], list[ValueChoice]] | None = None
+    given: Callable[[str, str, list[str]], list[ValueChoice]] | None = None
     ints: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     fresh: Fresh = field(default_factory=Fresh)
@@ -131,12 +131,12 @@ class Inventor:
 
     def arguments(
         self, parameters: Iterable[inspect.Parameter], hints: Mapping[str, Any], prefix: str = ""
-    ) -> dict[str, list[Choice]]:
+    ) -> dict[str, list[ValueChoice]]:
         """The choices for each parameter of a call; those for any number of arguments are left empty."""
         stars = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         return {p.name: self.argument(p, hints, prefix) for p in parameters if p.kind not in stars}
 
-    def argument(self, parameter: inspect.Parameter, hints: Mapping[str, Any], prefix: str = "") -> list[Choice]:
+    def argument(self, parameter: inspect.Parameter, hints: Mapping[str, Any], prefix: str = "") -> list[ValueChoice]:
         """The choices for one parameter."""
         path, default = prefix + parameter.name, parameter.default
         hint = hints.get(parameter.name)
@@ -155,7 +155,7 @@ class Inventor:
             hint = Union[hint, None]  # noqa: UP007  # of any two objects
         return self.of(hint, path)
 
-    def of(self, hint: Any, path: str) -> list[Choice]:
+    def of(self, hint: Any, path: str) -> list[ValueChoice]:
         """The choices for an annotation."""
         origin, arguments = get_origin(hint), get_args(hint)
         if origin is typing.Annotated:
@@ -172,16 +172,16 @@ class Inventor:
             return self._generic(hint, origin, arguments, path)
         return self._plain(hint, path)
 
-    def _tensor(self, hint: Any, path: str) -> list[Choice]:
+    def _tensor(self, hint: Any, path: str) -> list[ValueChoice]:
         if not (isinstance(hint.array_type, type) and issubclass(hint.array_type, Tensor)):
             return [unknown(path, f"it is a {spell(hint.array_type)}")]
         try:
             readings = read_written(hint, f"`{path}`", self.fresh)
         except SignatureError as error:
             return [unknown(path, f"its annotation cannot be read: {error}")]
-        return [Choice(Container(path, "tensor", r.spec), tuple(f"{path}: {s}" for s in r.said)) for r in readings]
+        return [ValueChoice(Container(path, "tensor", r.spec), tuple(f"{path}: {s}" for s in r.said)) for r in readings]
 
-    def _union(self, alternatives: Sequence[Any], path: str) -> list[Choice]:
+    def _union(self, alternatives: Sequence[Any], path: str) -> list[ValueChoice]:
         found, tensors = [], sum(map(has_shape, alternatives))
         for alternative in alternatives:
             several = len([a for a in alternatives if a is not type(None)]) > 1
@@ -193,11 +193,11 @@ class Inventor:
                 else:
                     shape = f" {choice.value.name}" if tensors > 1 and choice.value.spec else ""
                     said = f"{path} as {spell(alternative)}" if several and not shape else f"{path}{shape} present"
-                    found.append(Choice(choice.value, choice.said or (said,), choice.tried))
+                    found.append(ValueChoice(choice.value, choice.said or (said,), choice.tried))
         found.sort(key=lambda choice: choice.said == (f"{path} absent",))
         return found or [unknown(path, "none of its alternatives can be invented")]
 
-    def _generic(self, hint: Any, origin: Any, arguments: Sequence[Any], path: str) -> list[Choice]:
+    def _generic(self, hint: Any, origin: Any, arguments: Sequence[Any], path: str) -> list[ValueChoice]:
         if origin is tuple and Ellipsis not in arguments:
             return self._several(path, tuple, [self.of(a, f"{path}[{i}]") for i, a in enumerate(arguments)])
         if isinstance(origin, type) and issubclass(origin, Mapping) and len(arguments) == 2:
@@ -216,14 +216,14 @@ class Inventor:
             return self.instances(self, origin, path)
         return [unknown(path, f"nothing makes its {spell(hint)}")]
 
-    def _several(self, path: str, kind: Any, options: Sequence[Sequence[Choice]]) -> list[Choice]:
+    def _several(self, path: str, kind: Any, options: Sequence[Sequence[ValueChoice]]) -> list[ValueChoice]:
         chosen, left = combined(options)
         if left:
             self.left_out.append(f"{left} combinations of {path}")
         keys = [str(i) for i in range(len(options))]
         return [together(path, kind.__name__, keys, parts, kind) for parts in chosen]
 
-    def _plain(self, hint: Any, path: str) -> list[Choice]:
+    def _plain(self, hint: Any, path: str) -> list[ValueChoice]:
         if hint is int:
             return [self._integer(path, path)]
         if hint is bool:
@@ -238,7 +238,7 @@ class Inventor:
             return [constant(path, torch.float32, f"{path} = float32")]
         if inspect.ismethod(layout := getattr(hint, "layout", None)):  # a ParamList class
             structure = layout()
-            leaves = [Choice(Container(entry.path, "tensor", entry.spec)) for entry in structure.entries]
+            leaves = [ValueChoice(Container(entry.path, "tensor", entry.spec)) for entry in structure.entries]
             return [together(path, structure.name, [e.path for e in structure.entries], leaves, structure.build)]
         if isinstance(hint, type) and issubclass(hint, enum.Enum):
             return [constant(path, member, f"{path} = {member}") for member in hint]
@@ -248,15 +248,15 @@ class Inventor:
             return self.instances(self, hint, path)
         return [unknown(path, f"nothing makes its {spell(hint)}")]
 
-    def _shaped(self, path: str, rank: int) -> Choice:
+    def _shaped(self, path: str, rank: int) -> ValueChoice:
         """A tensor with a number of axes of its own."""
         stem = _identifier(path)
         dims = tuple(Dim(f"{stem}_{i}") for i in range(1, rank + 1))
         spec = TensorSpec(dims, (torch.float32,), "Float32")
         said = f"{path} has {rank} ax{'i' if rank == 1 else 'e'}s"
-        return Choice(Container(path, "tensor", spec), (said,), tried=True)
+        return ValueChoice(Container(path, "tensor", spec), (said,), tried=True)
 
-    def _integer(self, path: str, name: str) -> Choice:
+    def _integer(self, path: str, name: str) -> ValueChoice:
         name = _identifier(name)
         if name not in self.ints:
             self.ints.append(name)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from shaped.check.choices import (
-    Choice,
     Inventor,
+    ValueChoice,
     combined,
     constant,
     has_shape,
@@ -64,15 +64,15 @@ class Factories:
             self._arguments |= {key.strip()} if key else set()
             self._codes[key.strip() or last] = code, names, value.strip()
 
-    def made(self, kind: type, path: str, ints: list[str]) -> list[Choice]:
+    def made(self, kind: type, path: str, ints: list[str]) -> list[ValueChoice]:
         """The choice that a factory gives for a class; none where there is no factory."""
         return self._evaluating(kind.__name__, path, ints) if kind.__name__ in self._codes else []
 
-    def given(self, name: str, path: str, ints: list[str]) -> list[Choice]:
+    def given(self, name: str, path: str, ints: list[str]) -> list[ValueChoice]:
         """The choice that a factory gives for an argument by its name; none where there is no factory."""
         return self._evaluating(name, path, ints) if name in self._arguments else []
 
-    def _evaluating(self, key: str, path: str, ints: list[str]) -> list[Choice]:
+    def _evaluating(self, key: str, path: str, ints: list[str]) -> list[ValueChoice]:
         code, names, text = self._codes[key]
         free = [name for name in names if name not in self.names and not hasattr(builtins, name)]
         ints += [name for name in free if name not in ints]
@@ -91,7 +91,7 @@ class Instances:
 
     factories: Factories
 
-    def __call__(self, inventor: Inventor, kind: type, path: str) -> list[Choice]:
+    def __call__(self, inventor: Inventor, kind: type, path: str) -> list[ValueChoice]:
         """An instance by its factory or its constructor; unknown where neither can be."""
         made = self.factories.made(kind, path, inventor.ints)
         if made:
@@ -104,7 +104,7 @@ class Instances:
         finally:
             inventor.making.pop()
 
-    def constructed(self, inventor: Inventor, kind: type, path: str) -> list[Choice]:
+    def constructed(self, inventor: Inventor, kind: type, path: str) -> list[ValueChoice]:
         """An instance of each combination of a constructor's arguments."""
         if inspect.isabstract(kind) or getattr(kind, "_is_protocol", False):
             return [unknown(path, f"{kind.__name__} is abstract")]
@@ -131,9 +131,9 @@ class Instances:
             for parts in chosen
         ]
 
-    def blank(self, inventor: Inventor, kind: type, path: str, whole: bool = True) -> Choice:
+    def blank(self, inventor: Inventor, kind: type, path: str, whole: bool = True) -> ValueChoice:
         """An instance with what the class's own annotations tell, and nothing else, or not even that."""
-        found: dict[str, Choice] = {}
+        found: dict[str, ValueChoice] = {}
         for name, hint in hints_of(kind).items() if whole else ():
             if (has_shape(hint) or hint is int) and not isinstance(getattr(kind, name, None), property):
                 options = [choice for choice in inventor.of(hint, f"{path}.{name}") if not is_unknown(choice)]
@@ -169,7 +169,7 @@ def _is_foreign(kind: type) -> bool:
     return kind is nn.Module or kind.__module__.split(".")[0] in ("torch", "numpy", "builtins", "typing", "pathlib")
 
 
-def _spelled(kind: type, parts: Sequence[Choice]) -> str:
+def _spelled(kind: type, parts: Sequence[ValueChoice]) -> str:
     """`Net(d_in, d_out)`: the sizes that it was made with."""
     sizes = [part.value.kind for part in parts if is_whole(part)]
     return f"{kind.__name__}({', '.join(sizes)})" if sizes else kind.__name__

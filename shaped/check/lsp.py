@@ -20,7 +20,7 @@ from shaped.check.files import Job, has_shapes
 from shaped.check.ignoring import ignored
 from shaped.check.settings import read_project
 from shaped.check.verdicts import Verdict
-from shaped.check.worker import Answer, Options, ask
+from shaped.check.worker import Answer, CheckOptions, ask
 from shaped.errors import ShapedError
 
 _LEVELS = {"error": types.DiagnosticSeverity.Error, "warning": types.DiagnosticSeverity.Warning}
@@ -171,7 +171,7 @@ def checked(file: Path, seconds: float) -> Answer:
         project = read_project(file.parent)
         if project.excludes(file) or not has_shapes(file):
             return Answer(job)
-        answer = ask(job, Options.of(project), seconds)
+        answer = ask(job, CheckOptions.of(project), seconds)
     except (ShapedError, OSError) as error:
         return Answer(job, failure=f"{type(error).__name__}: {error}")
     return replace(answer, verdicts=tuple(ignored(answer.verdicts)[0]))

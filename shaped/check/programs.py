@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from shaped.check.choices import Choice
+from shaped.check.choices import ValueChoice
 from shaped.check.results import Result
 from shaped.check.targets import Target
 from shaped.check.written import with_ranks
@@ -26,12 +26,12 @@ _ENOUGH = 2  # sets of numbers for several names
 class Case:
     """Values for all arguments, and how many axes each `*batch` has."""
 
-    arguments: tuple[tuple[inspect.Parameter, Choice], ...]
-    owner: Choice | None  # what a method is called on
+    arguments: tuple[tuple[inspect.Parameter, ValueChoice], ...]
+    owner: ValueChoice | None  # what a method is called on
     ranks: Mapping[str, int]
 
     @property
-    def choices(self) -> list[Choice]:
+    def choices(self) -> list[ValueChoice]:
         """What it is called on and with."""
         return [*([self.owner] if self.owner else []), *(choice for _, choice in self.arguments)]
 
@@ -69,7 +69,7 @@ class Unbuilt(Exception):
         self.error = error
 
 
-class Program:
+class CaseProgram:
     """A case, ready to be traced.
 
     Args:

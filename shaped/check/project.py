@@ -12,13 +12,13 @@ from shaped.check.files import Job
 from shaped.check.ignoring import Unused, ignored
 from shaped.check.sarif import as_sarif
 from shaped.check.verdicts import Verdict, relative
-from shaped.check.worker import Answer, Options, ask
+from shaped.check.worker import Answer, CheckOptions, ask
 
 Form = Literal["text", "json", "sarif"]
 
 
 @dataclass(frozen=True)
-class Found:
+class FileFindings:
     """What was found of one file."""
 
     answer: Answer
@@ -27,8 +27,8 @@ class Found:
 
 
 def check_project(
-    jobs: Sequence[Job], options: Options, *, workers: int, seconds: float, keep: bool = True
-) -> Iterator[Found]:
+    jobs: Sequence[Job], options: CheckOptions, *, workers: int, seconds: float, keep: bool = True
+) -> Iterator[FileFindings]:
     """Check files, some at a time; in their order.
 
     Args:
@@ -39,10 +39,10 @@ def check_project(
     with ThreadPoolExecutor(max_workers=workers) as pool:
         for answer in pool.map(partial(ask, options=options, seconds=seconds, keep=keep), jobs):
             verdicts, unused = ignored(answer.verdicts, whole=not answer.job.name)
-            yield Found(answer, verdicts, unused)
+            yield FileFindings(answer, verdicts, unused)
 
 
-def report_project(found: Iterator[Found], form: Form) -> tuple[int, Iterator[str]]:
+def report_project(found: Iterator[FileFindings], form: Form) -> tuple[int, Iterator[str]]:
     """The exit status and what is printed: 0 all is proved, 1 something is not, 2 a file could not be checked."""
     every = list(found)
     verdicts = [verdict for one in every for verdict in one.verdicts]
@@ -60,7 +60,7 @@ def report_project(found: Iterator[Found], form: Form) -> tuple[int, Iterator[st
 
 
 def _text(
-    every: Sequence[Found], wrong: Sequence[Verdict], unused: Sequence[Unused], failed: Sequence[Answer]
+    every: Sequence[FileFindings], wrong: Sequence[Verdict], unused: Sequence[Unused], failed: Sequence[Answer]
 ) -> Iterator[str]:
     for one in every:
         yield from (

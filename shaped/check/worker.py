@@ -24,7 +24,7 @@ _PROGRAM = "import sys; from shaped.check.worker import main; main(sys.argv[1:])
 
 
 @dataclass(frozen=True)
-class Options:
+class CheckOptions:
     """What the proofs of a run have in common."""
 
     assume: tuple[str, ...] = ()
@@ -40,7 +40,7 @@ class Options:
         assume: Sequence[str] = (),
         static: Mapping[str, int | None] | None = None,
         factories: Sequence[str] = (),
-    ) -> "Options":
+    ) -> "CheckOptions":
         """A project's, and what a command adds to them."""
         sizes = {**project.static, **(static or {})}
         auto = sizes.pop("auto", 1) is None
@@ -57,7 +57,7 @@ class Answer:
     kept: bool = False  # from an earlier run
 
 
-def ask(job: Job, options: Options, seconds: float, keep: bool = True) -> Answer:
+def ask(job: Job, options: CheckOptions, seconds: float, keep: bool = True) -> Answer:
     """Check a file in a process of its own, unless nothing has changed since it was.
 
     Args:
@@ -111,7 +111,7 @@ def _digest(file: str | Path) -> str:
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
-def _key(job: Job, options: Options) -> str:
+def _key(job: Job, options: CheckOptions) -> str:
     """A file, what is asked of it, and the versions that answer."""
     asked = {"file": str(job.file.resolve()), "name": job.name, **asdict(options), "versions": versions()}
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:32]

@@ -36,7 +36,7 @@ _ALIKE = ("trainer.", "specs.")  # what the ranks hold the same of; all else is 
 
 
 @dataclass
-class Written:
+class WrittenFile:
     """What a rank wrote.
 
     Attributes:
@@ -126,7 +126,7 @@ def _unwritable(path: Path, error: Exception) -> CheckpointError:
 # -- writing -----------------------------------------------------------------------------------------------------------
 
 
-def _write_part(place: Path, tensors: Mapping[str, Tensor | Piece], peers: Peers) -> Written:
+def _write_part(place: Path, tensors: Mapping[str, Tensor | Piece], peers: Peers) -> WrittenFile:
     """Write this rank's share of the tensors."""
     from safetensors.torch import save_file
 
@@ -135,7 +135,7 @@ def _write_part(place: Path, tensors: Mapping[str, Tensor | Piece], peers: Peers
             f"{place.parent} is not the same folder on all ranks: rank {peers.rank} does not see {place.name}, which "
             "rank 0 made there; checkpoints need a file system that all ranks share"
         )
-    written = Written(part_name(peers.rank, peers.size))
+    written = WrittenFile(part_name(peers.rank, peers.size))
     owners, mine = _owners(tensors, peers.size), {}
     for name, tensor in tensors.items():
         if isinstance(tensor, Piece):
@@ -164,7 +164,7 @@ def _owners(tensors: Mapping[str, Tensor | Piece], ranks: int) -> dict[str, int]
     return owners
 
 
-def _write_rest(place: Path, data: Any, every: list[Written], about: Mapping[str, Any]) -> None:
+def _write_rest(place: Path, data: Any, every: list[WrittenFile], about: Mapping[str, Any]) -> None:
     """What rank 0 writes when all have: the other state, and the manifest."""
     tensors = _tensors(every)
     files.write_new(place / STATE, to_json(data))
@@ -182,7 +182,7 @@ def _write_rest(place: Path, data: Any, every: list[Written], about: Mapping[str
     files.flush(place)
 
 
-def _tensors(every: list[Written]) -> dict[str, Any]:
+def _tensors(every: list[WrittenFile]) -> dict[str, Any]:
     """Dtype, shape and pieces of each tensor.
 
     Raises:

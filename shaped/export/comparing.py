@@ -12,7 +12,7 @@ from shaped.export.subject import Subject
 
 
 @dataclass(frozen=True)
-class Held:
+class Compared:
     """At which sizes of the free names two programs were compared, and their largest relative difference."""
 
     sizes: tuple[dict[str, int], ...]
@@ -25,7 +25,7 @@ def hold(
     fits: Callable[[Sizes], bool],
     run: Callable[[Sequence[Tensor]], Sequence[Tensor]],
     what: str,
-) -> Held:
+) -> Compared:
     """Run both at the first sizes and at others.
 
     Raises:
@@ -53,7 +53,7 @@ def hold(
                 raise _differs(found, sizes, f"{what} gives another {name} at {at}: {difference:.2g} off")
             largest = max(largest, difference)
         compared.append({name: sizes[name] for name in found.free})
-    return Held(tuple(compared), largest)
+    return Compared(tuple(compared), largest)
 
 
 def relative(a: Tensor, b: Tensor) -> float:

@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 from shaped import files
 from shaped.arguments import OWN, checked
 from shaped.errors import ExportError
-from shaped.export.comparing import Held, hold
+from shaped.export.comparing import Compared, hold
 from shaped.export.program import exported, fits, line_of
 from shaped.export.subject import Forward, Owner, Subject, subject
 
@@ -91,7 +91,7 @@ def to_onnx(
     model = _translate(found, program, opset)
     _name_axes(found, program, model)
     content = _bytes(found, model)
-    held = _held_in_onnxruntime(found, content, held) if check else Held((), 0.0)
+    held = _held_in_onnxruntime(found, content, held) if check else Compared((), 0.0)
     try:
         files.replace(Path(path), content)
     except OSError as error:
@@ -224,7 +224,7 @@ def _bytes(found: Subject, model: Any) -> bytes:
     )
 
 
-def _held_in_onnxruntime(found: Subject, content: bytes, held: Held) -> Held:
+def _held_in_onnxruntime(found: Subject, content: bytes, held: Compared) -> Compared:
     """Run the file's content beside the function."""
     try:
         import onnxruntime

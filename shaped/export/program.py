@@ -19,7 +19,7 @@ from torch.fx import Node
 
 from shaped.arguments import OWN, checked
 from shaped.errors import ExportError, listing
-from shaped.export.comparing import Held, hold, random_inputs
+from shaped.export.comparing import Compared, hold, random_inputs
 from shaped.export.sizes import Sizes, example
 from shaped.export.subject import Forward, Owner, Subject, subject
 from shaped.shapes.dims import Dim as Size
@@ -70,7 +70,7 @@ def export_program(
     return exported(found)[0]
 
 
-def exported(found: Subject) -> tuple[ExportedProgram, Held]:
+def exported(found: Subject) -> tuple[ExportedProgram, Compared]:
     """The program, and how far it is from the function."""
     sizes = example(found.proof, found.known, found.free, fits(found))
     if sizes is None:

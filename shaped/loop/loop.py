@@ -21,7 +21,7 @@ from shaped.loop.hooks import Hooks
 from shaped.loop.listening import Listeners
 from shaped.loop.resuming import load_state, saved_state
 from shaped.loop.signals import Interrupted, Watch, Workers
-from shaped.loop.together import Stopped, Together
+from shaped.loop.together import LoopRanks, Stopped
 from shaped.metrics import MovingAverage, Scored, evaluate
 from shaped.params import ParamList
 from shaped.ranks import together
@@ -30,7 +30,7 @@ from shaped.trainer import ScalarTrainer
 _RECENT = 101  # step durations for the median; sorting more at each record would show in the step
 
 
-class Loop(Hooks, Listeners, Together):
+class Loop(Hooks, Listeners, LoopRanks):
     """Runs a trainer over data; on several ranks where the trainer is.
 
     Args:
@@ -74,7 +74,7 @@ class Loop(Hooks, Listeners, Together):
         whole("max_skips", max_skips, 1)
         Hooks.__init__(self)
         Listeners.__init__(self)
-        Together.__init__(self, trainer)
+        LoopRanks.__init__(self, trainer)
         self.trainer, self.schedule, self.metrics = trainer, scheduler(trainer, schedule), dict(metrics or {})
         self.specs = {None: trainer, **checked_specs(trainer, step, specs or {})}
         taken = {} if step is None else {None: step}

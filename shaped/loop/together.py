@@ -28,7 +28,7 @@ class Stopped(Exception):
 class Between:
     """Ends an evaluation at once where a signal has come, on all ranks."""
 
-    def __init__(self, loop: "Together", watch: Watch) -> None:
+    def __init__(self, loop: "LoopRanks", watch: Watch) -> None:
         self._loop, self._watch = loop, watch
 
     def asks(self) -> int:
@@ -42,7 +42,7 @@ class Between:
             raise Stopped
 
 
-class Together:
+class LoopRanks:
     """What a loop inherits to run on several ranks.
 
     Attributes:

@@ -14,4 +14,4 @@ from .options import Options as Options
 from .schedule_free import ScheduleFree as ScheduleFree
 from .sgd import SGD as SGD
 from .table import OPTIMIZERS as OPTIMIZERS
-from .updates import Update as Update
+from .updates import GroupUpdate as GroupUpdate

@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 
 from shaped.arguments import keyed
 from shaped.errors import StateError
-from shaped_kernels.calls import Call, Extras
+from shaped_kernels.calls import Extras, RuleCall
 from shaped_kernels.flat import block_of
 from shaped_kernels.fusion import take
 from shaped_kernels.rule import Rule, switches
@@ -34,11 +34,11 @@ from .averaging import swapped
 from .born import BornInterface
 from .byreference import by_reference, says_own_reference
 from .groups import check_flags, listed, named_like, read_group, refuse_no_sequence, unsupported
-from .loading import Target, checked_state, own_step
+from .loading import LoadTarget, checked_state, own_step
 from .options import Options, split_options
 from .shards import global_norm
 from .sorting import Sorting, sort
-from .updates import Group, Reading, Readings, Update, UpdatePlan, parameters_of
+from .updates import CheckedRule, CheckedRules, Group, GroupUpdate, UpdatePlan, parameters_of
 
 _grad: Callable[[Tensor], Tensor | None] = attrgetter("grad")
 # More sets of parameters than this taking turns, and the oldest plan is made again.
@@ -102,7 +102,7 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
         """
         return self.rule.of(group, self.options.store, self.options.moments == "8bit")
 
-    def rule_for(self, update: Update) -> Rule:
+    def rule_for(self, update: GroupUpdate) -> Rule:
         """The rule that an update is stepped by: its group's, or this class's own `reference`."""
         rule = self.rule_of(update.group)
         if not says_own_reference(type(self)):
@@ -122,7 +122,7 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
 
     def reference(
         self,
-        update: Update,
+        update: GroupUpdate,
         p: Tensor,
         g: Tensor,
         slots: tuple[Tensor, ...],
@@ -147,7 +147,7 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
 
     # The way in without `.grad`.
 
-    def updates(self, params: Sequence[Tensor] | None = None) -> list[Update]:
+    def updates(self, params: Sequence[Tensor] | None = None) -> list[GroupUpdate]:
         """Sort parameters into calls of the update rule.
 
         Args:
@@ -163,21 +163,21 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
         """
         return self._plan(params).updates
 
-    def read(self, params: Sequence[Tensor] | None = None) -> Readings:
+    def read(self, params: Sequence[Tensor] | None = None) -> CheckedRules:
         """Read and check the hyper-parameters of the next step, for `update` to take.
 
         Raises:
             ValueError: One is out of range, or one of `params` cannot be updated; nothing has changed.
         """
         plan = self._plan(params)
-        return Readings(plan, [u.admitted() for u in plan.updates])
+        return CheckedRules(plan, [u.admitted() for u in plan.updates])
 
     def update(
         self,
         grads: Sequence[Tensor],
         params: Sequence[Tensor] | None = None,
         found_inf: Tensor | None = None,
-        readings: Readings | None = None,
+        readings: CheckedRules | None = None,
         max_norm: float | None = None,
         norm: Tensor | None = None,
     ) -> None:
@@ -194,7 +194,7 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
         Raises:
             ValueError: A gradient does not fit, or a number has left its range; each is named, and nothing has changed.
         """
-        if not isinstance(readings, Readings | None):
+        if not isinstance(readings, CheckedRules | None):
             raise ValueError(f"readings is of type {type(readings).__name__}; it is what `read` returns")
         around = self.options.around(max_norm, found_inf=found_inf, keep=True, norm=norm)
         self._take(grads, params, around, readings)
@@ -208,7 +208,7 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
         grads: Sequence[Tensor],
         params: Sequence[Tensor] | None,
         extras: Extras,
-        readings: Readings | None = None,
+        readings: CheckedRules | None = None,
     ) -> None:
         if torch.compiler.is_dynamo_compiling():  # it breaks its graph here, as at every torch optimizer's step
             self._take_uncompiled(grads, params, extras, readings)
@@ -224,8 +224,8 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
                 u.adopt()
 
     def _ready(
-        self, grads: Sequence[Tensor], params: Sequence[Tensor] | None, readings: Readings | None, gather: bool
-    ) -> tuple[UpdatePlan, list[Call]]:
+        self, grads: Sequence[Tensor], params: Sequence[Tensor] | None, readings: CheckedRules | None, gather: bool
+    ) -> tuple[UpdatePlan, list[RuleCall]]:
         """Everything that can fail, before anything that mutates."""
         plan = self._plan(params)
         refuse_no_sequence("grads", grads)
@@ -246,9 +246,9 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
             self._plans.clear()  # the parameters were given another dtype or device
             return self._ready(grads, params, None, gather)
 
-    def _call(self, update: Update, grads: Sequence[Tensor], reading: Reading, gather: bool) -> Call:
+    def _call(self, update: GroupUpdate, grads: Sequence[Tensor], reading: CheckedRule, gather: bool) -> RuleCall:
         lr = update.group["lr"] if update.lr_on_device else None
-        return Call(reading.rule, update.lists, grads, reading.numbers, update.counted, lr, gather)
+        return RuleCall(reading.rule, update.lists, grads, reading.numbers, update.counted, lr, gather)
 
     @contextmanager
     def ahead(self, params: Sequence[Tensor] | None = None) -> Iterator[None]:
@@ -394,9 +394,9 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
         for done in self._optimizer_load_state_dict_post_hooks.values():
             done(self)
 
-    def _target(self) -> Target:
+    def _target(self) -> LoadTarget:
         name, optional = type(self).__name__, self._optional_keys
-        return Target(name, self.param_groups, self.defaults, optional, self._check_group, self.rule_of)
+        return LoadTarget(name, self.param_groups, self.defaults, optional, self._check_group, self.rule_of)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "options": self.options}
@@ -433,7 +433,7 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
             self._plans[key] = plan.witness(self.param_groups, self.state, self.rule_of)
         return plan
 
-    def adopt(self, update: Update) -> None:
+    def adopt(self, update: GroupUpdate) -> None:
         """Put what an update made into `state`, without undoing the plans it belongs to."""
         self._opt_called = True
         if not update.unsaved:

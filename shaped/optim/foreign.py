@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from .base import FusedOptimizer
 from .options import Options
 from .table import OPTIMIZERS
-from .updates import Readings, UpdatePlan, parameters_of
+from .updates import CheckedRules, UpdatePlan, parameters_of
 
 
 class Foreign(FusedOptimizer):
@@ -64,9 +64,9 @@ class Foreign(FusedOptimizer):
     def state(self, state: Any) -> None:
         self.inner.state = state
 
-    def read(self, params: Sequence[Tensor] | None = None) -> Readings:
+    def read(self, params: Sequence[Tensor] | None = None) -> CheckedRules:
         """Nothing: it reads its groups itself."""
-        return Readings(UpdatePlan(None, []), [])
+        return CheckedRules(UpdatePlan(None, []), [])
 
     def ahead(self, params: Sequence[Tensor] | None = None) -> Any:
         """Parameters stay where they are."""
@@ -77,7 +77,7 @@ class Foreign(FusedOptimizer):
         grads: Sequence[Tensor],
         params: Sequence[Tensor] | None = None,
         found_inf: Tensor | None = None,
-        readings: Readings | None = None,
+        readings: CheckedRules | None = None,
         max_norm: float | None = None,
         norm: Tensor | None = None,
     ) -> None:

@@ -47,7 +47,7 @@ class _Fitting:
 
 
 @dataclass(frozen=True)
-class Target:
+class LoadTarget:
     """What a state dict is held against.
 
     Attributes:
@@ -67,7 +67,7 @@ class Target:
     rule_of: RuleOf
 
 
-def checked_state(optimizer: Target, loaded: Mapping[str, Any]) -> tuple[list[dict[str, Any]], State]:
+def checked_state(optimizer: LoadTarget, loaded: Mapping[str, Any]) -> tuple[list[dict[str, Any]], State]:
     """Compare a state dict with an optimizer, and copy it into the optimizer's terms.
 
     Args:
@@ -128,7 +128,7 @@ def _reordered(group: Mapping[str, Any], theirs: Sequence[str], mine: Sequence[s
     return {**group, "params": [keys[name] for name in mine], **names}
 
 
-def _by_name(optimizer: Target, loaded: Mapping[str, Any]) -> Mapping[str, Any]:
+def _by_name(optimizer: LoadTarget, loaded: Mapping[str, Any]) -> Mapping[str, Any]:
     """A state dict with its parameters in our order, where both have names; otherwise the order is as it is."""
     saved, mine = loaded.get("param_groups", ()), optimizer.groups
     named, own = (bool(groups) and all("param_names" in g for g in groups) for groups in (saved, mine))
@@ -145,14 +145,14 @@ def _by_name(optimizer: Target, loaded: Mapping[str, Any]) -> Mapping[str, Any]:
     return loaded
 
 
-def _refuse(optimizer: Target, faults: list[str]) -> None:
+def _refuse(optimizer: LoadTarget, faults: list[str]) -> None:
     if faults:
         raise StateError(
             f"the state dict does not fit this {optimizer.name}; nothing was changed.\n  " + "\n  ".join(faults)
         )
 
 
-def _groups(optimizer: Target, loaded: Mapping[str, Any], faults: list[str]) -> list[dict[str, Any]]:
+def _groups(optimizer: LoadTarget, loaded: Mapping[str, Any], faults: list[str]) -> list[dict[str, Any]]:
     """Copies of the loaded groups that hold our parameters, with every fault noted."""
     faults += [f"{key}: missing" for key in ("state", "param_groups") if key not in loaded]
     if faults:
@@ -179,7 +179,7 @@ def _groups(optimizer: Target, loaded: Mapping[str, Any], faults: list[str]) -> 
     return groups
 
 
-def _number_faults(optimizer: Target, here: str, group: dict[str, Any]) -> list[str]:
+def _number_faults(optimizer: LoadTarget, here: str, group: dict[str, Any]) -> list[str]:
     try:
         optimizer.check(group)
     except ValueError as error:
@@ -187,7 +187,9 @@ def _number_faults(optimizer: Target, here: str, group: dict[str, Any]) -> list[
     return []
 
 
-def _entries(optimizer: Target, loaded: Mapping[str, Any], groups: list[dict[str, Any]], faults: list[str]) -> State:
+def _entries(
+    optimizer: LoadTarget, loaded: Mapping[str, Any], groups: list[dict[str, Any]], faults: list[str]
+) -> State:
     owner = {
         key: (p, group)
         for theirs, group in zip(loaded["param_groups"], groups, strict=True)

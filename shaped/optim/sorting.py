@@ -14,7 +14,7 @@ from shaped_kernels.rule import Rule
 
 from .options import Options
 from .shards import local, sharded
-from .updates import Group, Groups, Owner, RuleOf, Update, parameters_of
+from .updates import Group, Groups, GroupUpdate, RuleOf, RuleOwner, parameters_of
 
 _State = dict[Tensor, dict[str, Any]]
 
@@ -35,12 +35,12 @@ class Sorting:
     state: _State
     options: Options
     rule_of: RuleOf
-    owner: Owner
+    owner: RuleOwner
 
 
 @torch.inference_mode(False)  # state made under inference mode could not be updated outside it
 @torch.no_grad()
-def sort(by: Sorting, wanted: list[Tensor]) -> list[Update]:
+def sort(by: Sorting, wanted: list[Tensor]) -> list[GroupUpdate]:
     """Sort parameters into calls of the update rule.
 
     Args:
@@ -95,7 +95,7 @@ def _bucket(by: Sorting, rule: Rule, p: Tensor) -> tuple[Any, ...]:
 
 def _gather(
     by: Sorting, group: Group, rule: Rule, members: list[Tensor], count: float | None, indices: list[int]
-) -> Update:
+) -> GroupUpdate:
     fresh = count is None
     names, scaled = rule.slots, scale_names(rule)
     on_device = rule.has_kernels and choose_path(members[0].device) == "triton"
@@ -132,7 +132,7 @@ def _gather(
         for name, tensors in named.items()
         for i, p in enumerate(members)
     )
-    return Update(group, members, slots, step, fresh, indices, lists, named, counted, unsaved, by.owner)
+    return GroupUpdate(group, members, slots, step, fresh, indices, lists, named, counted, unsaved, by.owner)
 
 
 def _local(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -25,18 +25,18 @@ _values: Callable[[Any], Iterable[Any]] = methodcaller("values")
 _requires_grad: Callable[[Tensor], bool] = attrgetter("requires_grad")
 
 
-class Owner(Protocol):
+class RuleOwner(Protocol):
     """Whose updates they are."""
 
-    def rule_for(self, update: "Update") -> Rule:
+    def rule_for(self, update: "GroupUpdate") -> Rule:
         """The rule that an update is stepped by now."""
 
-    def adopt(self, update: "Update") -> None:
+    def adopt(self, update: "GroupUpdate") -> None:
         """Put an update's slots and step in the state."""
 
 
 @dataclass(frozen=True)
-class Reading:
+class CheckedRule:
     """A rule and its numbers as they were read from a group, and checked.
 
     Attributes:
@@ -49,7 +49,7 @@ class Reading:
 
 
 @dataclass(eq=False)
-class Update:
+class GroupUpdate:
     """Parameters that share hyper-parameters and step count: one call of an update rule.
 
     Attributes:
@@ -76,11 +76,11 @@ class Update:
     counted: Tensor = field(repr=False)
     # Whether some of `named` is not in the state yet.
     unsaved: bool = field(repr=False)
-    owner: Owner = field(repr=False)
+    owner: RuleOwner = field(repr=False)
 
     def __post_init__(self) -> None:
         self.sharded = any(map(sharded, self.params))
-        self._admitted: Reading | None = None
+        self._admitted: CheckedRule | None = None
 
     @property
     def ema(self) -> list[Tensor] | None:
@@ -105,14 +105,14 @@ class Update:
         """Put the slots and the step in `optimizer.state`, whoever counted."""
         self.owner.adopt(self)
 
-    def read(self) -> Reading:
+    def read(self) -> CheckedRule:
         """The rule and its numbers as they are in the group now; tensors are read.
 
         Raises:
             ValueError: One of them is out of range.
         """
         rule = self.rule
-        reading = Reading(rule, rule.read(self.group))
+        reading = CheckedRule(rule, rule.read(self.group))
         if reading != self._admitted:
             rule.check(reading.numbers)
             self._admitted = reading
@@ -124,7 +124,7 @@ class Update:
         lr, lists = self.group["lr"], self.lists
         return isinstance(lr, Tensor) and lists.path == "triton" and lr.device == lists.device
 
-    def admitted(self) -> Reading:
+    def admitted(self) -> CheckedRule:
         """The same as `read`; a learning rate on the device is read at the first step only: reading waits."""
         return self._admitted if self._admitted is not None and self.lr_on_device else self.read()
 
@@ -148,7 +148,7 @@ class UpdatePlan:
     requires a gradient, and every state tensor. That sees any way a user may replace one.
     """
 
-    def __init__(self, params: list[Tensor] | None, updates: list[Update]) -> None:
+    def __init__(self, params: list[Tensor] | None, updates: list[GroupUpdate]) -> None:
         self.updates = updates
         self.count = sum(len(update.params) for update in updates)
         self._in_order = len(updates) == 1 and updates[0].indices == list(range(self.count))
@@ -163,7 +163,7 @@ class UpdatePlan:
         self._state = [*_state_tensors(state)]
         return self
 
-    def share(self, update: Update, grads: Sequence[Tensor]) -> Sequence[Tensor]:
+    def share(self, update: GroupUpdate, grads: Sequence[Tensor]) -> Sequence[Tensor]:
         """The gradients of one update, this rank's shards of them where there are several ranks."""
         mine = grads if self._in_order else [grads[i] for i in update.indices]
         if not update.sharded:
@@ -187,11 +187,11 @@ class UpdatePlan:
 
 
 @dataclass(frozen=True)
-class Readings:
+class CheckedRules:
     """What each update of a set of parameters is stepped by: read and checked once, for the step that comes next."""
 
     plan: UpdatePlan
-    readings: list[Reading]
+    readings: list[CheckedRule]
 
 
 def _form(rule: Rule) -> tuple[tuple[str, ...], bool]:

@@ -1,6 +1,6 @@
 """A proof that begins at the sizes of a run, where the first proof does not admit them.
 
-The sizes are hints: the trace takes the branches that the run took and goes on to stand for all sizes that take them.
+The sizes are the size hints: the trace takes the branches that the run took, and stands for all sizes that take them.
 So each size stays the multiple, and the rest, that it was: n = 4*(n//4) + 1. Larger sizes of the same rests come first,
 since a branch of small ones alone is seldom what is missing.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from shaped.errors import ProofError
-from shaped.proof.attempts import Found, attempt_at
+from shaped.proof.attempts import FoundTrace, attempt_at
 from shaped.proof.branches import equal_at
 from shaped.proof.conditions import Condition
 from shaped.proof.plans import sizes_of, without_small_quotients
@@ -53,7 +53,7 @@ class Beginning:
     names: Sequence[str]
     plan: Plan
     parameters: AbstractSet[str]
-    conditions: Callable[[Found], list[Condition]]
+    conditions: Callable[[FoundTrace], list[Condition]]
     _known: dict[str, Alternative | Equality | None] = field(default_factory=dict)  # what was found of each branch
 
     def at(self, sizes: Sizes) -> Alternative | None:
@@ -66,16 +66,16 @@ class Beginning:
 
     def _starts(self, sizes: Sizes) -> Iterator[Plan]:
         """All sizes larger; those of 1 as numbers and the others larger, or as they are; small ones as numbers."""
-        free = [name for name in self.plan.hints if self.plan.is_free(name)]
+        free = [name for name in self.plan.size_hints if self.plan.is_free(name)]
         larger = dict(zip(free, (_PERIOD * n for n in _HIGHER), strict=False))
         ones, small = ({n: sizes[n] for n in free if sizes[n] <= most} for most in (1, 2))
         single = sorted((name for name in free if sizes[name] < _SMALL), key=sizes.__getitem__)
         starts = [({}, larger), (ones, larger), (ones, {}), *(({n: sizes[n]}, larger) for n in single), (small, {})]
         for fixed, more in starts:
-            hints = {name: sizes[name] + more.get(name, 0) for name in self.plan.hints}
+            size_hints = {name: sizes[name] + more.get(name, 0) for name in self.plan.size_hints}
             for name, divisor in self.plan.multiples.items():
-                hints[name] = sizes[name] // divisor.evaluate(sizes)
-            yield replace(self.plan, hints=hints, constants={**self.plan.constants, **fixed})
+                size_hints[name] = sizes[name] // divisor.evaluate(sizes)
+            yield replace(self.plan, size_hints=size_hints, constants={**self.plan.constants, **fixed})
 
     def _proved(self, plan: Plan, sizes: Sizes) -> Alternative | None:
         for _ in range(_EQUALITIES + 1):
@@ -94,7 +94,7 @@ class Beginning:
             plan = equal
         return None
 
-    def _stating(self, found: Found) -> Alternative | Equality | None:
+    def _stating(self, found: FoundTrace) -> Alternative | Equality | None:
         """What a trace needs, or the first two sizes that have to be equal."""
         try:
             return Alternative([*self._stated(found.plan), *self.conditions(found)], found.trace, found.plan)
@@ -103,7 +103,7 @@ class Beginning:
         except ProofError:
             return None
 
-    def _equal(self, fact: Any, found: Found, sizes: Sizes) -> Plan | None:
+    def _equal(self, fact: Any, found: FoundTrace, sizes: Sizes) -> Plan | None:
         """The plan under which the two sides are equal as they are at these sizes."""
         plans = equal_at(fact.args[0] - fact.args[1], 0, found.trace.world, found.plan)
         here = sizes_of(self.names, found.plan)
@@ -123,7 +123,7 @@ class Beginning:
         return [Condition(Term.of("==", Term.name(name), term)) for name, term in zip(changed, terms, strict=True)]
 
 
-def _branches_of(found: Found) -> str:
+def _branches_of(found: FoundTrace) -> str:
     """What was answered on the way; traces that answered the same need the same."""
     plan, world = found.plan, found.trace.world
     facts = sorted({world.show(question.fact) for question in found.trace.questions})

@@ -1,4 +1,4 @@
-"""Facts about whole numbers: what holds for every size, decided without looking at a hint.
+"""Facts about whole numbers: what holds for every size, decided without looking at a size hint.
 
 A difference of two sizes is brought to a polynomial in variables that are at least 0; it is at least 0 if no
 coefficient is negative. Floor divisions and remainders by numbers go first: s is written as period*j + rest, for each

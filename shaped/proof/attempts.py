@@ -9,14 +9,14 @@ from shaped.proof.explain import is_unprovable
 from shaped.proof.isolation import hush
 from shaped.proof.plans import divided, needed_multiple, repairs, sizes_of, splits, with_multiple
 from shaped.proof.setting import Setting
-from shaped.proof.symbolic import Plan, World, hint
+from shaped.proof.symbolic import Plan, World, size_hint
 from shaped.proof.trace import Recorder, Trace, trace
 from shaped.shapes import Dim
 
 _DIVISIONS = 6  # traces from one set of sizes
 
 
-class Found(NamedTuple):
+class FoundTrace(NamedTuple):
     """A trace that went through, under a plan."""
 
     trace: Trace
@@ -31,10 +31,10 @@ class Failure(NamedTuple):
     recorder: Recorder
 
 
-def attempts(setting: Setting, names: Sequence[str], plan: Plan, most: int) -> "Found | Failure":
-    """Trace until it goes through; where the hints were unlucky, repair them and try again.
+def attempts(setting: Setting, names: Sequence[str], plan: Plan, most: int) -> "FoundTrace | Failure":
+    """Trace until it goes through; where the size hints were unlucky, repair them and try again.
 
-    Unlucky is: not divisible, or in the wrong order. What a repaired hint decided comes back as a question and so
+    Unlucky is: not divisible, or in the wrong order. What a repaired size hint decided comes back as a question and so
     as a condition. If nothing helps, the failure of the attempt that got furthest is the one to explain.
     """
     failures: list[Failure] = []
@@ -50,7 +50,7 @@ def attempts(setting: Setting, names: Sequence[str], plan: Plan, most: int) -> "
         if len(plan.multiples) <= len(names):
             world.env.notice = partial(_substitute, world)
         try:
-            return Found(trace(setting, world, recorder), plan)
+            return FoundTrace(trace(setting, world, recorder), plan)
         except _Substitution as needed:
             whole = with_multiple(plan, needed.multiple)
             waiting[:0] = [whole, _as_it_was(whole, needed.multiple, world)]
@@ -58,13 +58,13 @@ def attempts(setting: Setting, names: Sequence[str], plan: Plan, most: int) -> "
             failures.append(Failure(error, world, recorder))
             if is_unprovable(error):
                 break
-            waiting.extend(repairs(world, plan))  # the user's own `assert seq <= 16` too may need other hints
+            waiting.extend(repairs(world, plan))  # the user's own `assert seq <= 16` too may need other size hints
         finally:
             hush()
     return max(failures, key=lambda failure: len(failure.recorder.steps))
 
 
-def attempt_at(setting: Setting, names: Sequence[str], plan: Plan) -> Found | None:
+def attempt_at(setting: Setting, names: Sequence[str], plan: Plan) -> FoundTrace | None:
     """Trace at the sizes that a plan has, each of them divided as it is there, until it goes through."""
     waiting, seen = [plan], set[str]()
     sizes = sizes_of(names, plan)
@@ -76,7 +76,7 @@ def attempt_at(setting: Setting, names: Sequence[str], plan: Plan) -> Found | No
         world = World(names, plan)
         world.env.notice = partial(_divide, world, sizes)
         try:
-            return Found(trace(setting, world, Recorder(world)), plan)
+            return FoundTrace(trace(setting, world, Recorder(world)), plan)
         except _Substitution as needed:
             waiting[:0] = filter(None, [divided(plan, needed.multiple, sizes)])
         except Exception as error:
@@ -89,11 +89,11 @@ def attempt_at(setting: Setting, names: Sequence[str], plan: Plan) -> Found | No
 def _as_it_was(by: Plan, multiple: tuple[str, Dim], world: World) -> Plan:
     """With the rest that the size had, where it was none: n = 4*(n//4) + 1."""
     name, divisor = multiple
-    sizes = {n: hint(value) for n, value in world.values.items()}
+    sizes = {n: size_hint(value) for n, value in world.values.items()}
     quotient, rest = divmod(sizes[name], divisor.evaluate(sizes))
     if rest == 0 or divisor.constant is None:
         return by
-    return replace(by, rests={**by.rests, name: rest}, hints={**by.hints, name: max(quotient, 2)})
+    return replace(by, rests={**by.rests, name: rest}, size_hints={**by.size_hints, name: max(quotient, 2)})
 
 
 class _Substitution(BaseException):

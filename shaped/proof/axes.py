@@ -1,8 +1,8 @@
 """The axes of parameters as they move through a program: split and merged by views, cut, repeated, contracted.
 
 A dimension of a tensor is a row of factors, the outermost first; one of size 1 has none. A factor knows which parts of
-parameters' axes lie along it. Sizes are compared by their hints (each name has one of its own) and kept as expressions,
-so that they can be told at the parameters' real sizes.
+parameters' axes lie along it. Sizes are compared by their size hints (each name has one of its own) and kept as
+expressions, so that they can be told at the parameters' real sizes.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,35 +11,35 @@ from typing import Any
 
 import sympy
 
-NONE: "frozenset[Part]" = frozenset()
+NONE: "frozenset[AxisPart]" = frozenset()
 
 
 @dataclass(eq=False)
-class Part:
+class AxisPart:
     """An axis of a parameter, a factor of one, or a stretch of one."""
 
     parameter: int
-    size: int  # at the hints
+    size: int  # at the size hints
     expr: Any
-    factors: "list[Part] | None" = None
-    stretches: "dict[tuple[int, int], Part]" = field(default_factory=dict)
+    factors: "list[AxisPart] | None" = None
+    stretches: "dict[tuple[int, int], AxisPart]" = field(default_factory=dict)
     ends: dict[tuple[int, int], tuple[Any, Any]] = field(default_factory=dict)
     cuts: dict[tuple[int, int], tuple[Any, Any]] = field(default_factory=dict)  # of what it makes, apart
     picked: set[int] = field(default_factory=set)  # entries that are taken out one by one
 
-    def stretch(self, start: tuple[int, Any], stop: tuple[int, Any]) -> "Part":
+    def stretch(self, start: tuple[int, Any], stop: tuple[int, Any]) -> "AxisPart":
         """A stretch of it."""
         key = (start[0], stop[0])
         if key not in self.stretches:
-            self.stretches[key] = Part(self.parameter, key[1] - key[0], stop[1] - start[1])
+            self.stretches[key] = AxisPart(self.parameter, key[1] - key[0], stop[1] - start[1])
             self.ends[key] = (start[1], stop[1])
         return self.stretches[key]
 
-    def leaves(self) -> "list[Part]":
+    def leaves(self) -> "list[AxisPart]":
         """Its factors' factors."""
         return [self] if self.factors is None else [leaf for part in self.factors for leaf in part.leaves()]
 
-    def everything(self) -> "Iterator[Part]":
+    def everything(self) -> "Iterator[AxisPart]":
         """Itself, its factors and its stretches, and theirs."""
         yield self
         for part in (*(self.factors or ()), *self.stretches.values()):
@@ -51,10 +51,10 @@ class Application:
     """One use of weights on activations: what each part of their axes is there."""
 
     node: Any
-    roles: dict[Part, str] = field(default_factory=dict)
+    roles: dict[AxisPart, str] = field(default_factory=dict)
     entrywise: bool = False  # multiplied entry by entry, not contracted
 
-    def note(self, parts: Iterable[Part], role: str) -> None:
+    def note(self, parts: Iterable[AxisPart], role: str) -> None:
         """Say what parts are here."""
         for part in parts:
             self.roles[part] = role
@@ -72,7 +72,7 @@ class Factor:
 
     size: int
     expr: Any
-    parts: frozenset[Part] = NONE
+    parts: frozenset[AxisPart] = NONE
     wide: bool = False
     uses: frozenset[Application] = frozenset()
 
@@ -91,7 +91,7 @@ def bare(dim: Dim) -> Dim:
 
 
 def size_of(dim: Dim) -> int:
-    """How long a dimension is, at the hints."""
+    """How long a dimension is, at the size hints."""
     total = 1
     for factor in dim:
         total *= factor.size
@@ -101,8 +101,8 @@ def size_of(dim: Dim) -> int:
 def split(factor: Factor, size: int, expr: Any) -> tuple[Factor, Factor] | None:
     """A factor as two, the outer one of this size; None where its parts are split otherwise."""
     rest, quotient = factor.size // size, sympy.cancel(factor.expr / expr)
-    outer: set[Part] = set()
-    inner: set[Part] = set()
+    outer: set[AxisPart] = set()
+    inner: set[AxisPart] = set()
     for part in factor.parts:
         found = _two(part, (size, expr), (rest, quotient)) if part.size == factor.size else None
         if found is None:
@@ -113,17 +113,17 @@ def split(factor: Factor, size: int, expr: Any) -> tuple[Factor, Factor] | None:
     return a, replace(factor, size=rest, expr=quotient, parts=frozenset(inner))
 
 
-def _two(part: Part, outer: tuple[int, Any], inner: tuple[int, Any]) -> tuple[Part, Part] | None:
+def _two(part: AxisPart, outer: tuple[int, Any], inner: tuple[int, Any]) -> tuple[AxisPart, AxisPart] | None:
     """A part's two factors; None where it was split otherwise."""
     if part.factors is None:
-        part.factors = [Part(part.parameter, *outer), Part(part.parameter, *inner)]
+        part.factors = [AxisPart(part.parameter, *outer), AxisPart(part.parameter, *inner)]
     first, second = part.factors
     if first.size == outer[0]:
         return first, second
     if first.size > outer[0] and first.size % outer[0] == 0 and first.factors is None:
-        within = Part(part.parameter, *inner)  # [3, heads*dh] of what was [3*heads, dh]
-        within.factors = [Part(part.parameter, first.size // outer[0], sympy.cancel(first.expr / outer[1])), second]
-        part.factors = [Part(part.parameter, *outer), within]
+        within = AxisPart(part.parameter, *inner)  # [3, heads*dh] of what was [3*heads, dh]
+        within.factors = [AxisPart(part.parameter, first.size // outer[0], sympy.cancel(first.expr / outer[1])), second]
+        part.factors = [AxisPart(part.parameter, *outer), within]
         return part.factors[0], within
     return None
 

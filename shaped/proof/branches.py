@@ -1,6 +1,6 @@
 """The branch that a trace did not take: is the program well-shaped there too?
 
-A trace answers each question by its hints and so takes one branch. If a fact is true for every size, or the other
+A trace answers each question by its size hints and so takes one branch. If a fact is true for every size, or the other
 branch goes through as well, the fact is no condition.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 import sympy
 
 from shaped.proof.arithmetic import holds, value_at
-from shaped.proof.plans import hints_where
+from shaped.proof.plans import size_hints_where
 from shaped.proof.symbolic import Plan, World
 
 Run = Callable[[Plan], World | None]  # the forward pass under a plan; None where it fails
@@ -85,7 +85,7 @@ class Branches:
 
 
 def opposite_plans(fact: Any, world: World, plan: Plan, given: Sequence[Any] = ()) -> list[Plan] | None:
-    """Plans under which a fact is false: other hints for an inequality; for `a != b` the few sizes, or a := b."""
+    """Plans under which a fact is false: other size hints for an inequality; for `a != b` the few sizes, or a := b."""
     if isinstance(fact, sympy.Ne):
         plans = _equal_plans(fact, world, plan)
         if plans is not None:
@@ -95,8 +95,8 @@ def opposite_plans(fact: Any, world: World, plan: Plan, given: Sequence[Any] = (
         return [replace(plan, constants={**plan.constants, **sizes}) for sizes in few]
     if isinstance(fact, sympy.Ne):
         return None
-    hints = hints_where(fact, world, plan, sympy.false, given)
-    return None if hints is None else [replace(plan, hints=hints)]
+    size_hints = size_hints_where(fact, world, plan, sympy.false, given)
+    return None if size_hints is None else [replace(plan, size_hints=size_hints)]
 
 
 def _equal_plans(fact: Any, world: World, plan: Plan) -> list[Plan] | None:
@@ -156,7 +156,7 @@ def _multiples(over: Any, under: Any, world: World, plan: Plan) -> list[Plan] | 
     name, divisor = world.symbols.get(over, ""), world.dim(under)
     if divisor is None or not plan.is_free(name) or name in divisor.names:
         return None
-    if not all(n in plan.hints or n in plan.constants for n in divisor.names):
+    if not all(n in plan.size_hints or n in plan.constants for n in divisor.names):
         return None
     some = replace(plan, multiples={**plan.multiples, name: divisor})
     return [some, replace(some, constants={**some.constants, some.quotient(name): 1})]
@@ -165,13 +165,21 @@ def _multiples(over: Any, under: Any, world: World, plan: Plan) -> list[Plan] | 
 def together(base: Plan, a: Plan, b: Plan) -> Plan | None:
     """Two changes of one plan at once; None where they concern the same name."""
     changes = [
-        {name for kind in ("hints", "constants", "equal") for name in _changed(getattr(base, kind), getattr(p, kind))}
+        {
+            name
+            for kind in ("size_hints", "constants", "equal")
+            for name in _changed(getattr(base, kind), getattr(p, kind))
+        }
         for p in (a, b)
     ]
     if changes[0] & changes[1]:
         return None
-    hints = {**base.hints, **_changed(base.hints, a.hints), **_changed(base.hints, b.hints)}
-    return replace(base, hints=hints, constants={**a.constants, **b.constants}, equal={**a.equal, **b.equal})
+    size_hints = {
+        **base.size_hints,
+        **_changed(base.size_hints, a.size_hints),
+        **_changed(base.size_hints, b.size_hints),
+    }
+    return replace(base, size_hints=size_hints, constants={**a.constants, **b.constants}, equal={**a.equal, **b.equal})
 
 
 def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:

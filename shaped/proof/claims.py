@@ -21,7 +21,7 @@ from torch import SymInt, Tensor
 from shaped.errors import SignatureError, Source
 from shaped.proof.source import Place, is_users
 from shaped.proof.symbolic import World
-from shaped.shapes import TensorSpec, dtype_name, is_tensor_annotation, read_tensor, resolve_hints
+from shaped.shapes import TensorSpec, dtype_name, is_tensor_annotation, read_tensor, resolve_annotations
 
 
 @dataclass(frozen=True)
@@ -138,10 +138,10 @@ def _argument_specs(frame: FrameType) -> tuple[str, Mapping[str, TensorSpec]]:
     if getattr(function, "__code__", None) is not frame.f_code or function is None:
         return name, {}
     try:
-        hints = resolve_hints(function)
+        annotations = resolve_annotations(function)
     except SignatureError:
         return name, {}
-    specs = {argument: _spec(hint) for argument, hint in hints.items() if argument != "return"}
+    specs = {argument: _spec(hint) for argument, hint in annotations.items() if argument != "return"}
     return name, {argument: spec for argument, spec in specs.items() if spec is not None}
 
 

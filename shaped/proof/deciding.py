@@ -80,10 +80,10 @@ def _explore(setting: Setting, assume: Sequence[str], static: Mapping[str, int],
     from shaped.proof.attempts import Failure, attempts
     from shaped.proof.isolation import proving
     from shaped.proof.keeping import keeping
-    from shaped.proof.search import Search
+    from shaped.proof.search import ProofSearch
 
     with following(way), proving(), keeping(setting.signature.function, setting.call, setting.strategy):
-        search = Search(setting, assume, static)
+        search = ProofSearch(setting, assume, static)
         found = attempts(setting, search.names, search.initial_plan(), 1 + len(search.names))
     if isinstance(found, Failure):
         course = found.world.env.course

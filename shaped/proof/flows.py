@@ -13,8 +13,8 @@ import torch
 from torch import SymInt, Tensor
 from torch.fx import Node
 
-from shaped.proof.axes import Application, Dim, Part, bare, joined, plain, same_factors, size_of
-from shaped.proof.symbolic import hint
+from shaped.proof.axes import Application, AxisPart, Dim, bare, joined, plain, same_factors, size_of
+from shaped.proof.symbolic import size_hint
 
 Source = Literal["constant", "weight", "looked up", "activation"]
 _SAME = {"clone", "alias", "detach", "_to_copy", "lift_fresh_copy", "lift_fresh", "contiguous", "positive", "neg"}
@@ -61,8 +61,10 @@ class Notes:
 
     applications: list[Application] = field(default_factory=list)
     first_guess: list[Application] = field(default_factory=list)  # where weights meet constants or other weights
-    bonds: list[tuple[Part, Part]] = field(default_factory=list)  # contracted with each other, before activations
-    looked_up: set[Part] = field(default_factory=set)
+    bonds: list[tuple[AxisPart, AxisPart]] = field(
+        default_factory=list
+    )  # contracted with each other, before activations
+    looked_up: set[AxisPart] = field(default_factory=set)
     added: set[int] = field(default_factory=set)
     scaled: set[int] = field(default_factory=set)
     lost: dict[int, Node] = field(default_factory=dict)  # parameters that go through what is not understood
@@ -76,8 +78,10 @@ def name_of(node: Node) -> str:
 
 
 def sizes_of(value: Any) -> list[tuple[int, Any]]:
-    """The sizes of a tensor: at the hints, and as expressions."""
-    return [(hint(n), n.node.expr) if isinstance(n, SymInt) else (int(n), sympy.Integer(int(n))) for n in value.shape]
+    """The sizes of a tensor: at the size hints, and as expressions."""
+    return [
+        (size_hint(n), n.node.expr) if isinstance(n, SymInt) else (int(n), sympy.Integer(int(n))) for n in value.shape
+    ]
 
 
 def joint(flows: Iterable[Flow]) -> tuple[Source, frozenset[int]]:

@@ -16,7 +16,7 @@ from shaped.proof.flows import (
     joint,
     sizes_of,
 )
-from shaped.proof.symbolic import hint
+from shaped.proof.symbolic import size_hint
 
 Size = tuple[int, Any]
 
@@ -35,7 +35,7 @@ def sized(argument: Any) -> Size:
     """A size that is given as a number, as a symbolic size, or as a node for one."""
     value: Any = argument.meta.get("val") if isinstance(argument, Node) else argument
     if isinstance(value, SymInt):
-        return hint(value), value.node.expr
+        return size_hint(value), value.node.expr
     return int(value), sympy.Integer(int(value))
 
 

@@ -1,4 +1,4 @@
-"""From what a trace asked to another plan: divisible hints, hints in another order, dim = heads*(dim//heads)."""
+"""From what a trace asked to another plan: divisible size hints, or others in order, dim = heads*(dim//heads)."""
 
 import itertools
 import math
@@ -44,7 +44,9 @@ def divided(plan: Plan, multiple: tuple[str, Dim], sizes: Mapping[str, int]) -> 
             return replace(plan, constants={**plan.constants, name: sizes[name]})
         return replace(plan, equal={**plan.equal, name: divisor})
     rests |= {name: rest} if rest else {}
-    return replace(plan, multiples={**others, name: divisor}, rests=rests, hints={**plan.hints, name: quotient})
+    return replace(
+        plan, multiples={**others, name: divisor}, rests=rests, size_hints={**plan.size_hints, name: quotient}
+    )
 
 
 def without_small_quotients(plan: Plan) -> Plan:
@@ -75,9 +77,9 @@ def sizes_of(names: Iterable[str], plan: Plan) -> dict[str, int] | None:
         elif name in plan.multiples:
             dim = plan.multiples[name]
             by = dim.evaluate({n: size(n, (*before, name)) for n in dim.names})
-            sizes[name] = by * plan.constants.get(plan.quotient(name), plan.hints[name]) + plan.rests.get(name, 0)
+            sizes[name] = by * plan.constants.get(plan.quotient(name), plan.size_hints[name]) + plan.rests.get(name, 0)
         else:
-            sizes[name] = plan.hints[name]
+            sizes[name] = plan.size_hints[name]
         return sizes[name]
 
     try:
@@ -117,13 +119,13 @@ def repairs(world: World, plan: Plan) -> list[Plan]:
             over, under = atom.args
             name = world.symbols.get(over)
             base = name or next((world.symbols[s] for s in over.free_symbols if s in world.symbols), None)
-            if base in plan.hints and base not in plan.multiples and base not in _names(under, world):
+            if base in plan.size_hints and base not in plan.multiples and base not in _names(under, world):
                 divisor = world.dim(under)
                 if divisor is None:
                     continue
                 by = with_multiple(plan, (str(base), divisor))
                 number = int(under) if under.is_Integer else 1
-                own = plan.hints[str(base)] % number  # as where a run went through
+                own = plan.size_hints[str(base)] % number  # as where a run went through
                 rests = sorted(range(1, number if number <= _RESTS else 1), key=partial(ne, own))
                 others = [replace(by, rests={**by.rests, str(base): rest}) for rest in rests]
                 whole = [by] * (name is not None or under.is_Integer)
@@ -132,13 +134,13 @@ def repairs(world: World, plan: Plan) -> list[Plan]:
                 plans += finer
             elif under.is_Integer and 1 < int(under) < 10**6:
                 factor = int(under)
-                if any(hint % factor for hint in plan.hints.values()):
-                    divisible = {n: h * factor // math.gcd(h, factor) for n, h in plan.hints.items()}
-                    plans.append(replace(plan, hints=divisible))
+                if any(hint % factor for hint in plan.size_hints.values()):
+                    divisible = {n: h * factor // math.gcd(h, factor) for n, h in plan.size_hints.items()}
+                    plans.append(replace(plan, size_hints=divisible))
     for question in reversed(world.env.asked):
-        hints = hints_where(question.fact, world, plan, sympy.false)
-        if hints is not None and not isinstance(question.fact, sympy.Eq | sympy.Ne):
-            plans.append(replace(plan, hints=hints))
+        size_hints = size_hints_where(question.fact, world, plan, sympy.false)
+        if size_hints is not None and not isinstance(question.fact, sympy.Eq | sympy.Ne):
+            plans.append(replace(plan, size_hints=size_hints))
     return plans + rests_only
 
 
@@ -155,7 +157,7 @@ def _finer(over: Any, under: int, world: World, plan: Plan) -> list[Plan]:
     return []
 
 
-def hints_where(
+def size_hints_where(
     fact: Any, world: World, plan: Plan, wanted: Any, given: Sequence[Any] = ()
 ) -> Mapping[str, int] | None:
     """Hints that make a relation over sizes true or false and keep what is given; None if none are found.
@@ -172,12 +174,12 @@ def hints_where(
     count = _DRAWS if len(symbols) > 2 or len(more) > len(symbols) else 0
     draws = ([generator.choice((*_TRIED, *_MORE)) for _ in more] for _ in range(count))
     for names, sizes in itertools.chain(((symbols, s) for s in grid), ((more, s) for s in draws)):
-        chosen = {**world.hints, **dict(zip(names, sizes, strict=True))}
+        chosen = {**world.size_hints, **dict(zip(names, sizes, strict=True))}
         kept = all(value_at(g, chosen) == sympy.true for g in given if g.free_symbols <= set(chosen))
         if kept and len(set(sizes)) == len(sizes) and value_at(fact, chosen) == wanted:
             base = {plan.quotient(name): name for name in plan.multiples}
             changed = {world.symbols[s]: size for s, size in zip(names, sizes, strict=True)}
-            return {**plan.hints, **{base.get(name, name): size for name, size in changed.items()}}
+            return {**plan.size_hints, **{base.get(name, name): size for name, size in changed.items()}}
     return None
 
 
@@ -194,12 +196,12 @@ def needed_multiple(fact: Any, number: bool, world: World) -> tuple[str, Dim] | 
         alone = next((s for s in over.free_symbols if (over - s).is_Integer), None) if number else None
         over = over if alone is None else alone
         name = world.symbols.get(over)
-        if name is None or name not in plan.hints or name in plan.multiples or name in plan.constants:
+        if name is None or name not in plan.size_hints or name in plan.multiples or name in plan.constants:
             continue
         if name in _names(under, world) or world.env.replace(over) != over:
             continue
         divisor = world.dim(under)
-        if divisor is not None and all(n in plan.hints or n in plan.constants for n in _names(under, world)):
+        if divisor is not None and all(n in plan.size_hints or n in plan.constants for n in _names(under, world)):
             return name, divisor
     return None
 

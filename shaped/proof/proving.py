@@ -101,10 +101,10 @@ def prove_setting(
     from shaped.proof.isolation import heard_once, proving
     from shaped.proof.keeping import keeping
     from shaped.proof.ranks import prove_ranks
-    from shaped.proof.search import Search
+    from shaped.proof.search import ProofSearch
 
     roots = setting.signature.function, setting.call, setting.strategy
     with proving(), keeping(*roots) as kept, heard_once(kept.printing):
         if setting.signature.axes:
             return prove_ranks(setting, assume, static)
-        return Search(setting, assume, static).proof()
+        return ProofSearch(setting, assume, static).proof()

@@ -7,7 +7,7 @@ from dataclasses import replace
 from shaped.errors import ProofError, SignatureError, Unprovable
 from shaped.proof.conditions import Condition
 from shaped.proof.proof import Proof
-from shaped.proof.search import Search
+from shaped.proof.search import ProofSearch
 from shaped.proof.setting import Setting
 from shaped.shapes import Term
 
@@ -28,7 +28,7 @@ def prove_ranks(setting: Setting, assume: Sequence[str], static: Sequence[str] |
     for ranks in itertools.product(range(MOST_AXES + 1), repeat=len(names)):
         at = replace(setting, signature=setting.signature.at_ranks(dict(zip(names, ranks, strict=True))))
         try:
-            proofs[ranks] = Search(at, assume, static).proof()
+            proofs[ranks] = ProofSearch(at, assume, static).proof()
         except (ProofError, Unprovable) as error:
             where = _where(names, ranks)
             raise type(error)(f"{error.title[:-1]} where {where}{error.title[-1]}", error.source, error.goal) from None

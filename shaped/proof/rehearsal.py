@@ -40,7 +40,7 @@ _VALUES = re.compile(
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Rehearsed:
     """What plain torch makes of a program at some sizes."""
 
     error: Exception | None
@@ -73,7 +73,7 @@ def rehearse(
         raise ProofError(f"`{name}` does not return what it declares.", None, goal)
 
 
-def run_for_real(setting: Setting, sizes: Mapping[str, int], seed: int = 0) -> Outcome | None:
+def run_for_real(setting: Setting, sizes: Mapping[str, int], seed: int = 0) -> Rehearsed | None:
     """Run on real numbers; None where the tensors would have too many elements, or less than none."""
     shapes = [[int(dim.evaluate(sizes)) for dim in entry.spec.dims] for entry in setting.signature.entries]
     if min((n for shape in shapes for n in shape), default=0) < 0 or sum(map(math.prod, shapes)) > _ELEMENTS:
@@ -96,8 +96,8 @@ def run_for_real(setting: Setting, sizes: Mapping[str, int], seed: int = 0) -> O
     except Unprovable:
         raise
     except Exception as error:  # torch's, about values, or the user's own
-        return Outcome(error, "")
-    return Outcome(None, _differs(results, setting, sizes))
+        return Rehearsed(error, "")
+    return Rehearsed(None, _differs(results, setting, sizes))
 
 
 def is_about_values(error: Exception) -> bool:

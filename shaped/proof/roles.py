@@ -13,7 +13,7 @@ from torch import SymInt, Tensor
 from torch.fx import GraphModule, Node
 
 from shaped.proof import contractions  # noqa: F401  # its rules
-from shaped.proof.axes import Application, Dim, Factor, Part
+from shaped.proof.axes import Application, AxisPart, Dim, Factor
 from shaped.proof.flows import BATCH, IN, INDEX, OUT, Flow, Notes, Walk, name_of, sizes_of
 from shaped.proof.motions import write
 from shaped.roles import Role, Roles
@@ -23,13 +23,13 @@ from shaped_kernels.matrices import Axes
 def read_roles(graph: GraphModule, names: Sequence[str], shapes: Sequence[Sequence[int]], *, inner: bool) -> Roles:
     """The roles of a forward graph's first inputs; `inner` says that the program differentiates within itself."""
     walk = Walk()
-    roots: list[list[Part]] = []
+    roots: list[list[AxisPart]] = []
     for i, node in enumerate(node for node in graph.graph.nodes if node.op == "placeholder"):
         value = node.meta.get("val")
         if not isinstance(value, Tensor):
             continue
         if i < len(names):
-            parts = [Part(i, *size) for size in sizes_of(value)]
+            parts = [AxisPart(i, *size) for size in sizes_of(value)]
             roots.append(parts)
             dims: tuple[Dim, ...] = tuple(
                 (Factor(part.size, part.expr, frozenset({part})),) if part.size > 1 else () for part in parts
@@ -55,7 +55,7 @@ def _plain(value: Tensor) -> list[Dim]:
     return [() if size == 1 else (Factor(size, expr),) for size, expr in sizes_of(value)]
 
 
-def _real_sizes(roots: Sequence[Sequence[Part]], shapes: Sequence[Sequence[int]]) -> dict[Any, int]:
+def _real_sizes(roots: Sequence[Sequence[AxisPart]], shapes: Sequence[Sequence[int]]) -> dict[Any, int]:
     """What each symbol is at the parameters' sizes."""
     known: dict[Any, int] = {}
     facts = [(part.expr, int(size)) for parts, shape in zip(roots, shapes, strict=True)
@@ -131,7 +131,7 @@ class _Verdict:
             return True
         return not (isinstance(flow, Flow) and flow.source == "weight")
 
-    def role(self, index: int, name: str, shape: tuple[int, ...], roots: Sequence[Part]) -> Role:
+    def role(self, index: int, name: str, shape: tuple[int, ...], roots: Sequence[AxisPart]) -> Role:
         """One parameter's."""
         everything = [[*root.everything()] for root in roots]
         mine = {part for parts in everything for part in parts}
@@ -155,7 +155,7 @@ class _Verdict:
             return Role(name, shape, "ambiguous", None, f"its axes are not followed through `{name_of(node)}`")
         return self._of_matrix(index, name, shape, roots, said, uses)
 
-    def _forward(self, uses: Sequence[Application], roots: Sequence[Part]) -> list[Application]:
+    def _forward(self, uses: Sequence[Application], roots: Sequence[AxisPart]) -> list[Application]:
         """Where the program differentiates within itself, products with a transposed weight are of its gradients."""
         first = next((use for use in uses if IN in use.roles.values()), None)
         if first is None:
@@ -163,11 +163,11 @@ class _Verdict:
         return [use for use in uses if not self._turned(first, use, roots)]
 
     @staticmethod
-    def _turned(first: Application, other: Application, roots: Sequence[Part]) -> bool:
+    def _turned(first: Application, other: Application, roots: Sequence[AxisPart]) -> bool:
         pairs = [(first.roles.get(root), other.roles.get(root)) for root in roots]
         return any({a, b} == {IN, OUT} for a, b in pairs)
 
-    def _of_axis(self, root: Part, parts: Iterable[Part], uses: Sequence[Application]) -> set[str]:
+    def _of_axis(self, root: AxisPart, parts: Iterable[AxisPart], uses: Sequence[Application]) -> set[str]:
         """Every role that some part of an axis has."""
         return {use.roles[part] for use in uses for part in parts if part in use.roles}
 
@@ -176,7 +176,7 @@ class _Verdict:
         index: int,
         name: str,
         shape: tuple[int, ...],
-        roots: Sequence[Part],
+        roots: Sequence[AxisPart],
         said: Sequence[set[str]],
         uses: Sequence[Application],
     ) -> Role:
@@ -220,7 +220,7 @@ class _Verdict:
         return "scale", None, "used entry by entry"
 
     def _factors(
-        self, root: Part, size: int, uses: Sequence[Application], among: bool
+        self, root: AxisPart, size: int, uses: Sequence[Application], among: bool
     ) -> "tuple[tuple[tuple[int, str], ...], tuple[int, ...]] | str":
         """An axis as factors with roles, and where it is cut into unequal parts; or what is ambiguous of it."""
         leaves = [(leaf, self._role_of(root, leaf, uses)) for leaf in root.leaves()]
@@ -247,7 +247,7 @@ class _Verdict:
             return tuple(made), lengths
         return tuple(made), ()
 
-    def _role_of(self, root: Part, leaf: Part, uses: Sequence[Application]) -> set[str]:
+    def _role_of(self, root: AxisPart, leaf: AxisPart, uses: Sequence[Application]) -> set[str]:
         """The roles of a factor: in each use its own, or that of what it is a factor of, or of a stretch of that."""
         above = _path(root, leaf)
         found: set[str] = set()
@@ -259,7 +259,7 @@ class _Verdict:
                 found |= {use.roles[part] for part in root.everything() if part in use.roles}
         return found - {INDEX}
 
-    def _lengths(self, root: Part, size: int) -> tuple[int, ...]:
+    def _lengths(self, root: AxisPart, size: int) -> tuple[int, ...]:
         """The lengths of parts that an axis is cut into without rest; () where there are none."""
         ends = [*root.cuts.values(), *root.ends.values()]
         places = {(self._at(a), self._at(b)) for a, b in ends}
@@ -279,7 +279,7 @@ class _Verdict:
         return int(value) if value.is_Integer else None
 
 
-def _path(root: Part, leaf: Part) -> list[Part]:
+def _path(root: AxisPart, leaf: AxisPart) -> list[AxisPart]:
     """From an axis down to one of its factors."""
     if root is leaf:
         return [root]

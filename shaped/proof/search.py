@@ -16,11 +16,11 @@ from shaped.arguments import whole
 from shaped.errors import Goal, ProofError, SignatureError, Source, nearest
 from shaped.proof.alternatives import Beginning, Equality
 from shaped.proof.arithmetic import divides, divisions, holds, holds_exactly
-from shaped.proof.attempts import Failure, Found, attempts
+from shaped.proof.attempts import Failure, FoundTrace, attempts
 from shaped.proof.branches import Branches, Settled, together
 from shaped.proof.conditions import Assumption, Condition, follows
 from shaped.proof.explain import explain
-from shaped.proof.plans import hints_where
+from shaped.proof.plans import size_hints_where
 from shaped.proof.proof import Proof, count_operations, forward_graph
 from shaped.proof.refuting import PRIMES, fails_at, refuses, refuted, small_sizes
 from shaped.proof.rehearsal import rehearse
@@ -28,13 +28,13 @@ from shaped.proof.relations import effort, in_one, plainly, weakest, without_max
 from shaped.proof.setting import Setting
 from shaped.proof.small import EXCLUDED, needed_of_small, small_dimensions, small_expressions
 from shaped.proof.statement import Alternative, Fails, held
-from shaped.proof.symbolic import Plan, Question, World, hint
+from shaped.proof.symbolic import Plan, Question, World, size_hint
 from shaped.proof.trace import Trace, expression, run_forward
 from shaped.proof.trials import Trials
 from shaped.shapes import Dim, Term
 
 # Hints are 48 times a prime: far from 0 and 1, no small multiple of each other, and divisible by the usual head counts,
-# so that the first trace mostly goes through. What a hint decided is always read back as a question.
+# so that the first trace mostly goes through. What a size hint decided is always read back as a question.
 _HINT = 48
 _ATTEMPTS = 8  # plans tried before a failure is believed
 _STARTS = 3  # sets of concrete sizes tried for a failure
@@ -45,7 +45,7 @@ _SMALL, _LARGE, _NEAR = 30, 4096, 6  # numbers that the program compares sizes w
 _RESTS = 8  # divisors up to this one are tried at every rest
 
 
-class Search:
+class ProofSearch:
     """One search: what is traced, what is assumed, and which names are static."""
 
     def __init__(self, setting: Setting, assume: Sequence[str], static: Sequence[str] | Mapping[str, int]) -> None:
@@ -105,18 +105,18 @@ class Search:
     # -- finding a trace that goes through -------------------------------------------------------------------------
 
     def initial_plan(self) -> Plan:
-        """Where the search begins: hints, sizes that are static, and what is assumed."""
+        """Where the search begins: size hints, sizes that are static, and what is assumed."""
         free = [name for name in self.names if name not in self.static]
-        hints = {
+        size_hints = {
             name: _HINT * PRIMES[i % len(PRIMES)] + _HINT * 109 * (i // len(PRIMES)) for i, name in enumerate(free)
         }
-        plan = Plan(hints, dict(self.static))
+        plan = Plan(size_hints, dict(self.static))
         for assumption in self.assumptions:
             plan = self._assume(plan, assumption)
         return plan
 
     def _assume(self, plan: Plan, assumption: Assumption) -> Plan:
-        """Put an assumption into the plan by substitution; an inequality orders the hints."""
+        """Put an assumption into the plan by substitution; an inequality orders the size hints."""
         if assumption.divisor is not None and assumption.divisor[0] not in plan.constants:
             name, divisor = assumption.divisor
             return replace(plan, multiples={**plan.multiples, name: divisor})
@@ -127,10 +127,10 @@ class Search:
             if dim.constant is not None:
                 return replace(plan, constants={**plan.constants, name: dim.constant})
             return replace(plan, equal={**plan.equal, name: dim})
-        if not assumption.condition.holds(plan.hints):
+        if not assumption.condition.holds(plan.size_hints):
             world = World(self.names, plan)
-            hints = hints_where(world.fact(assumption.term), world, plan, sympy.true)
-            return replace(plan, hints=hints) if hints else plan
+            size_hints = size_hints_where(world.fact(assumption.term), world, plan, sympy.true)
+            return replace(plan, size_hints=size_hints) if size_hints else plan
         return plan
 
     def _stated(self, plan: Plan) -> Alternative:
@@ -155,7 +155,7 @@ class Search:
             raise self._refuted(needed.error, trials, plan, found.trace.world, needed.asked) from None
 
     def _beginning(self) -> Beginning:
-        def conditions(found: Found) -> list[Condition]:
+        def conditions(found: FoundTrace) -> list[Condition]:
             self._runs = 0
             return self._conditions(found.trace, found.plan)
 
@@ -339,7 +339,7 @@ class Search:
         """The plan, with other sizes at 1 where a condition forces it (seq <= context); None where one excludes it."""
         for _ in range(len(self.names) + 1):
             world = World(self.names, plan)
-            sizes = {name: hint(value) for name, value in world.values.items()}
+            sizes = {name: size_hint(value) for name, value in world.values.items()}
             stated = [*conditions, *(a.condition for a in self.assumptions)]
             broken = [c for c in stated if set(c.names) <= set(sizes) and not c.holds(sizes)]
             if not broken:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from shaped.proof.conditions import Condition
 from shaped.proof.missing import excluding, relations
-from shaped.proof.symbolic import Plan, hint
+from shaped.proof.symbolic import Plan, size_hint
 from shaped.proof.trace import Trace
 from shaped.proof.trials import Trials
 from shaped.shapes import Term
@@ -39,7 +39,7 @@ class Alternative:
     @property
     def admits_its_own(self) -> bool:
         """Whether its conditions hold at the sizes that it was traced with."""
-        return self.admits({name: hint(value) for name, value in self.found.world.values.items()})
+        return self.admits({name: size_hint(value) for name, value in self.found.world.values.items()})
 
 
 class Fails(Exception):

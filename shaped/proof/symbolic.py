@@ -1,6 +1,6 @@
 """The symbolic world: sizes that stand for every size, tensors without data, and what torch asked of them.
 
-Each dimension name gets its own symbol with its own hint, so `hidden == pixels` is never true by accident. Every
+Each dimension name gets its own symbol with its own size hint, so `hidden == pixels` is never true by accident. Every
 question that torch or the user's Python asks about sizes goes through `_Questions.evaluate_expr`: it reads guards.
 """
 
@@ -37,7 +37,7 @@ class Plan:
     A name in none of the mappings is a symbol of its own, at least 2 (tracers specialise on 0 and 1).
     """
 
-    hints: Mapping[str, int]  # a size for each name, used only to pick the branch that is traced first
+    size_hints: Mapping[str, int]  # a size for each name, used only to pick the branch that is traced first
     constants: Mapping[str, int] = field(default_factory=dict)
     equal: Mapping[str, Dim] = field(default_factory=dict)  # assumed: classes == hidden
     multiples: Mapping[str, Dim] = field(default_factory=dict)  # dim % heads == 0, as dim := heads * (dim//heads)
@@ -50,14 +50,16 @@ class Plan:
 
     def is_free(self, name: str) -> bool:
         """Whether a name is a symbol of its own."""
-        return not any(name in taken for taken in (self.constants, self.equal, self.multiples)) and name in self.hints
+        return (
+            not any(name in taken for taken in (self.constants, self.equal, self.multiples)) and name in self.size_hints
+        )
 
 
 @dataclass(frozen=True)
 class Question:
-    """Something that was asked about sizes and could only be answered by looking at the hints."""
+    """Something that was asked about sizes and could only be answered by looking at the size hints."""
 
-    fact: sympy.Basic  # the answer as a relation that is true at the hints
+    fact: sympy.Basic  # the answer as a relation that is true at the size hints
     source: Source | None  # no frame: a question outlives the trace
 
 
@@ -83,7 +85,7 @@ class _Questions(ShapeEnv):
         self._settled: dict[sympy.Basic, sympy.Basic] = {}
         self.decided: dict[sympy.Basic, Any] = {}  # all that was asked, also what is so for every size of at least 2
         self.refuse: Callable[[sympy.Basic, Place | None], Exception] | None = None
-        # Told of each fact that only the hints could decide, and of each size that is read as a number.
+        # Told of each fact that only the size hints could decide, and of each size that is read as a number.
         self.notice: Callable[[sympy.Basic, bool], None] | None = None
         way = way_under_way()
         self.course = Course(way) if way is not None else None
@@ -164,7 +166,7 @@ _INSTEAD = {  # for what Python makes a plain number of, whatever we do
 
 
 class NegativeSize(RuntimeError):
-    """A tensor's size is below 0 at the hints."""
+    """A tensor's size is below 0 at the size hints."""
 
 
 class World:
@@ -184,7 +186,7 @@ class World:
         self.mode = RememberingMode(self.env)
         self.symbols: dict[sympy.Symbol, str] = {}  # torch's symbol to the name it stands for
         self.values: dict[str, int | SymInt] = {}
-        self.hints: dict[sympy.Symbol, int] = {}
+        self.size_hints: dict[sympy.Symbol, int] = {}
         self._terms: dict[Any, Term] = {}
         for name in self.names:
             self._value(name)
@@ -201,24 +203,24 @@ class World:
         elif name in plan.multiples:
             quotient = plan.quotient(name)
             divisor = self._evaluate(plan.multiples[name])
-            self.values[quotient] = self._symbol(quotient, plan.constants.get(quotient), plan.hints[name])
+            self.values[quotient] = self._symbol(quotient, plan.constants.get(quotient), plan.size_hints[name])
             value = divisor * self.values[quotient] + plan.rests.get(name, 0)
         else:
-            value = self._symbol(name, None, plan.hints[name])
+            value = self._symbol(name, None, plan.size_hints[name])
         self.values[name] = value
         return self.values[name]
 
     def _evaluate(self, dim: Dim) -> Any:
         return dim.evaluate({name: self._value(name) for name in dim.names})
 
-    def _symbol(self, name: str, constant: int | None, hint: int) -> int | SymInt:
+    def _symbol(self, name: str, constant: int | None, size_hint: int) -> int | SymInt:
         if constant is not None:
             return constant
         source = ConstantSource(f"dim_{len(self.symbols)}")
-        symbol = self.env.create_symbol(hint, source, dynamic_dim=DimDynamic.DYNAMIC, constraint_dim=None)
+        symbol = self.env.create_symbol(size_hint, source, dynamic_dim=DimDynamic.DYNAMIC, constraint_dim=None)
         self.symbols[symbol] = name
-        self.hints[symbol] = hint
-        return self.env.create_symintnode(symbol, hint=hint, source=source)
+        self.size_hints[symbol] = size_hint
+        return self.env.create_symintnode(symbol, hint=size_hint, source=source)
 
     def tensors(
         self, entries: Sequence[Entry], dtypes: Sequence[torch.dtype], mask: Sequence[bool], device: torch.device
@@ -294,9 +296,14 @@ class World:
         for size, source in list(self.mode.sizes.items()):
             size = whole(size)
             fact = sympy.Ge(size, 0)
-            if size.is_nonnegative or not size.free_symbols <= set(self.hints) or holds(fact) or holds(fact, asked):
+            if (
+                size.is_nonnegative
+                or not size.free_symbols <= set(self.size_hints)
+                or holds(fact)
+                or holds(fact, asked)
+            ):
                 continue
-            negative = bool(size.subs(self.hints) < 0)
+            negative = bool(size.subs(self.size_hints) < 0)
             self.env.asked.append(Question(sympy.Lt(size, 0) if negative else fact, source))
             if negative:
                 raise NegativeSize(f"a tensor has the size {self.show(size)}, which is negative")
@@ -347,7 +354,7 @@ class World:
         return replaced
 
 
-def hint(size: Any) -> int:
+def size_hint(size: Any) -> int:
     """A size's number in this trace."""
     return size if isinstance(size, int) else int(size.node.hint)
 

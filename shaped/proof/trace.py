@@ -402,7 +402,7 @@ def check_result(actual: Any, declared: TensorSpec, world: World, own: dict[str,
         expected = dim.evaluate({**world.values, **own})
         if not world.same(expected, size):
             wanted_equal = sympy.Eq(expression(size), expression(expected), evaluate=False)
-            world.env.answers.append((wanted_equal, False))  # other hints may divide better
+            world.env.answers.append((wanted_equal, False))  # other size hints may divide better
             raise ResultMismatch(shown, wanted, f"{world.show(size)} = {dim}", "")
     if actual.dtype not in declared.dtypes:
         name = dtype_name(actual.dtype)

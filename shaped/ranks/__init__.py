@@ -6,7 +6,7 @@ from shaped.ranks.join import abandon as abandon
 from shaped.ranks.join import join as join
 from shaped.ranks.join import leave as leave
 from shaped.ranks.join import say as say
-from shaped.ranks.layout import Layout as Layout
+from shaped.ranks.layout import Placement as Placement
 from shaped.ranks.layout import units as units
 from shaped.ranks.peers import ALONE as ALONE
 from shaped.ranks.peers import Peers as Peers

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Layout:
+class Placement:
     """How one tensor lies over the ranks.
 
     Attributes:

@@ -39,7 +39,7 @@ from shaped.workflow import (
     split,
 )
 from shaped.workflow.assembly import make_optimizer
-from shaped.workflow.networks import MLP, mlp_logits, mlp_loss
+from shaped.workflow.networks import TabularMLP, mlp_logits, mlp_loss
 from shaped.workflow.population import set_groups
 from shaped.workflow.registry import data
 
@@ -91,10 +91,12 @@ class Learner:
         return {"accuracy": right.double().mean().item(), "loss": mlp_loss(params, x, y).item()}
 
 
-def fresh(table: Table, seed: int, device: str = "cpu") -> MLP:
+def fresh(table: Table, seed: int, device: str = "cpu") -> TabularMLP:
     """New parameters at a table's sizes."""
     sizes = table.sizes
-    return MLP.init(features=sizes["features"], hidden=HIDDEN, classes=sizes["classes"], seed=seed, device=device)
+    return TabularMLP.init(
+        features=sizes["features"], hidden=HIDDEN, classes=sizes["classes"], seed=seed, device=device
+    )
 
 
 def train(settings: Settings) -> Outcome:

@@ -11,7 +11,7 @@ from shaped.shapes.annotations import dims as dims
 from shaped.shapes.annotations import dtype_name as dtype_name
 from shaped.shapes.annotations import is_tensor_annotation as is_tensor_annotation
 from shaped.shapes.annotations import read_tensor as read_tensor
-from shaped.shapes.annotations import resolve_hints as resolve_hints
+from shaped.shapes.annotations import resolve_annotations as resolve_annotations
 from shaped.shapes.annotations import spell as spell
 from shaped.shapes.annotations import split_annotated as split_annotated
 from shaped.shapes.binding import Binding as Binding

@@ -178,7 +178,7 @@ def annotated_part(function: Callable[..., Any]) -> Callable[..., Any]:
     return inner if inspect.isroutine(inner) or isinstance(inner, type) else type(inner).__call__
 
 
-def resolve_hints(owner: type | Callable[..., Any]) -> dict[str, Any]:
+def resolve_annotations(owner: type | Callable[..., Any]) -> dict[str, Any]:
     """Annotations as objects, strings resolved; SignatureError names one that does not resolve."""
     owner = annotated_part(owner)
     name = getattr(owner, "__qualname__", str(owner))

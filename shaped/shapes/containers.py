@@ -12,7 +12,15 @@ from functools import cached_property
 from typing import Any, get_args, get_origin
 
 from shaped.errors import ShapeError, SignatureError
-from shaped.shapes.annotations import Entry, Origin, TensorSpec, is_tensor_annotation, read_tensor, resolve_hints, spell
+from shaped.shapes.annotations import (
+    Entry,
+    Origin,
+    TensorSpec,
+    is_tensor_annotation,
+    read_tensor,
+    resolve_annotations,
+    spell,
+)
 
 
 @dataclass(frozen=True)
@@ -88,10 +96,10 @@ def read_container(annotation: Any, path: str, where: str, origin: Origin = None
     fields = _fields(base, get_args(annotation), where)
     if fields is None:
         raise SignatureError(f"{where}: `{spell(annotation)}` {_REMEDY[_holds_many(base)]}")
-    hints, make, form = fields
-    names = [(hint, path + form.format(key)) for key, hint in hints.items()]
+    annotations, make, form = fields
+    names = [(hint, path + form.format(key)) for key, hint in annotations.items()]
     parts = tuple(read_container(hint, name, f"{where}, `{name}`", origin) for hint, name in names)
-    return Container(path, base.__name__, None, parts, tuple(hints), make, origin)
+    return Container(path, base.__name__, None, parts, tuple(annotations), make, origin)
 
 
 _REMEDY = {
@@ -113,14 +121,14 @@ def _fields(
         return {str(i): part for i, part in enumerate(arguments)}, tuple, "[{}]"
     if not (typing.is_typeddict(base) or dataclasses.is_dataclass(base) or hasattr(base, "_fields")):
         return None
-    hints = resolve_hints(base)
+    annotations = resolve_annotations(base)
     if typing.is_typeddict(base):
         if base.__optional_keys__:
             optional = ", ".join(sorted(base.__optional_keys__))
             raise SignatureError(f"{where}: `{spell(base)}` may lack {optional}; a signature is fixed")
-        return hints, lambda parts: dict(zip(hints, parts, strict=True)), '["{}"]'
+        return annotations, lambda parts: dict(zip(annotations, parts, strict=True)), '["{}"]'
     if dataclasses.is_dataclass(base):
         make: Any = base
         names = [field.name for field in dataclasses.fields(base) if field.init]
-        return {n: hints[n] for n in names}, lambda parts: make(**dict(zip(names, parts, strict=True))), ".{}"
-    return {name: hints.get(name) for name in base._fields}, lambda parts: base(*parts), ".{}"
+        return {n: annotations[n] for n in names}, lambda parts: make(**dict(zip(names, parts, strict=True))), ".{}"
+    return {name: annotations.get(name) for name in base._fields}, lambda parts: base(*parts), ".{}"

@@ -17,7 +17,7 @@ from shaped.shapes.annotations import (
     TensorSpec,
     annotated_part,
     is_tensor_annotation,
-    resolve_hints,
+    resolve_annotations,
     without_none,
 )
 from shaped.shapes.containers import Container, read_container
@@ -194,17 +194,17 @@ def read_signature(function: Callable[..., Any], structures: Mapping[str, Struct
         parameters = inspect.signature(bare).parameters.values()
     except ValueError:
         raise SignatureError(f"`{name}` is built in and says nothing of its shapes: wrap it in a function") from None
-    hints = resolve_hints(target)
+    annotations = resolve_annotations(target)
     origin = _origin(target)
     arguments: list[Argument] = []
     wrong: list[SignatureError] = []
     for parameter in parameters:
         try:
-            arguments.append(_argument(parameter, hints, name, origin, structures or {}))
+            arguments.append(_argument(parameter, annotations, name, origin, structures or {}))
         except SignatureError as error:
             wrong.append(error)
     try:
-        returns = _returns(hints, name)
+        returns = _returns(annotations, name)
     except SignatureError as error:
         wrong.append(error)
     if wrong:
@@ -220,7 +220,7 @@ def read_signature(function: Callable[..., Any], structures: Mapping[str, Struct
 
 def _argument(
     parameter: inspect.Parameter,
-    hints: Mapping[str, Any],
+    annotations: Mapping[str, Any],
     function: str,
     origin: Origin,
     structures: Mapping[str, Structure],
@@ -231,18 +231,18 @@ def _argument(
         raise SignatureError(f"{where}: name each argument instead of {stars}{parameter.name}; a signature is fixed")
     keyword = parameter.kind is parameter.KEYWORD_ONLY
     structure = structures.get(parameter.name)
-    if structure is None and inspect.ismethod(layout := getattr(hints.get(parameter.name), "layout", None)):
+    if structure is None and inspect.ismethod(layout := getattr(annotations.get(parameter.name), "layout", None)):
         structure = layout()  # a ParamList class
     if structure is not None and not structure.entries:
         raise SignatureError(f"{where}: {structure.name} declares no entries; annotate with the class that is passed")
     if structure is not None:
         return Argument(parameter.name, "parameters", structure.entries, structure, keyword=keyword)
-    if parameter.name not in hints:
+    if parameter.name not in annotations:
         raise SignatureError(
             f'{where} has no annotation; write for example `{parameter.name}: Float[Tensor, "batch features"]`'
         )
     default = None if parameter.default is parameter.empty else parameter.default
-    annotation, optional = without_none(hints[parameter.name])
+    annotation, optional = without_none(annotations[parameter.name])
     if isinstance(default, Tensor):
         raise SignatureError(f"{where} is bound to a tensor already: prove the function, and pass the tensor to it")
     tensor, has_default = is_tensor_annotation(annotation), parameter.default is not parameter.empty
@@ -277,10 +277,10 @@ def _holds_tensors(annotation: Any) -> bool:
         return False
 
 
-def _returns(hints: Mapping[str, Any], name: str) -> Container:
-    if "return" not in hints:
+def _returns(annotations: Mapping[str, Any], name: str) -> Container:
+    if "return" not in annotations:
         raise SignatureError(f'`{name}` has no return annotation; a loss returns Float[Tensor, ""]')
-    return read_container(hints["return"], "result", f"`{name}`, its result")
+    return read_container(annotations["return"], "result", f"`{name}`, its result")
 
 
 def _origin(function: Callable[..., Any]) -> Origin:

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from shaped.shapes.annotations import annotated_part, resolve_hints
+from shaped.shapes.annotations import annotated_part, resolve_annotations
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -33,7 +33,7 @@ def worn(
         wrapper.__code__ = wrapper.__code__.replace(**place)  # type: ignore[attr-defined]
     wrapper.__name__, wrapper.__qualname__ = original.__name__, original.__qualname__
     wrapper.__module__, wrapper.__doc__ = original.__module__, function.__doc__
-    wrapper.__annotations__ = {**resolve_hints(function), **(annotations or {})}
+    wrapper.__annotations__ = {**resolve_annotations(function), **(annotations or {})}
     signature = inspect.signature(function)
     parameters = sorted([*signature.parameters.values(), *extra], key=lambda p: p.kind)
     wrapper.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]

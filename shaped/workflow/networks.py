@@ -12,7 +12,7 @@ from shaped.params import ParamList
 from shaped.workflow.models import ModelProvider
 
 
-class MLP(ParamList):
+class TabularMLP(ParamList):
     """Two layers with a rectifier between them."""
 
     w1: Float[Tensor, "features hidden"] = init.fan_in(gain=2.4)  # keeps the variance through relu
@@ -37,12 +37,12 @@ class Linear(ParamList):
     b: Float[Tensor, ""] = init.zeros()
 
 
-def mlp_logits(p: MLP, x: Float[Tensor, "batch features"]) -> Float[Tensor, "batch classes"]:
+def mlp_logits(p: TabularMLP, x: Float[Tensor, "batch features"]) -> Float[Tensor, "batch classes"]:
     """Logits of the classes."""
     return F.relu(x @ p.w1 + p.b1) @ p.w2 + p.b2
 
 
-def mlp_loss(p: MLP, x: Float[Tensor, "batch features"], y: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
+def mlp_loss(p: TabularMLP, x: Float[Tensor, "batch features"], y: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
     """Cross-entropy in nats."""
     return cross_entropy(mlp_logits(p, x), y)
 
@@ -69,7 +69,9 @@ def linear_loss(p: Linear, x: Float[Tensor, "batch features"], y: Float[Tensor, 
 
 def mlp_classifier(**defaults: Any) -> ModelProvider:
     """A two-layer network over a table, with `hidden` units (32), for classes."""
-    return ModelProvider(MLP, mlp_loss, predict=mlp_logits, name="mlp_classifier", defaults={"hidden": 32, **defaults})
+    return ModelProvider(
+        TabularMLP, mlp_loss, predict=mlp_logits, name="mlp_classifier", defaults={"hidden": 32, **defaults}
+    )
 
 
 def mlp_regressor(**defaults: Any) -> ModelProvider:

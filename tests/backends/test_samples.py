@@ -281,11 +281,11 @@ def test_a_number_that_the_function_reads_from_outside_is_followed(backend, monk
     full = tokens([4, 4], 4, 0)
     zeros, ones = ((full[1] != n).sum().item() for n in (0, 1))
     trainer.step(*full, lr=1.0)
-    assert trainer._shared.progress.weight.item() == zeros
+    assert trainer._shared.counters.weight.item() == zeros
     monkeypatch.setitem(globals(), "PAD", 1)
     trainer.step(*full, lr=1.0)
 
-    assert trainer._shared.progress.weight.item() == zeros + ones
+    assert trainer._shared.counters.weight.item() == zeros + ones
     assert trainer.count(*full) == ones
 
 
@@ -334,7 +334,7 @@ def test_a_count_goes_by_what_lies_outside_when_the_batch_comes(backend, monkeyp
     monkeypatch.setitem(globals(), "WEIGHT", 2 * heavier)
     trainer.step(*UNION, lr=1.0)
 
-    assert trainer._shared.progress.weight.item() == pytest.approx(3 * count)
+    assert trainer._shared.counters.weight.item() == pytest.approx(3 * count)
 
 
 def test_backends_are_compared_on_a_batch_without_samples_too():

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from shaped import ExecutorError, NonFiniteError, ParamList, ScalarTrainer, SignatureError
-from shaped.backends.step import Step
+from shaped.backends.step import TrainStep
 from shaped.optim import EMA, SGD, AdamW
 from tests.models import MLP, batch, mlp, mlp_loss
 
@@ -142,7 +142,7 @@ def test_a_skipped_step_is_counted_where_it_was_decided_and_changes_no_bit(path)
 
 
 def test_a_compiled_step_that_skips_never_asks_the_device(monkeypatch):
-    monkeypatch.setattr(Step, "asks", False)  # as on a GPU
+    monkeypatch.setattr(TrainStep, "asks", False)  # as on a GPU
     trainer = ScalarTrainer(mlp_loss, mlp(), backend="compiled", nonfinite="skip", max_norm=1.0)
     x, y = batch()
     trainer.adamw_step(x, y, lr=0.1)

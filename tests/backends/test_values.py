@@ -93,14 +93,14 @@ def test_a_class_that_is_not_there_is_an_error_in_every_pass_and_where_batches_a
     trainer = ScalarTrainer(mlp_loss, mlp(), backend="compiled", nonfinite="skip", accumulate=2)
     x, y = batch(4)
     trainer.adamw_step(x, y, lr=0.1)
-    before, progress = trainer.get_params(), trainer._shared.progress
-    means = [mean.clone() for mean in progress.means]
+    before, counters = trainer.get_params(), trainer._shared.counters
+    means = [mean.clone() for mean in counters.means]
     for call in (trainer.forward, trainer.backward, lambda *b: trainer.adamw_step(*b, lr=0.1)):
         with pytest.raises(ExecutorError, match="nll_loss takes indices"):
             call(x, y + 99)
 
-    assert all(map(torch.equal, [*trainer.params, *progress.means], [*before, *means]))
-    assert (trainer.steps, trainer.skipped, progress.waiting, float(progress.weight)) == (0, 0, 1, 4.0)
+    assert all(map(torch.equal, [*trainer.params, *counters.means], [*before, *means]))
+    assert (trainer.steps, trainer.skipped, counters.waiting, float(counters.weight)) == (0, 0, 1, 4.0)
 
 
 @pytest.mark.slow

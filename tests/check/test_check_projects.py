@@ -6,7 +6,17 @@ from pathlib import Path
 import pytest
 
 from shaped import cli
-from shaped.check import Job, Options, Project, Verdict, check_project, find_jobs, load, read_project, report_project
+from shaped.check import (
+    CheckOptions,
+    Job,
+    Project,
+    Verdict,
+    check_project,
+    find_jobs,
+    load,
+    read_project,
+    report_project,
+)
 from shaped.check.ignoring import ignored
 from shaped.check.sarif import as_sarif
 from shaped.check.settings import Project as Settings
@@ -135,7 +145,7 @@ def test_a_file_that_ends_its_process_or_hangs_harms_nothing_and_what_is_unchang
     (project / "checked_package" / "exits.py").write_text("import os, jaxtyping\nprint('noise')\nos._exit(3)\n")
     hangs = project / "hangs.py"
     hangs.write_text("import jaxtyping, time\ntime.sleep(1000)\n")
-    late = next(check_project([Job(hangs)], Options(root=str(project)), workers=1, seconds=1)).answer
+    late = next(check_project([Job(hangs)], CheckOptions(root=str(project)), workers=1, seconds=1)).answer
 
     assert late.failure == f"{hangs} took more than 1 s (--timeout)"
     assert cli.main(["check", "-j", "2"]) == 2
@@ -144,7 +154,7 @@ def test_a_file_that_ends_its_process_or_hangs_harms_nothing_and_what_is_unchang
     assert "proved      checked_package/names.py:5  twice  for all sizes\n" in out
     assert "exits.py: the process that checked it ended: exit status 3\n" in out
     assert out.endswith("\n2 proved, 0 not, 1 of 3 files could not be checked\n")
-    jobs, options = find_jobs(["checked_package/names.py"], read_project(project)), Options(root=str(project))
+    jobs, options = find_jobs(["checked_package/names.py"], read_project(project)), CheckOptions(root=str(project))
     again = [one.answer.kept for one in check_project(jobs, options, workers=1, seconds=300)]
     names = project / "checked_package" / "names.py"
     names.write_text(TWICE.replace('"a b"]:', '"b a"]:'))

@@ -16,7 +16,7 @@ from torch import Tensor
 from shaped import CheckpointCorrupt, CheckpointError, Checkpoints, Loop, RunLocked
 from shaped.checkpoint import read_checkpoint, together
 from shaped.checkpoint.together import write_together
-from shaped.ranks import ALONE, Layout, Peers, Piece
+from shaped.ranks import ALONE, Peers, Piece, Placement
 from tests.ranks.small import batches, loop_of
 from tests.ranks.threads import good, on_ranks, rank_of_thread
 
@@ -44,7 +44,7 @@ def test_pieces_of_any_tensor_on_any_number_of_ranks_are_the_whole(
     tmp_path_factory: pytest.TempPathFactory, ranks: int, shape: list[int], dtype: torch.dtype
 ) -> None:
     folder = tmp_path_factory.mktemp("pieces")
-    whole, layout = torch.randn(shape, dtype=dtype), Layout(tuple(shape), ranks)
+    whole, layout = torch.randn(shape, dtype=dtype), Placement(tuple(shape), ranks)
 
     def work(peers: Peers) -> Path:
         start, stop = layout.bounds(peers.rank)
@@ -142,7 +142,7 @@ def test_a_checkpoint_of_another_model_is_an_error_on_all_and_none_has_loaded_it
         try:
             checkpoints.resume(loop)
         except CheckpointError as error:
-            mine = slice(*Layout((3,), 2).bounds(peers.rank))  # what a piece puts back
+            mine = slice(*Placement((3,), 2).bounds(peers.rank))  # what a piece puts back
             return str(error), loop.trainer.params["w"].detach()[mine].clone()
         finally:
             checkpoints.close()

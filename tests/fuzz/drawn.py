@@ -3,7 +3,7 @@
 import random
 from dataclasses import dataclass
 
-from shaped.backends.settings import Sizes
+from shaped.backends.options import Sizes
 from tests.fuzz import layers, places  # noqa: F401  they enter their operations in the tables
 from tests.fuzz.drafts import OPERATIONS, Dim, Draft, Value, forms
 from tests.fuzz.operations import linear  # and so does its module

@@ -9,7 +9,7 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from shaped_kernels.adam import AdamRule
-from shaped_kernels.calls import Call, Extras
+from shaped_kernels.calls import Extras, RuleCall
 from shaped_kernels.launch_triton import launch
 from shaped_kernels.lion import LionRule
 from shaped_kernels.lists import TensorLists
@@ -48,7 +48,7 @@ def test_three_steps_in_triton_are_those_of_plain_torch_in_float64(
     lists, taken = TensorLists(params, slots, ema=average), torch.zeros((), device=DEVICE)
     for step in (1, 2, 3):
         grads = drawn(step)
-        launch([Call(rule, lists, lists.admit(grads), numbers, taken)], Extras(ema_decay=0.5), block=BLOCK)
+        launch([RuleCall(rule, lists, lists.admit(grads), numbers, taken)], Extras(ema_decay=0.5), block=BLOCK)
         exact, state = rule.plain_list(exact, [g.double() for g in grads], state, numbers, float(step))
 
     found = [*params, *(t for slot in slots.values() for t in slot)]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from shaped_kernels import lowmemory
 from shaped_kernels.adam import AdamRule
-from shaped_kernels.calls import Call
+from shaped_kernels.calls import RuleCall
 from shaped_kernels.fusion import take
 from shaped_kernels.lists import GROUP, TensorLists, scale_count
 from shaped_kernels.sgd import SgdRule
@@ -130,7 +130,7 @@ def test_triton_stores_as_torch_does(rule: str, store: Any, moments: Any, monkey
         scalars = (1e-2, 0.9, 0.999, 1e-8, 0.1) if rule == "adamw" else (1e-2, 0.9, 0.0, 0.1)
         for _ in range(2):
             grads = [torch.randn(s, generator=generator).to(torch.bfloat16) for s in sizes]
-            call = Call(chosen, lists, grads, scalars, taken)
+            call = RuleCall(chosen, lists, grads, scalars, taken)
             _ = take([call]) if path == "torch" else launch([call], block=1024)
         results.append(everything(lists))
     for ours, theirs in zip(*results, strict=True):
@@ -146,7 +146,11 @@ def test_a_parameter_of_any_layout_is_stored_in_fewer_bytes() -> None:
         given = state_for([p], "split", torch.float32)
         lists = TensorLists([p], **given)
         take(
-            [Call(AdamRule(True, store="split"), lists, [base * 0.5], (0.1, 0.9, 0.999, 1e-8, 0.1), torch.tensor(0.0))]
+            [
+                RuleCall(
+                    AdamRule(True, store="split"), lists, [base * 0.5], (0.1, 0.9, 0.999, 1e-8, 0.1), torch.tensor(0.0)
+                )
+            ]
         )
         runs.append(p.float())
 
@@ -162,7 +166,7 @@ def test_small_updates_are_lost_by_nearest_and_kept_by_the_others() -> None:
         taken = torch.tensor(0.0)
         chosen: Any = SgdRule(store=store)  # type: ignore[arg-type]
         for _ in range(64):
-            take([Call(chosen, lists, [torch.ones_like(p)], (2**-11, 0.0, 0.0, 0.0), taken)])
+            take([RuleCall(chosen, lists, [torch.ones_like(p)], (2**-11, 0.0, 0.0, 0.0), taken)])
         ends[store] = float(p.float().mean())
 
     assert ends["nearest"] == 1.0  # each update is an eighth of the gap to the next bfloat16

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shaped_kernels.tables import BLOCK, BLOCKS_PER_CHUNK, Table, chunk_rows
+from shaped_kernels.tables import BLOCK, BLOCKS_PER_CHUNK, AddressTable, chunk_rows
 
 
 @given(st.lists(st.tuples(st.integers(0, 3000), st.booleans()), max_size=12), st.sampled_from([16, 64]))
@@ -33,7 +33,7 @@ def test_offsets_beyond_32_bits_are_exact() -> None:
 
 
 def test_tables_are_made_again_only_when_something_moved() -> None:
-    table = Table([100, 40], torch.device("cpu"), block=16)
+    table = AddressTable([100, 40], torch.device("cpu"), block=16)
     p, g = [torch.zeros(100), torch.zeros(40)], [torch.zeros(100), torch.zeros(40)]
     table.point([p, g])
     addresses, chunks = table.addresses, table.chunks

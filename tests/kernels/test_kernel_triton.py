@@ -15,7 +15,7 @@ import triton.language as tl
 
 from shaped_kernels import adam_reference, adamw_, sgd_reference
 from shaped_kernels.adam import AdamRule
-from shaped_kernels.calls import NOTHING, Call, Extras
+from shaped_kernels.calls import NOTHING, Extras, RuleCall
 from shaped_kernels.dispatch import interpreting
 from shaped_kernels.launch_triton import launch
 from shaped_kernels.lists import TensorLists
@@ -77,7 +77,7 @@ def test_adam_in_triton_follows_the_reference_over_three_steps(
     for step in (1, 2, 3):
         grads = draw(dtype, step)
         rule = AdamRule(decoupled, maximize, amsgrad)
-        launch([Call(rule, lists, lists.admit(grads), tuple(RULE.values()), taken)], block=BLOCK)
+        launch([RuleCall(rule, lists, lists.admit(grads), tuple(RULE.values()), taken)], block=BLOCK)
         for i, g in enumerate(grads):
             exact[i], *new = reference(exact[i], g.double(), *state[i], step=step)
             state[i] = [slot for slot in new if slot is not None]
@@ -103,7 +103,7 @@ def test_sgd_in_triton_follows_the_reference_over_three_steps(
     for step in range(3):
         rule: dict[str, Any] = {"lr": 0.1, "momentum": momentum, "damp": 0.7 if step else 1.0, "weight_decay": 0.1}
         grads = draw(dtype, 1 + step)
-        call = Call(
+        call = RuleCall(
             SgdRule(nesterov, maximize, buffered=momentum > 0),
             lists,
             lists.admit(grads),
@@ -132,7 +132,7 @@ class Run:
         self.taken = count()
 
     def step(self, grads: list[Tensor], extras: Extras) -> tuple[Tensor | None, Tensor]:
-        call = Call(self.rule, self.lists, self.lists.admit(grads), self.scalars, self.taken)
+        call = RuleCall(self.rule, self.lists, self.lists.admit(grads), self.scalars, self.taken)
         return launch([call], extras, block=BLOCK)
 
     def everything(self) -> list[Tensor]:
@@ -220,7 +220,7 @@ def test_dtypes_that_are_mixed_move_in_one_step_under_one_norm() -> None:
     lists, taken = TensorLists(params, {"b": zeros(params)}), count()
     grads = [torch.full((5,), 2.0, dtype=kind, device=DEVICE) for kind in kinds]
     norm, _ = launch(
-        [Call(SgdRule(buffered=True), lists, grads, (0.5, 0.9, 0.0, 0.0), taken)], Extras(max_norm=1e9), block=BLOCK
+        [RuleCall(SgdRule(buffered=True), lists, grads, (0.5, 0.9, 0.0, 0.0), taken)], Extras(max_norm=1e9), block=BLOCK
     )
 
     assert float(taken) == 1.0
@@ -233,7 +233,7 @@ def test_amsgrad_in_triton_keeps_a_nan() -> None:
     p, g, m, v, top = (torch.ones(3, device=DEVICE) for _ in range(5))
     g[1] = float("nan")
     lists = TensorLists([p], {"m": [m], "v": [v], "u": [top]})
-    launch([Call(AdamRule(True, amsgrad=True), lists, [g], tuple(RULE.values()), count())], block=BLOCK)
+    launch([RuleCall(AdamRule(True, amsgrad=True), lists, [g], tuple(RULE.values()), count())], block=BLOCK)
 
     assert p.isnan().tolist() == [False, True, False]
     assert top.isnan().tolist() == [False, True, False]
@@ -243,7 +243,7 @@ def test_float32_moments_of_a_bfloat16_parameter_stay_float32_in_triton() -> Non
     p, g = (torch.ones(4, dtype=torch.bfloat16, device=DEVICE) for _ in range(2))
     m, v = torch.zeros(4, device=DEVICE), torch.zeros(4, device=DEVICE)
     lists = TensorLists([p], {"m": [m], "v": [v]})
-    launch([Call(AdamRule(True), lists, [g], (0.125, 0.9, 0.999, 1e-8, 0.0), count())], block=BLOCK)
+    launch([RuleCall(AdamRule(True), lists, [g], (0.125, 0.9, 0.999, 1e-8, 0.0), count())], block=BLOCK)
 
     assert p.tolist() == [0.875] * 4
     torch.testing.assert_close(m, torch.full((4,), 1 - 0.9, device=DEVICE))

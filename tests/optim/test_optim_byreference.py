@@ -10,7 +10,7 @@ from torch import Tensor
 
 from shaped import ParamList, ScalarTrainer
 from shaped.optim import SGD, AdamW
-from shaped.optim.updates import Update
+from shaped.optim.updates import GroupUpdate
 
 both = pytest.mark.parametrize("backend", ["eager", "compiled"])
 
@@ -35,7 +35,7 @@ class Switched(AdamW):
 
     def reference(
         self,
-        update: Update,
+        update: GroupUpdate,
         p: Tensor,
         g: Tensor,
         slots: tuple[Tensor, ...],
@@ -52,7 +52,7 @@ class Normed(SGD):
 
     def reference(
         self,
-        update: Update,
+        update: GroupUpdate,
         p: Tensor,
         g: Tensor,
         slots: tuple[Tensor, ...],

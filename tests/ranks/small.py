@@ -11,7 +11,7 @@ from torch import Tensor
 
 from shaped import Loop, ParamList, ScalarTrainer
 from shaped.data import Batches
-from shaped.ranks import Layout, Peers, Piece, Rows
+from shaped.ranks import Peers, Piece, Placement, Rows
 
 
 class Line(ParamList):
@@ -69,7 +69,7 @@ class Replica(ScalarTrainer):
             vars(self).update({name: thing for name, thing in vars(proved()).items() if name != "_shared"})
         self.own = Line(w=torch.zeros(3, dtype=torch.float64))
         self.among: tuple[Peers, Any] = (peers, None)
-        self.of = Layout((3,), peers.size).bounds(peers.rank)
+        self.of = Placement((3,), peers.size).bounds(peers.rank)
 
     @property
     def params(self) -> ParamList:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from shaped.ranks import Layout, units
+from shaped.ranks import Placement, units
 
 SHAPES = [(), (1,), (5,), (2, 3), (4, 0, 2), (3, 5, 2)]
 
@@ -11,7 +11,7 @@ SHAPES = [(), (1,), (5,), (2, 3), (4, 0, 2), (3, 5, 2)]
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 def test_the_parts_of_a_tensor_are_even_and_make_it_up(shape: tuple[int, ...], size: int) -> None:
-    layout = Layout(shape, size)
+    layout = Placement(shape, size)
     whole = torch.arange(1.0, 1.0 + layout.numel).reshape(shape)
     parts = [layout.cut(whole, rank) for rank in range(size)]
 
@@ -24,7 +24,7 @@ def test_the_parts_of_a_tensor_are_even_and_make_it_up(shape: tuple[int, ...], s
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 def test_bounds_are_the_entries_of_a_part_without_its_padding(shape: tuple[int, ...], size: int) -> None:
-    layout = Layout(shape, size)
+    layout = Placement(shape, size)
     whole = torch.arange(1.0, 1.0 + layout.numel).reshape(shape)
     entries = [whole.reshape(-1)[slice(*layout.bounds(rank))] for rank in range(size)]
 
@@ -35,7 +35,7 @@ def test_bounds_are_the_entries_of_a_part_without_its_padding(shape: tuple[int, 
 
 def test_a_part_is_a_tensor_of_its_own() -> None:
     whole = torch.ones(4)
-    part = Layout((4,), 2).cut(whole, 0)
+    part = Placement((4,), 2).cut(whole, 0)
     part.zero_()
 
     assert torch.equal(whole, torch.ones(4))

@@ -10,7 +10,7 @@ from jaxtyping import AbstractDtype, Bool, Float, Float32, Int, Key, Num, Shaped
 from torch import Tensor, nn
 
 from shaped import SignatureError, dims
-from shaped.shapes import Dim, compose, read_tensor, resolve_hints, spell, split_annotated
+from shaped.shapes import Dim, compose, read_tensor, resolve_annotations, spell, split_annotated
 from shaped.shapes.annotations import class_of
 
 DTYPES = sorted(
@@ -111,7 +111,7 @@ def test_a_string_that_does_not_resolve_is_refused_with_the_name() -> None:
     def loss(x: "Floaty[Tensor, 'a']") -> None: ...  # type: ignore[name-defined]
 
     with pytest.raises(SignatureError) as caught:
-        resolve_hints(loss)
+        resolve_annotations(loss)
 
     assert str(caught.value) == (
         f"`{loss.__qualname__}`: an annotation is a string that does not resolve (name 'Floaty' is not defined); "
@@ -123,7 +123,7 @@ def test_a_string_that_is_no_expression_is_refused() -> None:
     def loss(x: "Float[Tensor, ") -> None: ...  # type: ignore[valid-type]
 
     with pytest.raises(SignatureError, match="an annotation does not resolve: Forward reference must be an expression"):
-        resolve_hints(loss)
+        resolve_annotations(loss)
 
 
 def test_dims_says_which_of_its_names_cannot_be_read() -> None:

@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from shaped.arguments import checked, number, only_tensors
 from shaped.errors import ShapeError, SignatureError
 from shaped.params import ParamList
-from shaped.shapes import annotated_part, resolve_hints, worn
+from shaped.shapes import annotated_part, resolve_annotations, worn
 
 P = TypeVar("P", bound=ParamList)
 
@@ -147,8 +147,8 @@ def elastic(
 
 def _with_term(loss: Callable[..., Any], kind: type[ParamList], strength: float) -> Callable[..., Any]:
     """The sum as a function with the loss's own signature, save that its parameters are the list of three."""
-    hints, signature = resolve_hints(loss), inspect.signature(loss)
-    names = [name for name in signature.parameters if inspect.ismethod(getattr(hints.get(name), "layout", None))]
+    annotations, signature = resolve_annotations(loss), inspect.signature(loss)
+    names = [name for name in signature.parameters if inspect.ismethod(getattr(annotations.get(name), "layout", None))]
     if not names:
         raise SignatureError(f"`{annotated_part(loss).__name__}` has no argument that is a ParamList")
 

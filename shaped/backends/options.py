@@ -13,7 +13,7 @@ Nonfinite = Literal["raise", "skip"]
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainerOptions:
     """Options that both backends read; `ScalarTrainer` says what each means, and holds them to their kinds.
 
     Raises:

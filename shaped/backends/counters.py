@@ -12,7 +12,7 @@ from torch import Tensor
 from shaped.optim import FusedOptimizer
 
 
-class Progress:
+class Counters:
     """Counts of one run and the gradients that wait for its next update; trainers on two backends share one.
 
     Args:
