@@ -19,6 +19,7 @@ generators, and those that the data holds (kept.py).
 import copy
 import itertools
 import warnings
+import weakref
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
@@ -155,6 +156,7 @@ class Feed:
         self.index = int(state["index"]) if state else 0
         self._began: Any = state["generators"] if state else None  # generator states where the epoch began
         self.iterator: Iterator[Any] | None = None  # over the epoch, once it is open
+        self._held: Any = None
         self._last: Batch | None = None
         self._again = False  # the last batch is to come once more
         self._opened = used
@@ -204,7 +206,7 @@ class Feed:
 
     def _fetch(self) -> Batch | None:
         if self.iterator is None:
-            self.iterator = self._open()
+            self._hold(self._open())
         try:
             self.waiting = True
             item = next(self.iterator, self)
@@ -212,11 +214,24 @@ class Feed:
             if self._stateful:
                 with suppress(Exception):
                     self._inner = copy.deepcopy(self.data.state_dict())
-            self.iterator = None  # it is not to be trusted any more: the next call opens the data at this batch
+            self._hold(None)  # it is not to be trusted any more: the next call opens the data at this batch
             raise
         finally:
             self.waiting = False
         return None if item is self else self._batch(item)
+
+    def _hold(self, iterator: Iterator[Any] | None) -> None:
+        """Keep an iterator, and let it go after the feed and not with it.
+
+        A loop is part of a cycle. If the garbage collector finds a DataLoader's iterator within one, it takes the
+        queues first, and the workers hear of no end: whatever line runs then waits 5 seconds for each (torch 2.14).
+        """
+        if self._held is not None:
+            self._held.detach()
+        self.iterator = iterator
+        self._held = None if iterator is None else weakref.finalize(self, id, iterator)
+        if self._held is not None:
+            self._held.atexit = False
 
     def _batch(self, item: Any) -> Batch:
         batch = as_batch(item, f"batch {self.index} of epoch {self.epoch}")
@@ -237,7 +252,8 @@ class Feed:
         close = getattr(self.iterator, "close", None)
         if close is not None:
             close()
-        self.iterator, self._began, self._again = None, None, False
+        self._hold(None)
+        self._began, self._again = None, False
         self._own = self._own_now = self._inner = None
 
     def check_savable(self) -> None:

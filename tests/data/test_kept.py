@@ -1,10 +1,12 @@
 """Random state that the data keeps: a resumed run sees the rows that the uninterrupted one sees, in its order."""
 
+import gc
 import os
 import random
 import signal
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -180,6 +182,35 @@ def test_torchdatas_loader_works_as_it_is(workers: int, tmp_path: Path) -> None:
             test_a_resumed_run_sees_the_rows_of_the_uninterrupted_one("torchdata", stop, tmp_path / str(stop))
     finally:
         del KINDS["torchdata"]
+
+
+class Queued:
+    """As a DataLoader's iterator with workers: tells its queue of the end while the queue's own end has not come."""
+
+    def __init__(self, told: list[bool]) -> None:
+        self._queue = set[int]()
+        self._ended, self._told = weakref.finalize(self._queue, int), told
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        return ROWS[:4]
+
+    def __del__(self) -> None:
+        self._told.append(self._ended.alive)
+
+
+def test_an_epoch_that_is_left_ends_in_order_when_its_loop_is_dropped() -> None:
+    told: list[bool] = []
+    loop = job([])
+    loop.on_step(lambda _, loop=loop: None)  # a cycle
+    loop.run_steps(lambda _: Queued(told), 1)
+    assert not told
+    del loop
+    gc.collect()
+
+    assert told == [True]
 
 
 def test_workers_that_live_through_epochs_are_refused_where_the_run_is_saved(tmp_path: Path) -> None:
