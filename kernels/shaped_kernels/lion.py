@@ -85,6 +85,7 @@ class LionRule(Rule):
         Hyper("weight_decay", 0.0),
     )
     every_slot: ClassVar[tuple[str, ...]] = ("exp_avg",)
+    codes: ClassVar[tuple[torch.dtype, ...]] = (torch.int8,)
 
     maximize: bool = False
     decoupled_weight_decay: bool = True
@@ -129,8 +130,10 @@ class LionRule(Rule):
         return not self.cautious
 
     def kernels(self) -> Kernels:
-        """Those of lion_triton.py."""
+        """Those of lion_triton.py, or of lion8_triton.py for codes."""
+        from .lion8_triton import lion8_chunk
         from .lion_triton import lion_chunk
         from .rows_triton import lion_row
 
-        return Kernels(lion_row, lion_chunk, (self.decoupled_weight_decay, self.cautious_decay, self.maximize), 6)
+        switches = (self.decoupled_weight_decay, self.cautious_decay, self.maximize)
+        return Kernels(lion_row, lion8_chunk if self.eight_bit else lion_chunk, switches, 6)

@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 from torch import Tensor
 
@@ -38,13 +39,21 @@ class MatrixBlock:
     size: tuple[int, int, int]
     shape: tuple[int, ...]
 
+    def part(self, tensor: Tensor) -> Tensor:
+        """The part of the tensor that it is: a view."""
+        return tensor if self.axis < 0 else tensor.narrow(self.axis, self.start, self.length)
+
     def take(self, tensor: Tensor) -> Tensor:
         """The matrices, shape `size`: a view where the layout allows it."""
-        part = tensor if self.axis < 0 else tensor.narrow(self.axis, self.start, self.length)
+        part = self.part(tensor)
+        if len(self.factors) == 2 and self.size[0] == 1:  # a matrix as it is: one view, and not three
+            return (part if self.order == (0, 1) else part.mT)[None]
         return part.reshape(self.factors).permute(self.order).reshape(self.size)
 
     def put(self, matrices: Tensor) -> Tensor:
         """The part of the tensor that these matrices are: what `take` undoes."""
+        if len(self.factors) == 2 and self.size[0] == 1:
+            return matrices[0] if self.order == (0, 1) else matrices[0].mT
         moved = matrices.reshape([self.factors[i] for i in self.order])
         inverse = sorted(range(len(self.order)), key=self.order.__getitem__)
         return moved.permute(inverse).reshape(self.shape)
@@ -84,7 +93,7 @@ class Axes:
         """How many entries the axes of a role have in all; of parts of unequal widths, all of them."""
         return math.prod(size for factors in self.factors for size, mine in factors if mine == role)
 
-    @property
+    @cached_property
     def blocks(self) -> tuple[MatrixBlock, ...]:
         """The batches of matrices that make up the tensor."""
         if self.cut is None:
@@ -140,6 +149,12 @@ def read_axes(text: str, shape: Sequence[int], name: str = "the tensor") -> Axes
         missing = " and no ".join(f"`{role}`" for role in (IN, OUT) if role not in found)
         raise ValueError(f"roles: {name}: {text!r} has no {missing}, so it is no matrix; {example}")
     return Axes(tuple(shape), tuple(factors), cut)
+
+
+@lru_cache(maxsize=4096)
+def axes_of(text: str, shape: tuple[int, ...]) -> Axes:
+    """What `read_axes` reads, kept: an eager step asks for every tensor."""
+    return read_axes(text, shape)
 
 
 def _factors(words: Sequence[str], size: int) -> tuple[tuple[tuple[int, str], ...], tuple[int, ...]] | None:

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from .lists import WIDE
-from .matrices import Axes, read_axes
-from .polar import MUON, orthogonal_list
+from .matrices import Axes, axes_of, read_axes
+from .polar import MUON, chains, iterate, lying, norms, orthogonal_list
 from .rule import Hyper, Rule, State
 from .scalars import Scalar, Store, narrow
 
@@ -136,12 +136,30 @@ class MuonRule(Rule):
             new, state = self.plain_list(params, grads, slots, numbers, 1.0)
             torch._foreach_copy_([*params, *slots[0]], [*new, *state[0]])
             return
-        slopes = torch._foreach_mul(grads, factor) if factor is not None else grads
-        torch._foreach_lerp_(slots[0], slopes, 1.0 - momentum)
-        ahead = torch._foreach_lerp(slopes, slots[0], momentum) if self.nesterov else slots[0]
-        directions = self._orthogonal(ahead, eps)
-        torch._foreach_mul_(params, 1.0 - lr * weight_decay)
-        torch._foreach_add_(params, directions, alpha=-lr)
+        # Tensor by tensor, so that each pass finds in the cache what the one before it wrote.
+        ahead = []
+        for g, b in zip(grads, slots[0], strict=True):
+            slope = g if factor is None else g * factor
+            b.lerp_(slope, 1.0 - momentum)
+            ahead.append(torch.lerp(slope, b, momentum) if self.nesterov else b)
+        kept, rate = 1.0 - lr * weight_decay, -lr
+        blocks = [
+            (p, d, block) for p, d in zip(params, ahead, strict=True) for block in axes_of(self.axes, p.shape).blocks
+        ]
+        taken = [lying(block.take(d)) for _, d, block in blocks]
+        for kind, members in chains(taken, None if self.ns_dtype is None else DTYPES[self.ns_dtype]):
+            sizes = [len(taken[i]) for i in members]
+            x = taken[members[0]].new_empty((sum(sizes), *taken[members[0]].shape[1:]), dtype=kind)
+            for i, place in zip(members, x.split(sizes), strict=True):
+                torch.div(taken[i], norms(taken[i], eps), out=place)
+            for i, made in zip(
+                members, iterate(x, self.ns_coefficients, self.ns_steps, reuse=True).split(sizes), strict=True
+            ):
+                p, _, block = blocks[i]
+                _, rows, columns = block.size
+                moved = block.part(p).mul_(kept)
+                scale = scale_of(columns, rows, self.adjust_lr_fn)
+                moved.add_(block.put(made.mT if rows > columns else made), alpha=rate * scale)
 
     def _orthogonal(self, momenta: Sequence[Tensor], eps: Scalar) -> list[Tensor]:
         """Where to go, scaled: an orthogonal factor of each matrix in each of these, laid out as they are."""

@@ -53,16 +53,34 @@ def orthogonal(
     """
     upright = matrices.shape[-2] > matrices.shape[-1]
     x = (matrices.mT if upright else matrices).to(polar_dtype(matrices, dtype))
-    norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
-    x = (x / norm.clamp(min=eps)).to(x.dtype)
-    if x.shape[-1] >= 2 * x.shape[-2] and x.dtype != torch.bfloat16:
-        x = torch.bmm(_polynomial(torch.bmm(x, x.mT), coefficients, steps), x)
-        return x.mT if upright else x
-    a, b, c = coefficients
-    for _ in range(steps):
-        gram = torch.bmm(x, x.mT)
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    x = iterate((x / norms(x, eps)).to(x.dtype), coefficients, steps)
     return x.mT if upright else x
+
+
+def norms(matrices: Tensor, eps: float | Tensor) -> Tensor:
+    """What matrices [n, rows, columns] are divided by before `iterate`: [n, 1, 1], in float32 at least."""
+    wide = torch.promote_types(matrices.dtype, torch.float32)
+    return torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True, dtype=wide).clamp(min=eps)
+
+
+def iterate(x: Tensor, coefficients: Coefficients = MUON, steps: int = 5, *, reuse: bool = False) -> Tensor:
+    """All steps, of matrices [n, short, long] with norms of at most 1.
+
+    Args:
+        reuse: Products may be written into `x`, in turns with a second block of its size; for what is not traced.
+    """
+    a, b, c = coefficients
+    if x.shape[-1] >= 2 * x.shape[-2] and x.dtype != torch.bfloat16:
+        return torch.bmm(_polynomial(torch.bmm(x, x.mT), coefficients, steps), x)
+    n, short, _ = x.shape
+    spare, gram, factor = (torch.empty_like(x), *x.new_empty(2, n, short, short)) if reuse else (None, None, None)
+    for _ in range(steps):
+        # Written out, since memory that is new each time costs as much as the smaller products.
+        gram = torch.bmm(x, x.mT, out=gram) if reuse else torch.bmm(x, x.mT)
+        by = torch.baddbmm(gram, gram, gram, beta=b, alpha=c, out=factor)
+        by.diagonal(dim1=-2, dim2=-1).add_(a)
+        x, spare = torch.bmm(by, x, out=spare), x if reuse else None
+    return x
 
 
 def _polynomial(gram: Tensor, coefficients: Coefficients, steps: int) -> Tensor:
@@ -80,6 +98,15 @@ def _polynomial(gram: Tensor, coefficients: Coefficients, steps: int) -> Tensor:
             gram = torch.bmm(factor, torch.bmm(gram, factor))
     assert total is not None
     return total
+
+
+def chains(batches: Sequence[Tensor], dtype: torch.dtype | None = None) -> list[tuple[torch.dtype, list[int]]]:
+    """Which batches [n, rows, columns] have matrices of one shape, standing or lying, and their products' dtype."""
+    found: dict[tuple[int, int, torch.dtype], list[int]] = {}
+    for i, batch in enumerate(batches):
+        rows, columns = batch.shape[-2:]
+        found.setdefault((min(rows, columns), max(rows, columns), polar_dtype(batch, dtype)), []).append(i)
+    return [(kind, members) for (_, _, kind), members in found.items()]
 
 
 def orthogonal_list(
@@ -100,14 +127,10 @@ def orthogonal_list(
     Returns:
         One for each, of its shape.
     """
-    chains: dict[tuple[int, int, torch.dtype], list[int]] = {}
-    for i, batch in enumerate(batches):
-        rows, columns = batch.shape[-2:]
-        chains.setdefault((min(rows, columns), max(rows, columns), polar_dtype(batch, dtype)), []).append(i)
     made: list[Tensor] = list(batches)
-    for (_, _, kind), members in chains.items():
-        lying = [_lying(batches[i]).to(kind) for i in members]
-        together = orthogonal(torch.cat(lying) if len(lying) > 1 else lying[0], coefficients, steps, eps, kind)
+    for kind, members in chains(batches, dtype):
+        flat = [lying(batches[i]).to(kind) for i in members]
+        together = orthogonal(torch.cat(flat) if len(flat) > 1 else flat[0], coefficients, steps, eps, kind)
         parts = together.split([len(batches[i]) for i in members])
         if len({scales[i] for i in members}) == 1:
             parts = (together * scales[members[0]]).split([len(batches[i]) for i in members])
@@ -119,5 +142,6 @@ def orthogonal_list(
     return made
 
 
-def _lying(batch: Tensor) -> Tensor:
+def lying(batch: Tensor) -> Tensor:
+    """Matrices on their side: no more rows than columns."""
     return batch.mT if batch.shape[-2] > batch.shape[-1] else batch

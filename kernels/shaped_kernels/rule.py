@@ -196,7 +196,8 @@ class Rule(ABC):
             at += count
         if self.eight_bit and not self.codes:
             raise ValueError(
-                f"8-bit moments are Adam's and AdamW's; {self.name}'s state may be torch.float32 or the parameter's"
+                f"8-bit moments are Adam's, AdamW's and Lion's; {self.name}'s state may be torch.float32 or the "
+                "parameter's"
             )
 
     def numbers(self, group: Mapping[str, Any]) -> Numbers:

@@ -168,7 +168,8 @@ def _groups(optimizer: LoadTarget, loaded: Mapping[str, Any], faults: list[str])
         faults += [
             f"{here}: lacks {key}" for key in optimizer.defaults if key not in theirs and key not in optimizer.optional
         ]
-        group = {**optimizer.optional, **deepcopy({k: v for k, v in theirs.items() if k != "params"})}
+        absent = {key: value for key, value in optimizer.optional.items() if key in ours}
+        group = {**absent, **deepcopy({k: v for k, v in theirs.items() if k != "params"})}
         if isinstance(group.get("betas"), list):  # json and yaml know no tuples
             group["betas"] = tuple(group["betas"])
         group.pop("param_names", None)  # those of the dict have done their work

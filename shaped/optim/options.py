@@ -57,7 +57,7 @@ class Options:
         store: How bfloat16 parameters are rounded: "nearest"; "stochastic", right on average; or
             "split" into two exact halves, the lower one in the state.
         moments: The dtype of Adam's moments and SGD's momentum: None for the parameter's; torch.float32;
-            or "8bit" (Adam and AdamW) for codes under a scale for every 256 neighbours.
+            or "8bit" (Adam, AdamW and Lion) for codes under a scale for every 256 neighbours.
 
     Raises:
         ValueError: One of them is out of range.

@@ -33,6 +33,7 @@ PLAIN: dict[str, Any] = {
 }
 ADAMW, ADAM8 = AdamRule(True), AdamRule(True, eight_bit=True)
 SGD, MOMENTUM = SgdRule(), SgdRule(nesterov=True, buffered=True)
+LION8 = LionRule(eight_bit=True)
 LION, FREE = LionRule(), ScheduleFreeRule()
 FULL = {"SCALED": True, "GUARDED": True, "EMA": True, "ZERO": True}
 NARROW = {"P": tl.bfloat16, "G": tl.bfloat16}
@@ -59,6 +60,8 @@ CASES: list[tuple[str, Rule | None, dict[str, Any], int, int, int]] = [
     ("lion fp32, all fused, cautious decay", LionRule(cautious_decay=True), FULL, 16, 16, 0),
     ("lion bf16 stochastic", LION, {**NARROW, "M": tl.bfloat16, "STORE": 1}, 6, 4, 0),
     ("lion split", LION, SPLIT, 10, 8, 0),
+    ("lion 8-bit, bf16 stochastic", LION8, {**NARROW, "STORE": 1}, 4, 2, 1),
+    ("lion 8-bit, split, clipped", LION8, {**SPLIT, "SCALED": True}, 6, 4, 1),
     ("schedule-free fp32", FREE, {}, 16, 12, 0),
     ("schedule-free fp32, all fused", FREE, FULL, 20, 20, 0),
     ("schedule-free split", FREE, SPLIT, 14, 12, 0),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from shaped.optim import SGD, Adam, AdamW, flatten_parameters
+from shaped.optim import SGD, Adam, AdamW, Lion, flatten_parameters
 from tests.optim.optim_cases import assert_alike, give_gradients
 
 SHAPES = [(3, 4), (), (5,), (0,), (20, 8)]
@@ -141,7 +141,8 @@ def test_zeroed_gradients_are_there_for_the_next_backward_pass(path: str) -> Non
 
 @pytest.mark.parametrize("store", ["nearest", "stochastic", "split"])
 @pytest.mark.parametrize("moments", [None, torch.float32, "8bit"], ids=str)
-def test_low_memory_runs_resume_bit_for_bit(store: Any, moments: Any, path: str) -> None:
+@pytest.mark.parametrize("kind", [AdamW, Lion])
+def test_low_memory_runs_resume_bit_for_bit(kind: Any, store: Any, moments: Any, path: str) -> None:
     def advanced(optimizer: Any, params: list[Tensor], steps: range) -> None:
         for step in steps:
             give_gradients(params, step)
@@ -149,10 +150,10 @@ def test_low_memory_runs_resume_bit_for_bit(store: Any, moments: Any, path: str)
 
     params = parameters(torch.bfloat16)
     given: dict[str, Any] = {"lr": 0.01, "store": store, "moments": moments, "ema_decay": 0.5}
-    optimizer = AdamW(params, **given)
+    optimizer = kind(params, **given)
     advanced(optimizer, params, range(2))
     again = [p.detach().clone().requires_grad_() for p in params]
-    resumed = AdamW(again, **given)
+    resumed = kind(again, **given)
     resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     advanced(optimizer, params, range(2, 4))
     advanced(resumed, again, range(2, 4))
@@ -211,7 +212,7 @@ def test_options_out_of_range_are_refused(given: dict[str, Any], says: str) -> N
 def test_unknown_arguments_are_refused_with_the_known_ones() -> None:
     with pytest.raises(TypeError, match="unknown argument max_nrom; beyond torch's there are max_norm, skip_nonfinite"):
         AdamW(parameters(), max_nrom=1.0)  # type: ignore[call-arg]
-    with pytest.raises(ValueError, match="8-bit moments are Adam's and AdamW's"):
+    with pytest.raises(ValueError, match="8-bit moments are Adam's, AdamW's and Lion's"):
         SGD(parameters(), momentum=0.9, moments="8bit")
 
 
