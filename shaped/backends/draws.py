@@ -108,3 +108,11 @@ class Generators:
         torch.set_rng_state(self._cpu)
         if self._other is not None and self._device is not None:
             torch.cuda.set_rng_state(self._other, self._device)
+
+
+def mixed(seed: int, rank: int) -> int:
+    """A seed for a rank (SplitMix64, so that neighbours have nothing in common)."""
+    z = (seed + (rank + 1) * 0x9E3779B97F4A7C15) % 2**64
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % 2**64
+    return (z ^ (z >> 31)) % 2**63

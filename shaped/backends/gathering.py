@@ -52,7 +52,10 @@ class ShardMap(Protocol):
     def gathered(self, unit: int, parts: Sequence[Tensor]) -> list[Tensor]:
         """The whole parameters of a unit."""
 
-    def scattered(self, unit: int, gradients: Sequence[Tensor], samples: Tensor) -> list[Tensor]:
+    def weighed(self, gradient: Tensor, samples: Tensor) -> Tensor:
+        """A gradient as it is summed."""
+
+    def scattered(self, unit: int, weighed: Sequence[Tensor]) -> list[Tensor]:
         """This rank's parts of the sums of their gradients."""
 
     def hollow(self, index: int, part: Tensor) -> Tensor:
@@ -141,7 +144,7 @@ class Gathering(Checked):
         samples: What this rank's gradients are weighed by; float64, 0-dim.
 
     Attributes:
-        fine: Whether this rank's own gradients were finite; None before there was one.
+        fine: Whether this rank's own gradients were finite as they are sent; None before there was one.
     """
 
     def __init__(self, plan: GatherPlan, order: Sequence[Turn], samples: Tensor) -> None:
@@ -169,8 +172,9 @@ class Gathering(Checked):
             if turn.kind == GATHER:
                 self._sharing.gathered(turn.unit, [self._parts[i] for i in members])
             else:
-                nothing = [self._sharing.hollow(i, self._parts[i]) for i in members]
-                self._sharing.scattered(turn.unit, nothing, torch.zeros_like(self._samples))
+                none = torch.zeros_like(self._samples)
+                nothing = [self._sharing.weighed(self._sharing.hollow(i, self._parts[i]), none) for i in members]
+                self._sharing.scattered(turn.unit, nothing)
 
     def hold(self, tensors: Sequence[Tensor]) -> "Gathering":
         """Take the parts before a run, for a `finish` without one."""
@@ -298,11 +302,12 @@ class Gathering(Checked):
 
     def _scatter(self, unit: int) -> None:
         members = self._sharing.units[unit]
-        gradients = [self._ready.pop(i) for i in members]
-        for gradient in gradients:
+        # What is looked at is what is sent: a gradient that nothing else reads gives its memory to it.
+        weighed = [self._sharing.weighed(self._ready.pop(i), self._samples) for i in members]
+        for gradient in weighed:
             fine = torch.isfinite(gradient).all()
             self.fine = fine if self.fine is None else self.fine & fine
-        for i, part in zip(members, self._sharing.scattered(unit, gradients, self._samples), strict=True):
+        for i, part in zip(members, self._sharing.scattered(unit, weighed), strict=True):
             self._scattered[i] = part
 
     def _finished(self, n: Node) -> list[Any]:

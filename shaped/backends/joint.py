@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from shaped.backends.agreed import AgreedStep, Passed
 from shaped.backends.agreement import FirstRun
 from shaped.backends.compiled import Compiled
 from shaped.backends.counters import Counters
@@ -26,7 +27,7 @@ from shaped.backends.outside import tensors_of
 from shaped.backends.program import AdmittedCase, Program
 from shaped.backends.samples import FACTOR, checked_count
 from shaped.backends.step import NO_SAMPLES, WRONG_VALUE, TrainStep
-from shaped.backends.together import AgreedStep, Passed, Together
+from shaped.backends.together import Together
 from shaped.backends.values import Checked, Runs
 from shaped.errors import ExecutorError
 from shaped.optim import FusedOptimizer
@@ -100,12 +101,12 @@ class JointEager(Eager):
                 together.begin()
                 with torch.no_grad():
                     fine = finite_flag(loss, gradients)
-                    passed = Passed(loss, together.summed(gradients, samples), [], fine, None)
+                    passed = Passed(loss, together.summed(gradients, samples, in_place=True), [], fine, None)
         waiting = None
         if self._options.accumulate > 1 and measures and together.sharded:
             waiting = self._counters.means, self._counters.weight
         with torch.no_grad():
-            settled = together.settle(passed, samples, right, together.exchange.said, waiting, measures)
+            settled = together.settle(passed, samples, right, together.exchange.said, waiting, measures, in_place=True)
         totals = together.exchange.read(settled.totals)
         together.ended()
         if totals.wrong:

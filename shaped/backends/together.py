@@ -12,7 +12,6 @@ is one for all of them, whichever backend or executor runs: a rank whose batch i
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -20,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from shaped.backends.agreed import AgreedStep, Passed
+from shaped.backends.draws import mixed
 from shaped.backends.gathering import FORWARD, GATHER, Gathering, GatherPlan, Turn
 from shaped.backends.gradients import finite_flag
 from shaped.backends.rounding import draws_at_random
@@ -47,45 +48,6 @@ class ProgramOwner(Protocol):
     def proof(self) -> Any: ...
     @property
     def params(self) -> Any: ...
-
-
-@dataclass
-class Passed:
-    """A pass of this rank, with gradients summed over all.
-
-    Attributes:
-        loss: Of this rank's batch.
-        gradients: Of the used parameters, samples*gradient summed over ranks, in the dtype of sums.
-        others: All further outputs of the graph.
-        fine: Whether this rank's own gradients were finite.
-        right: Whether all values could be taken; None where nothing was looked at.
-    """
-
-    loss: Tensor
-    gradients: list[Tensor]
-    others: list[Tensor]
-    fine: Tensor
-    right: Tensor | None
-
-
-@dataclass
-class AgreedStep:
-    """A step as the ranks agreed on it.
-
-    Attributes:
-        loss: The mean over all samples.
-        gradients: Likewise, in the parameters' dtypes.
-        samples: How many there are on all ranks.
-        finite, right: Whether everything is finite on all ranks, and every batch could be taken.
-        totals: What was summed; `Exchange.read`.
-    """
-
-    loss: Tensor
-    gradients: list[Tensor]
-    samples: Tensor
-    finite: Tensor
-    right: Tensor
-    totals: Tensor
 
 
 class Together(Turns):
@@ -201,10 +163,10 @@ class Together(Turns):
         each = torch.split(rows, lengths, 1)
         return [self.layouts[i].whole(own.reshape(-1)) for i, own in zip(members, each, strict=True)]
 
-    def scattered(self, unit: int, gradients: Sequence[Tensor], samples: Tensor) -> list[Tensor]:
+    def scattered(self, unit: int, weighed: Sequence[Tensor]) -> list[Tensor]:
         """This rank's parts of samples*gradient, summed over the ranks."""
         members, size = self.units[unit], self.exchange.size
-        flat = [self.layouts[i].flat(self._weighed(g, samples)) for i, g in zip(members, gradients, strict=True)]
+        flat = [self.layouts[i].flat(g) for i, g in zip(members, weighed, strict=True)]
         if len(flat) == 1:
             return [self.exchange.scatter(flat[0])]
         lengths = [self.layouts[i].length for i in members]
@@ -224,19 +186,33 @@ class Together(Turns):
 
     # -- a pass ----------------------------------------------------------------------------------------------------
 
-    def _weighed(self, gradient: Tensor, samples: Tensor) -> Tensor:
+    def weighed(self, gradient: Tensor, samples: Tensor) -> Tensor:
+        """samples*gradient, as it is summed: in float32 at least, and 0 where there are none."""
         wide = gradient.to(self._wide(gradient.dtype))
         return torch.where(samples > 0, wide * samples.to(wide.dtype), torch.zeros_like(wide))
 
-    def summed(self, gradients: Sequence[Tensor], samples: Tensor) -> list[Tensor]:
-        """samples*gradient summed over the ranks, whole."""
+    def summed(self, gradients: list[Tensor], samples: Tensor, in_place: bool = False) -> list[Tensor]:
+        """samples*gradient summed over the ranks, whole; in place, the list is emptied as its memory is given back."""
         by = dict(zip(self._program.used, gradients, strict=True))
-        flats = [torch.cat([self._weighed(by[i], samples).reshape(-1) for i in bucket]) for bucket in self.buckets]
+        if in_place:
+            gradients.clear()
+            flats = [
+                self._filled(length, bucket, by, samples)
+                for length, bucket in zip(self._lengths, self.buckets, strict=True)
+            ]
+        else:
+            flats = [torch.cat([self.weighed(by[i], samples).reshape(-1) for i in bucket]) for bucket in self.buckets]
         found: dict[int, Tensor] = {}
-        for bucket, total in zip(self.buckets, self.exchange.totals(flats), strict=True):
+        for bucket, total in zip(self.buckets, self.exchange.totals(flats, in_place), strict=True):
             parts = torch.split(total, [self.layouts[i].numel for i in bucket])
             found |= {i: part.view(self.layouts[i].shape) for i, part in zip(bucket, parts, strict=True)}
         return [found[i] for i in self._program.used]
+
+    def _filled(self, of: tuple[torch.dtype, int], bucket: list[int], by: dict[int, Tensor], samples: Tensor) -> Tensor:
+        flat = torch.empty(of[1], dtype=of[0], device=samples.device)
+        for i, place in zip(bucket, torch.split(flat, [self.layouts[i].numel for i in bucket]), strict=True):
+            place.copy_(by.pop(i).reshape(-1))
+        return flat.mul_(samples.to(of[0])).masked_fill_(~(samples > 0), 0)
 
     def run(
         self, made: Runs, graph: GraphModule, tensors: Sequence[Tensor], inputs: Sequence[Tensor], samples: Tensor
@@ -258,7 +234,7 @@ class Together(Turns):
             own = dict(zip(used, [outputs[row] for row in rows], strict=True))
             parts: dict[int, Tensor] = {}
             for at, members in enumerate(self.units):
-                found = self.scattered(at, [own[i] for i in members], samples)
+                found = self.scattered(at, [self.weighed(own[i], samples) for i in members])
                 parts |= dict(zip(members, found, strict=True))
             gradients = [parts[i] for i in used]
         else:
@@ -315,6 +291,7 @@ class Together(Turns):
         said: Tensor,
         waiting: tuple[Sequence[Tensor], Tensor] | None = None,
         measures: bool = False,
+        in_place: bool = False,
     ) -> AgreedStep:
         """Agree on a step.
 
@@ -325,6 +302,7 @@ class Together(Turns):
             said: What this rank says; `Exchange.said`.
             waiting: The mean gradient of batches before, and over how many samples.
             measures: Whether the squares of gradients are wanted, where they lie in parts.
+            in_place: Whether the mean takes the place of the sums.
         """
         counted = (samples >= 0) & torch.isfinite(samples)
         some = counted & (samples > 0)
@@ -339,8 +317,9 @@ class Together(Turns):
         )
         count = totals[SAMPLES]
         divisor = torch.where(count > 0, count, torch.ones_like(count))
+        divide = Tensor.div_ if in_place else Tensor.div
         gradients = [
-            (g / divisor.to(g.dtype)).to(self._dtypes[i])
+            divide(g, divisor.to(g.dtype)).to(self._dtypes[i])
             for i, g in zip(self._program.used, passed.gradients, strict=True)
         ]
         mean = (totals[LOSS] / divisor).to(passed.loss.dtype)
@@ -434,11 +413,3 @@ class Together(Turns):
     def _devices(self) -> list[int]:
         device = self.exchange.said.device
         return [device.index or 0] if device.type == "cuda" else []
-
-
-def mixed(seed: int, rank: int) -> int:
-    """A seed for a rank (SplitMix64, so that neighbours have nothing in common)."""
-    z = (seed + (rank + 1) * 0x9E3779B97F4A7C15) % 2**64
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % 2**64
-    return (z ^ (z >> 31)) % 2**63

@@ -207,6 +207,7 @@ class Feed:
     def _fetch(self) -> Batch | None:
         if self.iterator is None:
             self._hold(self._open())
+        assert self.iterator is not None
         try:
             self.waiting = True
             item = next(self.iterator, self)

@@ -100,9 +100,10 @@ class Exchange:
         """The sum over the ranks, on all of them."""
         return _ops.wait_tensor(_ops.all_reduce(t, "sum", self.name))  # type: ignore[no-any-return]
 
-    def totals(self, tensors: list[Tensor]) -> list[Tensor]:
-        """The same of several, all under way at once."""
-        begun = [_ops.all_reduce(t, "sum", self.name) for t in tensors]
+    def totals(self, tensors: list[Tensor], in_place: bool = False) -> list[Tensor]:
+        """The same of several, all under way at once; in the memory that they have, or in other."""
+        reduce = _ops.all_reduce_ if in_place else _ops.all_reduce
+        begun = [reduce(t, "sum", self.name) for t in tensors]
         return [_ops.wait_tensor(t) for t in begun]
 
     def gather(self, part: Tensor) -> Tensor:
