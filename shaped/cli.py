@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     train = commands.add_parser("train", help="run a ready job, or the `train` of a Python file")
     train.add_argument("job", metavar="RECIPE|FILE.py", help=f"{', '.join(RECIPES)}, or a file with train(settings)")
-    train.add_argument("--backend", choices=BACKENDS, default="compiled", help="default: compiled; auto: if it can")
+    train.add_argument("--backend", choices=BACKENDS, default="auto", help="default: auto, compiled where it pays")
     train.add_argument("--optimizer", choices=SCHEDULED, default="adamw", help="default: adamw")
     train.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
     train.add_argument("--epochs", type=_positive, default=None, help="default: the job's own")

@@ -47,8 +47,8 @@ class ScalarTrainer(Stepping):
             its output. It may return more, as a tuple or a NamedTuple with the loss first: it stands in `returned`.
         params: A ParamList or an nn.Module.
         backend: "eager" (autograd, operation by operation) or "compiled" (the proved graph with the update, one
-            callable), which give the same numbers up to rounding; or "auto": compiled, and eager with a warning if the
-            compiler refuses.
+            callable), which give the same numbers up to rounding; or "auto": eager at once, compiled as soon as another
+            process has compiled it, and eager with a warning if the compiler refuses.
         optimizer: For `train_step`: of `shaped.optim`, over these parameters, or `Muon`; eagerly any of torch.optim.
         assume: Relations between sizes to take as given, as for `prove`.
         static: Dimension names that are proved at each size as it comes.
@@ -354,5 +354,7 @@ class ScalarTrainer(Stepping):
         return remade, (type(self), *self._made_of, self._chosen, self.optimizer, self.state_dict(), path)
 
     def __repr__(self) -> str:
-        said = f"{self.proof.setting.signature}, backend={self.backend!r}, {self.steps} steps{self._shared.said}"
+        why = f" by choice ({self._backend.why})" if isinstance(self._backend, Auto) and self._backend.why else ""
+        backend = f"{self.backend!r}{why}"
+        said = f"{self.proof.setting.signature}, backend={backend}, {self.steps} steps{self._shared.said}"
         return f"ScalarTrainer({said})"

@@ -19,12 +19,13 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from shaped.backends.agreement import RETURNED, Build, DisagreementError, FirstRun, hold
+from shaped.backends.apart import Apart
 from shaped.backends.capture import Capture, CudaGraphs, Graphs
 from shaped.backends.counters import Counters
 from shaped.backends.draws import Unheld
 from shaped.backends.eager import Eager
 from shaped.backends.executors import CompileError, Executor, Executors, Key, Run
-from shaped.backends.inductor import Flat, Free, lower, whole_graph
+from shaped.backends.inductor import Flat, Free, lower, prepare, whole_graph
 from shaped.backends.interrupts import Whole
 from shaped.backends.options import TrainerOptions
 from shaped.backends.outside import tensors_of
@@ -54,6 +55,7 @@ class Compiled:
         self._graphs: Graphs | None = None  # how steps are captured; None where they are not
         if options.capture and program.params.device.type == "cuda":
             self._graphs = CudaGraphs(program.params.device)
+        self.apart: Apart | None = None  # who compiles in another process, while the call is one that need not wait
         self._narrow: dict[Key, str] = {}  # what the compiler refused for all sizes, and why
         self._layouts: dict[Hashable, int] = {}  # strides and dtypes of parameters and state, numbered as they come
 
@@ -316,7 +318,7 @@ class Compiled:
         if exact is not None:
             return exact
         if case.apart:  # these sizes take a branch of their own
-            return self.executors.add(key, str(case), lambda: lower(build(case.graph), state, inputs))
+            return self._add(key, str(case), build(case.graph), state, inputs)
         free = self._free(case)
         sizes = [case.sizes[name] for name in free]
         wide = replace(key, shapes=tuple(_free_shape(entry, case.sizes, free) for entry in case.entries))
@@ -326,16 +328,32 @@ class Compiled:
             title = "; ".join(filter(None, [f"any {', '.join(free)}", fixed]))
             free_sizes = Free(dict(zip(free, sizes, strict=True)), partial(_shapes, case))
             try:
-                found = self.executors.add(wide, title, lambda: lower(build(case.graph), state, inputs, free_sizes))
+                found = self._add(wide, title, build(case.graph), state, inputs, free_sizes)
             except CompileError as error:
                 if self._options.sizes == "dynamic":
                     raise
                 self._narrow[wide] = str(error)  # each size may still go through
         if found is not None and found.holds is not None and found.holds(sizes):
             return found
-        made = self.executors.add(key, str(case), lambda: lower(build(case.graph), state, inputs))
+        made = self._add(key, str(case), build(case.graph), state, inputs)
         made.note = f"not for all sizes: {self._narrow[wide]}" if wide in self._narrow else ""
         return made
+
+    def _add(
+        self,
+        key: Key,
+        sizes: str,
+        function: Flat,
+        state: list[Tensor],
+        inputs: list[Tensor],
+        free: Free | None = None,
+    ) -> Executor:
+        """A new executor, compiled now or, where that is asked for, in another process."""
+        if self.apart is None:
+            return self.executors.add(key, sizes, lambda: lower(function, state, inputs, free))
+        apart, what = self.apart, f"{key.mode} at {sizes}"
+        make = partial(prepare, function, state, inputs, free)
+        return self.executors.add(key, sizes, lambda: apart.lower(key, what, make), told=False)
 
     def _widens(self, key: Key, sizes: Sequence[int]) -> bool:
         """Whether to make an executor of all sizes now."""

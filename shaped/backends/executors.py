@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,12 +38,14 @@ class Lowered:
         how: "inductor", or "python" where there is no C++ compiler: the traced operations run one by one.
         holds: Where sizes are free: whether the code is right at these.
         draws: Its random numbers apart, where it computes its own.
+        seconds: How long it took, where it was not made while one waited.
     """
 
     run: Run
     how: str
     holds: Callable[[Sequence[int]], bool] | None = None
     draws: Draws | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -163,8 +166,8 @@ class Executors:
         """Executors for the same at other sizes."""
         return [e for k, e in self._made.items() if _differing(k, key) <= {"shapes"}]
 
-    def add(self, key: Key, sizes: str, lower: Callable[[], Lowered]) -> Executor:
-        """Make an executor, measure it, and tell the hooks."""
+    def add(self, key: Key, sizes: str, lower: Callable[[], Lowered], told: bool = True) -> Executor:
+        """Make an executor, measure it, and tell the hooks; `told` where stderr is to say what takes its time."""
         if len(self._made) >= self.limit:
             one = "" if self.dynamic else "use sizes='dynamic', "
             raise ExecutorError(
@@ -172,16 +175,10 @@ class Executors:
                 f"batches to few sizes, {one}or raise max_executors.\n{self}"
             )
         reason = self._reason(key)
-        told = sys.stderr is not None and sys.stderr.isatty()
-        if told:
-            print(f"shaped: compiling {key.mode} at {sizes} ({reason}) ...", end="", file=sys.stderr, flush=True)
-        started = time.perf_counter()
-        try:
+        with _said(f"compiling {key.mode} at {sizes} ({reason})") if told else nullcontext():
+            started = time.perf_counter()
             lowered = lower()
-        finally:
-            seconds = time.perf_counter() - started
-            if told:
-                print(f" {seconds:.1f} s", file=sys.stderr, flush=True)
+            seconds = time.perf_counter() - started if lowered.seconds is None else lowered.seconds
         made = self._made[key] = Executor(
             key, sizes, reason, lowered.run, lowered.how, seconds, lowered.holds, lowered.draws
         )
@@ -212,6 +209,25 @@ class Executors:
     def __str__(self) -> str:
         lines = [f"  {executor}" for executor in self]
         return "\n".join([*([f"  {self.note}"] if self.note else []), *lines]) or "  no executors yet"
+
+
+def tell(text: str, end: str = "\n") -> None:
+    """Say on stderr what takes its time, to a person or a log."""
+    if sys.stderr is not None:
+        with suppress(OSError, ValueError):  # a closed pipe or file loses no run
+            print(text, end=end, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _said(what: str) -> Iterator[None]:
+    """Say what is done, and how long it took: on one line to a person, on two in a log."""
+    person, started = sys.stderr is not None and sys.stderr.isatty(), time.perf_counter()
+    tell(f"shaped: {what} ...", "" if person else "\n")
+    try:
+        yield
+    finally:
+        seconds = f"{time.perf_counter() - started:.1f} s"
+        tell(f" {seconds}" if person else f"shaped: {what}: {seconds}")
 
 
 def _differing(a: Key, b: Key) -> set[str]:

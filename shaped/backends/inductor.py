@@ -10,11 +10,14 @@ Inductor brings Triton and seconds of import that an eager user need not take.
 """
 
 import contextlib
+import pickle
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -28,6 +31,7 @@ from shaped.backends.vectors import remembered
 from shaped.errors import ShapedError, first_line
 
 Flat = Callable[..., tuple[Any, ...]]
+_METADATA = ("val", "tensor_meta", "original_aten", "seq_nr")  # of a node: what the compiler reads
 _warned = False
 _LOWERING = threading.RLock()  # Inductor's settings are the process's: one graph at a time
 
@@ -55,23 +59,20 @@ def lower(function: Flat, state: Sequence[Tensor], inputs: Sequence[Tensor], fre
     Raises:
         CompileError: The compiler refused; the message has its words.
     """
-    with _LOWERING, _settings():
-        try:
-            lowered = _lower(function, state, inputs, free)
-        except ShapedError:
-            raise
-        except Exception as error:
-            first = first_line(error)
-            raise CompileError(
-                f"the compiler refused the step: {first}. backend='eager' runs it, and backend='auto' goes on "
-                "with it by itself"
-            ) from error
-    if lowered.how == "python":
-        _warn_once()
-    return lowered
+    return prepare(function, state, inputs, free).compiled()
 
 
-def _lower(function: Flat, state: Sequence[Tensor], inputs: Sequence[Tensor], free: Free | None) -> Lowered:
+def prepare(function: Flat, state: Sequence[Tensor], inputs: Sequence[Tensor], free: Free | None = None) -> "Prepared":
+    """Trace a function up to where the compiler takes it; the arguments are those of `lower`.
+
+    Raises:
+        CompileError: It cannot be traced.
+    """
+    with _refusing():
+        return _prepared(function, state, inputs, free)
+
+
+def _prepared(function: Flat, state: Sequence[Tensor], inputs: Sequence[Tensor], free: Free | None) -> "Prepared":
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
@@ -89,11 +90,153 @@ def _lower(function: Flat, state: Sequence[Tensor], inputs: Sequence[Tensor], fr
                 for shape, x in zip(free.shapes(sizes), inputs, strict=True)
             ]
     graph = traced(function, fakes, mode, list(sizes.values()))
-    if any(tensor.device.type == "cpu" for tensor in state) and not has_cpp_compiler():
-        run, how, draws = _interpreted(graph), "python", None
-    else:
-        (run, draws), how = _compiled(graph, [*sizes.values(), *fakes], mode), "inductor"
-    return Lowered(run, how, None if free is None else _region(env, sizes), draws)
+    bare = any(tensor.device.type == "cpu" for tensor in state) and not has_cpp_compiler()
+    examples, region = [*sizes.values(), *fakes], None if free is None else partial(_region, env, sizes)
+    drawing = None
+    if not bare:
+        from torch._inductor.fx_passes.joint_graph import joint_graph_passes
+
+        with _tracing(mode):
+            # The passes before lowering: constant folding, patterns, and random operations drawn from one seed.
+            graph = joint_graph_passes(graph)
+            drawing = _drawing(graph)
+            choose_products(graph)
+            graph = _apart(graph)
+    return Prepared(graph, examples, mode, bare, region, drawing)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A graph as the compiler takes it.
+
+    Attributes:
+        graph: All of it.
+        examples: Its arguments, without data.
+        mode: What they are made in.
+        bare: Whether there is no C++ compiler, so that its operations are run one by one.
+        region: Where its sizes are free: makes what says whether code is right at others, once there is code.
+        drawing: Its random operations by themselves, and how many it leaves to torch's kernels.
+    """
+
+    graph: GraphModule
+    examples: list[Any]
+    mode: Any
+    bare: bool
+    region: Callable[[], Callable[[Sequence[int]], bool]] | None
+    drawing: tuple[GraphModule, int] | None
+
+    def compiled(self) -> Lowered:
+        """Compile it, or take what torch's on-disk cache has of it.
+
+        Raises:
+            CompileError: The compiler refused; the message has its words.
+        """
+        if self.bare:
+            with _refusing():
+                run = _interpreted(self.graph)
+            _warn_once()
+            return Lowered(run, "python", self.region and self.region())
+        with _refusing(), _tracing(self.mode):
+            run = _run_of(self.graph, self.examples)
+        return Lowered(run, "inductor", self.region and self.region(), self._draws())
+
+    def kept(self) -> Lowered | None:
+        """What torch's on-disk cache has of it; None where it would have to be compiled."""
+        try:
+            with _only_kept():
+                return self.compiled()
+        except _Missing:
+            return None
+
+    def pickled(self) -> bytes:
+        """It and Inductor's settings, for `compile_pickled` in another process.
+
+        Raises:
+            Exception: Something in it cannot go to another process, whatever pickle says of it.
+        """
+        from torch._inductor import config
+        from torch.fx._graph_pickler import GraphPickler, Options
+
+        options = Options(ops_filter=None, node_metadata_key_filter=lambda key: key in _METADATA)
+        graphs = [self.graph, *(self.drawing or ())[:1]]
+        with _LOWERING, torch.no_grad():
+            return pickle.dumps((config.save_config(), GraphPickler.dumps((graphs, self.examples), options)))
+
+    def _draws(self) -> Draws | None:
+        from torch._inductor.decomposition import select_decomp_table
+
+        if self.drawing is None:
+            return None
+        alone, own = self.drawing
+
+        def make() -> Run:
+            with _LOWERING, _settings(), _tracing(self.mode):
+                return _run_of(alone, self.examples)
+
+        return Draws(make, own, select_decomp_table())
+
+
+def compile_pickled(pickled: bytes) -> None:
+    """Compile what `Prepared.pickled` gave, into torch's on-disk cache.
+
+    Raises:
+        CompileError: The compiler refused; the message has its words.
+    """
+    from torch._inductor import config
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx._graph_pickler import GraphPickler
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    settings, data = pickle.loads(pickled)
+    config.load_config(settings)
+    mode = FakeTensorMode(shape_env=ShapeEnv(duck_shape=False), allow_non_fake_inputs=True)
+    read: Any = GraphPickler.loads(data, mode)
+    graphs, examples = read
+    for graph in graphs:
+        Prepared(graph, examples, mode, bare=False, region=None, drawing=None).compiled()
+
+
+def keeps() -> bool:
+    """Whether Inductor has its on-disk cache, in which other processes find what is compiled."""
+    from torch._inductor import config
+
+    return bool(config.fx_graph_cache and not config.force_disable_caches)
+
+
+class _Missing(BaseException):
+    """Something would have to be compiled; torch turns an Exception into one of its own."""
+
+
+@contextlib.contextmanager
+def _only_kept() -> Iterator[None]:
+    """Within, this thread compiles nothing: it raises `_Missing` where the on-disk cache has no code."""
+    from torch._inductor import compile_fx
+
+    theirs, here = vars(compile_fx)["fx_codegen_and_compile"], threading.get_ident()
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() == here:
+            raise _Missing
+        return theirs(*args, **kwargs)
+
+    with _LOWERING, patch.object(compile_fx, "fx_codegen_and_compile", refuse):
+        yield
+
+
+@contextlib.contextmanager
+def _refusing() -> Iterator[None]:
+    """With Inductor to ourselves, as it is set here; whatever it says is a CompileError."""
+    with _LOWERING, _settings():
+        try:
+            yield
+        except ShapedError:
+            raise
+        except Exception as error:
+            first = first_line(error)
+            raise CompileError(
+                f"the compiler refused the step: {first}. backend='eager' runs it, and backend='auto' goes on "
+                "with it by itself"
+            ) from error
 
 
 def whole_graph(function: Flat, examples: Sequence[Tensor]) -> GraphModule:
@@ -169,17 +312,6 @@ def _settings() -> Iterator[None]:
         yield
 
 
-def _compiled(graph: GraphModule, examples: Sequence[Any], mode: Any) -> tuple[Run, Draws | None]:
-    from torch._inductor.fx_passes.joint_graph import joint_graph_passes
-
-    with _tracing(mode):
-        # The passes before lowering: constant folding, patterns, and random operations drawn from one seed.
-        graph = joint_graph_passes(graph)
-        draws = _draws(graph, examples, mode)
-        choose_products(graph)
-        return _run_of(_apart(graph), examples), draws
-
-
 @contextlib.contextmanager
 def _tracing(mode: Any) -> Iterator[None]:
     from torch._guards import TracingContext, tracing
@@ -202,10 +334,8 @@ def _run_of(graph: GraphModule, examples: Sequence[Any]) -> Run:
     return run
 
 
-def _draws(graph: GraphModule, examples: Sequence[Any], mode: Any) -> Draws | None:
-    """The random operations of a graph by themselves; None where it has none."""
-    from torch._inductor.decomposition import select_decomp_table
-
+def _drawing(graph: GraphModule) -> tuple[GraphModule, int] | None:
+    """The random operations of a graph by themselves, and how many torch's own kernels draw; None where it has none."""
     seeds = ("inductor_seed", "inductor_seeds")
     random = [n for n in graph.graph.nodes if torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ())]
     own = [n for n in random if n.target._schema.name.removeprefix("prims::") not in seeds]
@@ -219,12 +349,7 @@ def _draws(graph: GraphModule, examples: Sequence[Any], mode: Any) -> Draws | No
     alone.output(tuple(numbers))
     module = GraphModule(graph, alone)
     alone.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
-
-    def make() -> Run:
-        with _LOWERING, _settings(), _tracing(mode):
-            return _run_of(module, examples)
-
-    return Draws(make, len(own), select_decomp_table())
+    return module, len(own)
 
 
 def _apart(graph: GraphModule) -> GraphModule:

@@ -33,7 +33,7 @@ class Settings:
         ValueError: There is no such backend or optimizer.
     """
 
-    backend: Annotated[BackendName, OWN] = "compiled"
+    backend: Annotated[BackendName, OWN] = "auto"
     optimizer: str = "adamw"
     device: str = "cpu"
     epochs: int | None = None

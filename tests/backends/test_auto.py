@@ -12,6 +12,11 @@ from tests.models import batch, mlp, mlp_loss
 pytestmark = pytest.mark.usefixtures("interpreted")
 
 
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+    monkeypatch.setattr("shaped.backends.auto.PATIENCE", 0.0)
+
+
 @pytest.fixture
 def refusing(monkeypatch):
     def refuse(*arguments: object) -> None:

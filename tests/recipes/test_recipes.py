@@ -51,7 +51,7 @@ def test_runs_with_other_settings_write_to_other_folders() -> None:
 
     assert settings.folder("job") == Path("here/job-eager-sgd-seed1")
     assert settings.folder("job", by_epochs=True) == Path("here/job-eager-sgd-seed1-epochs3")
-    assert Settings().folder("job", by_epochs=True) == Path("runs/job-compiled-adamw-seed0")
+    assert Settings().folder("job", by_epochs=True) == Path("runs/job-auto-adamw-seed0")
 
 
 @pytest.mark.parametrize(
