@@ -242,10 +242,11 @@ def _refusing() -> Iterator[None]:
 def whole_graph(function: Flat, examples: Sequence[Tensor]) -> GraphModule:
     """The functional graph of a function at the sizes of its arguments: what `lower` hands to the compiler."""
     from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     with _LOWERING, _settings():
-        mode = FakeTensorMode(allow_non_fake_inputs=True)
-        return traced(function, [mode.from_tensor(tensor.detach()) for tensor in examples], mode)
+        mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)  # as many entries as a mask keeps
+        return traced(function, [mode.from_tensor(tensor.detach(), static_shapes=True) for tensor in examples], mode)
 
 
 def traced(function: Flat, fakes: Sequence[Any], mode: Any, sizes: Sequence[Any] = ()) -> GraphModule:

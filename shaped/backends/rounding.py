@@ -110,7 +110,7 @@ class _Rounded(Interpreter):
         unit = torch.finfo(results[0].dtype).eps / 2
         if name in ("_to_copy", "convert_element_type"):
             return self._moved(n.target(*args, **kwargs), unit)
-        terms = _terms(n, name, results)
+        terms = _terms(n, name, results, [self.env[node] for node in n.all_input_nodes])
         if terms > 1:
             args = tree_map(lambda x: self._moved(x, terms * unit), args)
         return tree_map(lambda x: self._moved(x, 2 * unit), n.target(*args, **kwargs))
@@ -122,11 +122,14 @@ class _Rounded(Interpreter):
         return x * (1 + limit * (2 * draws - 1))
 
 
-def _terms(node: Node, name: str, results: Sequence[Tensor]) -> float:
-    """How many terms an operation adds up for one entry of its result; of several results, the one with the most."""
+def _terms(node: Node, name: str, results: Sequence[Tensor], given: Sequence[Any]) -> float:
+    """How many terms an operation adds up for one entry of its result; of several results, the one with the most.
+
+    What it is `given` are real tensors: in the trace there may be as many entries as a mask keeps.
+    """
     if torch.Tag.pointwise in getattr(node.target, "tags", ()):
         return 1.0
-    operands = [a for node in node.all_input_nodes for a in _floating(node.meta.get("val"))]
+    operands = [a for value in given for a in _floating(value)]
     counts = sorted((a.numel() for a in operands), reverse=True)
     if not counts or not counts[0]:
         return 1.0
@@ -138,7 +141,7 @@ def _terms(node: Node, name: str, results: Sequence[Tensor]) -> float:
         return max(operands[i].numel() / operands[i].shape[1] for i in (0, 2))
     if "scaled_dot_product" in name:
         return float(max(size for a in operands if a.dim() == 4 for size in a.shape[2:]))
-    result = max(min(r.numel() for r in results), 1)
+    result = max(min(size if isinstance(size := r.numel(), int) else 1 for r in results), 1)
     # A product of [m, k] and [k, n] has m*k and k*n entries, and adds up k for each of m*n; a sum adds up all / kept.
     return max(1.0, counts[0] / result if len(counts) == 1 else math.sqrt(counts[0] * counts[1] / result))
 

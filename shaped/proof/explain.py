@@ -27,14 +27,13 @@ from shaped.proof.source import (
     sizes_in,
     tensors_in,
 )
-from shaped.proof.symbolic import World
+from shaped.proof.symbolic import OF_DATA, World
 from shaped.proof.trace import Recorder, shape_text
 
 _UNBACKED = re.compile(
     r"truth value of Relational: .*\bz?uf?\d|Cannot convert symbols to int"
 )  # torch asks for a size that data decides
 _ABSENT = re.compile(r"not linked with support for|not compiled with CUDA|No CUDA GPUs|NVIDIA driver")
-_OF_DATA = re.compile(r"\bu\d")  # a size that data decides, as a shape shows it
 _REMEDIES = {  # where no mask within the operation is the way out
     "ctc_loss": "its table is as large as the longest target, which is data: declare the time static, and give targets "
     "as [batch, labels]; then it is computed step by step",
@@ -47,6 +46,9 @@ _REMEDIES = {  # where no mask within the operation is the way out
     "unique_consecutive": "how many there are is data: make it outside, and pass it as an input",
     "unique": "how many there are is data: make it outside, and pass it as an input",
 }
+_COUNT = (
+    "how many there are is data: keep the whole tensor and use torch.where, or choose outside and pass it as an input"
+)
 _WHERE = "torch.where chooses without asking; keep the value in a tensor"
 _NEAR = 4  # lines between a question about sizes and the user's own `raise` about it
 _LONGEST = 48  # characters of an operand's expression that are shown
@@ -188,7 +190,7 @@ def _explain_result(error: ResultMismatch, name: str, recorder: Recorder) -> Pro
     line = place.source() if place else None
     source = Source(line.file, line.line, line.text) if line else None
     title = f"`{name}` does not return what it declares."
-    hint = _REMEDIES.get(_called(recorder), "") if _OF_DATA.search(error.actual) else ""
+    hint = _REMEDIES.get(_called(recorder), _COUNT) if OF_DATA in error.actual else ""
     goal = Goal("result", f"{error.actual}, declared {error.declared}", error.goal, hint=error.hint or hint)
     return ProofError(title, source, goal)
 

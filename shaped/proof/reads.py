@@ -219,6 +219,8 @@ def draws(function: Any, given: int) -> str:
             return "NumPy's generator"
         if kind is torch.Generator and held is not torch.default_generator:
             return "a generator of its own"
+        if kind.__module__ in ("builtins", "itertools") and hasattr(kind, "__next__"):
+            return "an iterator"
     module, name = own(function, "__module__", None) or "", own(function, "__name__", "")
     if isinstance(owner, types.ModuleType) and owner.__name__ == "time" and name in _CLOCKS:
         return CLOCK

@@ -148,6 +148,7 @@ class _Questions(ShapeEnv):
         return self._settled[expression]
 
 
+OF_DATA = "as many as data has"  # instead of torch's u0, in messages
 _CHECKED = "torch._assert_async(condition.all(), message) is checked wherever the program runs"
 
 
@@ -274,8 +275,11 @@ class World:
         return self._terms[expression]
 
     def show(self, value: Any) -> str:
-        """A size or a relation over sizes in the user's names: `4*dim`."""
-        return str(self.term(value))
+        """A size or a relation over sizes in the user's names: `4*dim`; what data decides in words."""
+        expression = sympy.sympify(_bare(value))
+        of_data = sorted(expression.free_symbols - set(self.symbols), key=str)
+        words = {s: sympy.Symbol(f"{OF_DATA} ({n})" if n > 1 else OF_DATA) for n, s in enumerate(of_data, 1)}
+        return str(self.term(expression.xreplace(words)))
 
     def dim(self, size: Any) -> Dim | None:
         """A size as a dimension expression; None where it is none: a maximum, a square root."""

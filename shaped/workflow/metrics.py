@@ -6,7 +6,8 @@
 
 Predictions for classes are logits: [..., classes] against whole numbers [...], or one logit for each of two classes, of
 the targets' shape. Precision, recall, F1 and areas of more than two classes are unweighted means over the classes that
-occur. Metrics of numbers take two tensors of one shape. Nothing is broadcast, and all is computed in float64.
+occur. Metrics of numbers take two tensors of one shape; of [examples, outputs], R2, RMSE and correlations are the mean
+over the outputs. Nothing is broadcast, and all is computed in float64.
 """
 
 import copy
@@ -22,7 +23,7 @@ from shaped.arguments import checked
 from shaped.errors import ShapedError, ShapeError
 from shaped.metrics import Metric, Scored
 from shaped.workflow.classes import Areas, Counts
-from shaped.workflow.numbers import R2, Errors, Pearson, Spearman
+from shaped.workflow.numbers import R2, Errors, OverOutputs, Pearson, Spearman
 from shaped.workflow.registry import metrics as registry
 
 
@@ -192,7 +193,7 @@ recall = Named("Share of a class that was taken for it", partial(Counts, "recall
 mae = Named("Mean absolute error, in the target's unit", partial(Errors, "mae"))
 mape = Named("Mean absolute error as a share of the target", partial(Errors, "mape"))
 mse = Named("Mean squared error, in the target's unit squared", partial(Errors, "mse"))
-pearson = Named("Pearson's correlation", Pearson)
-r2 = Named("Share of the target's variance that is explained", R2)
-rmse = Named("Root of the mean squared error, in the target's unit", partial(Errors, "rmse"))
-spearman = Named("Correlation of the ranks", Spearman)
+pearson = Named("Pearson's correlation", partial(OverOutputs, Pearson))
+r2 = Named("Share of the target's variance that is explained", partial(OverOutputs, R2))
+rmse = Named("Root of the mean squared error, in the target's unit", partial(OverOutputs, partial(Errors, "rmse")))
+spearman = Named("Correlation of the ranks", partial(OverOutputs, Spearman))

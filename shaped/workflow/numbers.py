@@ -8,13 +8,14 @@ Source: Chan, Golub & LeVeque 1983, The American Statistician 37(3), for merging
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from shaped.errors import ShapeError
+from shaped.metrics import Metric
 
 Error = Literal["mae", "mape", "mse", "rmse"]
 
@@ -90,6 +91,33 @@ class R2:
     def reset(self) -> None:
         """Forget all batches."""
         self._errors, self._targets = PowerSum(), Moments(1)
+
+
+class OverOutputs:
+    """The mean of a metric over the outputs: of `[examples, outputs]` each column is one, all else is one output."""
+
+    def __init__(self, make: Callable[[], Metric]) -> None:
+        self._make = make
+        self.reset()
+
+    def update(self, predictions: Tensor, targets: Tensor) -> None:
+        """Take a batch in. Raises ShapeError where it has another number of outputs than the ones before."""
+        several = predictions.dim() == 2 and predictions.shape == targets.shape and predictions.shape[1] > 1
+        pairs = list(zip(predictions.T, targets.T, strict=True)) if several else [(predictions, targets)]
+        each = self._each or [self._make() for _ in pairs]
+        if len(each) != len(pairs):
+            raise ShapeError(f"a batch of {len(pairs)} outputs after one of {len(each)}")
+        for metric, pair in zip(each, pairs, strict=True):
+            metric.update(*pair)
+        self._each = each
+
+    def compute(self) -> float:
+        """The value so far; NaN where it is so of one output."""
+        return sum(float(metric.compute()) for metric in self._each) / len(self._each) if self._each else math.nan
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        self._each: list[Metric] = []
 
 
 class Pearson:

@@ -53,6 +53,8 @@ class Rounding(TorchDispatchMode):
         view = declared.alias_info is not None and not written
         if not isinstance(value, Tensor) or value.dtype != torch.float64 or view:
             return value
+        if value._is_zerotensor():  # a tangent that is 0 has no memory, and some operations want some
+            return torch.zeros(value.shape, dtype=value.dtype)
         if written and value.dim() == 0:  # the step count of torch.optim, which is exact
             return value
         uniform = torch.rand(value.shape, generator=self.generator, dtype=torch.float64)

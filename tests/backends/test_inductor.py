@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from shaped.backends import inductor
+from shaped.backends.rounding import rounding_moves
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,6 +61,16 @@ def test_what_nobody_reads_is_not_in_the_graph():
 
     assert all(node.users or node.op in ("placeholder", "output") for node in graph.graph.nodes)
     torch.testing.assert_close(graph(x)[0], changes(x)[0])
+
+
+def test_rounding_is_bounded_where_data_decides_how_many_entries_there_are():
+    def kept(x: Tensor) -> tuple[Tensor]:
+        return ((x[x > 0] * 3).sum(),)
+
+    x = torch.randn(64, generator=torch.Generator().manual_seed(0))
+    (move,), _ = rounding_moves(inductor.whole_graph(kept, [x]), [x], 0)
+
+    assert 0 < move < 1e-3
 
 
 TWICE = """

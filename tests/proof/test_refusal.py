@@ -234,3 +234,14 @@ def test_a_refutation_is_at_sizes_that_get_to_its_line() -> None:
     assert caught.value.source is not None
     assert "transpose" in caught.value.source.text
     assert caught.value.goal.sizes["dim"] % 13 == 0
+
+
+def distinct(x: Int[Tensor, "n m"]) -> Int[Tensor, "n m"]:
+    return x.unique(dim=0)
+
+
+def test_a_length_that_data_decides_is_told_in_words():
+    said = message(distinct)
+
+    assert "result   [as many as data has, m], declared [n, m]\n" in said
+    assert "goal     as many as data has = n\n" in said

@@ -4,6 +4,7 @@ import builtins
 import contextlib
 import datetime
 import functools
+import itertools
 import random
 import time
 import weakref
@@ -60,7 +61,7 @@ SPACE = SimpleNamespace(inner=SimpleNamespace(v=3.0, w=4.0))
 LIST = [Rates(1.0, 2.0), Rates(3.0, 4.0)]
 OWN = random.Random(3)
 NUMPY = np.random.default_rng(0)
-GENERATOR = torch.Generator()
+GENERATOR, FACTORS = torch.Generator(), itertools.count(1)
 CONTEXT, WEAK = ContextVar("CONTEXT", default=0.5), cast(Callable[[], Rates], weakref.ref(RATES))
 CONTEXT.set(0.5)
 
@@ -238,6 +239,7 @@ DRAWN: list[tuple[Callable[[Any], Any], str]] = [
     (lambda x: NUMPY.normal() * x, "draws from NumPy's generator"),
     (lambda x: np.random.default_rng().normal() * x, "draws from NumPy's generator"),
     (lambda x: torch.rand((), generator=GENERATOR) * x, "draws from a generator of its own"),
+    (lambda x: next(FACTORS) * x, "draws from an iterator"),
     (lambda x: time.time() * x, "reads the clock"),
     (lambda x: time.perf_counter() * x, "reads the clock"),
     (lambda x: datetime.datetime.now().second * x, "reads the clock"),

@@ -43,6 +43,18 @@ def test_they_are_scikit_learns(seed: int) -> None:
     assert MetricComputer("mape").compute(p, t)["mape"] == pytest.approx(sk.mean_absolute_percentage_error(t, p))
 
 
+def test_several_outputs_are_averaged_whatever_the_unit_and_the_origin_of_each() -> None:
+    p, t = (x.reshape(100, 3) for x in drawn(300, 3))
+    unit, origin = torch.tensor([1.0, 2.0**-30, 2.0**40]), torch.tensor([0.0, 1.0, 2.0**45])
+    found = MetricComputer(*NAMES).compute(p, t)
+    moved = MetricComputer("r2", "pearson", "spearman").compute(p * unit + origin, t * unit + origin)
+
+    assert found["r2"] == pytest.approx(sk.r2_score(t, p), rel=1e-13)
+    assert found["rmse"] == pytest.approx(sk.root_mean_squared_error(t, p), rel=1e-13)
+    assert found["pearson"] == pytest.approx(scipy.stats.pearsonr(p, t).statistic.mean(), rel=1e-13)
+    assert moved == pytest.approx({name: found[name] for name in moved}, rel=1e-3)  # the origin rounds the second
+
+
 @pytest.mark.parametrize("exponent", [-1000, -300, -14, 0, 27, 300, 480])
 def test_a_metric_does_not_depend_on_the_unit_of_its_data(exponent: int) -> None:
     p, t = drawn(200, 0)
