@@ -142,11 +142,15 @@ class _Located(ShapedError):
         between: Of what goes on without a word, the two shapes that should be one, as terms over dimension names.
         on_data: Whether a branch on data is what is not known.
         absent: Whether it asks for a device that this machine does not have.
+        untold: Whether it reads a value that nothing tells, whatever the sizes are.
+        writes: Whether all that is wrong is that it writes into its arguments.
     """
 
     names: tuple[str, ...] = ()
     on_data: bool = False
     absent: bool = False
+    untold: bool = False
+    writes: bool = False
     lacking: tuple[Any, Any] | None = None
     between: tuple[Sequence[Any], Sequence[Any]] | None = None
 

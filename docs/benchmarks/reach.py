@@ -70,7 +70,12 @@ def _nothing(name: str) -> Any:
         return _nothing(name)
 
     kind: _Nothing
-    body = {"__module__": "hollow", "__call__": same, "__getattr__": no_name, "__class_getitem__": lambda item: kind}
+    body = {
+        "__module__": "hollow",
+        "__call__": same,
+        "__getattr__": no_name,
+        "__class_getitem__": lambda cls, item: kind,
+    }
     kind = _Nothing(name, (), {**body, "__init__": lambda self, *args, **kwargs: None})
     return kind
 

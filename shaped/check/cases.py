@@ -8,14 +8,16 @@ from typing import Any, get_args
 
 from shaped.check.choices import MOST, Inventor, ValueChoice, combined
 from shaped.check.instances import Instances, hints_of
-from shaped.check.programs import Case, CaseProgram, Held, Unbuilt, admits_both
+from shaped.check.programs import Case, CaseProgram, Held, Refusal, Unbuilt, admits_both
 from shaped.check.targets import Target
 from shaped.check.written import Fresh, axes_of, read_written
-from shaped.errors import ProofError, SignatureError, Unprovable
+from shaped.errors import ProofError, SignatureError, Unprovable, first_line
+from shaped.proof.source import place_of_traceback
 from shaped.shapes import is_tensor_annotation
 
 _RANKS = (1, 0, 2, 3)  # axes of a `*batch`
 _ABOUT_DTYPES = re.compile(r"dtype|scalar type|floating|type int")
+_OWNERS = ("made", "plain", "blank", "whole")  # ways to come by an instance
 _RUNS = 100  # on real tensors, of a case after the first
 
 
@@ -27,7 +29,7 @@ class Examined:
     result: Any  # its annotation
     held: list[Held] = field(default_factory=list)
     left_out: Sequence[str] = ()
-    failed: list[ProofError | Unprovable] = field(default_factory=list)  # where a shape was only tried
+    failed: list[tuple[Case, ProofError | Unprovable]] = field(default_factory=list)  # where a shape was only tried
 
 
 @dataclass
@@ -46,6 +48,7 @@ class Prover:
     assume: Sequence[str] = ()
     static: Mapping[str, int | None] = field(default_factory=dict)
     auto: bool = False
+    _read: tuple[str, ...] = ()  # sizes that the last case reads as numbers
 
     def examine(self) -> Examined:
         """Prove every case.
@@ -53,54 +56,66 @@ class Prover:
         Raises:
             ProofError, Unprovable: Of the first case that is not proved.
         """
-        if self.target.kind != "method":
-            return self._examine("")
-        if self.target.name.endswith(".__init__"):
-            return self._examine("new")
-        try:
-            return self._examine("made")
-        except Unbuilt as error:
-            reason: Exception = error.error if isinstance(error.error, Unprovable) else error
-        except (Unprovable, SignatureError) as error:
-            reason = error
-        try:  # a method that reads nothing of its instance
-            return self._examine("blank")
-        except (Unbuilt, Unprovable, SignatureError, AttributeError, TypeError):
-            raise reason from None
+        method = self.target.kind == "method"
+        new = self.target.name.endswith(".__init__")
+        reasons: list[Exception] = []
+        for owner in ("new", "new plain") if new else _OWNERS if method else ("", "plain"):
+            try:
+                return self._examine(owner)
+            except ProofError as error:
+                if owner not in ("blank", "whole"):
+                    raise
+                reasons.append(error)  # by an instance that perhaps no constructor makes: it refutes nothing
+            except Exception as error:
+                reasons.append(error)
+        raise _telling(reasons)
 
     def _examine(self, owner: str) -> Examined:
         hints = hints_of(inspect.unwrap(self.target.function))
         inventor = Inventor(frozenset(dimensions(hints.values())), self.instances, self.instances.factories.given)
         cases, left = self._cases(inventor, hints, owner)
         examined = Examined(self.target, hints.get("return"))
+        self._read = ()
+        refusals: list[tuple[Case, Exception]] = []
         for case in cases:
-            runs = _RUNS if case is not cases[0] else None
             try:
-                examined.held.append(self._held(case, examined.result, inventor, runs))
+                examined.held.append(self._held(case, examined.result, inventor, case is cases[0]))
             except (ProofError, Unprovable) as error:
                 where = _in(case, error)
                 if not any(choice.tried for choice in case.choices):
                     raise where from None
-                examined.failed.append(where)
+                examined.failed.append((case, where))
+            except Exception as error:
+                if not case.said or not (raises(error) or isinstance(error, Refusal)):
+                    raise
+                refusals.append((case, error))
         if examined.failed:
-            raise _without_shape(examined.failed[0], examined.held[0].case if examined.held else None)
-        examined.left_out = list(dict.fromkeys([*left, *inventor.left_out]))
+            case, where = examined.failed[0]
+            raise _untold(where, case, examined.held[0].case if examined.held else None)
+        if not examined.held:
+            first = refusals[0][1]
+            raise _in(refusals[0][0], first.error) if isinstance(first, Refusal) else first
+        refused = [f"{' and '.join(case.said)} ({_said(error)})" for case, error in refusals]
+        examined.left_out = list(dict.fromkeys([*refused, *left, *inventor.left_out]))
         return examined
 
-    def _held(self, case: Case, result: Any, inventor: Inventor, runs: int | None) -> Held:
+    def _held(self, case: Case, result: Any, inventor: Inventor, first_case: bool) -> Held:
         """A case proved: with floating-point numbers where any dtype is admitted, or else with whole ones."""
         entries = [entry for choice in case.choices for entry in choice.value.entries]
         both = tuple(entry.path for entry in entries if admits_both(entry.spec))
         for whole in (False, True) if both else (False,):
             program = CaseProgram(self.target, case, result, inventor.ints, inventor.dims, self.auto, whole)
-            program.runs = runs or program.runs
+            if not first_case:
+                program.runs, program.once = _RUNS, True
+            program.read = [name for name in self._read if name in program.names]
             try:
                 held = program.prove(self.assume, self.static)
-            except (ProofError, Unprovable, Unbuilt) as error:
+            except Exception as error:
                 if not whole or _ABOUT_DTYPES.search(str(first)):
                     first: Exception = error
                 continue
             held.whole = both if whole else ()
+            self._read = tuple(program.read)  # as a rule the next case reads them as well
             return held
         raise first
 
@@ -108,12 +123,11 @@ class Prover:
         target = self.target
         parameters = list(inspect.signature(inspect.unwrap(target.function)).parameters.values())
         parameters = parameters[1:] if target.kind != "function" else parameters
+        inventor.plain = owner not in ("", "made", "new")
         options = inventor.arguments(parameters, hints)
         owners: list[ValueChoice | None] = [None]
-        if owner in ("blank", "new") and target.owner is not None:
-            owners = [self.instances.blank(inventor, target.owner, "self", whole=owner == "blank")]
-        elif owner == "made" and target.owner is not None:
-            owners = list(self.instances(inventor, target.owner, "self"))
+        if target.kind == "method" and target.owner is not None:
+            owners = list(self._owners(inventor, target.owner, owner))
         given = [parameter for parameter in parameters if parameter.name in options]
         every: list[Sequence[Any]] = [owners, *(options[parameter.name] for parameter in given)]
         chosen, left = combined(every)
@@ -121,6 +135,34 @@ class Prover:
         cases, skipped = _with_axes(combinations)
         count = left + skipped
         return cases, [f"{count} of {count + len(cases)} combinations"] if count else []
+
+    def _owners(self, inventor: Inventor, kind: type, owner: str) -> list[ValueChoice]:
+        """What a method is called on, in a way to come by it."""
+        if owner.startswith("new"):
+            return [self.instances.fresh(kind, "self")]
+        if owner in ("made", "plain"):
+            return inventor.instance(kind, "self")
+        return [self.instances.blank(inventor, kind, "self", whole=owner == "whole")]
+
+
+def _telling(reasons: Sequence[Exception]) -> Exception:
+    """Of the reasons why a method could not be proved on an instance of each kind, the one to give."""
+    made, plain = reasons[:2]
+    for error in (made, plain):
+        if not isinstance(error, Unbuilt):
+            return error
+    inner = made.error if isinstance(made, Unbuilt) else made
+    return inner if isinstance(inner, Unprovable) else made
+
+
+def raises(error: Exception) -> bool:
+    """Whether the program's own `raise` refuses what it is given, sizes apart."""
+    place = place_of_traceback(error.__traceback__)
+    return place is not None and place.source().text.startswith("raise ") and not isinstance(error, Unbuilt)
+
+
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, Refusal) else f"{type(error).__name__}: {first_line(error)}"
 
 
 def _in(case: Case, error: ProofError | Unprovable) -> ProofError | Unprovable:
@@ -134,11 +176,13 @@ def _in(case: Case, error: ProofError | Unprovable) -> ProofError | Unprovable:
     return changed
 
 
-def _without_shape(error: ProofError | Unprovable, passing: Case | None = None) -> Unprovable:
-    """A tensor whose annotation has no shape: what fails for some refutes nothing; where it goes through is said."""
+def _untold(error: ProofError | Unprovable, case: Case, passing: Case | None = None) -> Unprovable:
+    """What no annotation tells: what fails for some values of it refutes nothing; where it goes through is said."""
     through = f"; it goes through where {' and '.join(passing.said)}" if passing is not None else ""
-    hint = "a Tensor without a shape may have any: annotate it" + through
-    return Unprovable(error.title, error.source, replace(error.goal, hint=hint, sizes={}))
+    shapeless = any(choice.tried and choice.value.spec is not None for choice in case.choices)
+    what = "a Tensor without a shape may have any" if shapeless else "what no annotation tells was only tried"
+    goal = replace(error.goal, hint=f"{what}: annotate it{through}", sizes={})
+    return Unprovable(error.title, error.source, goal)
 
 
 Combination = tuple[ValueChoice | None, tuple[tuple[inspect.Parameter, ValueChoice], ...]]

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from shaped.check.cases import Prover, dimensions
+from shaped.check.cases import Examined, Prover, dimensions
 from shaped.check.choices import has_shape, without_none
 from shaped.check.instances import Factories, Instances, constructor, hints_of
 from shaped.check.programs import Unbuilt, admits_both, names_of
@@ -82,13 +82,15 @@ def _verdict(
     code = inspect.unwrap(target.function).__code__
     where = (target.name, code.co_filename, code.co_firstlineno)
     try:
+        examined = None
         if _is_plain(target):
             try:
                 return _stated(where, _proof(target, assume, static))
-            except Unprovable as error:
-                if not (error.on_data or error.absent or (auto and error.names)):
-                    raise
-        examined = Prover(target, instances, assume, static, auto).examine()
+            except (ProofError, SignatureError):
+                raise
+            except Exception as error:  # which one proof cannot say may be said in several
+                examined = _otherwise(Prover(target, instances, assume, static, auto), error)
+        examined = examined or Prover(target, instances, assume, static, auto).examine()
         seconds = sum(proof.seconds for held in examined.held for proof in held.proofs)
         steps = examined.held[0].proofs[0].steps
         return Verdict(
@@ -116,6 +118,17 @@ def _verdict(
         return Verdict(
             *where, "error", f"{at}{type(error).__name__}: {first_line(error)}", _text(error) + shown, source
         )
+
+
+def _otherwise(prover: Prover, error: Exception) -> Examined:
+    """What is proved in cases; where that leads nowhere, the first error, which says more."""
+    try:
+        return prover.examine()
+    except ProofError:
+        raise
+    except Exception as other:
+        known = isinstance(error, Unprovable) and not (error.on_data or error.absent)
+        raise error if known or not isinstance(other, Unprovable) else other from None
 
 
 def _stated(where: tuple[str, str, int], proof: Proof) -> Verdict:
@@ -177,6 +190,9 @@ def _is_plain(target: Target) -> bool:
     annotations = hints_of(inspect.unwrap(target.function))
     if any(has_shape(hint) and without_none(hint)[1] for hint in annotations.values()):
         return False
+    parameters = inspect.signature(inspect.unwrap(target.function)).parameters.values()
+    if any(hints.get(p.name) in (int, bool) and p.default is p.empty for p in parameters):
+        return False  # a number of Python's, which `prove` takes as a tensor
     try:
         signature = read_signature(target.function)
         given = {entry.spec.axes for entry in signature.entries}

@@ -9,7 +9,7 @@ import inspect
 import itertools
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from shaped.check.unknown import Keyed, Unknown
-from shaped.check.written import Fresh, read_written
+from shaped.check.written import ONES, Fresh, axes_of, read_written
 from shaped.errors import SignatureError
 from shaped.shapes import Container, Dim, TensorSpec, is_tensor_annotation, spell
 
@@ -76,6 +76,16 @@ def together(
     return ValueChoice(value, said, any(part.tried for part in parts))
 
 
+def alike(choice: ValueChoice, path: str) -> ValueChoice:
+    """A value of which all tensors with any number of axes have the same ones, where that is another."""
+    names = list(dict.fromkeys(name for entry in choice.value.entries for name in axes_of(entry.spec)))
+    if len(names) < 2:
+        return choice
+    axes = {f"{name}{end}": [Dim(f"*{names[0]}{end}")] for name in names for end in ("", ONES)}
+    said = f"{', '.join(f'*{name}' for name in names[1:])} of {path} as *{names[0]}"
+    return replace(choice, value=choice.value.map(lambda spec: spec.with_axes(axes)), said=(*choice.said, said))
+
+
 def combined(options: Sequence[Sequence[T]], most: int = MOST) -> tuple[list[tuple[T, ...]], int]:
     """One of each, in all combinations, and how many were left out.
 
@@ -119,6 +129,8 @@ class Inventor:
         given: What the user says of an argument by its name; nothing where that is nothing.
         ints: The integers that were invented.
         left_out: Alternatives that cannot be invented, and combinations.
+        plain: Make each instance of as little as may be: of defaults, also None for a tensor, and of tensors of
+            the same axes. What each argument may be does not tell which of them go together.
     """
 
     dims: frozenset[str] = frozenset()
@@ -128,6 +140,7 @@ class Inventor:
     left_out: list[str] = field(default_factory=list)
     fresh: Fresh = field(default_factory=Fresh)
     making: list[type] = field(default_factory=list)  # classes under way
+    plain: bool = False
 
     def arguments(
         self, parameters: Iterable[inspect.Parameter], hints: Mapping[str, Any], prefix: str = ""
@@ -149,7 +162,8 @@ class Inventor:
         bare, optional = without_none(hint)
         if bare is int and parameter.name in self.dims:
             return [self._integer(path, parameter.name)]
-        if given and not (default is None and has_shape(hint)):
+        shaped = has_shape(hint) or (optional and self._holds_shapes(bare))
+        if given and not (default is None and shaped and not (self.plain and prefix)):
             return [constant(path, default)]
         if given and optional is False:  # x: Float[Tensor, "n"] = None
             hint = Union[hint, None]  # noqa: UP007  # of any two objects
@@ -181,6 +195,16 @@ class Inventor:
             return [unknown(path, f"its annotation cannot be read: {error}")]
         return [ValueChoice(Container(path, "tensor", r.spec), tuple(f"{path}: {s}" for s in r.said)) for r in readings]
 
+    def instance(self, kind: type, path: str) -> list[ValueChoice]:
+        """The choices for an instance of a class."""
+        made = self.instances(self, kind, path) if self.instances is not None else []
+        return [alike(choice, path) for choice in made] if self.plain else made
+
+    @staticmethod
+    def _holds_shapes(kind: Any) -> bool:
+        """Whether it is a class whose annotations have shapes, such as a dataclass of tensors."""
+        return isinstance(kind, type) and any(map(has_shape, getattr(kind, "__annotations__", {}).values()))
+
     def _union(self, alternatives: Sequence[Any], path: str) -> list[ValueChoice]:
         found, tensors = [], sum(map(has_shape, alternatives))
         for alternative in alternatives:
@@ -198,6 +222,8 @@ class Inventor:
         return found or [unknown(path, "none of its alternatives can be invented")]
 
     def _generic(self, hint: Any, origin: Any, arguments: Sequence[Any], path: str) -> list[ValueChoice]:
+        if origin is Hashable:
+            return [replace(constant(path, path, f"{path} = {path!r}"), tried=True)]  # each of its own
         if origin is tuple and Ellipsis not in arguments:
             return self._several(path, tuple, [self.of(a, f"{path}[{i}]") for i, a in enumerate(arguments)])
         if isinstance(origin, type) and issubclass(origin, Mapping) and len(arguments) == 2:
@@ -213,7 +239,7 @@ class Inventor:
                     found.append(replace(choice, said=(f"len({path}) = {length}", *choice.said)))
             return found
         if isinstance(origin, type) and self.instances is not None and origin.__module__ not in ("typing", "builtins"):
-            return self.instances(self, origin, path)
+            return self.instance(origin, path)
         return [unknown(path, f"nothing makes its {spell(hint)}")]
 
     def _several(self, path: str, kind: Any, options: Sequence[Sequence[ValueChoice]]) -> list[ValueChoice]:
@@ -245,14 +271,14 @@ class Inventor:
         if hint is Tensor:
             return [self._shaped(path, rank) for rank in _RANKS]
         if isinstance(hint, type) and self.instances is not None and hint.__module__ not in ("builtins", "typing"):
-            return self.instances(self, hint, path)
+            return self.instance(hint, path)
         return [unknown(path, f"nothing makes its {spell(hint)}")]
 
     def _shaped(self, path: str, rank: int) -> ValueChoice:
         """A tensor with a number of axes of its own."""
         stem = _identifier(path)
         dims = tuple(Dim(f"{stem}_{i}") for i in range(1, rank + 1))
-        spec = TensorSpec(dims, (torch.float32,), "Float32")
+        spec = TensorSpec(dims, (torch.float32, torch.int64), "Num")
         said = f"{path} has {rank} ax{'i' if rank == 1 else 'e'}s"
         return ValueChoice(Container(path, "tensor", spec), (said,), tried=True)
 

@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import CodeType
 from typing import Any
@@ -26,14 +26,16 @@ from shaped.check.choices import (
     together,
     unknown,
     whole,
+    without_none,
 )
-from shaped.check.unknown import blank
-from shaped.errors import ShapedError
+from shaped.check.unknown import blank, fresh
+from shaped.errors import ShapedError, SignatureError
 from shaped.shapes import annotated_part
 
 _DEEPEST = 4  # classes within classes
 _FILLS = {"uniform_", "normal_", "trunc_normal_", "constant_", "zeros_", "ones_"}
 _ALTERNATIVES = 4  # of one class
+_PLAIN = (bool, float, str)
 
 
 @dataclass
@@ -131,17 +133,41 @@ class Instances:
             for parts in chosen
         ]
 
-    def blank(self, inventor: Inventor, kind: type, path: str, whole: bool = True) -> ValueChoice:
-        """An instance with what the class's own annotations tell, and nothing else, or not even that."""
+    def fresh(self, kind: type, path: str) -> ValueChoice:
+        """An instance as its constructor finds it."""
+        return together(path, f"a new {kind.__name__}", (), (), lambda parts: fresh(kind))
+
+    def blank(self, inventor: Inventor, kind: type, path: str, whole: bool = False) -> ValueChoice:
+        """An instance with what the class's own annotations tell of tensors and sizes, and nothing else.
+
+        Args:
+            whole: Take something for each other annotated attribute, too.
+        """
         found: dict[str, ValueChoice] = {}
-        for name, hint in hints_of(kind).items() if whole else ():
-            if (has_shape(hint) or hint is int) and not isinstance(getattr(kind, name, None), property):
+        for name, hint in hints_of(kind).items():
+            given = kind.__dict__.get(name)
+            if isinstance(getattr(kind, name, None), property):
+                continue
+            if has_shape(hint) or hint is int:
                 options = [choice for choice in inventor.of(hint, f"{path}.{name}") if not is_unknown(choice)]
                 found.update({name: options[0]} if options else {})
-            elif name in vars(kind) and not callable(vars(kind)[name]):
-                found[name] = constant(name, vars(kind)[name])
+            elif name in vars(kind) and not callable(given):
+                found[name] = constant(name, given)
+            elif whole:
+                found.update(self._attribute(inventor, hint, f"{path}.{name}", name))
         make = partial(_blank, kind, tuple(found))
         return together(path, f"any {kind.__name__}", tuple(found), list(found.values()), make)
+
+    def _attribute(self, inventor: Inventor, hint: Any, path: str, name: str) -> dict[str, ValueChoice]:
+        """The first thing that an annotated attribute may be; absent where that is allowed."""
+        bare, optional = without_none(hint)
+        if optional and bare not in _PLAIN:
+            return {name: ValueChoice(constant(path, None).value, (f"{path} absent",), tried=True)}
+        try:
+            options = [choice for choice in inventor.of(hint, path) if not is_unknown(choice)]
+        except (RecursionError, SignatureError):
+            return {}
+        return {name: replace(options[0], tried=True)} if options else {}
 
 
 def constructor(kind: Any) -> Any:

@@ -15,11 +15,13 @@ from shaped.check.targets import Target
 from shaped.check.written import with_ranks
 from shaped.errors import ProofError, SignatureError, Unprovable, first_line
 from shaped.proof import ROUNDS, Proof, Setting, prove_setting, prove_ways
+from shaped.proof.refuting import PRIMES
 from shaped.shapes import Argument, Container, Dim, Signature, TensorSpec, Term
 
 _TIES = 4  # sizes that a program needs to be equal
 _ROUNDS = 6  # of finding the names that it reads as numbers
 _ENOUGH = 2  # sets of numbers for several names
+_MULTIPLES = 4  # names whose numbers divide each other
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,14 @@ class Unbuilt(Exception):
         self.error = error
 
 
+class Refusal(Exception):
+    """The program's own `assert` refuses an alternative, whatever the sizes are."""
+
+    def __init__(self, error: ProofError) -> None:
+        super().__init__(error.goal.raised)
+        self.error = error
+
+
 class CaseProgram:
     """A case, ready to be traced.
 
@@ -87,7 +97,10 @@ class CaseProgram:
         self.auto, self.whole, self.runs = auto, whole, 400
         self.result = Result(hint, dict(case.ranks))
         self.ties: dict[str, Dim] = {}
+        self.copied = False  # whether it is given copies, since it writes into its arguments
+        self.once = False  # prove it at one set of numbers
         self.built = 0  # how often all values could be made
+        self.read: list[str] = []  # names of sizes that are taken at some numbers
         self.branches: dict[str, None] = {}
         self.refusals: dict[str, None] = {}
 
@@ -102,6 +115,8 @@ class CaseProgram:
             try:
                 return self._numbered(assume, static)
             except ProofError as error:
+                if self.case.said and self.refuses(error):
+                    raise Refusal(error) from None
                 tie = self._tie(error) if len(self.ties) < _TIES else None
                 if tie is None:
                     self._hold_built(error)
@@ -115,29 +130,87 @@ class CaseProgram:
     def _numbered(self, assume: Sequence[str], static: Mapping[str, int | None]) -> Held:
         """Prove it for all integers, or at some numbers for those that it reads."""
         given = {name: size for name, size in static.items() if size is not None}
-        names = [name for name, size in static.items() if size is None]
+        names = self.read = list(dict.fromkeys([*(name for name, size in static.items() if size is None), *self.read]))
+        why: Exception | None = None
         for _ in range(_ROUNDS):
             try:
                 first = self._once(assume, {**given, **_numbers(names, 0)})
-                break
-            except Unprovable as error:
-                more = [n for n in error.names if (self.auto or n in self.ints) and n not in (*names, *given)]
-                if not more:
-                    raise
-                names += more
+                pinned = self._pinned(first, (*names, *given))
+                if not pinned:
+                    break
+                names += pinned
+                continue
             except ProofError as error:
-                if not names or self._tie(error) is not None:
+                if self._tie(error) is not None:
                     raise
-                return self._elsewhere(error, assume, given, names)
+                if names and why is None and self._is_shown(error):
+                    return self._elsewhere(error, assume, given, names)
+                if self._is_shown(error):
+                    raise why or error from None
+                reason: Exception = _unshown(error)
+            except Exception as error:
+                if isinstance(error, Unprovable) and error.writes and not self.copied:
+                    self.copied = True  # what a call does to its arguments is no matter of shapes
+                    continue
+                reason = error
+            why = why or reason
+            named = [n for n in getattr(reason, "names", ()) if self.auto or n in self.ints]
+            more = [n for n in named or self._sizes(reason, names) if n not in (*names, *given)]
+            if not more:
+                return self._elsewhere(why, assume, given, names)
+            names += more
         else:
             raise Unprovable(f"`{self.target.name}` reads too many sizes as plain numbers.")
         held = self._with_lines(Held(self.case, first, dict(self.ties), self.result.found))
         return self._others(held, assume, given, names)
 
+    def _pinned(self, proofs: Sequence[Proof], known: Sequence[str]) -> list[str]:
+        """Integers that a proof holds to one number: the program asks Python whether each is one."""
+        alone = [(text, names_of(text)) for proof in proofs for text in proof.conditions if "==" in text]
+        return [n for n in self.ints if n not in (*known, *self.dims) and any(some == {n} for _, some in alone)]
+
+    def _sizes(self, reason: Exception, known: Sequence[str]) -> list[str]:
+        """What else may be taken at some numbers, where symbolic ones lead nowhere: integers, then every size."""
+        if isinstance(reason, Unprovable) and (reason.untold or reason.absent):
+            return []
+        ints = [name for name in self.names if name in self.ints]
+        if set(ints) - set(known):
+            return ints
+        return self.names if self.auto and self.built else []
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all sizes, in order."""
+        every = (name for entry in self.signature.entries for dim in entry.spec.dims for name in dim.names)
+        return list(dict.fromkeys(every))
+
+    def _is_shown(self, error: ProofError) -> bool:
+        """Whether a refutation names sizes at which a run on real tensors fails, or needs none."""
+        goal = error.goal
+        return bool(goal.sizes or goal.silent or goal.operation == "claim" or not goal.raised) or not self.names
+
+    def refuses(self, error: ProofError) -> bool:
+        """Whether it is an `assert` of the program's own that fails at every size: what it refuses is no size."""
+        if not error.goal.raised or not self.names:
+            return False
+        for size in (1, 2, 3):
+            try:
+                self._once((), dict.fromkeys(self.names, size))
+            except ProofError as other:
+                if other.goal.raised != error.goal.raised or str(other.source) != str(error.source):
+                    return False
+            except Exception:
+                return False
+            else:
+                return False
+        return True
+
     def _elsewhere(
-        self, error: ProofError, assume: Sequence[str], given: Mapping[str, int], names: Sequence[str]
+        self, error: Exception, assume: Sequence[str], given: Mapping[str, int], names: Sequence[str]
     ) -> Held:
         """Prove it at other numbers than the first, where it is refused; the first error if it is at all of them."""
+        if not names or (isinstance(error, Unprovable) and error.untold):
+            raise error
         held = self._others(Held(self.case, [], dict(self.ties), ""), assume, given, names)
         if not held.proofs:
             raise error
@@ -148,6 +221,8 @@ class CaseProgram:
 
     def _others(self, held: Held, assume: Sequence[str], given: Mapping[str, int], names: Sequence[str]) -> Held:
         for i in range(1, 4 if len(names) > 1 else 3 if names else 1):
+            if self.once and held.proofs:
+                break
             numbers = _numbers(names, i)
             if len(names) > 1 and len(held.proofs) >= _ENOUGH:
                 break
@@ -211,6 +286,7 @@ class CaseProgram:
             return self._called(tensors)
 
     def _called(self, tensors: Sequence[Any]) -> Any:
+        tensors = [tensor.clone() for tensor in tensors] if self.copied else tensors
         values, positional, keywords = self._made(tensors), [], {}
         self.built += 1
         if self.case.owner is not None:
@@ -307,20 +383,29 @@ def _tied(name: str, other: Term) -> dict[str, Dim] | None:
 def _numbers(names: Sequence[str], which: int) -> dict[str, int]:
     """Numbers for integers that a program reads as such: distinct, each a multiple of the one before or after it.
 
-    Heads divide a width, whichever is read first.
+    Heads divide a width, whichever is read first. Where they are many, the others are small primes.
     """
     if len(names) == 1:
         return {names[0]: (2, 3, 1)[which]}
     order = names[::-1] if which % 2 else names
-    return {name: (2 + which // 2) * 2 ** order.index(name) for name in names}
+    multiples = {name: (2 + which // 2) * 2**i for i, name in enumerate(order[:_MULTIPLES])}
+    rest = dict(zip(order[_MULTIPLES:], (3, *PRIMES), strict=False))
+    return {name: (multiples | rest).get(name, 2) for name in names}
+
+
+def _unshown(error: ProofError) -> Unprovable:
+    """What the program refuses on symbolic sizes, and no run on real tensors does."""
+    hint = error.goal.hint or "no run on real tensors could be made that shows it"
+    return Unprovable(error.title, error.source, replace(error.goal, hint=hint))
 
 
 def _at(numbers: Mapping[str, int]) -> str:
     return ", ".join(f"{name} = {number}" for name, number in numbers.items())
 
 
-def _reason(error: ProofError | Unprovable) -> str:
-    return error.goal.raised or error.goal.equation or error.goal.said or error.title
+def _reason(error: Exception) -> str:
+    goal = error.goal if isinstance(error, ProofError | Unprovable) else None
+    return (goal and (goal.raised or goal.equation or goal.said)) or first_line(error)
 
 
 def names_of(relation: str) -> set[str]:

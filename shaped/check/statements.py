@@ -75,10 +75,14 @@ def axes(examined: Examined) -> list[str]:
 
 
 def numbers(examined: Examined) -> list[str]:
-    """`n_layers = 2`: where it reads integers as numbers."""
-    proofs = [proof for held in examined.held for proof in held.proofs]
-    found = [", ".join(f"{n} = {size}" for n, size in proof.static.items()) for proof in proofs]
-    return list(dict.fromkeys(filter(None, found)))
+    """`n_layers = 2`: where it reads sizes as numbers; what holds in some cases only says in which."""
+    found: dict[str, list[Held]] = {}
+    for held in examined.held:
+        for proof in held.proofs:
+            text = ", ".join(f"{n} = {size}" for n, size in proof.static.items())
+            if held not in found.setdefault(text, []):
+                found[text].append(held)
+    return [t if len(some) == len(examined.held) else f"{t} where {_cases(some)}" for t, some in found.items() if t]
 
 
 def _data(examined: Examined) -> str:

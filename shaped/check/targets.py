@@ -5,13 +5,14 @@ import inspect
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import ModuleType
+from types import CellType, ModuleType
 from typing import Any, Literal
 
 from shaped.check.choices import has_shape
 from shaped.check.instances import hints_of
 
 Kind = Literal["function", "method", "class"]
+_BEHIND = 8  # functions that decorators may hide another in
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,29 @@ def is_empty(body: Sequence[ast.stmt]) -> bool:
 
 def functions_of(module: ModuleType) -> dict[str, Callable[..., Any]]:
     """The functions that a module itself defines, in order."""
-    return {
-        name: value
-        for name, value in vars(module).items()
-        if callable(value) and inspect.isfunction(inspect.unwrap(value)) and value.__module__ == module.__name__
-    }
+    found = {name: _defined(value, module.__name__, name) for name, value in vars(module).items() if callable(value)}
+    return {name: function for name, function in found.items() if function is not None}
+
+
+def _defined(value: Any, module: str, name: str) -> Callable[..., Any] | None:
+    """The function of this module that a name stands for, also behind a decorator that does not say so; or none."""
+    waiting, seen = [value], set[int]()
+    while waiting and len(seen) < _BEHIND:
+        one = waiting.pop(0)
+        if id(one) in seen or not callable(one) or not inspect.isfunction(inspect.unwrap(one)):
+            continue
+        seen.add(id(one))
+        if one.__module__ == module and (one is value or one.__qualname__ == name):
+            return one  # type: ignore[no-any-return]
+        waiting += [cell.cell_contents for cell in getattr(one, "__closure__", None) or () if _is_full(cell)]
+    return None
+
+
+def _is_full(cell: CellType) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:  # not yet
+        return False
 
 
 def methods_of(module: ModuleType) -> dict[str, Target]:
@@ -70,7 +89,8 @@ def methods_of(module: ModuleType) -> dict[str, Target]:
 def _methods(owner: type) -> Iterator[Target]:
     for name, value in vars(owner).items():
         function, kind = _function(value)
-        if function is not None and getattr(function, "__module__", "") == owner.__module__ and _is_written(function):
+        function = _defined(function, owner.__module__, f"{owner.__qualname__}.{name}")
+        if function is not None and _is_written(function):
             yield Target(f"{owner.__qualname__}.{name}", function, owner, kind)
         elif isinstance(value, type) and value.__qualname__ == f"{owner.__qualname__}.{name}":
             yield from _methods(value)

@@ -11,7 +11,9 @@ from shaped.proof.source import is_users, place_of_caller
 def undecided(title: str, hint: str = "") -> Unprovable:
     """At the user's line that is under way."""
     place = place_of_caller()
-    return Unprovable(title, place.source() if place is not None else None, Goal(hint=hint))
+    error = Unprovable(title, place.source() if place is not None else None, Goal(hint=hint))
+    error.untold = True
+    return error
 
 
 class Unknown:
@@ -85,8 +87,7 @@ def blank(kind: type, attributes: dict[str, Any]) -> Any:
         raise undecided(f"`{kind.__name__}.{name}` is read here, and its constructor could not be run.",
                         f"say how one is made: --make '{kind.__name__}(...)'")  # fmt: skip
 
-    abstract = dict.fromkeys(getattr(kind, "__abstractmethods__", ()))
-    made: Any = type(kind)(kind.__name__, (kind,), {**abstract, "__module__": kind.__module__, "__getattr__": missing})
+    made: Any = _concrete(kind, {"__getattr__": missing})
     instance = made.__new__(made)
     for base in kind.__mro__:  # torch's modules hold their parts in attributes of their own
         if base.__module__.startswith("torch.nn.modules.module"):
@@ -94,3 +95,15 @@ def blank(kind: type, attributes: dict[str, Any]) -> Any:
     for name, value in attributes.items():
         object.__setattr__(instance, name, value)
     return instance
+
+
+def fresh(kind: Any) -> Any:
+    """An instance as its constructor finds it."""
+    made = _concrete(kind, {}) if getattr(kind, "__abstractmethods__", ()) else kind
+    return made.__new__(made)
+
+
+def _concrete(kind: type, body: dict[str, Any]) -> Any:
+    """A class of which instances can be made."""
+    abstract = dict.fromkeys(getattr(kind, "__abstractmethods__", ()))
+    return type(kind)(kind.__name__, (kind,), {**abstract, "__module__": kind.__module__, **body})

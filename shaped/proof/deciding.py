@@ -87,7 +87,7 @@ def _explore(setting: Setting, assume: Sequence[str], static: Mapping[str, int],
         found = attempts(setting, search.names, search.initial_plan(), 1 + len(search.names))
     if isinstance(found, Failure):
         course = found.world.env.course
-        if _is_raised(found.error) and course is not None and course.by_data:
+        if (_is_raised(found.error) or _is_shown(found.error)) and course is not None and course.by_data:
             way.refusals.add(raised_at(found.error))
             return
     taken.append(Way(way.whole, way.refusals))
@@ -97,6 +97,17 @@ def _is_raised(error: Exception) -> bool:
     """Whether it is a `raise` or an `assert` of the program's own, and not what Python says of a mistake."""
     place = place_of_traceback(error.__traceback__)
     return is_own(error) and place is not None and bool(re.search(r"\b(raise|assert)\b", place.source().text))
+
+
+def _is_shown(error: Exception) -> bool:
+    """Whether it is the message of a `raise` or an `assert` that asks a tensor for its entries: f"got {x.min()}"."""
+    place, traceback = place_of_traceback(error.__traceback__), error.__traceback__
+    names = set[str]()
+    while traceback is not None:
+        names.add(traceback.tb_frame.f_code.co_name)
+        traceback = traceback.tb_next
+    stated = place is not None and re.search(r"\b(raise|assert)\b", place.source().text)
+    return bool(stated) and bool(names & {"__format__", "__str__", "__repr__"})
 
 
 def _proved(setting: Setting, assume: Sequence[str], static: Mapping[str, int], way: Way) -> Proof:

@@ -100,7 +100,9 @@ def explain(error: Exception, setting: Setting, world: World, recorder: Recorder
         return _not_well_shaped(error, error.call, world, setting, tensors)
     if isinstance(error, Mismatch) and not error.goal:
         hint = "use an operation that makes a new tensor; running statistics may be parameters that are frozen"
-        return Unprovable(f"`{name}` cannot be one proved step: {error}.", source, Goal(hint=hint))
+        step = Unprovable(f"`{name}` cannot be one proved step: {error}.", source, Goal(hint=hint))
+        step.writes = True
+        return step
     if recorder.returned:
         said = first_line(error)
         return Unprovable(f"the gradient of `{name}` could not be traced.", source, Goal(said=_named(said, world)))

@@ -1,0 +1,129 @@
+"""Arguments and instances that take more than a glance at their annotations."""
+
+from tests.check.test_check_methods import check
+
+__all__ = ["check"]
+
+RECORDS = """
+@dataclass
+class Rays:
+    origins: Float[Tensor, "*a 3"]
+    directions: Float[Tensor, "*b 3"]
+    times: Optional[Float[Tensor, "*c 1"]] = None
+
+    def __post_init__(self) -> None:
+        shape = torch.broadcast_shapes(self.origins.shape[:-1], self.directions.shape[:-1])
+        self.origins = self.origins.broadcast_to((*shape, 3))
+        self.directions = self.directions.broadcast_to((*shape, 3))
+
+    def points(self, distance: float) -> Float[Tensor, "*a 3"]:
+        return self.origins + distance * self.directions
+
+    def refused(self, times: Float[Tensor, "n"]) -> Float[Tensor, "m 3"]:
+        return (self.origins.reshape(-1, 3) + times[:, None])[:, :2]
+
+def ends(rays: Rays) -> Float[Tensor, "*a 3"]:
+    return rays.origins + rays.directions
+"""
+
+
+def test_an_instance_whose_axes_have_to_agree_is_made_of_the_same_axes_and_says_so(check) -> None:  # type: ignore[no-untyped-def]
+    found = check(RECORDS)
+
+    assert found["Rays.points"].status == "proved"
+    assert "*b of self as *a" in found["Rays.points"].message
+    assert found["ends"].status == "proved"
+    assert "*b of rays as *a" in found["ends"].message
+    assert found["Rays.refused"].status == "refuted"
+
+
+def test_an_alternative_that_the_program_refuses_itself_is_left_out_and_said(check) -> None:  # type: ignore[no-untyped-def]
+    found = check("""
+def one(x: Float[Tensor, "n d"], y: Optional[Float[Tensor, "n d"]] = None, z: Optional[Float[Tensor, "n d"]] = None
+        ) -> Float[Tensor, "n d"]:
+    if y is None and z is None:
+        raise ValueError("give y or z")
+    assert y is None or z is None, "not both"
+    return x + (y if y is not None else z)
+
+def short(x: Float[Tensor, "n d"], y: Optional[Float[Tensor, "n d"]] = None) -> Float[Tensor, "n d"]:
+    assert x.shape[0] == 3
+    return x
+""")
+
+    assert found["one"].status == "proved"
+    assert "y present and z present (AssertionError: not both)" in found["one"].message
+    assert "y absent and z absent (ValueError: give y or z)" in found["one"].message
+    assert found["short"].conditions == ("n == 3",)
+
+
+def test_integers_that_only_python_reads_are_tried_at_numbers(check) -> None:  # type: ignore[no-untyped-def]
+    found = check("""
+def drawn(width: int, seed: int) -> Float[Tensor, "width width"]:
+    return torch.randn(width, width, generator=torch.Generator().manual_seed(seed))
+
+def item(x: Float[Tensor, "n d"], which: int) -> Float[Tensor, "n d"]:
+    assert isinstance(which, int)
+    return x * which
+
+def wrong(x: Float[Tensor, "n d"], which: int) -> Float[Tensor, "d n"]:
+    assert isinstance(which, int)
+    return x * which
+""")
+
+    assert found["item"].status == "proved"
+    assert found["item"].message.endswith("at           which = 2; which = 3; which = 1")
+    assert found["drawn"].status == "proved"
+    assert "seed = " in found["drawn"].message
+    assert found["wrong"].status != "proved"
+
+
+def test_a_function_that_writes_into_its_arguments_is_proved(check) -> None:  # type: ignore[no-untyped-def]
+    found = check("""
+def masked(x: Float[Tensor, "n d"], mask: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    x[:, 0] = 0.0
+    x.mul_(mask)
+    return x
+
+def wrong(x: Float[Tensor, "n d"], mask: Float[Tensor, "d n"]) -> Float[Tensor, "n d"]:
+    x.mul_(mask)
+    return x
+""")
+
+    assert found["masked"].status == "proved"
+    assert found["wrong"].status == "refuted"
+
+
+def test_the_message_of_a_check_of_values_may_show_a_tensor(check) -> None:  # type: ignore[no-untyped-def]
+    found = check("""
+def looked_up(x: Float[Tensor, "*batch"], table: Float[Tensor, "rows 3"]) -> Float[Tensor, "*batch 3"]:
+    rows = x.long()
+    least = rows.min()
+    assert least >= 0, f"the least is {least}"
+    return table[rows]
+""")["looked_up"]
+
+    assert found.status == "proved"
+    assert "values that are refused at checked.py:12 are left out" in found.message
+
+
+def test_a_function_behind_a_decorator_that_hides_it_is_found(check) -> None:  # type: ignore[no-untyped-def]
+    found = check("""
+def once(f: Any) -> Any:
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return f(*args, **kwargs)
+    wrapper.__module__ = "elsewhere"
+    return wrapper
+
+@once
+def doubled(x: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+    return 2 * x
+
+class Net:
+    @once
+    def forward(self, x: Float[Tensor, "n m"]) -> Float[Tensor, "n"]:
+        return x
+""")
+
+    assert found["doubled"].status == "proved"
+    assert found["Net.forward"].status == "refuted"
