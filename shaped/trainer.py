@@ -49,7 +49,8 @@ class ScalarTrainer(Stepping):
         backend: "eager" (autograd, operation by operation) or "compiled" (the proved graph with the update, one
             callable), which give the same numbers up to rounding; or "auto": eager at once, compiled as soon as another
             process has compiled it, and eager with a warning if the compiler refuses.
-        optimizer: For `train_step`: of `shaped.optim`, over these parameters, or `Muon`; eagerly any of torch.optim.
+        optimizer: For `train_step`: of `shaped.optim`, over these parameters, or `Muon`; several in a list, each over
+            its own; eagerly any of torch.optim.
         assume: Relations between sizes to take as given, as for `prove`.
         static: Dimension names that are proved at each size as it comes.
         max_executors: How many compiled callables may exist; one more is an error that names this argument.

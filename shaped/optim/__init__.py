@@ -9,6 +9,7 @@ from .averaging import averaged as averaged
 from .base import FusedOptimizer as FusedOptimizer
 from .flattening import flatten_parameters as flatten_parameters
 from .lion import Lion as Lion
+from .multi import MultiOptimizer as MultiOptimizer
 from .muon import Muon as Muon
 from .options import Options as Options
 from .schedule_free import ScheduleFree as ScheduleFree

@@ -143,11 +143,13 @@ class Muon(FusedOptimizer):
     def table(self) -> str:
         """Each parameter: how it is read, its scale and its rule, and why."""
         rows = [("parameter", "shape", "axes", "matrices", "scale", "rule", "role")]
+        held = {name for group in self.param_groups for name in group.get("param_names", ())}
         for role in self._roles:
             axes = self._matrices.get(role.name)
             shape = str(list(role.shape))
-            if axes is None:
-                rows.append((role.name, shape, "-", "-", "-", "AdamW", f"{role.kind}: {role.why}"))
+            if axes is None or (held and role.name not in held):
+                rule = "AdamW" if role.name in held or not held else "-"  # another optimizer's, or frozen
+                rows.append((role.name, shape, "-", "-", "-", rule, f"{role.kind}: {role.why}"))
                 continue
             sizes = " ".join("x".join(map(str, block.size if block.size[0] > 1 else block.size[1:]))
                              for block in axes.blocks)  # fmt: skip
