@@ -191,7 +191,7 @@ def _is_plain(target: Target) -> bool:
     if any(has_shape(hint) and without_none(hint)[1] for hint in annotations.values()):
         return False
     parameters = inspect.signature(inspect.unwrap(target.function)).parameters.values()
-    if any(hints.get(p.name) in (int, bool) and p.default is p.empty for p in parameters):
+    if any(annotations.get(p.name) in (int, bool) and p.default is p.empty for p in parameters):
         return False  # a number of Python's, which `prove` takes as a tensor
     try:
         signature = read_signature(target.function)
