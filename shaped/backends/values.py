@@ -119,6 +119,8 @@ class Checked(Interpreter):
                 count, most = args[1].expand(args[0].shape).sum(), args[2].numel()
                 self.checks.append(Check(name, count, count <= most, "a mask with no more True than there are values"))
                 taken[1] = args[1] & (count <= most)
+            if target is torch.ops.aten.repeat_interleave.Tensor:
+                taken[0] = self._held_repeats(args[0], kwargs.get("output_size"))
             for place in _places(name, args):
                 taken[place.at] = self._in_range(name, args[place.at], place)
             if name in ("index", "index_put"):
@@ -159,6 +161,17 @@ class Checked(Interpreter):
             )
             taken[0] = torch.where(there >= least, taken[0], torch.ones_like(taken[0]))
         return taken
+
+    def _held_repeats(self, repeats: Tensor, total: Any) -> Tensor:
+        """Repeats that are none below 0 and add up to a length that was promised, which generated code trusts."""
+        self.checks.append(Check("repeat_interleave", repeats, repeats >= 0, "repeats of at least 0"))
+        repeats = repeats.clamp_min(0)
+        if total is None:
+            return repeats
+        right = repeats.sum() == total
+        self.checks.append(Check("repeat_interleave", repeats.sum(), right, f"repeats that add up to {total}"))
+        first = torch.arange(repeats.shape[0], device=repeats.device) == 0
+        return torch.where(right, repeats, torch.where(first, total, 0).to(repeats.dtype))
 
     def _in_ranges(self, name: str, table: Tensor, indices: Sequence[Tensor | None]) -> list[Tensor | None]:
         """An index for each of the first dimensions; a mask stands for as many as it has."""

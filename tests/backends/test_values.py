@@ -174,6 +174,10 @@ def poured(p: Table, x: Numbers) -> Float[Tensor, ""]:
     return (x.masked_scatter(x > 0.1, x[0, :2]) @ p.w.T).mean()
 
 
+def repeated(p: Table, x: Numbers) -> Float[Tensor, ""]:
+    return (x @ p.w.T).repeat_interleave(x[:, 0].long(), 0, output_size=x.shape[0]).mean()
+
+
 REFUSED = [
     (likely, 0.5, 1.5, "binary_cross_entropy takes inputs and targets between 0 and 1, and got 1.5"),
     (likely, 0.5, -0.1, "binary_cross_entropy takes inputs and targets between 0 and 1"),
@@ -190,6 +194,8 @@ REFUSED = [
     (margins, 1.0, 5.0, "takes"),
     (margins, 1.0, -2.0, "takes"),
     (poured, 0.0, 1.0, "masked_scatter takes a mask with no more True than there are values, and got 3"),
+    (repeated, 1.0, -1.0, "repeat_interleave takes repeats of at least 0, and got -1"),
+    (repeated, 1.0, 5.0, "repeat_interleave takes repeats that add up to 2, and got 6"),
     (asserted, 0.5, 9.5, "x is below 9"),
 ]
 
