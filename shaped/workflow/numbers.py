@@ -98,7 +98,7 @@ class OverOutputs:
 
     def __init__(self, make: Callable[[], Metric]) -> None:
         self._make = make
-        self.reset()
+        self._each: list[Metric] = []
 
     def update(self, predictions: Tensor, targets: Tensor) -> None:
         """Take a batch in. Raises ShapeError where it has another number of outputs than the ones before."""
@@ -117,7 +117,7 @@ class OverOutputs:
 
     def reset(self) -> None:
         """Forget all batches."""
-        self._each: list[Metric] = []
+        self._each = []
 
 
 class Pearson:
