@@ -19,6 +19,7 @@ from shaped.backends.compiled import Compiled
 from shaped.backends.eager import Eager
 from shaped.backends.executors import CompileError, Executors
 from shaped.backends.program import Program
+from shaped.errors import ExecutorError
 from shaped.optim import FusedOptimizer
 
 T = TypeVar("T")
@@ -112,6 +113,9 @@ class Auto:
                 wait = self._wait(_batch(kind, inputs))
             except CompileError as error:  # raised before anything has run
                 self.leave(error)
+            except ExecutorError:  # of the step, and not of the compiler
+                self._now = self._compiled
+                raise
             finally:
                 self._compiled.apart = None
         self._now, began = self._eager, time.perf_counter()

@@ -6,7 +6,6 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Collection, Hashable, Mapping
 from itertools import chain
-from statistics import median
 from typing import Any, Literal
 
 import torch
@@ -385,6 +384,8 @@ class Loop(Hooks, Listeners, LoopRanks):
     @property
     def median_step(self) -> float:
         """Median duration of the recent steps in seconds, without data and hooks; NaN before the first."""
+        from statistics import median  # brings decimal and fractions, which `import shaped` need not
+
         return median(self.durations) if self.durations else math.nan
 
     @property
