@@ -94,7 +94,7 @@ class Prover:
             raise _untold(where, case, examined.held[0].case if examined.held else None)
         if not examined.held:
             first = refusals[0][1]
-            raise _in(refusals[0][0], first.error) if isinstance(first, Refusal) else first
+            raise _refusing(refusals[0][0], first) if isinstance(first, Refusal) else first
         refused = [f"{' and '.join(case.said)} ({_said(error)})" for case, error in refusals]
         examined.left_out = list(dict.fromkeys([*refused, *left, *inventor.left_out]))
         return examined
@@ -159,6 +159,13 @@ def raises(error: Exception) -> bool:
     """Whether the program's own `raise` refuses what it is given, sizes apart."""
     place = place_of_traceback(error.__traceback__)
     return place is not None and place.source().text.startswith("raise ") and not isinstance(error, Unbuilt)
+
+
+def _refusing(case: Case, refusal: Refusal) -> Unprovable:
+    """The program refuses every alternative that was made for it, whatever the sizes: others may be what it wants."""
+    error = _in(case, refusal.error)
+    hint = "say what is meant: --make 'Net(Config(dim=8))', or --make 'name=...'"
+    return Unprovable(error.title, error.source, replace(error.goal, hint=hint, sizes={}))
 
 
 def _said(error: Exception) -> str:

@@ -164,7 +164,7 @@ class Inventor:
             return [self._integer(path, parameter.name)]
         shaped = has_shape(hint) or (optional and self._holds_shapes(bare))
         if given and not (default is None and shaped and not (self.plain and prefix)):
-            return [constant(path, default)]
+            return [constant(path, default, f"{path} absent" if default is None and shaped else "")]
         if given and optional is False:  # x: Float[Tensor, "n"] = None
             hint = Union[hint, None]  # noqa: UP007  # of any two objects
         return self.of(hint, path)

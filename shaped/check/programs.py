@@ -153,11 +153,13 @@ class CaseProgram:
                     self.copied = True  # what a call does to its arguments is no matter of shapes
                     continue
                 reason = error
-            why = why or reason
-            named = [n for n in getattr(reason, "names", ()) if self.auto or n in self.ints]
-            more = [n for n in named or self._sizes(reason, names) if n not in (*names, *given)]
+            named = [
+                n for n in getattr(reason, "names", ()) if (self.auto or n in self.ints) and n not in (*names, *given)
+            ]
+            why = why if named else why or reason
+            more = named or [n for n in self._sizes(reason, names) if n not in (*names, *given)]
             if not more:
-                return self._elsewhere(why, assume, given, names)
+                return self._elsewhere(why or reason, assume, given, names)
             names += more
         else:
             raise Unprovable(f"`{self.target.name}` reads too many sizes as plain numbers.")
@@ -191,7 +193,7 @@ class CaseProgram:
 
     def refuses(self, error: ProofError) -> bool:
         """Whether it is an `assert` of the program's own that fails at every size: what it refuses is no size."""
-        if not error.goal.raised or not self.names:
+        if not error.goal.raised:
             return False
         for size in (1, 2, 3):
             try:

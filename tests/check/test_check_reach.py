@@ -127,3 +127,18 @@ class Net:
 
     assert found["doubled"].status == "proved"
     assert found["Net.forward"].status == "refuted"
+
+
+def test_what_the_program_refuses_of_every_instance_that_was_made_refutes_nothing(check) -> None:  # type: ignore[no-untyped-def]
+    found = check(
+        RECORDS
+        + """
+def timed(rays: Rays) -> Float[Tensor, "*a 3"]:
+    assert rays.times is not None, "no times"
+    return rays.origins * rays.times
+"""
+    )["timed"]
+
+    assert found.status == "unprovable"
+    assert "AssertionError: no times" in found.message
+    assert "rays.times absent" in found.message

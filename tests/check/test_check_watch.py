@@ -32,6 +32,10 @@ def test_a_change_while_a_check_runs_is_not_missed(tmp_path: Path) -> None:
     file.write_text("a")
     rounds: list[int] = []
 
-    watch(lambda: (rounds.append(1), file.write_text("a" * (1 + len(rounds)))), [tmp_path], rounds=2, pause=0.001)
+    def check() -> None:
+        rounds.append(len(rounds))
+        file.write_text("a" * (2 + len(rounds)))
+
+    watch(check, [tmp_path], rounds=2, pause=0.001)
 
     assert len(rounds) == 2
