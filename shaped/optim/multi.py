@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from shaped.arguments import checked
 from shaped_kernels.rule import Rule
 
 from .base import FusedOptimizer
@@ -36,6 +37,7 @@ class MultiOptimizer(FusedOptimizer):
         ValueError: One is not ours, or has stepped already, two have a parameter in common, or their `Options` differ.
     """
 
+    @checked
     def __init__(self, parts: Sequence[FusedOptimizer]) -> None:
         self._forget_plans()
         self.parts = tuple(parts)

@@ -51,7 +51,7 @@ OURS = (
     "ValidationResult", "ModelInfo", "Member", "PopulationResult", "SearchResult", "Trial", "TrialResult", "Fold",
     "CrossValidation", "FoldResult", "Split", "Observation", "Update", "Candidate", "Version", "FullBackpropagation",
     "OneStep", "GradientStrategy", "Metric", "DataProvider", "Splitter", "DriftDetector", "Interrupted", "Mean",
-    "WindowSet", "Batch", "OnnxFile", "Rule", "Hyper",
+    "WindowSet", "Batch", "OnnxFile", "Rule", "Hyper", "GroupUpdate",
 )  # fmt: skip
 
 

@@ -44,6 +44,9 @@ plain("Muon", optim.Muon, lambda: {
     "others": None, "ns_coefficients": (3.0, -4.0, 2.0), "eps": 1e-7, "ns_steps": 5, "adjust_lr_fn": None, **FUSED,
 })  # fmt: skip
 plain("FusedOptimizer", optim.FusedOptimizer, lambda: {"params": [nn.Parameter(torch.ones(2))]})
+plain("MultiOptimizer", optim.MultiOptimizer, lambda: {
+    "parts": [kind([nn.Parameter(torch.ones(2))], lr=0.1) for kind in (optim.Adam, optim.SGD)],
+})  # fmt: skip
 plain("Options", optim.Options, lambda: dict(FUSED))
 
 
