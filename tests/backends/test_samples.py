@@ -170,8 +170,7 @@ def mask_and_mean(
     return losses.cross_entropy(x @ p.w, y, mask=keep) + 0.1 * (x @ p.w).logsumexp(-1).square().mean()
 
 
-@pytest.mark.parametrize("loss", [two_masks, mask_and_mean])
-@pytest.mark.parametrize("samples", [None, "batch*seq"])
+@pytest.mark.parametrize(("loss", "samples"), [(two_masks, None), (mask_and_mean, "batch*seq")])
 def test_a_loss_of_several_counts_is_accumulated_by_a_function_only(loss, samples):
     with pytest.raises(SignatureError) as caught:
         ScalarTrainer(loss, head(), accumulate=2, samples=samples)

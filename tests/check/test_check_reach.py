@@ -1,5 +1,7 @@
 """Arguments and instances that take more than a glance at their annotations."""
 
+import pytest
+
 from tests.check.test_check_methods import check
 
 __all__ = ["check"]
@@ -129,6 +131,7 @@ class Net:
     assert found["Net.forward"].status == "refuted"
 
 
+@pytest.mark.slow
 def test_what_the_program_refuses_of_every_instance_that_was_made_refutes_nothing(check) -> None:  # type: ignore[no-untyped-def]
     found = check(
         RECORDS

@@ -111,16 +111,20 @@ def test_muon_leaves_to_the_others_what_they_have() -> None:
 
 def test_what_does_not_go_together_is_refused() -> None:
     params = net()
-    for given, said in (
+    for parts, said in (
         ([AdamW(params)], "a list of 1"),
         ([AdamW([params.w]), SGD([params.w, params.b])], r"AdamW and SGD share a parameter of shape \[6, 8\]"),
+        ([AdamW([params.w], max_norm=1.0), SGD([params.b])], "fused around a step is one for all"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            MultiOptimizer(parts)
+    for given, said in (
         ([AdamW([params.w, params.b]), SGD([params.v])], "`u` not in it"),
         ([AdamW([params.w]), torch.optim.SGD([params.b])], r"optimizer\[1\] is a torch.optim.SGD"),
-        ([AdamW([params.w], max_norm=1.0), SGD([params.b])], "fused around a step is one for all"),
     ):
         with pytest.raises(ValueError, match=said):
             ScalarTrainer(net_loss, params, optimizer=given)
     stepped = two(params)
     ScalarTrainer(net_loss, params, optimizer=stepped).train_step(*batch(0))
     with pytest.raises(ValueError, match="AdamW has stepped already"):
-        ScalarTrainer(net_loss, params, optimizer=stepped)
+        MultiOptimizer(stepped)

@@ -17,7 +17,9 @@ LONG = {
     *("masked_language_loss", "downsampling_block", "wavenet_loss", "any_size_cnn_loss", "unet_loss", "gpt_loss"),
     *("same_convolution", "translator_loss", "pairwise_attention", "rotary_scores", "diffusion_loss"),
     *("grouped_query_attention", "cross_attention", "classifier_loss", "rotary_interleaved", "matched_filter"),
-    *("squeeze_excite", "per_example_gradient_norms", "edge_convolution"),
+    *("squeeze_excite", "per_example_gradient_norms", "edge_convolution", "patch_embedding", "window_attention"),
+    *("alibi_attention", "smoothness_loss", "feature_pyramid", "mixture_of_experts_loss", "maximum_mean_discrepancy"),
+    *("linear_attention", "style_loss", "sinkhorn_distance", "state_space_scan", "spatial_transformer"),
 }
 
 
