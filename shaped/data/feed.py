@@ -156,7 +156,7 @@ class Feed:
         self.index = int(state["index"]) if state else 0
         self._began: Any = state["generators"] if state else None  # generator states where the epoch began
         self.iterator: Iterator[Any] | None = None  # over the epoch, once it is open
-        self._held: Any = None
+        self._held: Any = None  # keeps the iterator until the feed is gone
         self._last: Batch | None = None
         self._again = False  # the last batch is to come once more
         self._opened = used
@@ -225,7 +225,7 @@ class Feed:
         """Keep an iterator, and let it go after the feed and not with it.
 
         A loop is part of a cycle. If the garbage collector finds a DataLoader's iterator within one, it takes the
-        queues first, and the workers hear of no end: whatever line runs then waits 5 seconds for each (torch 2.14).
+        queues first, and the workers hear of no end: whatever line runs then waits 5 seconds for each (torch 2.13).
         """
         if self._held is not None:
             self._held.detach()
