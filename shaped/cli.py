@@ -15,7 +15,7 @@ from shaped.recipes import RECIPES
 from shaped.state import PATHS
 
 EXTRAS: Mapping[str, Sequence[str]] = {  # what each extra of the distribution installs
-    "recipes": ("scikit-learn", "rich", "matplotlib"),
+    "recipes": ("scikit-learn", "rich", "matplotlib", "optuna"),
     "search": ("optuna",),
     "online": ("river",),
     "metrics": ("torchmetrics",),

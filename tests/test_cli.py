@@ -293,7 +293,8 @@ def test_doctor_knows_every_extra_and_says_how_to_get_what_is_missing(
 
     assert {name: packages for name, packages in extras.items() if name not in ("test", "lint", "docs")} == EXTRAS
     assert (
-        '[recipes]     scikit-learn 1.0, rich not installed, matplotlib 1.0: pip install "shaped-trainer[recipes]"\n'
+        "[recipes]     scikit-learn 1.0, rich not installed, matplotlib 1.0, optuna 1.0: "
+        'pip install "shaped-trainer[recipes]"\n'
         "[search]      optuna 1.0\n"
     ) in capsys.readouterr().out
 

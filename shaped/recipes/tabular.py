@@ -10,9 +10,8 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -108,16 +107,14 @@ def train(settings: Settings) -> Outcome:
     figures: dict[str, float] = {}
     report: list[str] = []
     began = time.perf_counter()
-    strategy: Literal["bayesian", "random"] = "bayesian" if find_spec("optuna") else "random"
-    how = "TPE (optuna)" if strategy == "bayesian" else "random, since optuna is not installed"
-    print(f"{FOLDS} folds, in each a search of {TRIALS} trials ({how}) with median pruning and early stopping")
+    print(f"{FOLDS} folds, in each a search of {TRIALS} trials (TPE, optuna) with median pruning and early stopping")
     for name in TABLES:
         table = data.get(name)(validation=0.0).table
         learner = Learner.make(table, settings)
         if not report:
             print(str(learner.trainer.proof))
         with one_thread():
-            found = cross_validate(learner, strategy, folder / name)
+            found = cross_validate(learner, folder / name)
         text = f"{name}: {len(table)} rows, {len(table.features)} features, {len(table.classes)} classes\n{found}"
         print(text)
         report.append(text)
@@ -147,13 +144,13 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def cross_validate(learner: Learner, strategy: Literal["bayesian", "random"], folder: Path) -> CrossValidation:
+def cross_validate(learner: Learner, folder: Path) -> CrossValidation:
     """The folds of a table; those that are in the folder are not trained again."""
     splitter = CVConfig("stratified", folds=FOLDS, shuffle=True, seed=learner.settings.seed)
     folder.mkdir(parents=True, exist_ok=True)
 
     def fold_figures(fold: Fold) -> Mapping[str, float]:
-        best = search(learner, fold, strategy)
+        best = search(learner, fold)
         provider = TableProvider(learner.table, training=fold.train_rows, validation=fold.test_rows,
                                  device=learner.settings.device)  # fmt: skip
         loop = learner.begin(best["values"], seed=fold.seed % 2**31)
@@ -172,7 +169,7 @@ def batches(provider: TableProvider, seed: int) -> Batches:
     return provider.training_data(BatchConfig(BATCH.batch_size, BATCH.shuffle, BATCH.drop_last, seed % 2**31))
 
 
-def search(learner: Learner, fold: Fold, strategy: Literal["bayesian", "random"]) -> dict[str, Any]:
+def search(learner: Learner, fold: Fold) -> dict[str, Any]:
     """The values and the epoch that did best on a fifth of the fold's training rows."""
     parts = split(len(fold.train_rows), "stratified", test=0.2, labels=learner.table.y[fold.train_rows],
                   seed=fold.seed % 2**31)  # fmt: skip
@@ -191,7 +188,7 @@ def search(learner: Learner, fold: Fold, strategy: Literal["bayesian", "random"]
 
     space = {"lr": LR[learner.settings.optimizer], "weight_decay": Real(1e-4, 1.0, log=True)}
     folder = None if fold.folder is None else fold.folder / "search"
-    found = Search(space, objective, strategy=strategy, trials=TRIALS, seed=fold.seed % 2**31, pruning="median",
+    found = Search(space, objective, strategy="bayesian", trials=TRIALS, seed=fold.seed % 2**31, pruning="median",
                    folder=folder).run()  # fmt: skip
     reports = found.best.reports
     pruned = sum(trial.state == "pruned" for trial in found.trials)

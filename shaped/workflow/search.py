@@ -9,35 +9,24 @@
     search = Search({"lr": Real(1e-4, 1e-1, log=True)}, objective, trials=20, folder="runs/search")
     print(search.run().best.values)
 
-With a folder each finished trial is a line of `search.jsonl`; a search that was stopped goes on after the last of them,
-and makes the choices that it would have made.
+Samplers, pruner and storage are optuna's. With a folder the study is the SQLite file `search.db` there; a search that
+was stopped, or killed, goes on after the last finished trial, and makes the choices that it would have made.
 """
 
-import json
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
-from shaped import files
 from shaped.arguments import checked, whole
 from shaped.checkpoint.lock import Lock
 from shaped.data.batches import mixed
-from shaped.errors import (
-    CheckpointCorrupt,
-    CheckpointError,
-    NonFiniteError,
-    ShapedError,
-    StateError,
-    brief,
-    columns,
-    nearest,
-)
-from shaped.workflow.space import STRATEGIES, Past, Space, Values, as_score, check_space
+from shaped.errors import CheckpointError, NonFiniteError, ShapedError, brief, columns, nearest
+from shaped.workflow import studies
+from shaped.workflow.space import Space, Values, as_score, check_space
 
 if TYPE_CHECKING:
     from shaped.loop import Loop
@@ -78,8 +67,9 @@ class Trial:
         folder: Of this trial alone, for checkpoints; None where the search has none.
     """
 
-    def __init__(self, search: "Search", number: int, values: Values) -> None:
-        self._search, self.number, self.values = search, number, values
+    def __init__(self, search: "Search", number: int, values: Values, asked: Any = None) -> None:
+        self.number, self.values = number, values
+        self._asked = asked  # optuna's trial; without one nothing is pruned
         self.seed = mixed(search.seed, number) % 2**31
         self.folder = search.folder / f"trial-{number:04d}" if search.folder is not None else None
         self.reports: list[float] = []
@@ -112,7 +102,7 @@ class Trial:
         if not math.isfinite(value):
             raise NonFiniteError(f"trial {self.number} reported {value}")
         self.reports.append(value)
-        if self._search.prunes(self.reports):
+        if self._asked is not None and studies.prunes(self._asked, value, len(self.reports) - 1):
             self.pruned = True
             raise Pruned(f"trial {self.number} at report {len(self.reports)}: {value:.4g}")
 
@@ -177,20 +167,24 @@ class Search:
     Args:
         space: Names to `Real`, `Integer` or `Categorical`.
         objective: Trains a candidate and returns its score.
-        strategy: "random"; "grid" (`points` values of each number, ends when all are tried); "bayesian" (optuna).
+        strategy: "random"; "grid" (`points` values of each number, ends when all are tried); "bayesian" (a
+            tree-structured Parzen estimator).
         trials: How many, those of an earlier run in the folder among them.
         direction: "min" or "max": which scores are better.
         seed: Of all choices.
         pruning: None, or "median": end a trial whose best report so far is worse than the median of what the complete
-            trials had reported at the same point, once `startup` trials are complete.
+            trials had reported at the same point, once `startup` trials are complete (optuna's MedianPruner).
         startup: Random trials before "bayesian" looks at what was found, and trials before any is pruned.
         points: Of the grid, for each number.
-        folder: For the journal and the trials' own folders.
+        folder: For the study and the trials' own folders.
         catch: Errors that make a trial fail and let the search go on; others end it.
 
     Raises:
-        ValueError: An argument is out of range. StateError: The folder has the journal of another search.
-        CheckpointCorrupt: The journal is not what was written. CheckpointError: The folder is a file.
+        ValueError: An argument is out of range. StateError: The folder has the study of another search.
+        CheckpointCorrupt: The study is not what was written. CheckpointError: The folder is a file, or cannot be read.
+        ShapedError: optuna is not installed.
+
+    Source: Bergstra et al. 2011, NeurIPS 24 (the estimator); Golovin et al. 2017, Google Vizier, section 3.2 (pruning).
     """
 
     @checked
@@ -217,40 +211,46 @@ class Search:
         self.strategy, self.trials, self.direction, self.seed = strategy, trials, direction, seed
         self.pruning, self.startup, self.points, self.catch = pruning, startup, points, catch
         self.folder = Path(folder) if folder is not None else None
+        self._study = None if self.folder is not None else studies.in_memory(direction)
         self.results: list[TrialResult] = []
         if self.folder is not None:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
             except FileExistsError:
                 raise CheckpointError(f"{self.folder} is a file, and a search needs a folder") from None
-            self._read()
+            with studies.in_folder(self.folder, self._about, make=False) as study:
+                self.results = [] if study is None else self._found(study)
 
     def run(self) -> SearchResult:
         """Try candidates until there are `trials` of them, or the grid has no more.
 
         Raises:
-            What an objective raises and `catch` does not name; the trials before are in the journal. RunLocked: Another
-            search runs in the folder.
+            What an objective raises and `catch` does not name; the trials before are in the study. RunLocked: Another
+            search runs in the folder. CheckpointError: The study cannot be written.
         """
         if self.folder is None:
-            return self._run()
+            return self._run(nullcontext(self._study))
         lock = Lock(self.folder)
         try:
-            self._read(mend=True)  # what another search over this folder has added
-            return self._run()
+            return self._run(studies.in_folder(self.folder, self._about, make=True))
         finally:
             lock.release()
 
-    def _run(self) -> SearchResult:
-        choose = STRATEGIES[self.strategy]
-        options = {"points": self.points, "startup": self.startup, "direction": self.direction}
-        while len(self.results) < self.trials:
-            past = [Past(t.values, t.score, t.state, t.reports) for t in self.results]
-            values = choose(self.space, past, len(past), self.seed, **options)
-            if values is None:
-                break
-            self.results.append(self._try(Trial(self, len(past), dict(values)), values))
-            self._write(self.results[-1])
+    def _run(self, opened: Any) -> SearchResult:
+        with opened as study:
+            studies.settle(study)
+            self.results = self._found(study)  # what another search over this folder has added among them
+            while len(self.results) < self.trials:
+                number = len(self.results)
+                sampler = studies.sampler(self.strategy, self.space, number, seed=mixed(self.seed, number) % 2**32,
+                                          startup=self.startup, points=self.points)  # fmt: skip
+                if sampler is None:
+                    break
+                asked, values = studies.ask(study, self.space, sampler, studies.pruner(self.pruning, self.startup))
+                result = self._try(Trial(self, number, dict(values), asked), values)
+                studies.tell(study, asked, score=result.score, state=result.state, steps=result.steps,
+                             seconds=result.seconds, error=result.error)  # fmt: skip
+                self.results.append(result)
         return SearchResult(tuple(self.results), self.direction)
 
     def _try(self, trial: Trial, values: Values) -> TrialResult:
@@ -264,93 +264,16 @@ class Search:
         except self.catch as caught:
             state, error = "failed", f"{type(caught).__name__}: {caught!s}".splitlines()[0]
         if trial.pruned:
-            state, score = "pruned", trial.reports[-1]
+            state, score = "pruned", trial.reports[-1] if trial.reports else math.nan
         score = math.nan if state == "failed" else score
         seconds = round(time.perf_counter() - began, 3)
         return TrialResult(trial.number, values, score, state, tuple(trial.reports), trial.steps, seconds, error)  # type: ignore[arg-type]
 
-    @checked
-    def prunes(self, reports: list[float]) -> bool:
-        """Whether the median rule ends a trial with these reports.
-
-        Source: Golovin et al. 2017, Google Vizier, section 3.2; as optuna.pruners.MedianPruner decides.
-        """
-        finished = [t for t in self.results if t.state == "complete"]
-        others = [t.reports[len(reports) - 1] for t in finished if len(t.reports) >= len(reports)]
-        if self.pruning is None or len(finished) < self.startup or not others:
-            return False
-        sign = 1 if self.direction == "min" else -1
-        return min(sign * r for r in reports) > sign * median(others)
-
-    # -- the journal -----------------------------------------------------------------------------------------------
+    def _found(self, study: Any) -> list[TrialResult]:
+        return [TrialResult(**trial) for trial in studies.finished(study, self.space)]
 
     @property
     def _about(self) -> dict[str, Any]:
         space = {name: dimension.spelled() for name, dimension in self.space.items()}
         about = {"space": space, "strategy": self.strategy, "direction": self.direction, "seed": self.seed}
         return {**about, "pruning": self.pruning, "startup": self.startup, "points": self.points}
-
-    def _write(self, result: TrialResult) -> None:
-        if self.folder is None:
-            return
-        path = self.folder / "search.jsonl"
-        line = _line({**asdict(result), "score": None if math.isnan(result.score) else result.score})
-        try:
-            files.append_line(path, line, first=_line(self._about))
-        except files.NotRegular as error:
-            raise CheckpointError(f"{path}: {error.strerror}") from None
-
-    def _read(self, mend: bool = False) -> None:
-        """Take over the journal's trials; with `mend`, cut off a line that a kill tore: that trial is made again."""
-        assert self.folder is not None
-        path = self.folder / "search.jsonl"
-        try:
-            content = files.read(path)
-        except FileNotFoundError:
-            return
-        except files.NotRegular as error:
-            raise CheckpointError(f"{path}: {error.strerror}") from None
-        whole, torn = files.lines(content)
-        if torn and not whole:  # a journal begins with a whole line
-            raise CheckpointCorrupt(f"{path}, line 1: it is not what was written there")
-        lines = [_parsed(path, number, line) for number, line in enumerate(whole)]
-        self.results = []
-        if not lines:
-            return
-        about = json.loads(json.dumps(self._about))
-        differ = [f"{key} was {lines[0].get(key)!r} there, {value!r} here" for key, value in about.items()
-                  if lines[0].get(key) != value]  # fmt: skip
-        if not differ and list(lines[0]["space"]) != list(self.space):  # draws and the grid go by the order
-            differ = [f"the names stood in the order {list(lines[0]['space'])} there, {list(self.space)} here"]
-        if differ:
-            raise StateError(f"{path} is the journal of another search.\n  " + "\n  ".join(differ))
-        for number, line in enumerate(lines[1:]):
-            self.results.append(_result(path, number, line, self.space))
-        if mend and torn:
-            os.truncate(path, len(content) - len(torn))
-
-
-def _line(data: Mapping[str, Any]) -> bytes:
-    return json.dumps(data).encode() + b"\n"
-
-
-def _parsed(path: Path, number: int, line: bytes) -> dict[str, Any]:
-    try:
-        found = json.loads(line)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise CheckpointCorrupt(f"{path}, line {number + 1}: it is not what was written there")
-    return found
-
-
-def _result(path: Path, number: int, line: Mapping[str, Any], space: Space) -> TrialResult:
-    try:
-        score = math.nan if line["score"] is None else float(line["score"])
-        result = TrialResult(**{**line, "score": score, "reports": tuple(line["reports"])})
-        whole = result.number == number and set(result.values) == set(space)
-    except (TypeError, KeyError, ValueError):
-        whole = False
-    if not whole:
-        raise CheckpointCorrupt(f"{path}, line {number + 2}: it is not the line of trial {number}")
-    return result

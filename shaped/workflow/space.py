@@ -1,15 +1,13 @@
-"""A typed search space, and three ways to choose in it: at random, on a grid, and by what was found so far.
+"""A typed search space, whose dimensions are drawn from, lie on a grid, and vary.
 
     space = {"lr": Real(1e-4, 1e-1, log=True), "hidden": Integer(8, 128), "optimizer": Categorical("sgd", "adamw")}
 
-A way to choose is a function `(space, history, number, seed) -> values`, of nothing but its arguments. So a search that
-is resumed makes the choices that it would have made.
+A search asks optuna to choose in it; a population draws and varies by itself.
 """
 
-import itertools
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,7 +105,7 @@ class Categorical:
 
     def __init__(self, *choices: Any) -> None:
         wrong = [c for c in choices if not (c is None or isinstance(c, str | int | float | bool))]
-        if not choices or wrong or len(set(map(repr, choices))) != len(choices):
+        if not choices or wrong or len(set(choices)) != len(choices):  # 1 is True, to optuna too
             raise ValueError(f"choices are {choices!r}; they are different texts, numbers, True, False or None")
         self.choices = choices
 
@@ -178,88 +176,7 @@ def as_score(value: Any, whose: str) -> float:
         raise ShapedError(f"{whose} returned {value!r}, a {type(value).__name__}; a score is a number") from None
 
 
-@dataclass(frozen=True)
-class Past:
-    """A trial as a way to choose sees it."""
-
-    values: Values
-    score: float  # NaN where it failed
-    state: str  # "complete", "pruned", "failed"
-    reports: Sequence[float] = ()
-
-
 def draw(space: Space, seed: int, number: int) -> Values:
     """Values at random, a function of seed and number."""
     generator = random.Random(mixed(seed, number))
     return {name: dimension.draw(generator) for name, dimension in space.items()}
-
-
-def choose_random(space: Space, history: Sequence[Past], number: int, seed: int, **options: Any) -> Values | None:
-    """Each value at random, whatever was found."""
-    return draw(space, seed, number)
-
-
-def choose_grid(
-    space: Space, history: Sequence[Past], number: int, seed: int, *, points: int = 3, **options: Any
-) -> Values | None:
-    """The points of a grid in order, the last name fastest; None after the last."""
-    columns = [dimension.grid(points) for dimension in space.values()]
-    row = next(itertools.islice(itertools.product(*columns), number, None), None)
-    return None if row is None else dict(zip(space, row, strict=True))
-
-
-def choose_bayesian(
-    space: Space,
-    history: Sequence[Past],
-    number: int,
-    seed: int,
-    *,
-    startup: int = 5,
-    direction: str = "min",
-    **options: Any,
-) -> Values | None:
-    """By a tree-structured Parzen estimator over the trials so far, after `startup` random ones (optuna).
-
-    Source: Bergstra et al. 2011, NeurIPS 24; optuna.samplers.TPESampler.
-
-    Raises:
-        ShapedError: optuna is not installed.
-    """
-    try:
-        import optuna
-    except ImportError:
-        raise ShapedError('a Bayesian search is optuna\'s: pip install "shaped-trainer[search]"') from None
-    sizes = {name: _distribution(dimension) for name, dimension in space.items()}
-    sampler = optuna.samplers.TPESampler(seed=mixed(seed, number) % 2**32, n_startup_trials=startup)
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it reports each study that is made
-    try:
-        study = optuna.create_study(sampler=sampler, direction="minimize" if direction == "min" else "maximize")
-        for past in history:
-            study.add_trial(_frozen(optuna, past, sizes))
-        return dict(study.ask(sizes).params)
-    finally:
-        optuna.logging.set_verbosity(before)
-
-
-def _distribution(dimension: Dimension) -> Any:
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    if isinstance(dimension, Categorical):
-        return CategoricalDistribution(dimension.choices)
-    if isinstance(dimension, Integer):
-        return IntDistribution(dimension.low, dimension.high, log=dimension.log)
-    return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
-
-
-def _frozen(optuna: Any, past: Past, sizes: Mapping[str, Any]) -> Any:
-    states = optuna.trial.TrialState
-    state = {"complete": states.COMPLETE, "pruned": states.PRUNED, "failed": states.FAIL}[past.state]
-    value = past.score if past.state == "complete" else None
-    reports = dict(enumerate(past.reports))
-    return optuna.trial.create_trial(params=past.values, distributions=dict(sizes), value=value, state=state,
-                                     intermediate_values=reports)  # fmt: skip
-
-
-Choose = Callable[..., Values | None]
-STRATEGIES: Mapping[str, Choose] = {"random": choose_random, "grid": choose_grid, "bayesian": choose_bayesian}

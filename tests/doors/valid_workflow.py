@@ -267,7 +267,6 @@ def search() -> flow.Search:
     return flow.Search(SPACE, lambda trial: 0.0, trials=2)
 
 
-of("Search", search, "prunes", lambda: {"reports": [0.5]})
 of("Trial", lambda: flow.Trial(search(), 0, {"lr": 0.1}), "follow", lambda: {"loop": loop()})
 of("Trial", lambda: flow.Trial(search(), 0, {"lr": 0.1}), "report", lambda: {"value": 0.5})
 of("Trial", lambda: flow.Trial(search(), 0, {"lr": 0.1}), "watch", lambda: {"monitor": "validation/loss"})
