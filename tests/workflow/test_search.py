@@ -197,8 +197,14 @@ def killed_in(folder: Path, place: Callable[[Callable[[], None]], None], **optio
 
 def at_trial(end: Callable[[], None]) -> None:
     """Within the second objective."""
-    trained = Trial.report
-    Trial.report = lambda trial, value: (trial.number and end(), trained(trial, value))  # type: ignore[method-assign]
+    real = Trial.report
+
+    def report(trial: Trial, value: float) -> None:
+        if trial.number == 1:
+            end()
+        real(trial, value)
+
+    Trial.report = report  # type: ignore[method-assign]
 
 
 def between(end: Callable[[], None]) -> None:
