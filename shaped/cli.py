@@ -109,6 +109,7 @@ def _add_check(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     check.add_argument("--steps", action="store_true", help="print the derivation too")
     check.add_argument("-j", "--jobs", type=_positive, default=1, metavar="N", help="files at a time (default: 1)")
     check.add_argument("--timeout", type=_positive, default=300, metavar="SECONDS", help="for one file (default: 300)")
+    check.add_argument("--memory", type=_positive, default=4, metavar="GB", help="for one file (default: 4)")
     check.add_argument("--fresh", action="store_true", help="prove files that have not changed, too")
     check.add_argument("--watch", action="store_true", help="check again whenever a file changes")
     check.add_argument(
@@ -230,7 +231,7 @@ def _check_project(targets: Sequence[str], options: argparse.Namespace) -> int:
     from shaped.check import CheckOptions, check_project, find_jobs, read_project, report_project
 
     project = read_project(Path.cwd())
-    asked = CheckOptions.of(project, options.assume, dict(map(_static, options.static)), options.make)
+    asked = CheckOptions.of(project, options.assume, dict(map(_static, options.static)), options.make, options.memory)
     found = check_project(
         find_jobs(targets, project), asked, workers=options.jobs, seconds=options.timeout, keep=not options.fresh
     )

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, get_args
@@ -18,6 +19,7 @@ from shaped.shapes import is_tensor_annotation
 _RANKS = (1, 0, 2, 3)  # axes of a `*batch`
 _ABOUT_DTYPES = re.compile(r"dtype|scalar type|floating|type int")
 _OWNERS = ("made", "plain", "blank", "whole")  # ways to come by an instance
+_PATIENCE = 30  # seconds of a process's own, after which other cases are left out
 _RUNS = 100  # on real tensors, of a case after the first
 
 
@@ -77,11 +79,19 @@ class Prover:
         examined = Examined(self.target, hints.get("return"))
         self._read = ()
         refusals: list[tuple[Case, Exception]] = []
-        for case in cases:
+        unfit: list[tuple[Case, ProofError | Unprovable]] = []
+        started = time.process_time()
+        for i, case in enumerate(cases):
+            if examined.held and time.process_time() - started > _PATIENCE:
+                left.append(f"{len(cases) - i} of {len(cases)} cases, after {_PATIENCE} s")
+                break
             try:
                 examined.held.append(self._held(case, examined.result, inventor, case is cases[0]))
             except (ProofError, Unprovable) as error:
                 where = _in(case, error)
+                if case.is_given and isinstance(error, ProofError) and _is_of_the_given(case, error):
+                    unfit.append((case, where))  # what the factory made has as many axes as it has
+                    continue
                 if not any(choice.tried for choice in case.choices):
                     raise where from None
                 examined.failed.append((case, where))
@@ -92,10 +102,15 @@ class Prover:
         if examined.failed:
             case, where = examined.failed[0]
             raise _untold(where, case, examined.held[0].case if examined.held else None)
+        if unfit and not examined.held:
+            error = unfit[0][1]
+            hint = "what the factory makes may have other axes: say which (width := 12)"
+            raise Unprovable(error.title, error.source, replace(error.goal, hint=hint, sizes={}))
         if not examined.held:
             first = refusals[0][1]
             raise _refusing(refusals[0][0], first) if isinstance(first, Refusal) else first
         refused = [f"{' and '.join(case.said)} ({_said(error)})" for case, error in refusals]
+        refused += [f"{' and '.join([*case.said, case.axes])} ({first_line(error)})" for case, error in unfit]
         examined.left_out = list(dict.fromkeys([*refused, *left, *inventor.left_out]))
         return examined
 
@@ -143,6 +158,12 @@ class Prover:
         if owner in ("made", "plain"):
             return inventor.instance(kind, "self")
         return [self.instances.blank(inventor, kind, "self", whole=owner == "whole")]
+
+
+def _is_of_the_given(case: Case, error: ProofError) -> bool:
+    """Whether what a factory made may be at fault: it has as many axes as it has, or no size is to blame."""
+    goal = error.goal
+    return not goal.silent and (bool(case.ranks) or not (goal.sizes or goal.operation in ("claim", "result")))
 
 
 def _telling(reasons: Sequence[Exception]) -> Exception:

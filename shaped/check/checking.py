@@ -20,6 +20,7 @@ from shaped.check.verdicts import Shape, Status, Verdict
 from shaped.errors import ProofError, ShapedError, SignatureError, Unprovable, first_line, nearest
 from shaped.proof import Proof, Step
 from shaped.proof.source import place_of_traceback
+from shaped.proof.trials import is_memory
 
 _MOST_AXES = 2  # names such as `*batch` that one proof takes
 
@@ -97,7 +98,12 @@ def _verdict(
             *where, "proved", summary(examined), statement(examined), None, tuple(conditions(examined)),
             tuple(map(str, steps)), seconds, _shapes(steps, code.co_filename),
         )  # fmt: skip
-    except (ProofError, Unprovable) as error:
+    except (ProofError, Unprovable, MemoryError, RuntimeError) as error:
+        if is_memory(error):
+            said = "it takes more memory than the process may have (--memory)"
+            return Verdict(*where, "unprovable", said, f"Unprovable: `{target.name}`: {said}")
+        if not isinstance(error, ProofError | Unprovable):
+            return _erroneous(where, error)
         status: Status = "refuted" if isinstance(error, ProofError) else "unprovable"
         goal = error.goal.equation or error.goal.said
         at = f"at {error.source}: " if error.source else ""
@@ -111,13 +117,15 @@ def _verdict(
         said = f"it ends the process: sys.exit({error.code!r})"
         return Verdict(*where, "error", said, f"SystemExit: {said}")
     except Exception as error:  # a signature that cannot be read, or the function's own while it was traced
-        place = place_of_traceback(error.__traceback__)
-        source = place.source() if place is not None else None
-        at = f"at {source}: " if source is not None else ""
-        shown = f"\n  {source}   {source.text}" if source is not None else ""
-        return Verdict(
-            *where, "error", f"{at}{type(error).__name__}: {first_line(error)}", _text(error) + shown, source
-        )
+        return _erroneous(where, error)
+
+
+def _erroneous(where: tuple[str, str, int], error: Exception) -> Verdict:
+    place = place_of_traceback(error.__traceback__)
+    source = place.source() if place is not None else None
+    at = f"at {source}: " if source is not None else ""
+    shown = f"\n  {source}   {source.text}" if source is not None else ""
+    return Verdict(*where, "error", f"{at}{type(error).__name__}: {first_line(error)}", _text(error) + shown, source)
 
 
 def _otherwise(prover: Prover, error: Exception) -> Examined:

@@ -39,6 +39,8 @@ class ValueChoice:
     value: Container
     said: tuple[str, ...] = ()
     tried: bool = False  # nothing says that it is so: a shape for a Tensor that has none
+    given: bool = False  # made once, by a factory without free dimensions
+    sizes: tuple[tuple[str, int], ...] = ()  # dimensions that it has then: boot(width := 12)
 
 
 def constant(path: str, value: Any, said: str = "") -> ValueChoice:
@@ -73,7 +75,9 @@ def together(
     """A value made of others."""
     said = tuple(text for part in parts for text in part.said)
     value = Container(path, kind, None, tuple(part.value for part in parts), tuple(keys), make)
-    return ValueChoice(value, said, any(part.tried for part in parts))
+    sizes = tuple(size for part in parts for size in part.sizes)
+    some = [any(part.tried for part in parts), any(part.given for part in parts)]
+    return ValueChoice(value, said, *some, sizes)
 
 
 def alike(choice: ValueChoice, path: str) -> ValueChoice:

@@ -3,12 +3,13 @@
 import ast
 import builtins
 import dataclasses
+import importlib
 import inspect
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from types import CodeType
+from types import CodeType, ModuleType
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from shaped.check.choices import (
     without_none,
 )
 from shaped.check.unknown import blank, fresh
-from shaped.errors import ShapedError, SignatureError
+from shaped.errors import ShapedError, SignatureError, first_line
 from shaped.shapes import annotated_part
 
 _DEEPEST = 4  # classes within classes
@@ -44,7 +45,9 @@ class Factories:
 
     `name=...` says what an argument of that name is, whatever its annotation.
 
-    Names in an expression that the file does not define are dimensions.
+    Names in an expression that the file does not define are dimensions; a module that is named before a dot is
+    imported: `model=my.models.Net(dim)`. `model=Net(dim := 16)` makes one for all runs, and takes dim at 16 with it;
+    factories after it may use it by name.
     """
 
     expressions: Sequence[str] = ()
@@ -53,6 +56,8 @@ class Factories:
     def __post_init__(self) -> None:
         self._codes: dict[str, tuple[CodeType, tuple[str, ...], str]] = {}
         self._arguments: set[str] = set()
+        self._modules: dict[str, ModuleType] = {}
+        self._values: dict[str, tuple[Any, tuple[tuple[str, int], ...]]] = {}
         for text in self.expressions:
             key, _, value = text.partition("=") if text.partition("=")[0].strip().isidentifier() else ("", "", text)
             try:
@@ -62,8 +67,12 @@ class Factories:
                 code = compile(node, "<factory>", "eval")
             except SyntaxError as error:
                 raise ShapedError(f"a factory is an expression such as Net(Config(dim=8)), not {text!r}") from error
-            names = tuple(dict.fromkeys(n.id for n in ast.walk(node) if isinstance(n, ast.Name)))
+            every = [n for n in ast.walk(node) if isinstance(n, ast.Name)]
+            sized = {n.id for n in every if isinstance(n.ctx, ast.Store)}
+            sized |= {n.arg for n in ast.walk(node) if isinstance(n, ast.arg)}  # of a lambda
+            names = tuple(dict.fromkeys(n.id for n in every if n.id not in sized))
             self._arguments |= {key.strip()} if key else set()
+            self._modules |= _imported(node, self.names)
             self._codes[key.strip() or last] = code, names, value.strip()
 
     def made(self, kind: type, path: str, ints: list[str]) -> list[ValueChoice]:
@@ -76,10 +85,64 @@ class Factories:
 
     def _evaluating(self, key: str, path: str, ints: list[str]) -> list[ValueChoice]:
         code, names, text = self._codes[key]
-        free = [name for name in names if name not in self.names and not hasattr(builtins, name)]
+        known = self._known(key)
+        free = [name for name in names if name not in known and not hasattr(builtins, name)]
+        if not free:  # one for all runs
+            return [self._built(key, path)]
         ints += [name for name in free if name not in ints]
-        make = partial(_evaluated, code, self.names, tuple(free))
+        make = partial(_evaluated, code, known, tuple(free))
         return [together(path, text, free, [whole(name, name) for name in free], make)]
+
+    def _known(self, key: str) -> dict[str, Any]:
+        """What an expression may name: what its file does, modules, and what the factories before it make once."""
+        found = {**self._modules, **self.names}
+        for before in self._codes:
+            if before == key:
+                break
+            if before in self._arguments and before in self._codes[key][1]:
+                found |= {before: self._built(before, before).value.build(())} if self._is_one(before) else {}
+        return found
+
+    def _is_one(self, key: str) -> bool:
+        """Whether an expression has no free dimensions."""
+        known = self._known(key)
+        return all(name in known or hasattr(builtins, name) for name in self._codes[key][1])
+
+    def _built(self, key: str, path: str) -> ValueChoice:
+        """What an expression without free dimensions gives, and the sizes that it names: `Net(width := 12)`."""
+        code, _, text = self._codes[key]
+        if key not in self._values:
+            named: dict[str, Any] = {}
+            try:
+                value = eval(code, self._known(key), named)
+            except Exception as error:
+                raise ShapedError(f"the factory {text} fails: {type(error).__name__}: {first_line(error)}") from error
+            sizes = tuple((name, size) for name, size in named.items() if type(size) is int)
+            self._values[key] = value, sizes
+        value, sizes = self._values[key]
+        choice = constant(path, value)
+        return replace(choice, value=replace(choice.value, kind=text), given=True, sizes=sizes)
+
+
+def _imported(node: ast.AST, names: Mapping[str, Any]) -> dict[str, ModuleType]:
+    """The modules that an expression names before a dot, by the first of their names; those of the file are its own."""
+    found: dict[str, ModuleType] = {}
+    for one in ast.walk(node):
+        parts = ast.unparse(one).split(".") if isinstance(one, ast.Attribute) else []
+        if not all(part.isidentifier() for part in parts) or not parts or parts[0] in names:
+            continue
+        for end in range(1, len(parts) + 1):
+            name = ".".join(parts[:end])
+            try:
+                module = importlib.import_module(name)
+            except ModuleNotFoundError as error:
+                if error.name != name and not name.startswith(f"{error.name}."):
+                    raise ShapedError(f"a factory names {name}, which cannot be imported: {error}") from error
+                break
+            except Exception as error:
+                raise ShapedError(f"a factory names {name}, which cannot be imported: {error}") from error
+            found.setdefault(parts[0], module)
+    return found
 
 
 def _evaluated(code: CodeType, names: Mapping[str, Any], free: Sequence[str], parts: Sequence[Any]) -> Any:

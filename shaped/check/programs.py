@@ -18,6 +18,7 @@ from shaped.proof import ROUNDS, Proof, Setting, prove_setting, prove_ways
 from shaped.proof.refuting import PRIMES
 from shaped.shapes import Argument, Container, Dim, Signature, TensorSpec, Term
 
+_SECONDS = 10.0  # of runs on real tensors, for one proof
 _TIES = 4  # sizes that a program needs to be equal
 _ROUNDS = 6  # of finding the names that it reads as numbers
 _ENOUGH = 2  # sets of numbers for several names
@@ -36,6 +37,11 @@ class Case:
     def choices(self) -> list[ValueChoice]:
         """What it is called on and with."""
         return [*([self.owner] if self.owner else []), *(choice for _, choice in self.arguments)]
+
+    @property
+    def is_given(self) -> bool:
+        """Whether something of it was made once for all, of sizes that no annotation tells."""
+        return any(choice.given for choice in self.choices)
 
     @property
     def said(self) -> tuple[str, ...]:
@@ -115,7 +121,7 @@ class CaseProgram:
             try:
                 return self._numbered(assume, static)
             except ProofError as error:
-                if self.case.said and self.refuses(error):
+                if (self.case.said or self.case.is_given or not self.names) and self.refuses(error):
                     raise Refusal(error) from None
                 tie = self._tie(error) if len(self.ties) < _TIES else None
                 if tie is None:
@@ -129,7 +135,8 @@ class CaseProgram:
 
     def _numbered(self, assume: Sequence[str], static: Mapping[str, int | None]) -> Held:
         """Prove it for all integers, or at some numbers for those that it reads."""
-        given = {name: size for name, size in static.items() if size is not None}
+        sizes = {name: size for choice in self.case.choices for name, size in choice.sizes}
+        given = sizes | {name: size for name, size in static.items() if size is not None}
         names = self.read = list(dict.fromkeys([*(name for name, size in static.items() if size is None), *self.read]))
         why: Exception | None = None
         for _ in range(_ROUNDS):
@@ -189,6 +196,9 @@ class CaseProgram:
     def _is_shown(self, error: ProofError) -> bool:
         """Whether a refutation names sizes at which a run on real tensors fails, or needs none."""
         goal = error.goal
+        taken = {*self.read, *(name for name in self.ints if name not in self.dims and name in goal.sizes)}
+        if taken and error.source is not None and error.source.text.startswith("raise "):
+            return False  # the program's own refusal of numbers that were taken for it
         return bool(goal.sizes or goal.silent or goal.operation == "claim" or not goal.raised) or not self.names
 
     def refuses(self, error: ProofError) -> bool:
@@ -242,7 +252,13 @@ class CaseProgram:
         names = {name for entry in signature.entries for dim in entry.spec.dims for name in dim.names}
         dtypes = tuple(self._dtype(entry.spec) for entry in signature.entries)
         setting = Setting(
-            signature, dtypes, (False,) * len(dtypes), torch.device("cpu"), call=self.call, runs=self.runs
+            signature,
+            dtypes,
+            (False,) * len(dtypes),
+            torch.device("cpu"),
+            call=self.call,
+            runs=self.runs,
+            seconds=_SECONDS,
         )
         relations = [text for text in assume if names_of(text) <= names]
         numbers = {name: size for name, size in static.items() if name in names}
@@ -323,6 +339,8 @@ class CaseProgram:
             if not name or name in self.ties or name in other.names or other.op == "/":
                 continue
             others = set(other.names)
+            if not others and self.case.is_given and name not in self.ints:
+                return _tied(name, other)  # what the factory's has
             if name in self.ints and name not in self.dims and not others & set(self.ints):
                 return _tied(name, other)
             if name not in self.ints and others and others <= set(self.ints) - self.dims:

@@ -16,6 +16,7 @@ def statement(examined: Examined) -> str:
     rows = [
         ("", f"{examined.target.name} : {', '.join(shown)} -> {_result(examined)}"),
         ("", f"proved for all {', '.join(names)} >= 1" if names else "proved"),
+        ("given", "; ".join(given(examined))),
         ("conditions", ", ".join(conditions(examined)) or "none"),
         ("values", ", ".join(values(proof for held in examined.held for proof in held.proofs))),
         ("where", "; ".join(alternatives(examined))),
@@ -37,6 +38,8 @@ def summary(examined: Examined) -> str:
     parts += [f"at {' or '.join(at)}"] if at else []
     chosen = alternatives(examined)
     parts += [f"in {len(chosen)} alternatives"] if len(chosen) > 1 else chosen
+    made = given(examined)
+    parts += [f"for {', '.join(text.partition(' = ')[0] for text in made)} as given"] if made else []
     branches = [line for held in examined.held for line in held.branches]
     parts += ["each way of its data"] if branches else []
     return ", ".join(parts)
@@ -55,6 +58,13 @@ def conditions(examined: Examined) -> list[str]:
 def values(proofs: Iterable[Proof]) -> list[str]:
     """What integer inputs that index something must lie between."""
     return list(dict.fromkeys(said for proof in proofs for said in proof.values))
+
+
+def given(examined: Examined) -> list[str]:
+    """`model = boot(...)`: what factories made once for all."""
+    choices = [choice for held in examined.held for choice in held.case.choices if choice.given]
+    found = {choice.value.path: choice.value.kind for choice in choices}
+    return [f"{path} = {kind}" for path, kind in found.items()]
 
 
 def alternatives(examined: Examined) -> list[str]:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -31,6 +32,7 @@ class CheckOptions:
     static: Mapping[str, int | None] = field(default_factory=dict)
     factories: tuple[str, ...] = ()
     auto: bool = False
+    memory: float = 4.0  # GB that the process of a file may take, where the system can be told so
     root: str = ""  # of the project: what a file imports from there is part of what its verdicts depend on
 
     @classmethod
@@ -40,11 +42,14 @@ class CheckOptions:
         assume: Sequence[str] = (),
         static: Mapping[str, int | None] | None = None,
         factories: Sequence[str] = (),
+        memory: float = 4.0,
     ) -> "CheckOptions":
         """A project's, and what a command adds to them."""
         sizes = {**project.static, **(static or {})}
         auto = sizes.pop("auto", 1) is None
-        return cls((*project.assume, *assume), sizes, (*project.factories, *factories), auto, str(project.root))
+        return cls(
+            (*project.assume, *assume), sizes, (*project.factories, *factories), auto, float(memory), str(project.root)
+        )
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,8 @@ def ask(job: Job, options: CheckOptions, seconds: float, keep: bool = True) -> A
             return Answer(job, failure=f"{job.file} took more than {seconds:g} s (--timeout)")
         if not answer.is_file():
             said = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
+            if done.returncode == -signal.SIGKILL:
+                return Answer(job, failure=f"{job.file}: the process that checked it was killed: too little memory?")
             return Answer(job, failure=f"{job.file}: the process that checked it ended: {said[0]}")
         found = json.loads(answer.read_text())
     if found["failure"]:
@@ -143,11 +150,24 @@ def _files(root: Path, file: Path) -> dict[str, str]:
     return found
 
 
+def _limit(memory: float) -> None:
+    """Let this process have so many GB, and torch, Python and a verdict say where there are no more."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    most = int(memory * 2**30)
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if hard == resource.RLIM_INFINITY or most < hard:
+        resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
+
+
 def main(arguments: Sequence[str]) -> None:
     """Do a task, and write the answer."""
     from shaped.check.checking import check_file
 
     task = json.loads(Path(arguments[0]).read_text())
+    _limit(task["memory"])
     file = Path(task["file"])
     answer: dict[str, Any] = {"verdicts": [], "files": {}, "failure": ""}
     try:
@@ -159,5 +179,7 @@ def main(arguments: Sequence[str]) -> None:
         answer["files"] = _files(Path(task["root"]).resolve(), file)
     except ShapedError as error:
         answer["failure"] = f"{type(error).__name__}: {error}"
+    except MemoryError:
+        answer["failure"] = f"{file} takes more than {task['memory']:g} GB of memory (--memory)"
     replace(Path(arguments[1]), json.dumps(answer).encode())
     os._exit(0)  # whatever threads and handlers the file has left

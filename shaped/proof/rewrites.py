@@ -58,6 +58,13 @@ def batch_norm(
     return F.batch_norm(x, None, None, weight, bias, True, momentum, eps)
 
 
+def equal(a: Tensor, b: Tensor) -> bool:
+    """`torch.equal`: a question about sizes, then one about data."""
+    if a.dim() != b.dim() or any(n != m for n, m in zip(a.shape, b.shape, strict=True)):
+        return False
+    return bool((a == b).all())
+
+
 def kron(a: Tensor, b: Tensor) -> Tensor:
     """`torch.kron` of two matrices, which C++ takes apart with sizes as plain numbers."""
     if a.dim() != 2 or b.dim() != 2:
@@ -192,6 +199,8 @@ _REWRITES: dict[Any, Callable[..., Any]] = {
     torch.reshape: reshape,
     F.affine_grid: affine_grid,
     F.interpolate: interpolate,
+    torch.equal: equal,
+    Tensor.equal: equal,
     torch.as_strided: as_strided,
     Tensor.as_strided: as_strided,
     torch.multinomial: multinomial,

@@ -76,6 +76,7 @@ class Setting:
     around: Callable[[], AbstractContextManager[Any]] = nullcontext
     held: tuple[Any, ...] = ()  # the real tensors that the first entries stand for, where there are any
     runs: int = 400  # on real tensors, against which a statement is held, at most
+    seconds: float | None = None  # of these runs, after the first few: where nobody waits for all of them
 
     def context(self) -> AbstractContextManager[Any]:
         """torch.autocast where it is asked for."""

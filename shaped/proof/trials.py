@@ -8,6 +8,8 @@ import itertools
 import math
 import random
 import re
+import time
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -26,6 +28,7 @@ from shaped.proof.ways import way_under_way
 from shaped.shapes import Dim, TensorSpec
 
 _RUNS = 400  # at most
+_FEW = 12  # that are made however long they take
 _OPERATIONS = 6000  # of all runs together, so that a deep model is tried at a few sizes
 _ELEMENTS = 400_000  # of all inputs of one run
 _EVERY = (7, 4, 3, 2)  # all sizes up to one of these, where they are not too many
@@ -54,6 +57,7 @@ class Trials:
         self.static = static
         self.operations = operations
         self.left = max(8, min(setting.runs, _OPERATIONS // max(operations, 1)))
+        self._spent, self._least = 0.0, max(0, self.left - _FEW)
         self._known: dict[tuple[int, ...], bool | None] = {}
         self._errors: dict[tuple[int, ...], Exception] = {}
 
@@ -74,9 +78,12 @@ class Trials:
     def _outcome(self, sizes: Sizes) -> bool | None:
         key = tuple(sizes[name] for name in self.names)
         if key not in self._known:
-            if self.left <= 0:
+            late = self.setting.seconds is not None and self._spent > self.setting.seconds
+            if self.left <= 0 or (late and self.left <= self._least):
                 return None
+            started = time.process_time()
             self._known[key] = self._run(sizes, key)
+            self._spent += time.process_time() - started
         return self._known[key]
 
     def first_failure(self, several: Iterable[Sizes]) -> tuple[Sizes | None, int]:
@@ -161,6 +168,7 @@ class Trials:
             error = None if error is not None and _INDEX.search(str(error)) else error
         if error is None:
             return True
+        _forget(error)
         self._errors[key] = error
         if way is not None and way.refuses(error):
             return None
@@ -209,9 +217,21 @@ def _expected(sizes: dict[str, int], value: Any, spec: TensorSpec) -> None:
 
 
 def _depends_on_values(error: Exception) -> bool:
-    if type(error).__name__ == "LinAlgError":
+    if type(error).__name__ == "LinAlgError" or is_memory(error):
         return True
     return not isinstance(error, ZeroDivisionError) and bool(_VALUES.search(str(error)))
+
+
+def is_memory(error: BaseException) -> bool:
+    """Whether the process has no more memory, which says nothing of shapes."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
+
+
+def _forget(error: BaseException | None) -> None:
+    """Let go of what the frames of an exception hold; its lines stay."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _filled(shape: Sequence[int], dtype: torch.dtype, fill: int, generator: torch.Generator) -> Tensor:

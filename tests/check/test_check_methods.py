@@ -348,18 +348,6 @@ def clipped(x: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     assert "values that are refused at checked.py:11 are left out" in found.message
 
 
-def test_an_argument_is_what_a_factory_says_by_its_name(check) -> None:  # type: ignore[no-untyped-def]
-    text = """
-def activated(x: Float[Tensor, "n d"], mode: str, net: Any) -> Float[Tensor, "n d"]:
-    return net(x.relu() if mode == "relu" else x.tanh())
-"""
-    unknown = check(text)["activated"]
-    found = check(text, factories=["mode='relu'", "net=nn.Linear(d, d)"])["activated"]
-
-    assert "say what it is: --make 'mode=...'" in unknown.message
-    assert found.status == "proved"
-
-
 def test_what_is_there_for_others_to_define_is_not_asked(check) -> None:  # type: ignore[no-untyped-def]
     found = check("""
 class Encoding(nn.Module):

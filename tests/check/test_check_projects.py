@@ -147,7 +147,14 @@ def test_a_file_that_ends_its_process_or_hangs_harms_nothing_and_what_is_unchang
     hangs.write_text("import jaxtyping, time\ntime.sleep(1000)\n")
     late = next(check_project([Job(hangs)], CheckOptions(root=str(project)), workers=1, seconds=1)).answer
 
+    large = project / "large.py"
+    large.write_text("import jaxtyping\nmemory = bytearray(3 * 2**30)\n")
+    options = CheckOptions(root=str(project), memory=2.0)
+    heavy = next(check_project([Job(large)], options, workers=1, seconds=300)).answer
+    large.unlink()
+
     assert late.failure == f"{hangs} took more than 1 s (--timeout)"
+    assert "MemoryError" in heavy.failure or "--memory" in heavy.failure
     assert cli.main(["check", "-j", "2"]) == 2
     out = capsys.readouterr().out
 

@@ -145,3 +145,31 @@ def timed(rays: Rays) -> Float[Tensor, "*a 3"]:
     assert found.status == "unprovable"
     assert "AssertionError: no times" in found.message
     assert "rays.times absent" in found.message
+
+
+def test_a_number_that_the_program_refuses_itself_refutes_nothing(check) -> None:  # type: ignore[no-untyped-def]
+    found = check("""
+def first(x: Float[Tensor, "n 12"], rank: int) -> Float[Tensor, "n rank"]:
+    if not 0 < rank <= 12:
+        raise ValueError(f"rank must be in [1, 12], got {rank}")
+    return x[:, :rank]
+
+def wrong(x: Float[Tensor, "n 12"], rank: int) -> Float[Tensor, "n rank"]:
+    if not 0 < rank <= 12:
+        raise ValueError(f"rank must be in [1, 12], got {rank}")
+    return x[:, rank:]
+""")
+
+    assert found["first"].status == "proved"
+    assert found["wrong"].status == "refuted"
+
+
+def test_what_takes_more_memory_than_there_is_is_undecided_and_says_so(check) -> None:  # type: ignore[no-untyped-def]
+    found = check("""
+def large(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    bytearray(2**60)
+    return x
+""")["large"]
+
+    assert found.status == "unprovable"
+    assert found.summary == "it takes more memory than the process may have (--memory)"

@@ -106,3 +106,14 @@ def mistaken(x: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
 def test_a_mistake_on_one_way_is_no_check_of_values() -> None:
     with pytest.raises(TypeError):
         decided(mistaken)
+
+
+def test_torch_equal_is_a_question_about_sizes_and_then_about_data() -> None:
+    def same(x: Float[Tensor, "n m"], y: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
+        return x if torch.equal(x, y) else x + y
+
+    def never(x: Float[Tensor, "n m"], y: Float[Tensor, " n"]) -> Float[Tensor, "n m"]:
+        return x.T if torch.equal(x, y) else 2 * x
+
+    assert len(decided(same).proofs) == 2
+    assert len(decided(never).proofs) == 1

@@ -1,0 +1,62 @@
+"""What an argument is by a factory of the user's: made for each run of free dimensions, or once for all."""
+
+import pytest
+
+from tests.check.test_check_methods import check
+
+__all__ = ["check"]
+
+
+def test_an_argument_is_what_a_factory_says_by_its_name(check) -> None:  # type: ignore[no-untyped-def]
+    text = """
+def activated(x: Float[Tensor, "n d"], mode: str, net: Any) -> Float[Tensor, "n d"]:
+    return net(x.relu() if mode == "relu" else x.tanh())
+"""
+    unknown = check(text)["activated"]
+    found = check(text, factories=["mode='relu'", "net=nn.Linear(d, d)"])["activated"]
+
+    assert "say what it is: --make 'mode=...'" in unknown.message
+    assert found.status == "proved"
+
+
+def test_a_factory_without_free_dimensions_is_made_once_and_the_statement_says_it(check) -> None:  # type: ignore[no-untyped-def]
+    text = """
+class Net(nn.Module):
+    made = 0
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        Net.made += 1
+        self.w = nn.Parameter(torch.zeros(width, 3))
+
+def applied(model: Any, x: Float[Tensor, "n d"]) -> Float[Tensor, "n 3"]:
+    return x @ model.w
+
+def twice(other: Any, x: Float[Tensor, "n width"]) -> Float[Tensor, "width n"]:
+    return x @ other.w * Net.made
+
+def scaled(x: Float[Tensor, "n d"], scale: Any) -> Float[Tensor, "n d"]:
+    return x * scale
+"""
+    found = check(text, factories=["model=Net(width := 4)", "other=model", "scale=math.pi"])
+
+    assert found["applied"].status == "proved"
+    assert "given        model = Net(width := 4)" in found["applied"].message
+    assert found["applied"].conditions == ("d == 4",)
+    assert found["twice"].status == "refuted"
+    assert found["scaled"].status == "proved"
+
+
+@pytest.mark.slow
+def test_a_factory_refutes_nothing_by_the_number_of_its_axes(check) -> None:  # type: ignore[no-untyped-def]
+    text = """
+def added(bias: Any, x: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3"]:
+    return x + bias
+
+def flat(row: Any, x: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
+    return (x + row)[:, 0]
+"""
+    found = check(text, factories=["bias=torch.zeros(2, 5, 3)", "row=torch.zeros(2, 3)"])
+
+    assert found["added"].status == "proved"
+    assert "left out     *batch has 1 axis (" in found["added"].message
+    assert found["flat"].status == "refuted"
