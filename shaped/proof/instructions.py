@@ -138,7 +138,7 @@ PURE: dict[str, Callable[[Shadow, Any, Any], None]] = {
     "FOR_ITER": _iterate,
     **dict.fromkeys(("RESUME", "NOP", "PRECALL", "KW_NAMES", "COPY_FREE_VARS", "MAKE_CELL"), _drop(0)),
     **dict.fromkeys(("JUMP_FORWARD", "JUMP_BACKWARD", "JUMP_BACKWARD_NO_INTERRUPT"), _drop(0)),
-    **dict.fromkeys(("STORE_FAST", "STORE_NAME", "STORE_DEREF", "STORE_GLOBAL", "POP_TOP", "RETURN_VALUE"), _drop(1)),
+    **dict.fromkeys(("POP_TOP", "RETURN_VALUE"), _drop(1)),
     **dict.fromkeys(("LIST_APPEND", "SET_ADD", "DELETE_ATTR"), _drop(1)),
     **{f"POP_JUMP_{way}IF_{of}": _drop(1) for way in _WAYS for of in ("NONE", "NOT_NONE")},
     **dict.fromkeys(("STORE_ATTR", "MAP_ADD", "DELETE_SUBSCR", "STORE_FAST_STORE_FAST"), _drop(2)),

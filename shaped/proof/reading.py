@@ -41,6 +41,7 @@ from shaped.proof.source import Place, is_users
 
 _SOLE = {id(f) for f in (isinstance, issubclass, id, type, callable, super, repr, print, say)}  # read nothing of a loss
 _WRITES = {"append", "add", "update", "extend", "insert", "clear"}  # methods of containers that only write
+MADE: Any = object()  # on the second stack: a function that the last instruction made
 _KEYED = {"get", "__getitem__", "__contains__"}
 
 
@@ -57,7 +58,10 @@ class Reading:
         self.log = Log()
         self.drawn: Drawn | None = None
         self.followed: dict[Any, bool] = {}
-        self._functions: dict[CodeType, Any] = {}
+        self._functions: dict[CodeType, list[Any]] = {}  # from outside; many may share one code
+        self._within: dict[int, Any] = {}  # functions that the program itself makes
+        self._codes: set[CodeType] = set()  # of these
+        self._set: set[ContextVar[Any]] = set()  # by the program itself
         self._parents: dict[CodeType, CodeType] = {}
         self._counts = False
 
@@ -94,7 +98,7 @@ class Reading:
             shadow.push(known.get(name, UNKNOWN))
 
     def _store_load(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
-        shadow.pop()
+        self._stored(frame, shadow, arg, argval[0])
         shadow.push(frame.f_locals.get(argval[1], UNKNOWN))
 
     def _global(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
@@ -113,31 +117,35 @@ class Reading:
 
     def _free(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
         value = frame.f_locals.get(argval, UNKNOWN)
-        cell = self._cell(frame.f_code, argval)
-        if cell is not None and value is not UNKNOWN:
-            self.log.root(cell)
-            self._read(frame, CELL, cell, argval, value)
+        if value is not UNKNOWN:
+            for cell in self._cells(frame.f_code, argval, value):
+                self.log.root(cell)
+                self._read(frame, CELL, cell, argval, value)
         shadow.push(value)
 
-    def _cell(self, code: CodeType, name: str) -> Any:
-        """The cell of a variable that a function has from outside of the program; None if it is made within."""
+    def _cells(self, code: CodeType, name: str, value: Any) -> list[Any]:
+        """The cell of a variable that a function has from outside of the program; none if it is made within.
+
+        Functions of one code have cells of their own, and a frame does not tell whose it is: all cells are taken that
+        hold the value.
+        """
         while name in code.co_freevars:
-            function = self._functions.get(code)
-            closure = getattr(function, "__closure__", None)
-            if closure is not None:
-                return closure[code.co_freevars.index(name)]
-            parent = self._parents.get(code)
-            if parent is None:
-                return None
-            code = parent
-        return None
+            index = code.co_freevars.index(name)
+            cells = [function.__closure__[index] for function in self._functions.get(code, ()) if function.__closure__]
+            found = [cell for cell in cells if _content(cell) is value]
+            if found:
+                return found
+            if code not in self._parents:
+                return []
+            code = self._parents[code]
+        return []
 
     def _attribute(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
         owner = shadow.pop()
         shadow.push(self._attribute_of(frame, shadow, owner, argval))
 
     def _attribute_of(self, frame: FrameType, shadow: Shadow, owner: Any, name: str) -> Any:
-        if owner is UNKNOWN or isinstance(owner, Tensor) or is_leaf(owner):
+        if owner is UNKNOWN or owner is MADE or isinstance(owner, Tensor) or is_leaf(owner):
             return UNKNOWN
         if isinstance(owner, ParamList):
             return self._of_parameters(frame, owner, name)
@@ -228,14 +236,30 @@ class Reading:
         code = shadow.pop()
         if isinstance(code, CodeType):
             self._parents[code] = frame.f_code
+            self._codes.add(code)
         extra = sum(bool(int(arg or 0) & bit) for bit in (1, 2, 4, 8))
         for _ in range(extra if sys.version_info < (3, 13) else 0):
             shadow.pop()
-        shadow.push(UNKNOWN)
+        shadow.push(MADE)
+
+    def _stored(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
+        if shadow.pop() is MADE:
+            self.makes(frame.f_locals.get(argval))
+
+    def _completed(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
+        made = shadow.pop()
+        shadow.pop()
+        shadow.push(made)
+
+    def makes(self, function: Any) -> None:
+        """The program itself made a function, perhaps decorated: its cells are the program's own."""
+        if isinstance(function, types.FunctionType) and function.__code__ in self._codes:
+            self._within[id(function)] = function
 
     def _call(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
         taken = shadow.pops(int(arg or 0) + 2)
-        shadow.push(self._called(frame, shadow, taken[:2], taken[2:]))
+        found = self._called(frame, shadow, taken[:2], taken[2:])
+        shadow.push(MADE if found is UNKNOWN and any(one is MADE for one in taken[2:]) else found)  # a decorator
 
     def _call_named(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
         shadow.pop()
@@ -261,8 +285,12 @@ class Reading:
             self._note(frame, drawn)  # a generator that is made within has a seed; others are told where they are read
         if shadow.called and self._follows(function):
             return UNKNOWN if isinstance(function, type) else shadow.result
+        if isinstance(owner, ContextVar) and name in ("set", "reset"):
+            (self._set.add if name == "set" else self._set.discard)(owner)
+            return UNKNOWN
         if isinstance(owner, ContextVar) and name == "get":
-            self._read(frame, CONTEXT, owner, name, owner.get(MISSING))
+            if owner not in self._set:
+                self._read(frame, CONTEXT, owner, name, owner.get(MISSING))
             return owner.get(*given[:1]) if owner.get(MISSING) is not MISSING else UNKNOWN
         if isinstance(function, weakref.ref):
             self.log.root(function())
@@ -325,8 +353,9 @@ class Reading:
             code = value.__code__
             if root:
                 self.followed[code] = True
-            if code not in self._functions:
-                self._functions[code] = value
+            known = self._functions.setdefault(code, [])
+            if id(value) not in self._within and not any(one is value for one in known):
+                known.append(value)
                 for inner in (c for c in code.co_consts if isinstance(c, CodeType)):
                     self._parents.setdefault(inner, code)
         elif isinstance(value, partial):
@@ -336,15 +365,23 @@ class Reading:
 
     def enter(self, code: CodeType) -> None:
         """A frame of this code begins: its function's defaults are read."""
-        function = self._functions.get(code)
-        for name in ("__defaults__", "__kwdefaults__"):
-            held = getattr(function, name, None)
-            if held:
+        for function in self._functions.get(code, ()):
+            for name in ("__defaults__", "__kwdefaults__"):
+                held = getattr(function, name, None)
+                if not held:
+                    continue
                 self.log.add(ATTRIBUTE, function, name, held)
                 pairs = held.items() if isinstance(held, dict) else enumerate(held)
                 for key, value in pairs:
                     self.meet(value)
                     self.log.add(PLAIN if isinstance(held, dict) else ITEM, held, key, value)
+
+
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # empty yet
+        return MISSING
 
 
 def _entry_names(owner: ParamList) -> Sequence[str]:
@@ -369,6 +406,8 @@ _HANDLERS: dict[str, Handler] = {
     "IMPORT_NAME": Reading._imported,
     "IMPORT_FROM": Reading._from_module,
     "MAKE_FUNCTION": Reading._made,
+    "SET_FUNCTION_ATTRIBUTE": Reading._completed,
+    **dict.fromkeys(("STORE_FAST", "STORE_NAME", "STORE_DEREF", "STORE_GLOBAL"), Reading._stored),
     "CALL": Reading._call,
     "CALL_KW": Reading._call_named,
     "CALL_FUNCTION_EX": Reading._call_spread,

@@ -345,7 +345,9 @@ class Log:
 
 
 def _is_changed(read: Read) -> bool:
-    return not is_node(read) and not is_traced(read.value) and not same(read.value, read.now())
+    if is_node(read):  # one like it may take its place
+        return type(read.now()) is not type(read.value)
+    return not is_traced(read.value) and not same(read.value, read.now())
 
 
 def _holds(value: Any) -> bool:

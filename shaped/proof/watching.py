@@ -22,7 +22,7 @@ from torch import Tensor
 
 from shaped.errors import Goal, Unprovable
 from shaped.proof.instructions import UNKNOWN, Shadow, instructions
-from shaped.proof.reading import Reading
+from shaped.proof.reading import MADE, Reading
 from shaped.proof.reads import CLOCK, Drawn, Reads, is_array, is_traced
 from shaped.proof.source import is_users
 
@@ -167,6 +167,8 @@ class Watching:
             shadow.stack.clear()
             shadow.last = None
         elif event == "return":
+            if shadow.stack and shadow.stack[-1] is MADE:
+                self._reading.makes(arg)
             self._reading.finish(frame, shadow, -1)
             shadow.last = None
             if not frame.f_code.co_flags & _RESUMED:

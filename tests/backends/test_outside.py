@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -53,6 +54,26 @@ def enclosed() -> tuple[Callable[..., Any], Callable[[float], None]]:
     return loss, change
 
 
+def enclosed_value() -> tuple[Callable[[], float], Callable[[float], None]]:
+    value = 0.0
+
+    def read() -> float:
+        return value
+
+    def change(new: float) -> None:
+        nonlocal value
+        value = new
+
+    return read, change
+
+
+def with_default(value: float) -> Callable[[], float]:
+    def read(value: float = value) -> float:
+        return value
+
+    return read
+
+
 def reading(read: Callable[[], Any]) -> Callable[..., Any]:
     def loss(p: P, x: Float[Tensor, "b n"]) -> Scalar:
         return (x @ p.w).mean() * 0 + read()
@@ -95,6 +116,8 @@ def late() -> float:
 
 
 loss_of_closure, change_closure = enclosed()
+(first_of_two, _), (second_of_two, change_second) = enclosed_value(), enclosed_value()
+first_default, second_default = with_default(0.0), with_default(0.0)
 READ: dict[str, tuple[Callable[..., Any], Callable[[float], Any]]] = {
     "a tensor written in place": (reading(lambda: teacher), lambda v: teacher.fill_(v)),
     "a tensor replaced": (reading(lambda: teacher), put_tensor),
@@ -115,6 +138,11 @@ READ: dict[str, tuple[Callable[..., Any], Callable[[float], Any]]] = {
     "an array": (reading(lambda: float(ARRAY[0])), lambda v: ARRAY.fill(v)),
     "a default": (reading(lambda: scale()), lambda v: setattr(scale, "__defaults__", (v,))),
     "a closure": (loss_of_closure, change_closure),
+    "the second of two closures of one code": (reading(lambda: first_of_two() + second_of_two()), change_second),
+    "a default of the second of two functions of one code": (
+        reading(lambda: first_default() + second_default()),
+        lambda v: setattr(second_default, "__defaults__", (v,)),
+    ),
     "what comes and is replaced": (reading(late), put_late),
 }
 
@@ -250,6 +278,47 @@ def test_a_loss_that_reads_nothing_has_nothing_to_watch() -> None:
     trainer = ScalarTrainer(plain, P(w=torch.ones(3)), backend="compiled")
 
     assert trainer._program.outside.now.watched == 0
+
+
+class Hooked(nn.Module):
+    """Modules with hooks run in a function that torch makes at each call, and each makes functions of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        inner = nn.Sequential(nn.Linear(3, 3))
+        self.outer = nn.Sequential(nn.Linear(3, 3), inner)
+        for module in (self.outer, self.outer[0], inner, inner[0]):
+            module.register_forward_hook(lambda module, args, output: self.keep(output))
+
+    def keep(self, output: Tensor) -> None:
+        held = COLLECTED.get()
+        if held is not None:
+            held.append(output)
+
+    def forward(self, x: Float[Tensor, "b 3"]) -> Tensor:
+        token = COLLECTED.set([])
+        try:
+            y = self.outer(x)
+            held = COLLECTED.get() or []
+        finally:
+            COLLECTED.reset(token)
+        return y + sum(part.mean() for part in held)
+
+
+COLLECTED: ContextVar[list[Tensor] | None] = ContextVar("COLLECTED", default=None)
+
+
+def of_hooked(net: Hooked, x: Float[Tensor, "b 3"]) -> Scalar:
+    return net(x).square().mean()
+
+
+@pytest.mark.parametrize("backend", ["eager", "compiled"])
+def test_what_a_program_makes_at_each_call_proves_nothing_again(backend: Any) -> None:
+    trainer = ScalarTrainer(of_hooked, Hooked(), backend=backend)
+    for _ in range(3):
+        trainer.step(X, lr=0.1)
+
+    assert trainer._program.outside.now.number == 0
 
 
 def of_sequences(p: P, x: Float[Tensor, "b s n"]) -> Scalar:

@@ -162,6 +162,49 @@ def enclosed() -> Callable[[float], float]:
     return inner
 
 
+def two_of_one_code() -> Callable[[float], float]:
+    """Functions of one code, with cells of their own."""
+
+    def of(k: float) -> Callable[[float], float]:
+        return lambda y: y * k
+
+    first, second = of(0.7), of(0.9)
+    return lambda x: first(x) + second(x)
+
+
+def decorated(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def wrapper(*args: Any) -> Any:
+        return function(*args)
+
+    return wrapper
+
+
+def makes_functions(x: float) -> float:
+    """What their cells hold is made by the program, whatever way they are called."""
+    parts = [Rates(x), RATES]
+
+    def local() -> float:
+        return parts[0].a + by_name()
+
+    @decorated
+    def by_name() -> float:
+        return parts[0].b
+
+    def inner() -> Callable[[], float]:
+        return lambda: parts[0].a
+
+    return local() + inner()() + max(parts[:1], key=lambda r: r.a + len(parts)).a * weight
+
+
+def within_a_context(x: float) -> float:
+    token = CONTEXT.set(x)
+    try:
+        return CONTEXT.get() * weight
+    finally:
+        CONTEXT.reset(token)
+
+
 BOTH = {"LIST[0].a", "LIST[0].b", "LIST[1].a", "LIST[1].b"}
 READ: list[tuple[str, Callable[[Any], Any], set[str]]] = [
     ("a branch", lambda x: x * weight if flag else x * unread, {"weight", "flag"}),
@@ -194,6 +237,9 @@ READ: list[tuple[str, Callable[[Any], Any], set[str]]] = [
     ("unpacking", unpacked, BOTH),
     ("defaults", with_defaults, {"with_defaults.__defaults__[0].b", "with_defaults.__kwdefaults__['more']['u']"}),
     ("a closure", enclosed(), {"z"}),
+    ("closures of one code", two_of_one_code(), {"k"}),
+    ("functions that the program makes", makes_functions, {"weight", "RATES.a", "RATES.b"}),
+    ("a context variable that the program sets", within_a_context, {"weight"}),
     ("a context variable", lambda x: CONTEXT.get() * x, {"CONTEXT"}),
     ("a weak reference", lambda x: WEAK().a * x, {"Rates.a"}),
     ("partial", functools.partial(helper, RATES), {"partial.args[0].a", "partial.args[0].b", "helper.__defaults__[0]"}),
@@ -228,6 +274,14 @@ def test_what_is_read_is_found_by_the_name_that_users_write(function: Callable[.
 def test_a_program_that_reads_nothing_has_no_values_to_watch(function: Callable[..., Any]) -> None:
     assert leaves(function, 2) <= {"Rates.__init__.__defaults__[0]", "__init__.__defaults__[0]",
                                    "__init__.__defaults__[1]"}  # fmt: skip
+
+
+def test_each_of_the_functions_that_share_their_code_has_cells_of_its_own() -> None:
+    function = two_of_one_code()
+    with Watching([function]) as watching:
+        function(2)
+
+    assert [read.value for read in watching.reads("f", True).found if read.text == "k"] == [0.7, 0.9]
 
 
 DRAWN: list[tuple[Callable[[Any], Any], str]] = [
