@@ -2,8 +2,8 @@
 
 Data is one of
 
-    a list, a DataLoader, any iterable      gone over anew in each epoch; its `set_epoch(epoch)`, or its sampler's, is
-                                            called first
+    a list, a DataLoader, any iterable      gone over anew in each epoch; its `set_epoch(epoch)`, its sampler's and its
+                                            data set's are called first
     a function of the epoch                 `lambda epoch: digits(seed=0, epoch=epoch)`
     an object with iterate(epoch, start)    starts at any batch, passing over none (`Batches`, `prefetch`)
     a generator                             one epoch; more if it has `reset()`
@@ -323,7 +323,7 @@ class Feed:
             return iterator
 
     def _set_epoch(self) -> None:
-        for owner in (self.data, getattr(self.data, "sampler", None), getattr(self.data, "batch_sampler", None)):
+        for owner in (self.data, *(getattr(self.data, part, None) for part in ("sampler", "batch_sampler", "dataset"))):
             set_epoch: Callable[[int], Any] | None = getattr(owner, "set_epoch", None)
             if set_epoch is not None:
                 set_epoch(self.epoch)

@@ -5,7 +5,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -48,17 +48,24 @@ def test_a_generator_is_one_epoch_unless_it_has_reset():
         make().run_epochs((b for b in LIST), 2)
 
 
-def test_set_epoch_of_data_or_of_its_sampler_is_called():
-    class Sampler(torch.utils.data.SequentialSampler):
-        epochs: ClassVar[list[int]] = []
+def test_set_epoch_of_data_of_its_sampler_and_of_its_data_set_is_called():
+    class Epochs:
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            self.epochs: list[int] = []
 
         def set_epoch(self, epoch: int) -> None:
             self.epochs.append(epoch)
 
-    data = TensorDataset(torch.randn(12, 6), torch.randint(0, 3, (12,)))
-    make().run_epochs(DataLoader(data, batch_size=5, sampler=Sampler(data)), 3)
+    class Sampler(Epochs, torch.utils.data.SequentialSampler): ...
 
-    assert Sampler.epochs == [0, 1, 2]
+    class Rows(Epochs, TensorDataset): ...
+
+    data = Rows(torch.randn(12, 6), torch.randint(0, 3, (12,)))
+    sampler = Sampler(data)
+    make().run_epochs(DataLoader(data, batch_size=5, sampler=sampler), 3)
+
+    assert sampler.epochs == data.epochs == [0, 1, 2]
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,49 @@ def test_a_service_gets_every_record_and_what_fails_there_is_said_once(trainer: 
     assert loop.step == 8
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_weights_and_biases_offline_keeps_every_record(
+    trainer: ScalarTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run = wandb.init(project="digits", mode="offline", dir=tmp_path)
+    loop = Loop(trainer)
+    loop.attach(LogTo(run.log, every=2))
+    loop.on_epoch(lambda loop: loop.evaluate(DATA))
+    loop.run_epochs(DATA, 1)
+    run.finish()
+    wandb.teardown()  # its process writes the file, and is not waited for otherwise
+    (file,) = tmp_path.rglob("*.wandb")
+    content = file.read_bytes()
+
+    assert content.count(b"validation/loss") >= 1
+    assert content.count(b"loss_average") >= 2
+    assert loop.step == 4
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_mlflow_in_a_folder_keeps_every_record(
+    trainer: ScalarTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "runs").as_uri())
+    loop = Loop(trainer)
+    loop.attach(LogTo(mlflow.log_metrics, every=2))
+    loop.on_epoch(lambda loop: loop.evaluate(DATA))
+    with mlflow.start_run() as run:
+        loop.run_epochs(DATA, 1)
+
+    def kept(name: str) -> list[tuple[int, float]]:
+        return [(m.step, m.value) for m in mlflow.MlflowClient().get_metric_history(run.info.run_id, name)]
+
+    assert kept("validation/loss") == [(4, loop.latest["validation/loss"])]
+    assert [step for step, _ in kept("loss")] == [2, 4]
+
+
 def test_without_a_terminal_progress_is_plain_lines(trainer: ScalarTrainer) -> None:
     out = io.StringIO()
     loop = Loop(trainer)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from shaped import ParamList, StateError
+from shaped import ParamList, ScalarTrainer, StateError
 from shaped.lora import LoraLinear, adapt, inject, load_adapter, merged, save_adapter
 from shaped.lora.peft import TENSORS
 
@@ -94,6 +94,36 @@ def test_an_adapter_whose_two_files_are_of_different_saves_is_refused(tmp_path: 
     os.replace(tmp_path / "new" / TENSORS, tmp_path / "old" / TENSORS)
     with pytest.raises(StateError, match="are of different saves: lora_alpha = 2"):
         load_adapter(Net(), tmp_path / "old")
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("backend", ["eager", "compiled"])
+def test_a_module_that_peft_injected_into_is_trained_as_by_plain_torch(backend: Any) -> None:
+    """PEFT freezes what it does not add; a trainer steps the adapters alone, and saves them under PEFT's names."""
+
+    def made() -> nn.Module:
+        torch.manual_seed(1)
+        return peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=["0", "head"]), Net())  # type: ignore[no-any-return]
+
+    def of_module(net: nn.Module, x: Float[Tensor, "batch 6"], y: Float[Tensor, "batch 3"]) -> Float[Tensor, ""]:
+        return F.mse_loss(net(x), y)
+
+    net, twin, y = made(), made(), torch.ones(5, 3)
+    optimizer = torch.optim.AdamW([p for p in twin.parameters() if p.requires_grad], lr=0.1)
+    trainer = ScalarTrainer(of_module, net, backend=backend)
+    before = {name: p.detach().clone() for name, p in net.named_parameters() if not p.requires_grad}
+    for _ in range(3):
+        trainer.adamw_step(X, y, lr=0.1, weight_decay=0.01)
+        optimizer.zero_grad()
+        F.mse_loss(twin(X), y).backward()
+        optimizer.step()
+
+    for name, p in twin.named_parameters():  # three steps in float32, each at most lr
+        torch.testing.assert_close(net.get_parameter(name), p, rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(net.get_parameter(name), p) for name, p in before.items())
+    assert set(peft.get_peft_model_state_dict(net)) == {
+        f"{layer}.lora_{part}.weight" for layer in ("body.0", "head") for part in "AB"
+    }
 
 
 def test_an_adapter_of_peft_loads_and_computes_the_same(tmp_path: Path) -> None:
