@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from os import PathLike
 from typing import Annotated, Any, Literal
 
 import torch
@@ -18,11 +19,13 @@ from shaped.backends import (
     Compiled,
     CompileError,
     Executors,
+    KeptProgram,
     Program,
     Sizes,
     TrainerOptions,
     checked_count,
     compare,
+    keep_program,
 )
 from shaped.errors import ShapedError
 from shaped.given import GivenOptimizer
@@ -78,10 +81,12 @@ class ScalarTrainer(Stepping):
             that leads the first input, over the mesh's one axis.
         zero: 0 keeps parameters, gradients and moments whole on each rank, as DDP does. 3 keeps an even part of each on
             each rank, and gathers a parameter where it is read, as fully_shard does.
+        program: A file of `save_program`, as `load_program` takes it: nothing is proved or compiled that is in it.
 
     Raises:
         SignatureError, ProofError, Unprovable, GradientError: The loss or its annotations are wrong.
         ValueError: An argument is out of range.
+        StateError: The kept program is not this one.
     """
 
     @checked
@@ -111,25 +116,27 @@ class ScalarTrainer(Stepping):
         mesh: Annotated[Any, OWN] = None,
         shard: Mapping[str, str] | None = None,
         zero: Zero = 0,
+        program: str | PathLike[str] | None = None,
     ) -> None:
         nonfinite = "skip" if loss_scale is not None else nonfinite
         options = TrainerOptions(max_executors, max_norm, nonfinite, accumulate, sizes, capture, verify)
         proving: dict[str, Any] = {"assume": assume, "static": static, "autocast": autocast, "check": check}
         proving |= {"samples": samples, "allow_unused": allow_unused, "strategy": strategy}
-        try:
-            taken, scaling = (loss, {}) if loss_scale is None else scaled_loss(loss, samples)
-            program = Program(taken, params, **{**proving, **scaling})
-            if accumulate > 1:
-                program.hold_to_one_count()
-            share(program, options, mesh, shard, zero)
-        except ShapedError as error:
-            raise error.with_traceback(None) from None  # the message shows the user's line; our frames would hide it
         alone = {"mesh": mesh} if mesh is not None else {}
         given = {**asdict(options), **proving, "save_frozen": save_frozen, "loss_scale": loss_scale, **alone}
+        try:
+            taken, scaling = (loss, {}) if loss_scale is None else scaled_loss(loss, samples)
+            kept = None if program is None else KeptProgram(program, loss, params, given)
+            made = Program(taken, params, **{**proving, **scaling}, kept=kept)
+            if accumulate > 1:
+                made.hold_to_one_count()
+            share(made, options, mesh, shard, zero)
+        except ShapedError as error:
+            raise error.with_traceback(None) from None  # the message shows the user's line; our frames would hide it
         self._made_of = (loss, params, given)
         self._options = options
-        scaler = made_scaler(loss_scale, strategy, program.params.device)
-        self._shared = TrainingState(program, optimizer, options, save_frozen, scaler)
+        scaler = made_scaler(loss_scale, strategy, made.params.device)
+        self._shared = TrainingState(made, optimizer, options, save_frozen, scaler)
         self._chosen = backend
         self._backend: Backend = self._shared.backend(backend)
 
@@ -316,6 +323,50 @@ class ScalarTrainer(Stepping):
         optimizer = self._shared.last_optimizer or AdamW(self._program.used_tensors, lr=1e-3)
         return compare(self._shared.eager, self._shared.compiled.aside(), flat, optimizer)
 
+    # -- kept programs ---------------------------------------------------------------------------------------------
+
+    @checked
+    def save_program(self, path: str | PathLike[str]) -> list[str]:
+        """Keep what was proved and compiled so far, so that another process starts at once: `load_program`.
+
+        The file has no code of yours and no values of parameters. It is written whole or not at all, for its owner.
+
+        Returns:
+            What was compiled and is not in it, with the reason; empty where all of it is.
+
+        Raises:
+            ValueError: Nothing was compiled as yet, or it is of a kind that is not kept; the message says which.
+            OSError: The file cannot be written.
+        """
+        backend = self._backend.compiled if isinstance(self._backend, Auto) else self._backend
+        if not isinstance(backend, Compiled):
+            raise ValueError("the eager backend compiles nothing: with_backend('compiled').save_program(...)")
+        self._program.follow_storage()
+        self._program.outside.look(eager=False)
+        return keep_program(path, self._program, list(backend.made()), self._made_of)
+
+    @classmethod
+    @checked
+    def load_program(
+        cls, path: str | PathLike[str], loss: Callable[..., Any], params: ParamList | nn.Module, **options: Any
+    ) -> "ScalarTrainer":
+        """A trainer that starts with a kept program: nothing is traced, proved or compiled for what is in it.
+
+        It is taken only where all that it depends on is as it was: the code that the loss and what it calls consist of,
+        and the values that they can reach; the files of the project that they stand in; versions of Python and of all
+        installed packages; the processor, threads and settings of torch; the options here. Another batch, another value
+        outside or another optimizer is proved and compiled as ever. **Loading runs code that is in the file.**
+
+        Args:
+            path: A file of `save_program`, which nobody but its owner may write to.
+            loss, params: As for the constructor; their code is not in the file.
+            options: The other arguments of the constructor, as for the trainer that was kept.
+
+        Raises:
+            StateError: It does not fit, is damaged or cannot be read; the message says what differs.
+        """
+        return cls(loss, params, program=path, **options)
+
     # -- state -----------------------------------------------------------------------------------------------------
 
     @checked
@@ -357,5 +408,5 @@ class ScalarTrainer(Stepping):
     def __repr__(self) -> str:
         why = f" by choice ({self._backend.why})" if isinstance(self._backend, Auto) and self._backend.why else ""
         backend = f"{self.backend!r}{why}"
-        said = f"{self.proof.setting.signature}, backend={backend}, {self.steps} steps{self._shared.said}"
+        said = f"{self._program.signature}, backend={backend}, {self.steps} steps{self._shared.said}"
         return f"ScalarTrainer({said})"

@@ -35,7 +35,7 @@ LAYERS = [
 def chosen(a: Tensor, b: Tensor) -> tuple[products.Form, Callable[[], Tensor]]:
     """The form that the rule takes, and a call of it."""
     found = products.form(a.shape[0], a.shape[1], b.shape[1], a.stride(1) == 1, b.stride(1) == 1)
-    onednn = products._onednn()
+    onednn = products.onednn()
     calls: dict[products.Form, Callable[[], Tensor]] = {
         "rows": lambda: torch.mm(a, b),
         "columns": lambda: torch.mm(b.t(), a.t()).t(),

@@ -5,7 +5,8 @@
 FOLDER is a checkout of the other build (`git worktree add FOLDER COMMIT`). The model is an MLP of 64-128-10 with AdamW,
 or with `--layers N` a stack of N pre-norm attention blocks of width 64. Each build has a cache of its own for what
 torch compiles; a first process fills it, and is not counted, or with `--cold` is what is counted, with an empty cache
-in each round. Figures are medians; the ratio is the median of the ratios of one round.
+in each round. "kept" is this build with a program that its first process kept (`ScalarTrainer.load_program`), on the
+compiled backend. Figures are medians; the ratio is the median of the ratios of one round.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from report import machine, table, versions
 HERE = Path(__file__).resolve().parents[2]
 PHASES = ("import torch", "import shaped", "proof", "first step", "all")
 PROGRAM = """
-import json, sys, time
+import json, os, sys, time
 times = [time.perf_counter()]
 import torch
 times.append(time.perf_counter())
@@ -68,20 +69,26 @@ if layers:
 else:
     loss, params = mlp, MLP.init(pixels=64, hidden=128, classes=10, seed=0)
     batch = torch.rand(64, 64), torch.randint(10, (64,))
-trainer = ScalarTrainer(loss, params, backend=backend)
+kept = os.path.join(os.getcwd(), "program") if sys.argv[3] == "kept" else ""
+if kept and os.path.exists(kept):
+    trainer = ScalarTrainer.load_program(kept, loss, params, backend=backend)
+else:
+    trainer = ScalarTrainer(loss, params, backend=backend)
 times.append(time.perf_counter())
 trainer.adamw_step(*batch, lr=1e-3).item()
 times.append(time.perf_counter())
 print(json.dumps([b - a for a, b in zip(times, times[1:])]))
+if kept and not os.path.exists(kept):
+    trainer.save_program(kept)
 """
 
 
-def start(build: Path, cache: str, layers: int, backend: str) -> list[float]:
+def start(build: Path, cache: str, layers: int, backend: str, name: str) -> list[float]:
     """Seconds of each phase of a process, and of all of it."""
     paths = os.pathsep.join(map(str, (build, build / "kernels")))
     environment = {**os.environ, "PYTHONPATH": paths, "TORCHINDUCTOR_CACHE_DIR": cache, "OMP_NUM_THREADS": "1"}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # as for a library that is installed
-    command = [sys.executable, "-c", PROGRAM, str(layers), backend]
+    command = [sys.executable, "-c", PROGRAM, str(layers), backend, name]
     began = time.perf_counter()
     done = subprocess.run(command, env=environment, cwd=cache, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -99,13 +106,15 @@ def main() -> None:
     parser.add_argument("--cold", action="store_true")
     options = parser.parse_args()
     builds = {"this": HERE, "other": options.beside.resolve()}
+    if options.backend == "compiled" and not options.cold:
+        builds["kept"] = HERE
     runs: dict[str, list[list[float]]] = {name: [] for name in builds}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(options.rounds + (not options.cold)):
             for name, build in builds.items():
                 cache = Path(folder) / (f"{name}-{number}" if options.cold else name)
                 cache.mkdir(exist_ok=True)
-                took = start(build, str(cache), options.layers, options.backend)
+                took = start(build, str(cache), options.layers, options.backend, name)
                 print(name, *(f"{phase:.2f}" for phase in took), file=sys.stderr, flush=True)
                 if options.cold or number:
                     runs[name].append(took)
@@ -113,8 +122,10 @@ def main() -> None:
         [name, *(f"{statistics.median(phase):.2f}" for phase in zip(*taken, strict=True))]
         for name, taken in runs.items()
     ]
-    pairs = list(zip(runs["this"], runs["other"], strict=True))
-    rows.append(["ratio", *(f"{statistics.median(a[i] / b[i] for a, b in pairs):.2f}" for i in range(len(PHASES)))])
+    for name in (name for name in builds if name != "other"):
+        pairs = list(zip(runs[name], runs["other"], strict=True))
+        ratios = [statistics.median(a[i] / b[i] for a, b in pairs) for i in range(len(PHASES))]
+        rows.append([f"{name} / other", *(f"{ratio:.2f}" for ratio in ratios)])
     print(table(["build, seconds", *PHASES], rows))
     print(f"\n{versions('torch')}, {machine()}, {options.rounds} rounds")
 

@@ -19,6 +19,8 @@ from shaped.backends.executors import Executor as Executor
 from shaped.backends.executors import Executors as Executors
 from shaped.backends.executors import Key as Key
 from shaped.backends.inductor import has_cpp_compiler as has_cpp_compiler
+from shaped.backends.kept import KeptProgram as KeptProgram
+from shaped.backends.kept import keep_program as keep_program
 from shaped.backends.options import Sizes as Sizes
 from shaped.backends.options import TrainerOptions as TrainerOptions
 from shaped.backends.program import Program as Program

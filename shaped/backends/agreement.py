@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from shaped.backends.cases import AdmittedCase
 from shaped.backends.draws import Generators, Unheld, replayed
 from shaped.backends.eager import Eager
 from shaped.backends.executors import CompileError, Executor
@@ -99,19 +100,18 @@ class FirstRun:
     Attributes:
         executor: The compiled callable.
         build: Makes the flat function of a graph.
-        graph: The proved graph.
+        case: The batch as it was admitted, with the proved graph.
         sizes: What the executor takes first.
         state, inputs: Its arguments. They are copied.
         rows: Where rows of scalars lie in the state, `lr` first.
         returned: Names of the first results.
         kept: Names of the first tensors of the state.
         moved: Positions in the state of what an update makes of gradients; empty for a pass without one.
-        absent: Optional inputs that the batch leaves out.
     """
 
     executor: Executor
     build: Build
-    graph: GraphModule
+    case: AdmittedCase
     sizes: Sequence[int]
     state: Sequence[Tensor]
     inputs: Sequence[Tensor]
@@ -119,7 +119,6 @@ class FirstRun:
     returned: Sequence[str]
     kept: Sequence[str]
     moved: Sequence[int]
-    absent: Sequence[str] = ()
 
     def copies(self) -> list[Tensor]:
         """The state to run on."""
@@ -169,7 +168,7 @@ def hold(trial: FirstRun, eager: Eager, only_loss: bool) -> bool:
 
 def _hold(trial: FirstRun, eager: Eager, only_loss: bool, generators: Generators) -> bool:
     executor, program = trial.executor, eager.program
-    if executor.draws is None and draws_at_random(trial.graph):
+    if executor.draws is None and draws_at_random(trial.case.sketch):
         raise Unheld("it draws otherwise than eager")
     theirs = trial.after(lambda *flat: executor([*trial.sizes, *flat]))
     refused = _refused(trial, theirs)
@@ -180,10 +179,10 @@ def _hold(trial: FirstRun, eager: Eager, only_loss: bool, generators: Generators
         else replayed(executor.draws, [*trial.sizes, *trial.copies(), *trial.inputs])
     )
     given = [x.clone() if x.is_inference() else x for x in trial.inputs]
-    found = EagerPass(eager, program.batch.filled(given, trial.absent), only_loss)
+    found = EagerPass(eager, program.batch.filled(given, trial.case.absent), only_loss)
     try:
-        with replay, program.proof.setting.keeping():  # a compiled step runs nothing that writes into a module's lists
-            mine = trial.after(trial.build(trial.graph, found))
+        with replay, program.setting.keeping():  # a compiled step runs nothing that writes into a module's lists
+            mine = trial.after(trial.build(trial.case.sketch, found))
     except (ShapedError, Unheld, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever a kernel or the user's code says of the values
@@ -231,10 +230,10 @@ def _tensors(value: Any) -> list[Tensor]:
 
 def _beyond(trial: FirstRun, found: EagerPass, mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str, float]:
     """What differs by more than rounding explains: the largest difference, by name."""
-    part, shifted = _tolerance(trial.graph), []
+    part, shifted = _tolerance(trial.case.sketch), []
     if trial.moved:
         for found.shift in (part, -part):
-            shifted.append(trial.after(trial.build(trial.graph, found)).named(trial))
+            shifted.append(trial.after(trial.build(trial.case.sketch, found)).named(trial))
     before = RunResult([], trial.copies()).named(trial)
     updated = {name for i, name in enumerate(before) if i in trial.moved}
     apart = {}
@@ -260,11 +259,11 @@ def _beyond(trial: FirstRun, found: EagerPass, mine: dict[str, Tensor], theirs: 
 def _rounded(trial: FirstRun, mine: dict[str, Tensor]) -> dict[str, float]:
     """How far rounding may take two runs apart, by name: twice the bound for two, since this one stops a run."""
     arguments = [*trial.copies(), *trial.inputs]
-    graph = whole_graph(trial.build(trial.graph, Checked), arguments)
+    graph = whole_graph(trial.build(trial.case.graph, Checked), arguments)
     try:
         returned, written = rounding_moves(graph, arguments, len(trial.state))
     except RuntimeError:  # no memory for it in float64, or no kernel: half of the digits
-        part = _tolerance(trial.graph) ** 0.5
+        part = _tolerance(trial.case.sketch) ** 0.5
         return {name: part * _largest(value) for name, value in mine.items()}
     numbers = RunResult([torch.tensor(m) for m in returned], [torch.tensor(m) for m in written]).named(trial)
     return {name: 4 * float(move) for name, move in numbers.items()}
@@ -278,10 +277,10 @@ def _report(trial: FirstRun, mine: dict[str, Tensor], beyond: dict[str, float], 
     shares = {name: difference / (_largest(mine[name]) or 1.0) for name, difference in beyond.items()}
     named = sorted(shares, key=lambda name: (name.startswith(_OTHER), -shares[name]))
     share = shares[named[0]]
-    part = _tolerance(trial.graph)
+    part = _tolerance(trial.case.sketch)
     where = ""
     if not in_parts:  # its graph is that of whole parameters
-        where = first_to_part(trial.graph, trial.copies(), trial.inputs, (part * min(share, 1.0)) ** 0.5)
+        where = first_to_part(trial.case.graph, trial.copies(), trial.inputs, (part * min(share, 1.0)) ** 0.5)
     size = f"{share:.1e} of its largest entry" if share < torch.inf else "a value that is not finite"
     differ = "differs" if len(named) == 1 else "differ"
     more = f" and {len(named) - 3} more" if len(named) > 3 else ""

@@ -16,11 +16,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 
 from shaped.backends.agreement import RETURNED, Build, DisagreementError, FirstRun, hold
 from shaped.backends.apart import Apart
 from shaped.backends.capture import Capture, CudaGraphs, Graphs
+from shaped.backends.cases import CASES, AdmittedCase
 from shaped.backends.counters import Counters
 from shaped.backends.draws import Unheld
 from shaped.backends.eager import Eager
@@ -29,11 +30,12 @@ from shaped.backends.inductor import Flat, Free, lower, prepare, whole_graph
 from shaped.backends.interrupts import Whole
 from shaped.backends.options import TrainerOptions
 from shaped.backends.outside import tensors_of
-from shaped.backends.program import CASES, AdmittedCase, Program
+from shaped.backends.program import Program
+from shaped.backends.refusals import refuse_hooks, refuse_redrawn
 from shaped.backends.samples import checked_count
 from shaped.backends.step import NO_SAMPLES, WHY, WRONG_VALUE, Runner, TrainStep
 from shaped.backends.values import Checked, Runs
-from shaped.errors import ExecutorError, listing
+from shaped.errors import ExecutorError
 from shaped.optim import FusedOptimizer
 from shaped.proof import forward_graph
 from shaped.shapes import Entry
@@ -200,6 +202,18 @@ class Compiled:
         key = (self.program.strides, tuple(self.program.writes), state)
         return self._layouts.setdefault(key, len(self._layouts))
 
+    def _under(self, key: Key) -> Hashable:
+        """What the number of a layout stands for."""
+        return next(known for known, number in self._layouts.items() if number == key.layout)
+
+    def made(self) -> Iterator[tuple[AdmittedCase, Hashable, Runner, Sequence[Tensor]]]:
+        """Each executor that was held: the batch, what its code takes for granted, and the state that it runs on."""
+        for (_, case, _), runner in self._runs.items():
+            yield case, self._under(runner.executor.key), runner, self.program.plain
+        for step in self._steps.values():
+            for case, runner in step.runs.items():
+                yield case, self._under(runner.executor.key), runner, step.state
+
     def _admit(self, inputs: Sequence[Tensor], layout: bool = True) -> tuple[AdmittedCase, list[Tensor]]:
         self.program.follow_storage(layout)
         outside = self.program.outside
@@ -234,8 +248,8 @@ class Compiled:
             if len(self._runs) >= CASES:
                 self._runs.clear()
             if mode != "forward":
-                _refuse_hooks(self.program)
-                _refuse_redrawn(self.program, case.graph)
+                refuse_hooks(self.program)
+                refuse_redrawn(self.program, case.sketch)
             executor = self._executor(self._key(mode, case, layout), case, self.program.plain, inputs, build)
             found = Runner(executor, self._sizes(executor, case), executor)
             if mode == "forward":
@@ -248,7 +262,7 @@ class Compiled:
             returned += self._returned
             known = self.program.params.names
             kept = [f"`{name}`" for name in known]
-            args = (case.graph, found.sizes, self.program.plain, inputs, (), returned, kept, (), case.absent)
+            args = (case, found.sizes, self.program.plain, inputs, (), returned, kept, ())
             if self._holds(FirstRun(executor, build, *args), first, mode == "forward"):
                 self._runs[mode, case, layout] = found
         return found
@@ -278,8 +292,8 @@ class Compiled:
 
     def _runner(self, step: TrainStep, case: AdmittedCase, inputs: list[Tensor], first: bool = True) -> Runner:
         """What takes the step at these sizes from now on, until the state moves; `first` where it is about to."""
-        _refuse_hooks(self.program)
-        _refuse_redrawn(self.program, case.graph)
+        refuse_hooks(self.program)
+        refuse_redrawn(self.program, case.sketch)
         calls = self._counters.calls
         executor = self._step_executor(step, case, inputs)
         if self._counters.calls != calls:
@@ -295,17 +309,7 @@ class Compiled:
         made = Runner(run, sizes, executor)
         names = [f"`{name}`" for name in self.program.params.names]
         moved = [*self.program.used, *range(len(names), len(step.state))]
-        args = (
-            case.graph,
-            sizes,
-            step.state,
-            inputs,
-            step.rows,
-            ["the loss", WHY, *self._returned],
-            names,
-            moved,
-            case.absent,
-        )
+        args = (case, sizes, step.state, inputs, step.rows, ["the loss", WHY, *self._returned], names, moved)
         if self._holds(FirstRun(executor, step.function, *args), first):
             step.runs[case] = made
         return made
@@ -317,6 +321,8 @@ class Compiled:
         exact = self.executors.find(key)
         if exact is not None:
             return exact
+        if self.program.kept is not None and (kept := self.program.kept.executor(key, case, self._under(key), state)):
+            return self.executors.add(key, str(case), lambda: kept, told=False)
         if case.apart:  # these sizes take a branch of their own
             return self._add(key, str(case), build(case.graph), state, inputs)
         free = self._free(case)
@@ -401,38 +407,6 @@ class Compiled:
         outputs = checked.run(*params, *flat[count:])
         right = checked.right()
         return outputs, written, [] if right is None else [right]
-
-
-def _refuse_hooks(program: Program) -> None:
-    hooked = [name for name, t in zip(program.params.names, program.tensors, strict=True) if t._backward_hooks]
-    if hooked:
-        raise CompileError(
-            f"{listing(hooked)} has a hook on its gradient, which a graph would not run: remove it, or use "
-            "backend='eager'; a gradient strategy can do the same on both"
-        )
-
-
-def _refuse_redrawn(program: Program, graph: GraphModule) -> None:
-    """Activation checkpointing runs a random operation again, which in a graph draws anew."""
-    outputs = next(node for node in graph.graph.nodes if node.op == "output").args[0]
-    outputs = outputs[: len(outputs) - program.more]
-    if program.strategy is None and _draws(outputs) > _draws(outputs[:1]):
-        raise CompileError(
-            "the backward pass draws at random (activation checkpointing around dropout?), and in a graph that draw is "
-            "another than the forward pass's: use backend='eager', or leave random operations out of the checkpoint"
-        )
-
-
-def _draws(outputs: Sequence[Node | None]) -> int:
-    """How many random operations these results are computed from."""
-    seen: set[Node] = set()
-    waiting = [node for node in outputs if node is not None]
-    while waiting:
-        node = waiting.pop()
-        if node not in seen:
-            seen.add(node)
-            waiting.extend(node.all_input_nodes)
-    return sum(torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) for node in seen)
 
 
 def _free_shape(entry: Entry, sizes: Mapping[str, int], free: Sequence[str]) -> tuple[int | None, ...]:

@@ -57,7 +57,7 @@ class Eager:
         leaves = [t.detach().requires_grad_(i in program.used) for i, t in enumerate(tensors)]
         with torch.set_grad_enabled(not only_loss), program.around():
             given, written = program.for_writing(leaves)
-            loss, *others = program.proof.setting.run([*given, *inputs])
+            loss, *others = program.setting.run([*given, *inputs])
             program.keep(loss, others)
             gradients = [] if only_loss else list(torch.autograd.grad(loss, [leaves[i] for i in program.used]))
         return loss.detach().clone(), gradients, written

@@ -35,10 +35,12 @@ class Lowered:
 
     Attributes:
         run: The callable. Where sizes are free they come first in the list, as plain numbers.
-        how: "inductor", or "python" where there is no C++ compiler: the traced operations run one by one.
+        how: "inductor"; "kept" where it was compiled by another process; or "python" where there is no C++ compiler:
+            the traced operations run one by one.
         holds: Where sizes are free: whether the code is right at these.
         draws: Its random numbers apart, where it computes its own.
         seconds: How long it took, where it was not made while one waited.
+        code: What it was made of, from which it can be kept.
     """
 
     run: Run
@@ -46,6 +48,7 @@ class Lowered:
     holds: Callable[[Sequence[int]], bool] | None = None
     draws: Draws | None = None
     seconds: float | None = None
+    code: Any = None
 
 
 @dataclass(frozen=True)
@@ -80,10 +83,11 @@ class Executor:
         sizes: The same for a reader: "batch = 64, pixels = 64", or "any batch; pixels = 64".
         reason: Why it was made.
         run: The callable; it takes a list and may empty it.
-        how: "inductor", or "python" where there is no C++ compiler.
+        how: "inductor", "kept" (compiled by another process), or "python" where there is no C++ compiler.
         seconds: To trace and compile.
         holds: For an executor of all sizes: whether these sizes are among them.
         draws: Its random numbers apart, where it computes its own.
+        code: What it was made of, from which it can be kept.
         held: Whether it was held against eager.
         wrong: How it differs from eager; it is not run again.
         calls: How often it ran.
@@ -98,6 +102,7 @@ class Executor:
     seconds: float = 0.0
     holds: Callable[[Sequence[int]], bool] | None = None
     draws: Draws | None = None
+    code: Any = None
     held: bool = False
     wrong: str = ""
     calls: int = 0
@@ -180,7 +185,7 @@ class Executors:
             lowered = lower()
             seconds = time.perf_counter() - started if lowered.seconds is None else lowered.seconds
         made = self._made[key] = Executor(
-            key, sizes, reason, lowered.run, lowered.how, seconds, lowered.holds, lowered.draws
+            *(key, sizes, reason, lowered.run, lowered.how, seconds, lowered.holds, lowered.draws, lowered.code)
         )
         for hook in self._hooks:
             hook(made)

@@ -1,5 +1,5 @@
-"""Lowering: one flat function of tensors to one compiled callable. Only this file, `lowerings.py` and
-`vectors.py` name Inductor.
+"""Lowering: one flat function of tensors to one compiled callable. Only this file, `kernels.py`,
+`lowerings.py`, `surroundings.py` and `vectors.py` name Inductor.
 
 The function is traced with Inductor's decompositions, at concrete sizes or with symbols for the free ones, made
 functional (writes become copies at the end) and given to Inductor's inner compiler. What comes back is called
@@ -137,8 +137,8 @@ class Prepared:
             _warn_once()
             return Lowered(run, "python", self.region and self.region())
         with _refusing(), _tracing(self.mode):
-            run = _run_of(self.graph, self.examples)
-        return Lowered(run, "inductor", self.region and self.region(), self._draws())
+            compiled = _compiled(self.graph, self.examples)
+        return Lowered(_run_of(compiled), "inductor", self.region and self.region(), self._draws(), code=compiled)
 
     def kept(self) -> Lowered | None:
         """What torch's on-disk cache has of it; None where it would have to be compiled."""
@@ -171,7 +171,7 @@ class Prepared:
 
         def make() -> Run:
             with _LOWERING, _settings(), _tracing(self.mode):
-                return _run_of(alone, self.examples)
+                return _run_of(_compiled(alone, self.examples))
 
         return Draws(make, own, select_decomp_table())
 
@@ -322,13 +322,16 @@ def _tracing(mode: Any) -> Iterator[None]:
         yield
 
 
-def _run_of(graph: GraphModule, examples: Sequence[Any]) -> Run:
+def _compiled(graph: GraphModule, examples: Sequence[Any]) -> Any:
     from torch._inductor.compile_fx import compile_fx_inner
 
     compiled = compile_fx_inner(graph, list(examples))
     if isinstance(compiled, str):
         raise CompileError("the compiler returned a file instead of a callable: unset its ahead-of-time options")
+    return compiled
 
+
+def _run_of(compiled: Any) -> Run:
     def run(arguments: list[Any]) -> Any:
         return compiled(arguments)
 

@@ -14,6 +14,7 @@ from torch.fx import GraphModule
 
 from shaped.backends.agreed import AgreedStep, Passed
 from shaped.backends.agreement import FirstRun
+from shaped.backends.cases import AdmittedCase
 from shaped.backends.compiled import Compiled
 from shaped.backends.counters import Counters
 from shaped.backends.eager import Eager
@@ -24,7 +25,7 @@ from shaped.backends.inductor import Flat
 from shaped.backends.interrupts import Whole
 from shaped.backends.options import TrainerOptions
 from shaped.backends.outside import tensors_of
-from shaped.backends.program import AdmittedCase, Program
+from shaped.backends.program import Program
 from shaped.backends.samples import FACTOR, checked_count
 from shaped.backends.step import NO_SAMPLES, WRONG_VALUE, TrainStep
 from shaped.backends.together import Together

@@ -88,6 +88,7 @@ class OutsideValues:
         self.number, self._own = number, own
         self.proofs: dict[Any, Any] = {}
         self.cases: dict[Any, Any] = {}
+        self.codes: set[types.CodeType] = set()  # that the traces ran
         self._reads: list[_Place] = []  # each place once, however many graphs read it; after what it lies in
         self._known: dict[Hashable, int] = {}
         self._lifted: dict[GraphModule, tuple[set[int], Lifted]] = {}
@@ -98,9 +99,22 @@ class OutsideValues:
         reads: Reads = graph.meta.get(READS) or Reads()
         before = len(self._reads)
         self._places(reads)
+        self.codes |= reads.codes
         if len(self._reads) > before:
             self._gather()
         return reads
+
+    def places(self) -> list[tuple[Read, bool]]:
+        """Each read, and whether it is compared at each step."""
+        return [(place.read, place.watched) for place in self._reads]
+
+    def restore(self, reads: Sequence[tuple[Read, bool]]) -> None:
+        """Take over what the trace of another process read, with what is there now."""
+        for read, watched in reads:
+            place = (read.parent, read.kind, read.key, read.own, watched, id(read.owner) if read.parent < 0 else 0)
+            self._known[place] = len(self._reads)
+            self._reads.append(_Place(read, watched))
+        self._gather()
 
     def _places(self, reads: Reads) -> dict[Read, Read]:
         """For each read of a trace the one that stands for it here, a new one where there is none."""
@@ -344,7 +358,7 @@ class Outside:
         Raises:
             ShapeError: A tensor is of another shape, dtype or device than was proved.
         """
-        if not self.now.proofs and self.now is not self._before:
+        if not (self.now.proofs or self.now.cases) and self.now is not self._before:
             self._worlds.remove(self.now)
             self.now = self._before
         if self.now.holds():

@@ -74,10 +74,10 @@ def _rewrite(graph: GraphModule, node: Node, a: Node, b: Node, bias: Node | None
         return
     put = _Put(graph, node)
     if best == "onednn":
-        made = put(_onednn(), a, b, bias)
+        made = put(onednn(), a, b, bias)
     else:
         flipped = (put.turned(b), put.turned(a))
-        made = put.turned(put(torch.ops.aten.mm.default, *flipped) if best == "columns" else put(_onednn(), *flipped))
+        made = put.turned(put(torch.ops.aten.mm.default, *flipped) if best == "columns" else put(onednn(), *flipped))
         made = made if bias is None else put(torch.ops.aten.add.Tensor, made, bias)
     node.replace_all_uses_with(made)
     graph.graph.erase_node(node)
@@ -110,7 +110,7 @@ def _by_rows(x: Tensor) -> bool:
 
 
 @cache
-def _onednn() -> Any:
+def onednn() -> Any:
     """`a @ b + bias` by oneDNN: [m, k], [k, n] and [n] to [m, n], row by row."""
     signature = "(Tensor a, Tensor b, Tensor? bias=None) -> Tensor"
     torch.library.define("shaped::product", signature, tags=torch.Tag.pt2_compliant_tag)

@@ -8,7 +8,7 @@ runs.
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from shaped.backends.cases import CASES, AdmittedCase, KeptFacts
 from shaped.backends.holding import Places, kept_as_they_are
 from shaped.backends.inputs import Inputs
 from shaped.backends.losses import loss_signature
@@ -28,36 +29,14 @@ from shaped.backends.trainable import refuse_shared_writes, refuse_untrainable
 from shaped.errors import GradientError, ProofError, ShapeError, SignatureError, listing
 from shaped.params import ParamList
 from shaped.proof import Proof, Setting, prove_absent, prove_setting
-from shaped.proof.reads import Read
 from shaped.proof.setting import INNER
-from shaped.shapes import Entry, bind, describe, ranks_of
+from shaped.shapes import Entry, Signature, bind, describe, ranks_of
 from shaped.strategies import FullBackpropagation, GradientStrategy, refuse_modules, refuse_shapes, strategy_name
 
 if TYPE_CHECKING:
     from shaped.backends.together import Together
 
 _requires_grad: Callable[[Tensor], bool] = attrgetter("requires_grad")
-CASES = 4096  # admitted tuples of shapes that are remembered
-
-
-@dataclass(frozen=True, eq=False)
-class AdmittedCase:
-    """An admitted tuple of shapes and dtypes."""
-
-    sizes: Mapping[str, int]
-    proof: Proof
-    key: tuple[Any, ...]
-    graph: GraphModule  # the proved graph at these sizes: loss, then a gradient for each parameter that wants one
-    samples: float  # as far as sizes tell it; `Program.count` has the whole
-    entries: tuple[Entry, ...]  # of the inputs, with as many axes as they have
-    apart: bool = False  # these sizes take a branch of their own
-    outside: tuple[Read, ...] = ()  # where the tensors lie that the graph takes after its inputs
-    world: int = 0  # the number of the values that were read from outside
-    refusal: str = ""  # why it cannot be compiled
-    absent: tuple[str, ...] = ()  # optional inputs that it leaves out
-
-    def __str__(self) -> str:
-        return ", ".join(f"{name} = {size}" for name, size in self.sizes.items()) or "no named sizes"
 
 
 class Program:
@@ -73,6 +52,7 @@ class Program:
         check: Compare every batch with the signature before it runs.
         samples: How many samples a batch has; see `samples.py`.
         strategy: How gradients come from the loss; None is full backpropagation.
+        kept: One that was proved in another process; it is proved again when something asks for the proof.
 
     Raises:
         SignatureError, ProofError, Unprovable, GradientError: Before anything has run.
@@ -90,6 +70,7 @@ class Program:
         check: bool = True,
         samples: Given = None,
         strategy: GradientStrategy | None = None,
+        kept: KeptFacts | None = None,
     ) -> None:
         self.modules: list[nn.Module] = []  # whose train() and eval() change what the loss computes
         self.places = Places.none()
@@ -125,16 +106,36 @@ class Program:
         self.outside = Outside(self.signature.name, self.tensors)
         self.together: Together | None = None  # where several ranks run it
         self._loss = inspect.unwrap(loss)
-        self.proof = self._prove_first()
+        self._begin(kept)
+
+    def _begin(self, kept: KeptFacts | None) -> None:
+        """Prove it, or take up what another process proved."""
+        self.kept, self._proof = kept, None if kept is not None else self._prove_first()
+        self.inner = bool(self._proof.graph.meta.get(INNER)) if self._proof is not None else False
+        self.setting = self._proof.setting if self._proof is not None else self._setting(self._guess)
         self.frozen = [i for i, t in enumerate(self.tensors) if not t.requires_grad]
         self.trainable = [i for i, t in enumerate(self.tensors) if t.requires_grad]
-        unused = set(self.proof.unused)
-        self.used = [i for i in self.trainable if self.signature.entries[i].path not in unused]
+        self.unused = kept.unused if kept is not None else self.proof.unused
+        self.used = [i for i in self.trainable if self.signature.entries[i].path not in self.unused]
         if not self.used:
             raise GradientError(f"`{self.signature.name}` depends on no parameter that is trained: nothing to train")
         self.used_tensors = tuple(self.tensors[i] for i in self.used)  # known again by identity, as a list is not
         self.writes: list[int] = []
-        self._write_too(self.proof)
+        self._write_too(kept.writes if kept is not None else self.proof.writes)
+        if kept is not None:
+            kept.begin(self)
+
+    @property
+    def proof(self) -> Proof:
+        """What was proved before the first step, or is proved now where that was in another process."""
+        if self._proof is None:
+            self.outside.look(eager=True)
+            self._proof = self._prove_first()
+        return self._proof
+
+    @property
+    def _guess(self) -> tuple[torch.dtype, ...]:
+        return tuple(map(self.batch.dtype, self.inputs))
 
     def share(self, together: "Together") -> None:
         """Run on several ranks from here on."""
@@ -156,7 +157,7 @@ class Program:
 
     def _prove_first(self) -> Proof:
         """The proof before there is a batch, at the dtypes that it will likely have; of a function `samples` too."""
-        guess = tuple(self.batch.dtype(entry) for entry in self.inputs)
+        guess = self._guess
         known = {name: size for name, size in self.params.dims.items() if name in self._static}
         for name, size in known.items():
             if self._static[name] not in (None, size):
@@ -191,18 +192,7 @@ class Program:
         world = self.outside.now
         if key not in world.proofs:
             signature = self.signature.without(absent)
-            setting = Setting(
-                signature.at_ranks(ranks) if ranks else signature,
-                tuple(t.dtype for t in self.tensors) + dtypes,
-                self.params.requires_grad + (False,) * len(dtypes),
-                self.params.device,
-                self._autocast,
-                strategy=self.strategy,
-                keeping=partial(kept_as_they_are, self.modules[0]) if self.modules else nullcontext,
-                roots=(self._loss, *self.modules),
-                around=self.around,
-                held=tuple(self.tensors),
-            )
+            setting = self._setting(dtypes, signature.at_ranks(ranks) if ranks else signature)
             unknown = [name for name in self._static if name not in static]
             # a guess for those that only a batch will tell; the batch's own are proved when it comes
             sizes = {**{name: 3 + i for i, name in enumerate(unknown)}, **static}
@@ -221,6 +211,20 @@ class Program:
         found: Proof = world.proofs[key]
         return found
 
+    def _setting(self, dtypes: tuple[torch.dtype, ...], signature: Signature | None = None) -> Setting:
+        return Setting(
+            signature or self.signature,
+            tuple(t.dtype for t in self.tensors) + dtypes,
+            self.params.requires_grad + (False,) * len(dtypes),
+            self.params.device,
+            self._autocast,
+            strategy=self.strategy,
+            keeping=partial(kept_as_they_are, self.modules[0]) if self.modules else nullcontext,
+            roots=(self._loss, *self.modules),
+            around=self.around,
+            held=tuple(self.tensors),
+        )
+
     def admit(self, inputs: Sequence[Any]) -> AdmittedCase:
         """Check a batch against the signature and return its case.
 
@@ -233,13 +237,13 @@ class Program:
         except (AttributeError, RuntimeError):  # no tensor, or one without a shape: refused, with the reason
             key = self._key(inputs) if self.batch.absent(inputs) else ()
             if not key:
-                return self._admit(inputs, ())
+                return self.admitted(inputs, ())
         if self.modules:
             key += tuple([module.training for module in self.modules])
         cases = self.outside.now.cases
         case: AdmittedCase | None = cases.get(key)
         if case is None:
-            case = self._admit(inputs, key)
+            case = self.admitted(inputs, key)
             keep(cases, key, case, CASES)
         return case
 
@@ -300,7 +304,8 @@ class Program:
             raise ShapeError("the parameters were changed; make a new trainer for them.\n  " + "\n  ".join(changed))
         self._remember_storage()
 
-    def _admit(self, inputs: Sequence[Any], key: tuple[Any, ...]) -> AdmittedCase:
+    def admitted(self, inputs: Sequence[Any], key: tuple[Any, ...]) -> AdmittedCase:
+        """Check a batch that was not seen before; raises as `admit`."""
         absent, ranks = self.batch.absent(inputs), ranks_of(self.inputs, inputs)
         inputs, signature = self.batch.present(inputs), self.signature.without(absent)
         entries = (signature.at_ranks(ranks) if ranks else signature).entries[len(self.params) :]
@@ -313,8 +318,8 @@ class Program:
         except ProofError as error:
             have = ", ".join(f"{e.path} {str(d).removeprefix('torch.')}" for e, d in zip(entries, dtypes, strict=True))
             raise ProofError(f"{error.title[:-1]} for the dtypes {have}.", error.source, error.goal) from None
-        if proof.unused != self.proof.unused:
-            differ = sorted(set(proof.unused) ^ set(self.proof.unused))
+        if proof.unused != self.unused:
+            differ = sorted(set(proof.unused) ^ set(self.unused))
             raise GradientError(
                 f"{f'without {listing(absent)}' if absent else 'at these static sizes'} `{self.signature.name}` "
                 f"depends on other parameters than at first: {listing(differ)} differ; make a trainer for these"
@@ -327,9 +332,9 @@ class Program:
         graph = self._counted(lifted.graph, sizes, dtypes, (ranks, static, absent))
         factor: CountGraph | None = graph.meta[FACTOR]
         samples = self.samples.by_sizes(entries, sizes) if factor is None or factor.share else 1.0
-        self._write_too(proof)
+        self._write_too(proof.writes)
         return AdmittedCase(
-            *(sizes, proof, key, graph, samples, tuple(entries)),
+            *(sizes, key, samples, tuple(entries), graph, lambda: (proof, graph)),
             apart=apart,
             outside=lifted.reads,
             world=world.number,
@@ -367,7 +372,7 @@ class Program:
 
         Negative and NaN where a function says so: `checked_count` is for them.
         """
-        factor: CountGraph | None = case.graph.meta[FACTOR]
+        factor: CountGraph | None = (case.sketch if FACTOR in case.sketch.meta else case.graph).meta[FACTOR]
         self.samples.warn_of_several()
         if factor is None:
             return case.samples
@@ -379,16 +384,16 @@ class Program:
         self.outside.look(eager=True)
         return self.count(self.admit(inputs), inputs)
 
-    def _write_too(self, proof: Proof) -> None:
+    def _write_too(self, written: Sequence[str]) -> None:
         """Take over what a later proof writes: the statistics of a module that was in eval() at first."""
-        names = {*proof.writes} | {self.params.entries[i].path for i in self.writes}
+        names = {*written} | {self.params.entries[i].path for i in self.writes}
         writes = [i for i, entry in enumerate(self.params.entries) if entry.path in names]
         refuse_shared_writes(self.params, writes)
         self.writes = writes
 
     def call(self, inputs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Run the user's function on the parameters and a batch: the loss, and what it would write, unwritten."""
-        if self.proof.graph.meta.get(INNER) and not torch.is_grad_enabled():
+        if self.inner and not torch.is_grad_enabled():
             with torch.enable_grad():
                 value, written = self.call(inputs)
             return value.detach(), written
@@ -396,7 +401,7 @@ class Program:
             result: Tensor = self._direct(self.params, *inputs)
             return result, []
         tensors, written = self.for_writing(self.tensors)
-        value, *others = self.proof.setting.run([*tensors, *inputs])
+        value, *others = self.setting.run([*tensors, *inputs])
         self.keep(value, others)
         return value, written
 
@@ -409,7 +414,7 @@ class Program:
         """Run the strategy: its loss, the gradients of `used`, and what the program would write, unwritten."""
         assert self.strategy is not None
         tensors, written = self.for_writing(self.tensors)
-        done = self.proof.setting.differentiate([*tensors, *inputs])
+        done = self.setting.differentiate([*tensors, *inputs])
         found = [done.gradients[i] for i in self.used]
         pairs = list(zip([self.params.names[i] for i in self.used], self.used_tensors, found, strict=True))
         if absent := [name for name, _, gradient in pairs if gradient is None]:

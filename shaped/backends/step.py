@@ -22,12 +22,13 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from shaped.backends.cases import AdmittedCase
 from shaped.backends.counters import Counters
 from shaped.backends.executors import CompileError, Executor, Run
 from shaped.backends.gradients import clipped, finite_flag, global_norm, mean_with, of_counted
 from shaped.backends.inductor import Flat
 from shaped.backends.options import TrainerOptions
-from shaped.backends.program import AdmittedCase, Program
+from shaped.backends.program import Program
 from shaped.backends.samples import FACTOR
 from shaped.backends.values import Checked, Runs
 from shaped.optim import FusedOptimizer, GroupUpdate

@@ -31,6 +31,7 @@ from shaped_kernels.rule import Rule, switches
 from shaped_kernels.scalars import Scalar
 
 from .averaging import swapped
+from .bare import bare
 from .born import BornInterface
 from .byreference import by_reference, says_own_reference
 from .groups import check_flags, listed, named_like, read_group, refuse_no_sequence, unsupported
@@ -334,7 +335,7 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
             return
         grads = [g for g in map(_grad, parameters_of(self.param_groups)) if g is not None]
         if any(g.requires_grad for g in grads) or (block := block_of(grads)) is None:
-            super().zero_grad(set_to_none=False)
+            bare(super().zero_grad)(set_to_none=False)
         else:
             block.zero_()
 
@@ -349,7 +350,7 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
         """
         param_group = read_group(param_group)
         self._check_group({**self.defaults, **param_group})
-        super().add_param_group(named_like(self.param_groups, param_group))
+        bare(super().add_param_group)(named_like(self.param_groups, param_group))
         if faults := unsupported(self.param_groups[-1]["params"]):
             self.param_groups.pop()
             raise ValueError("these parameters cannot be optimized here.\n  " + "\n  ".join(faults))
@@ -360,7 +361,7 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
         Moments are the live tensors, as in torch. Each `step` is a copy, so that torch's classes,
         which count each on its own, may load it.
         """
-        packed = super().state_dict()
+        packed = bare(super().state_dict)()
         groups = {key: group for group in packed["param_groups"] for key in group["params"]}
         packed["state"] = {
             key: {**entry, "step": own_step(entry["step"], groups[key])} if "step" in entry else entry

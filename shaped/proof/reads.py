@@ -110,12 +110,14 @@ class Reads:
         changed: What the program itself changes, of what it reads.
         settled: Such changes alter nothing: the program traced once more, after them, is the same.
         beyond: What holds too much to look at.
+        codes: What code was run, of those that are followed.
     """
 
     found: list[Read] = field(default_factory=list)
     changed: list[Read] = field(default_factory=list)
     settled: bool = False
     beyond: str = ""
+    codes: frozenset[types.CodeType] = frozenset()
 
     @property
     def depends(self) -> list[str]:

@@ -73,6 +73,7 @@ class Watching:
         sys.settrace(self._before)
         self._frames.clear()
         self._found = self._reading.log.reads()
+        self._found.codes = frozenset(code for code, follows in self._reading.followed.items() if follows)
         if self._reading.drawn is None and _generators() != self._generators:
             self._reading.drawn = Drawn("a generator of Python's or NumPy's", None)
 

@@ -104,6 +104,8 @@ of("ScalarTrainer", trainer, "adamw_step",
    lambda: {**BATCH, "lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1})  # fmt: skip
 of("ScalarTrainer", trainer, "with_backend", lambda: {"backend": "eager"})
 of("ScalarTrainer", lambda: trainer().with_backend("auto"), "precompile", lambda: {"method": "nothing", "batch": 3})
+of("ScalarTrainer", trainer, "save_program", lambda: {"path": "a.program"})
+of("ScalarTrainer", trainer, "load_program", lambda: {"path": "a.program", "loss": mlp_loss, "params": mlp()})
 of("ScalarTrainer", trainer, "state_dict", lambda: {"parts": False})
 of("ScalarTrainer", trainer, "with_frozen", lambda: {"paths": ()})
 of("ScalarTrainer", trainer, "load_state_dict", lambda: {"state": trainer().state_dict()})

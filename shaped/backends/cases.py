@@ -1,0 +1,77 @@
+"""Admitted batches: what is known of a tuple of shapes and dtypes once it was checked."""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+from torch.fx import GraphModule
+
+from shaped.backends.executors import Key, Lowered
+from shaped.proof import Proof
+from shaped.proof.reads import Read
+from shaped.shapes import Entry
+
+Traced = tuple[Proof, GraphModule]
+CASES = 4096  # admitted tuples of shapes that are remembered
+
+
+@dataclass(frozen=True, eq=False)
+class AdmittedCase:
+    """An admitted tuple of shapes and dtypes.
+
+    Attributes:
+        sizes: By name.
+        key: What it was admitted by.
+        samples: As far as sizes tell it; `Program.count` has the whole.
+        entries: Of the inputs, with as many axes as they have.
+        sketch: The graph as far as it is known without a proof: its inputs, its dtypes, whether it draws.
+        traced: Gives the proof and the graph, of a kept program only when they are asked for.
+        apart: These sizes take a branch of their own.
+        outside: Where the tensors lie that the graph takes after its inputs.
+        world: The number of the values that were read from outside.
+        refusal: Why it cannot be compiled.
+        absent: Optional inputs that it leaves out.
+    """
+
+    sizes: Mapping[str, int]
+    key: tuple[Any, ...]
+    samples: float
+    entries: tuple[Entry, ...]
+    sketch: GraphModule
+    traced: Callable[[], Traced]
+    apart: bool = False
+    outside: tuple[Read, ...] = ()
+    world: int = 0
+    refusal: str = ""
+    absent: tuple[str, ...] = ()
+
+    @property
+    def proof(self) -> Proof:
+        """What was proved of such a batch."""
+        return self.traced()[0]
+
+    @property
+    def graph(self) -> GraphModule:
+        """The proved graph at these sizes: loss, then a gradient for each parameter that wants one."""
+        return self.traced()[1]
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} = {size}" for name, size in self.sizes.items()) or "no named sizes"
+
+
+class KeptFacts(Protocol):
+    """What another process proved and compiled of a program.
+
+    Attributes:
+        unused, writes: As a Proof has them.
+    """
+
+    unused: tuple[str, ...]
+    writes: tuple[str, ...]
+
+    def begin(self, program: Any) -> None:
+        """Give a program its batches, and what it watches outside."""
+
+    def executor(self, key: Key, case: AdmittedCase, layout: Hashable, state: Sequence[Tensor]) -> Lowered | None:
+        """The code for a batch and a state, where there is any."""

@@ -1,0 +1,360 @@
+"""A kept program: what another process takes up, and everything that must make it a miss."""
+
+import importlib
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from shaped import ScalarTrainer, ShapeError, StateError
+from shaped.backends import DisagreementError, archive, program
+from shaped.optim import AdamW, Lion
+
+HELPER = """
+BETA = 0.5
+
+def bend(x, by=0.25, *, more=1.0):
+    return x * by * more + BETA
+"""
+PROJECT = """
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+import kept_helper
+from kept_helper import bend
+from shaped import ParamList
+
+class Config:
+    beta = 0.5
+    def __init__(self):
+        self.gain = 2.0
+    def __call__(self, x):
+        return x * self.gain
+
+CONFIG = Config()
+RATES = [1.0, 2.0]
+TABLE = torch.ones(4)
+
+def raising(power):
+    def raised(x):
+        return x ** power
+    return raised
+
+raised = raising(2)
+
+class Line(ParamList):
+    w: Float[Tensor, " n"]
+
+def loss(p: Line, x: Float[Tensor, "batch n"]) -> Float[Tensor, ""]:
+    y = raised(bend(x @ p.w) * CONFIG.beta) + CONFIG(x @ p.w) * RATES[1]
+    return (y * kept_helper.BETA * TABLE.sum()).mean()
+"""
+
+
+class Project:
+    """A folder of two modules that can be written and imported anew."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.file = folder, folder / "line.program"
+        self.write(PROJECT, HELPER)
+
+    def write(self, project: str, helper: str) -> None:
+        for name, text in (("kept_helper", helper), ("kept_project", project)):
+            (self.folder / f"{name}.py").write_text(text)
+            sys.modules.pop(name, None)
+        sys.dont_write_bytecode, before = True, sys.dont_write_bytecode
+        try:
+            importlib.invalidate_caches()
+            self.module: Any = importlib.import_module("kept_project")
+        finally:
+            sys.dont_write_bytecode = before
+
+    def params(self) -> Any:
+        return self.module.Line(w=torch.linspace(-1, 1, 4))
+
+    def load(self, file: Path | None = None, **options: Any) -> ScalarTrainer:
+        given = {"backend": "compiled", **options}
+        return ScalarTrainer.load_program(file or self.file, self.module.loss, self.params(), **given)
+
+
+X = torch.linspace(-1, 2, 12).reshape(3, 4)
+
+
+def stepped(project: Project, batches: list[tuple[torch.Tensor, float]]) -> torch.Tensor:
+    """The parameter after steps of torch's own SGD, each with a batch and a gain."""
+    params = project.params()
+    plain = torch.optim.SGD([params.w], lr=0.1)
+    for x, gain in batches:
+        project.module.CONFIG.gain = gain
+        plain.zero_grad()
+        project.module.loss(params, x).backward()
+        plain.step()
+    return params.w.detach()
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    folder = tmp_path_factory.mktemp("project")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        project = Project(folder)
+        trainer = ScalarTrainer(project.module.loss, project.params(), backend="compiled")
+        trainer.step(X, lr=0.1)
+
+        assert trainer.save_program(project.file) == []
+
+        project.after = trainer.params.w.detach().clone()  # type: ignore[attr-defined]
+        yield project
+        for name in ("kept_helper", "kept_project"):
+            sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def project(kept: Project) -> Project:
+    kept.write(PROJECT, HELPER)
+    return kept
+
+
+@pytest.fixture
+def nothing_is_proved(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any, **named: Any) -> Any:
+        raise AssertionError("something was proved or lowered")
+
+    monkeypatch.setattr(program, "prove_setting", refuse)
+    monkeypatch.setattr("shaped.backends.compiled.lower", refuse)
+
+
+@pytest.mark.usefixtures("nothing_is_proved")
+def test_a_kept_program_takes_the_same_step_without_a_proof_or_a_compiler(project: Project) -> None:
+    trainer = project.load()
+    trainer.step(X, lr=0.1)
+
+    assert torch.equal(trainer.params.w, project.after)  # type: ignore[attr-defined]
+    assert [(e.how, e.held) for e in trainer.executors] == [("kept", True)]
+    assert "ScalarTrainer(loss : Line" in repr(trainer)
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_what_a_kept_program_does_not_have_is_proved_as_ever(project: Project) -> None:
+    trainer = project.load()
+    for size in (3, 2):
+        trainer.step(X[:size], lr=0.1)
+    expected = stepped(project, [(X[:3], 2.0), (X[:2], 2.0)])
+
+    assert [e.how for e in trainer.executors] == ["kept", "python"]
+    assert torch.allclose(trainer.params.w, expected, rtol=1e-5)
+    assert str(trainer.proof).split(" in ")[0].startswith("loss : Line")
+    with pytest.raises(ShapeError):
+        trainer.step(X[:, :3], lr=0.1)
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("optimizer", [AdamW, Lion])
+def test_the_step_of_another_optimizer_is_not_taken_from_the_file(project: Project, optimizer: type) -> None:
+    params = project.params()
+    given = {"backend": "compiled", "optimizer": optimizer(params, lr=0.1)}
+    trainer = ScalarTrainer.load_program(project.file, project.module.loss, params, **given)
+    trainer.train_step(X)
+
+    assert [e.how for e in trainer.executors] == ["python"]
+
+
+CHANGES: dict[str, Callable[[str, str], tuple[str, str]]] = {
+    "the loss": lambda p, h: (p.replace(".mean()", ".sum()"), h),
+    "a helper": lambda p, h: (p, h.replace("* by", "/ by")),
+    "a default": lambda p, h: (p, h.replace("by=0.25", "by=0.5")),
+    "a keyword's default": lambda p, h: (p, h.replace("more=1.0", "more=2.0")),
+    "a global of a helper": lambda p, h: (p, h.replace("BETA = 0.5", "BETA = 0.75")),
+    "a closure": lambda p, h: (p.replace("raising(2)", "raising(4)"), h),
+    "an attribute of a class": lambda p, h: (p.replace("beta = 0.5", "beta = 0.25"), h),
+    "an attribute of an object": lambda p, h: (p.replace("gain = 2.0", "gain = 3.0"), h),
+    "a method": lambda p, h: (p.replace("return x * self.gain", "return x + self.gain"), h),
+    "an item of a list": lambda p, h: (p.replace("[1.0, 2.0]", "[1.0, 4.0]"), h),
+    "an annotation": lambda p, h: (p.replace('"batch n"', '"rows n"'), h),
+    "the shape of a tensor outside": lambda p, h: (p.replace("ones(4)", "ones(5)"), h),
+    "a comment in its file": lambda p, h: (p + "# a word\n", h),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_program_that_was_changed_is_not_taken(project: Project, what: str) -> None:
+    project.write(*CHANGES[what](PROJECT, HELPER))
+
+    with pytest.raises(StateError, match=r"^the kept program `.*line\.program` is not used: "):
+        project.load()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: setattr(m.CONFIG, "gain", 3.0),
+        lambda m: setattr(m.Config, "beta", 0.1),
+        lambda m: m.RATES.append(1.0),
+        lambda m: setattr(m, "raised", m.raising(3)),
+        lambda m: setattr(m, "raised", lambda x: x),
+        lambda m: setattr(m.bend, "__defaults__", (0.5,)),
+        lambda m: setattr(m.kept_helper, "BETA", 0.1),
+        lambda m: setattr(m, "TABLE", torch.ones(4, dtype=torch.float64)),
+        lambda m: setattr(m.Config, "__call__", lambda self, x: x),
+    ],
+)
+def test_a_program_that_reaches_other_values_is_not_taken(project: Project, change: Callable[[Any], None]) -> None:
+    change(project.module)
+
+    with pytest.raises(StateError, match="is not used"):
+        project.load()
+
+
+def test_a_refusal_names_what_is_other_than_it_was(project: Project) -> None:
+    project.module.CONFIG.gain = 3.0
+
+    with pytest.raises(StateError) as caught:
+        project.load()
+
+    assert str(caught.value) == (
+        f"the kept program `{project.file}` is not used: `CONFIG.gain` is not as when it was kept: 2.0 then, 3.0 now"
+    )
+
+
+@pytest.mark.parametrize(
+    "options", [{"max_norm": 1.0}, {"autocast": "bf16"}, {"nonfinite": "skip"}, {"assume": ["n % 2 == 0"]},
+                {"samples": "batch"}, {"sizes": "static"}, {"allow_unused": True}],
+)  # fmt: skip
+def test_a_trainer_with_other_options_does_not_take_it(project: Project, options: dict[str, Any]) -> None:
+    with pytest.raises(StateError, match="is not used: `options"):
+        project.load(**options)
+
+
+def test_another_version_of_an_installed_package_is_a_miss(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "something-2.0.dist-info").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    with pytest.raises(StateError, match="`the installed packages` is not as when it was kept"):
+        project.load()
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        ("torch.__version__", "0.1"),
+        ("torch.version.git_version", "0"),
+        ("sys.version", "4.0"),
+        ("shaped.backends.surroundings._processor", lambda: ["another"]),
+        ("torch.backends.cpu.get_cpu_capability", lambda: "another"),
+        ("torch.get_num_threads", lambda: 77),
+        ("torch.get_float32_matmul_precision", lambda: "high"),
+        ("shaped.backends.surroundings._of_folder", lambda folder: "another"),
+        ("torch.nn.functional.relu", lambda x: x),
+    ],
+)
+def test_other_surroundings_are_a_miss(
+    project: Project, monkeypatch: pytest.MonkeyPatch, where: str, value: object
+) -> None:
+    monkeypatch.setattr(where, value)
+
+    with pytest.raises(StateError, match="not as when it was kept"):
+        project.load()
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_a_value_that_changes_after_loading_is_proved_anew(project: Project) -> None:
+    trainer = project.load()
+    for gain in (2.0, 3.0, 2.0):
+        project.module.CONFIG.gain = gain
+        trainer.step(X, lr=0.1)
+
+    assert [(e.how, e.calls) for e in trainer.executors] == [("kept", 2), ("python", 1)]
+    assert torch.allclose(trainer.params.w, stepped(project, [(X, 2.0), (X, 3.0), (X, 2.0)]), rtol=1e-5)
+
+
+@pytest.mark.usefixtures("nothing_is_proved")
+def test_a_tensor_outside_is_followed_by_a_kept_program(project: Project) -> None:
+    trainer = project.load()
+    project.module.TABLE = torch.full((4,), 2.0)
+    half = trainer.step(X, lr=0.0)
+    project.module.TABLE = torch.ones(4)
+
+    assert torch.allclose(half / 2, trainer.step(X, lr=0.0), rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_code_that_gives_other_numbers_is_found_at_the_first_batch(project: Project, tmp_path: Path) -> None:
+    about, members = archive.read(project.file)
+    name = about["executors"][0]["code"] + ".py"
+    wrong = (
+        "\n_call = call\ndef call(args):\n    first = args[0]\n    out = _call(args)\n    first.add_(1)\n    return out"
+    )
+    archive.write(tmp_path / "wrong", about, {**members, name: members[name] + wrong.encode()})
+    trainer = project.load(tmp_path / "wrong")
+
+    with pytest.raises(DisagreementError):
+        trainer.step(X, lr=0.1)
+
+    assert torch.equal(trainer.params.w, project.params().w)
+
+
+def test_a_damaged_file_is_refused(project: Project, tmp_path: Path) -> None:
+    whole, file = project.file.read_bytes(), tmp_path / "damaged"
+    damaged = [b"", whole[:-1], whole[: len(whole) // 2], b"PK" + whole]
+    damaged += [whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :] for at in range(40, len(whole), len(whole) // 40)]
+    for content in damaged:
+        file.write_bytes(content)
+        file.chmod(0o600)
+        try:
+            archive.read(file)
+        except ValueError:
+            pass
+        else:  # a bit that no program reads, such as a date
+            assert archive.read(file) == archive.read(project.file)
+        if content in damaged[:4] and content != damaged[3]:
+            with pytest.raises(StateError, match="damaged"):
+                project.load(file)
+
+
+def test_a_file_that_others_may_write_to_is_refused(project: Project, tmp_path: Path) -> None:
+    file = tmp_path / "open"
+    file.write_bytes(project.file.read_bytes())
+    file.chmod(0o666)
+
+    with pytest.raises(StateError, match="others may write to it, and what is in it would be run: chmod go-w"):
+        project.load(file)
+    with pytest.raises(StateError, match="No such file"):
+        project.load(tmp_path / "nothing")
+
+
+def test_a_file_of_another_kind_is_refused(project: Project, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "other.zip", "w") as file:
+        file.writestr("about.json", "{}")
+    (tmp_path / "other.zip").chmod(0o600)
+
+    with pytest.raises(StateError, match="no kept program"):
+        project.load(tmp_path / "other.zip")
+
+
+def test_a_program_is_kept_again_by_who_took_it_up(project: Project, tmp_path: Path) -> None:
+    trainer = project.load()
+    trainer.step(X, lr=0.1)
+
+    assert trainer.save_program(tmp_path / "again") == []
+    assert archive.read(tmp_path / "again") == archive.read(project.file)
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_what_cannot_be_kept_is_said(project: Project, tmp_path: Path) -> None:
+    trainer = ScalarTrainer(project.module.loss, project.params(), backend="compiled")
+    with pytest.raises(ValueError, match="`loss` is not kept: nothing was compiled"):
+        trainer.save_program(tmp_path / "nothing")
+    trainer.step(X, lr=0.1)
+
+    with pytest.raises(ValueError, match="there is no C\\+\\+ compiler"):
+        trainer.save_program(tmp_path / "nothing")
+    with pytest.raises(ValueError, match="the eager backend compiles nothing"):
+        trainer.with_backend("eager").save_program(tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()
