@@ -26,7 +26,7 @@ from shaped.backends import archive
 from shaped.backends.bytecode import is_installed
 from shaped.backends.cases import AdmittedCase, Traced
 from shaped.backends.executors import CompileError, Executor, Key, Lowered
-from shaped.backends.kernels import Kernels, Unkeepable, taken_apart
+from shaped.backends.kernels import KeptCode, Unkeepable, taken_apart
 from shaped.backends.reach import Reach, Untold, named
 from shaped.backends.samples import FACTOR
 from shaped.backends.step import Runner
@@ -129,11 +129,11 @@ class KeptProgram:
                 return Lowered(kernels.load(), "kept", code=kernels)
         return None
 
-    def _kernels(self, name: str) -> Kernels:
+    def _kernels(self, name: str) -> KeptCode:
         source = self._members[f"{name}.py"].decode()
         libraries = {d: self._members[f"{d}.so"] for d in self._about["libraries"][name]}
         constants = load(self._members[f"{name}.safetensors"]) if f"{name}.safetensors" in self._members else {}
-        return Kernels(source, libraries, constants)
+        return KeptCode(source, libraries, constants)
 
     # -- what is read from outside ---------------------------------------------------------------------------------
 
@@ -305,7 +305,7 @@ def _encoded(read: Read) -> Any:
     raise Unkeepable(f"it reads `{read.text}` by a key that is {named(type(read.key))}")
 
 
-def _code(executor: Executor, case: AdmittedCase) -> Kernels:
+def _code(executor: Executor, case: AdmittedCase) -> KeptCode:
     """The code of an executor, taken apart from the compiler."""
     if executor.wrong or not (executor.held or executor.calls):
         raise Unkeepable("it was not held against eager as yet")
@@ -315,7 +315,7 @@ def _code(executor: Executor, case: AdmittedCase) -> Kernels:
         raise Unkeepable("it draws at random")
     if executor.code is None:
         raise Unkeepable("there is no C++ compiler, so that it has no code")
-    return executor.code if isinstance(executor.code, Kernels) else taken_apart(executor.code)
+    return executor.code if isinstance(executor.code, KeptCode) else taken_apart(executor.code)
 
 
 def _told_case(case: AdmittedCase, program: "Program", places: Sequence[tuple[Read, bool]]) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class Unkeepable(Exception):
 
 
 @dataclass(frozen=True)
-class Kernels:
+class KeptCode:
     """The generated code of one executor.
 
     Attributes:
@@ -77,7 +77,7 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def taken_apart(compiled: Any) -> Kernels:
+def taken_apart(compiled: Any) -> KeptCode:
     """The code of what Inductor compiled.
 
     Raises:
@@ -98,7 +98,7 @@ def taken_apart(compiled: Any) -> Kernels:
     body = [_statement(node, space, libraries) for node in tree.body if not _is_left_out(node)]
     tree.body = _needed([node for node in body if node is not None])
     _refuse_others(tree, space, constants)
-    return Kernels(ast.unparse(ast.fix_missing_locations(tree)), libraries, constants)
+    return KeptCode(ast.unparse(ast.fix_missing_locations(tree)), libraries, constants)
 
 
 def _is_left_out(node: ast.stmt) -> bool:
