@@ -116,7 +116,7 @@ def _read(hint: ast.expr | None) -> ast.expr | None:
 def _planted(hint: ast.expr, name: str) -> ast.expr:
     hint = _read(hint) or hint
     for string in _strings(hint):
-        string.value = f"{string.value} {name}".strip()
+        string.value = f"{string.value!s} {name}".strip()
     return hint
 
 

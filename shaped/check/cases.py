@@ -103,9 +103,9 @@ class Prover:
             case, where = examined.failed[0]
             raise _untold(where, case, examined.held[0].case if examined.held else None)
         if unfit and not examined.held:
-            error = unfit[0][1]
+            fault = unfit[0][1]
             hint = "what the factory makes may have other axes: say which (width := 12)"
-            raise Unprovable(error.title, error.source, replace(error.goal, hint=hint, sizes={}))
+            raise Unprovable(fault.title, fault.source, replace(fault.goal, hint=hint, sizes={}))
         if not examined.held:
             first = refusals[0][1]
             raise _refusing(refusals[0][0], first) if isinstance(first, Refusal) else first

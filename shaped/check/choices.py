@@ -76,8 +76,8 @@ def together(
     said = tuple(text for part in parts for text in part.said)
     value = Container(path, kind, None, tuple(part.value for part in parts), tuple(keys), make)
     sizes = tuple(size for part in parts for size in part.sizes)
-    some = [any(part.tried for part in parts), any(part.given for part in parts)]
-    return ValueChoice(value, said, *some, sizes)
+    tried, given = any(part.tried for part in parts), any(part.given for part in parts)
+    return ValueChoice(value, said, tried, given, sizes)
 
 
 def alike(choice: ValueChoice, path: str) -> ValueChoice:

@@ -66,6 +66,7 @@ class Held:
     refused: list[str] = field(default_factory=list)  # numbers at which it is not proved, and why
     branches: list[str] = field(default_factory=list)  # lines at which data decide: each way was proved
     refusals: list[str] = field(default_factory=list)  # lines that raise because of data
+    numbers: list[str] = field(default_factory=list)  # lines that read a number from data
     whole: tuple[str, ...] = ()  # tensors of any dtype that were taken as int64
 
 
@@ -109,6 +110,7 @@ class CaseProgram:
         self.read: list[str] = []  # names of sizes that are taken at some numbers
         self.branches: dict[str, None] = {}
         self.refusals: dict[str, None] = {}
+        self.numbers: dict[str, None] = {}
 
     def prove(self, assume: Sequence[str], static: Mapping[str, int | None]) -> Held:
         """Prove it, with sizes tied and integers as numbers where the program needs that.
@@ -273,13 +275,14 @@ class CaseProgram:
                  for source in decided.branches]  # fmt: skip
         self.branches |= dict.fromkeys(lines)
         self.refusals |= dict.fromkeys(f"{Path(file).name}:{line}" for file, line in decided.refusals)
+        self.numbers |= dict.fromkeys(f"{Path(file).name}:{line}" for file, line in sorted(decided.read))
         return decided.proofs
 
     def _dtype(self, spec: TensorSpec) -> torch.dtype:
         return torch.int64 if self.whole and admits_both(spec) else spec.default_dtype()
 
     def _with_lines(self, held: Held) -> Held:
-        held.branches, held.refusals = list(self.branches), list(self.refusals)
+        held.branches, held.refusals, held.numbers = list(self.branches), list(self.refusals), list(self.numbers)
         return held
 
     @property

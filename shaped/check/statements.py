@@ -5,7 +5,7 @@ from typing import Any
 
 from shaped.check.cases import Examined
 from shaped.check.programs import Held, spelled
-from shaped.proof import Proof
+from shaped.proof import NUMBER, Proof
 
 
 def statement(examined: Examined) -> str:
@@ -42,6 +42,7 @@ def summary(examined: Examined) -> str:
     parts += [f"for {', '.join(text.partition(' = ')[0] for text in made)} as given"] if made else []
     branches = [line for held in examined.held for line in held.branches]
     parts += ["each way of its data"] if branches else []
+    parts += [f"numbers of its data as {NUMBER}"] if any(held.numbers for held in examined.held) else []
     return ", ".join(parts)
 
 
@@ -101,6 +102,8 @@ def _data(examined: Examined) -> str:
     refusals = dict.fromkeys(line for held in examined.held for line in held.refusals)
     parts = [f"each way of the branches at {', '.join(branches)}"] if branches else []
     parts += [f"values that are refused at {', '.join(refusals)} are left out"] if refusals else []
+    numbers = dict.fromkeys(line for held in examined.held for line in held.numbers)
+    parts += [f"numbers that are read from it at {', '.join(numbers)} are taken as {NUMBER}"] if numbers else []
     return "; ".join(parts)
 
 

@@ -11,4 +11,5 @@ from shaped.proof.proving import prove_setting as prove_setting
 from shaped.proof.setting import Setting as Setting
 from shaped.proof.setting import Step as Step
 from shaped.proof.setting import expect as expect
+from shaped.proof.ways import NUMBER as NUMBER
 from shaped.proof.ways import ROUNDS as ROUNDS

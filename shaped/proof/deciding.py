@@ -26,12 +26,14 @@ class Decided:
         branches: The lines at which data decide, in the order in which they are met.
         refusals: The lines at which the program raises because of its data: checks of values.
         cut: The lines that ask again and again, of which the first few questions were answered both ways.
+        read: The lines that read a floating-point number from data, for which `NUMBER` was taken.
     """
 
     proofs: list[Proof] = field(default_factory=list)
     branches: list[Source] = field(default_factory=list)
     refusals: list[tuple[str, int]] = field(default_factory=list)
     cut: set[tuple[str, int]] = field(default_factory=set)
+    read: set[tuple[str, int]] = field(default_factory=set)
 
 
 def prove_ways(setting: Setting, assume: Sequence[str], static: Mapping[str, int]) -> Decided:
@@ -71,6 +73,7 @@ def _note(decided: Decided, way: Way, name: str, count: int) -> None:
             known.add((source.file, source.line))
             decided.branches.append(source)
     decided.cut |= way.cut
+    decided.read |= way.read
     if count > _MOST:
         raise Unprovable(f"`{name}` takes more than {_MOST} ways where data decide.", decided.branches[0])
 
@@ -115,7 +118,7 @@ def _proved(setting: Setting, assume: Sequence[str], static: Mapping[str, int], 
         with following(way):
             return prove_setting(setting, assume, static)
     except ProofError as error:
-        if error.goal.sizes or not way.asked:
+        if error.goal.sizes or not (way.asked or way.read):
             raise
         title = f"{error.title[:-1]} where data decide so, and no run on real tensors fails."
         raise Unprovable(title, error.source, error.goal) from None

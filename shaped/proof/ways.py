@@ -18,6 +18,7 @@ from shaped.proof.source import Place, is_own, place_of_traceback
 Key = tuple[str, int, int]  # file, line, and which question of that line in one run
 
 _LONGEST = 48  # questions that one run may ask
+NUMBER = 0.5  # for float(x.min()): shapes seldom hang on it, and a branch that does is then of one way
 ROUNDS = 3  # questions of one line that are answered both ways; a loop that data end is left after these
 
 
@@ -30,12 +31,14 @@ class Way:
         asked: Every question of every run along this way, with its line.
         refusals: Lines at which the program raises because of its data.
         cut: Lines that asked more often than is answered both ways.
+        read: Lines at which the program reads a floating-point number from its data: it is taken as `NUMBER`.
     """
 
     answers: Mapping[Key, bool] = field(default_factory=dict)
     refusals: set[tuple[str, int]] = field(default_factory=set)
     asked: dict[Key, Source | None] = field(default_factory=dict)
     cut: set[tuple[str, int]] = field(default_factory=set)
+    read: set[tuple[str, int]] = field(default_factory=set)
 
     @property
     def whole(self) -> dict[Key, bool]:
@@ -90,6 +93,12 @@ class Course:
                 self._last[line] = not self._last[line]
             self._known[fact] = self._last[line]
         return self._known[fact]
+
+    def number(self, place: Place | None) -> float:
+        """What stands for a number that is read from data."""
+        self.by_data = True
+        self._way.read.add((place.file, place.line) if place is not None else ("", 0))
+        return NUMBER
 
 
 _way: ContextVar[Way | None] = ContextVar("way", default=None)

@@ -117,3 +117,20 @@ def test_torch_equal_is_a_question_about_sizes_and_then_about_data() -> None:
 
     assert len(decided(same).proofs) == 2
     assert len(decided(never).proofs) == 1
+
+
+def test_a_floating_point_number_that_is_read_from_data_is_taken_as_one_and_its_line_is_named() -> None:
+    def scaled(x: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
+        return (x - float(x.min())) / x.max().item()
+
+    def wrong(x: Float[Tensor, "n m"]) -> Float[Tensor, "m n"]:
+        return x - float(x.min())
+
+    def counted(x: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
+        return x[: int((x > 0).sum())]
+
+    assert len(decided(scaled).read) == 1
+    with pytest.raises(ProofError, match="does not return what it declares"):
+        decided(wrong)
+    with pytest.raises(Unprovable, match="depends on data"):
+        decided(counted)
