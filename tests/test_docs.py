@@ -228,6 +228,25 @@ def test_every_law_is_a_test_of_the_same_words(page: Path) -> None:
     assert [law for law in laws if "_".join(re.findall(r"[a-z0-9]+", law.lower())) not in tests] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_to_a_heading_leads_to_one(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#\s]*)#([^)\s]+)\)", page.read_text())
+
+    assert [link for link in links if link[1] not in headings((page.parent / link[0]) if link[0] else page)] == []
+
+
+def headings(page: Path) -> list[str]:
+    """The anchors of a page's headings, as the site and the repository's host make them."""
+    titles = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S), re.M)
+    return [re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles]
+
+
+def test_every_page_is_one_click_from_the_front_page() -> None:
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"index.md"}
+
+    assert pages - set(re.findall(r"\]\(([^)#\s]+\.md)", (ROOT / "docs/index.md").read_text())) == set()
+
+
 def rewrite(page: Path) -> int:
     """Put what is printed now into a page; returns how many blocks changed."""
     with tempfile.TemporaryDirectory() as folder:

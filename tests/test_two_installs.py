@@ -54,11 +54,12 @@ def test_the_command_works_or_says_what_to_do_whichever_was_installed_first(firs
     site = next(place.glob("lib/python*/site-packages"))
     (site / "torch.pth").write_text(str(Path(torch.__file__).parent.parent))  # and what else it stands beside
     for file in wheels if first == "ours" else reversed(wheels):
-        install = [sys.executable, "-m", "pip", "--python", place / "bin/python", "install", "--no-index", "--no-deps"]
-        subprocess.run([*install, "--quiet", "--no-compile", "--disable-pip-version-check", file], check=True)
+        install = [sys.executable, "-m", "pip", "--python", str(place / "bin/python"), "install", "--no-index"]
+        quietly = ["--no-deps", "--quiet", "--no-compile", "--disable-pip-version-check"]
+        subprocess.run([*install, *quietly, str(file)], check=True)
 
     def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [place / "bin" / script, *arguments]
+        command = [str(place / "bin" / script), *arguments]
         return subprocess.run(command, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, cwd=tmp_path)
 
     doctor = run("shaped-trainer", "doctor")

@@ -199,10 +199,10 @@ def at_trial(end: Callable[[], None]) -> None:
     """Within the second objective."""
     real = Trial.report
 
-    def report(trial: Trial, value: float) -> None:
-        if trial.number == 1:
+    def report(self: Trial, value: float) -> None:
+        if self.number == 1:
             end()
-        real(trial, value)
+        real(self, value)
 
     Trial.report = report  # type: ignore[method-assign]
 
