@@ -5,6 +5,7 @@ another read, or something that was there from the start, so that each value can
 after anything on the way was replaced. Values are compared, tensors are held to their shape, dtype and device.
 """
 
+import logging
 import types
 from array import array
 from collections import deque
@@ -29,6 +30,8 @@ _LEAVES = (
     *(int, float, complex, str, bytes, type(None), type(Ellipsis), range, slice, Enum),
     *(torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format),
 )
+# What a program says goes through these; they change as others speak, and no number of it lies there.
+_SPEAKERS = (logging.Filterer, logging.Manager, logging.Formatter)
 _LIBRARIES = ("torch", "numpy", "builtins", "functorch", "einops", "math", "shaped", "jaxtyping")
 CLOCK = "the clock"
 _CLOCKS = {
@@ -356,7 +359,7 @@ def _holds(value: Any) -> bool:
     """Whether there is something in a value that a program may read."""
     if is_container(value):
         return True
-    if isinstance(value, Tensor | nn.Module | types.ModuleType | type) or is_leaf(value):
+    if isinstance(value, (Tensor, nn.Module, types.ModuleType, type, *_SPEAKERS)) or is_leaf(value):
         return False
     if isinstance(value, types.FunctionType | types.BuiltinFunctionType | types.CodeType | types.FrameType):
         return False

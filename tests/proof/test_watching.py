@@ -5,6 +5,7 @@ import contextlib
 import datetime
 import functools
 import itertools
+import logging
 import random
 import time
 import weakref
@@ -59,6 +60,7 @@ RATES, SLOTS, LIMITS = Rates(), Slots(), Limits()
 BOUND = Rates().times
 SPACE = SimpleNamespace(inner=SimpleNamespace(v=3.0, w=4.0))
 LIST = [Rates(1.0, 2.0), Rates(3.0, 4.0)]
+LOGGER = logging.getLogger("tests.watching")
 OWN = random.Random(3)
 NUMPY = np.random.default_rng(0)
 GENERATOR, FACTORS = torch.Generator(), itertools.count(1)
@@ -239,6 +241,7 @@ READ: list[tuple[str, Callable[[Any], Any], set[str]]] = [
     ("a closure", enclosed(), {"z"}),
     ("closures of one code", two_of_one_code(), {"k"}),
     ("functions that the program makes", makes_functions, {"weight", "RATES.a", "RATES.b"}),
+    ("a logger", lambda x: LOGGER.warning("x is %s", x) or x * weight, {"weight", "LOGGER.warning"}),
     ("a context variable that the program sets", within_a_context, {"weight"}),
     ("a context variable", lambda x: CONTEXT.get() * x, {"CONTEXT"}),
     ("a weak reference", lambda x: WEAK().a * x, {"Rates.a"}),
