@@ -75,7 +75,7 @@ def _of_parts(program: Program, made: Callable[[Together, int, Tensor], Any]) ->
 
     def change(name: str, what: str, value: Any) -> Any:
         i = index.get(name, -1)
-        if together is None or i not in together.layouts or not _is_part(value, together.layouts[i].length):
+        if together is None or not together.is_part(i, value):
             return value
         return made(together, i, value)
 
@@ -89,13 +89,14 @@ def cut_again(program: Program) -> Change:
         StateError: A piece is of another tensor or another rank's.
     """
     together, index = program.together, _index(program)
-    rank = 0 if together is None else together.exchange.rank
+    rank = 0 if together is None else together.place
 
     def change(name: str, what: str, value: Any) -> Any:
         layout = None
-        if together is not None and together.sharded:
+        if together is not None and together.parted:
             layout = together.layouts.get(index.get(name, -1))
         if isinstance(value, Piece):
+            layout = layout if isinstance(layout, Placement) else None
             return _of_piece(value, layout, rank, f"{name}, its {what}")
         if layout is None or not isinstance(value, Tensor) or tuple(value.shape) != layout.shape:
             return value  # of another shape: refused where it is compared
@@ -119,7 +120,3 @@ def _of_piece(piece: Piece, layout: Placement | None, rank: int, name: str) -> T
 
 def _index(program: Program) -> dict[str, int]:
     return {name: i for i, name in enumerate(program.params.names)}
-
-
-def _is_part(value: Any, length: int) -> bool:
-    return isinstance(value, Tensor) and tuple(value.shape) == (length,)

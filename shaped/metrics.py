@@ -260,11 +260,11 @@ def _sum(means: Sequence[Mean], peers: Peers) -> None:
 
 def _model(trainer: ScalarTrainer, wanted: bool) -> Any:
     """What metrics are given beside a batch: parameters, or the module; whole ones where ranks hold parts."""
-    if trainer.zero != 3:
+    if not trainer.parted:
         return trainer.modules[0] if trainer.modules else trainer.params
     if trainer.modules and wanted:
         raise ShapedError(
-            "metrics over a module whose parameters are in parts (zero=3) are not done: train it with zero=0, or "
+            "metrics over a module whose parameters are in parts over ranks are not done: train it with zero=0, or "
             "evaluate it in one process from a checkpoint"
         )
     return trainer.get_params() if wanted else None

@@ -6,13 +6,17 @@ Each rank gets its own part of the batch; a step is that of one process on the b
 import hashlib
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from shaped.backends import Program, TrainerOptions
 from shaped.errors import SignatureError, listing, nearest
+from shaped.proof import Proof
 
 if TYPE_CHECKING:
+    from shaped.backends.placed import PlacedGraph
     from shaped.ranks.exchange import Exchange
+    from shaped.ranks.naming import NamedAxis
     from shaped.ranks.peers import Peers
     from shaped.ranks.rows import Rows
 
@@ -20,20 +24,48 @@ Zero = Literal[0, 3]
 ALONE = "alone"
 
 
-def share(program: Program, options: TrainerOptions, mesh: Any, shard: Mapping[str, str] | None, zero: int) -> None:
+@dataclass(frozen=True)
+class SharedAxes:
+    """What lies over which axis of a mesh.
+
+    Attributes:
+        axis: Of the batch; None where nothing is shared out.
+        size: Of that axis.
+        name: The dimension of the batch.
+        named: The dimensions that lie in parts within the program; None where there are none.
+    """
+
+    axis: Any
+    size: int
+    name: str
+    named: "NamedAxis | None" = None
+
+    def __str__(self) -> str:
+        batch = f"{self.name} over {self.axis} = {self.size}" if self.axis is not None else ""
+        return "; ".join(filter(None, [batch, str(self.named or "")]))
+
+
+def share(
+    program: Program,
+    options: TrainerOptions,
+    mesh: Any,
+    shard: Mapping[str, str] | None,
+    zero: int,
+    save_frozen: bool = True,
+) -> None:
     """Let the ranks of a mesh run a program together, with the parameters of rank 0.
 
     Args:
         program: The proved loss; where parameters are to lie in parts, they do afterwards.
         options: Which ranks must have alike.
-        mesh, shard, zero: As for `ScalarTrainer`.
+        mesh, shard, zero, save_frozen: As for `ScalarTrainer`.
 
     Raises:
         ValueError: There is no such mesh or axis, several processes are there and no mesh was given, or ranks made
             different trainers. SignatureError: The batch has no such dimension, or ranks cannot share the loss.
     """
-    axis, name = _axis(mesh, shard, zero, program)
-    if axis is None:
+    plan = _plan_of(mesh, shard, zero, program)
+    if plan.axis is None and plan.named is None:
         return
     _refuse(program)
     from shaped.backends.separable import hold_to_mean
@@ -41,16 +73,25 @@ def share(program: Program, options: TrainerOptions, mesh: Any, shard: Mapping[s
     from shaped.ranks.exchange import Exchange
     from shaped.ranks.peers import peers_of
 
-    hold_to_mean(program, name)
-    exchange = Exchange(mesh, axis)
-    _compare(exchange, program, options, name, zero)
+    if plan.axis is not None:
+        hold_to_mean(program, plan.name)
+    found = _placed(program, plan, save_frozen) if plan.named is not None else None
+    exchange = Exchange(mesh, plan.axis if plan.named is None else None)
+    _compare(exchange, program, options, plan, zero)
     peers_of(exchange)  # makes a group, which all ranks do at one place
     exchange.spread([t.detach() for t in program.tensors])
-    program.share(Together(program, exchange, zero == 3, name))
+    if plan.named is None or found is None:
+        program.share(Together(program, exchange, zero == 3, plan.name))
+        return
+    from shaped.backends.planned import Planned
+
+    columns = Exchange(mesh, plan.axis) if plan.axis is not None else None
+    across = Exchange(mesh, plan.named.axis)
+    program.share(Planned(program, exchange, columns, across, plan.named, plan.name, *found))
 
 
-def _axis(mesh: Any, shard: Mapping[str, str] | None, zero: int, program: Program) -> tuple[Any, str]:
-    """The axis of the mesh that has the batch, None where there is nothing to share; and the dimension."""
+def _plan_of(mesh: Any, shard: Mapping[str, str] | None, zero: int, program: Program) -> SharedAxes:
+    """What lies over which axis; nothing where there is nothing to share."""
     if mesh is None or mesh == ALONE:
         if shard or zero:
             raise ValueError(f"{'shard' if shard else f'zero={zero}'} needs a mesh: mesh=ranks.join()")
@@ -59,7 +100,7 @@ def _axis(mesh: Any, shard: Mapping[str, str] | None, zero: int, program: Progra
                 f"torch.distributed has {count} processes here, and without a mesh each would train a model of its "
                 'own. Pass mesh=ranks.join() to train one together, or mesh="alone" to train one on each'
             )
-        return None, ""
+        return SharedAxes(None, 1, "")
     if not hasattr(mesh, "mesh_dim_names") or not hasattr(mesh, "get_group"):
         raise ValueError(
             f"mesh is a {type(mesh).__name__}; it is torch's DeviceMesh, as ranks.join() and init_device_mesh give it"
@@ -69,17 +110,48 @@ def _axis(mesh: Any, shard: Mapping[str, str] | None, zero: int, program: Progra
         raise ValueError(f"the parameters are on {device}, and the mesh is one of {mesh.device_type} devices")
     axes: Sequence[Any] = mesh.mesh_dim_names or range(mesh.ndim)
     sizes = dict(zip(axes, mesh.shape, strict=True))
-    name, axis = _planned(shard, sizes, program)
-    if others := [f"{other} = {size}" for other, size in sizes.items() if other != axis and size > 1]:
+    name, axis, inner = _planned(shard, sizes, program)
+    used = {axis, *inner.values()}
+    if others := [f"{other} = {size}" for other, size in sizes.items() if other not in used and size > 1]:
         raise ValueError(
-            f"the mesh has {listing(others)} beside {axis}: only the batch is sharded as yet, over one axis; make the "
-            "others 1"
+            f"the mesh has {listing(others)}, over which nothing lies: name a dimension for it in shard, such as "
+            f'{{"{name or "batch"}": "dp", "hidden": "tp"}}, or make it 1'
         )
-    return (axis if sizes[axis] > 1 else None), name
+    wide = axis if axis is not None and sizes[axis] > 1 else None
+    named = _named(inner, sizes, axis, name)
+    if named is not None and zero:
+        raise ValueError(
+            f"zero={zero} keeps even flat parts of parameters, and shard has {listing(list(named.names))} of them in "
+            "parts along their axes: both at once is not done as yet; leave zero out"
+        )
+    return SharedAxes(wide, sizes[axis] if wide is not None else 1, name, named)
 
 
-def _planned(shard: Mapping[str, str] | None, sizes: Mapping[Any, int], program: Program) -> tuple[str, Any]:
-    """The dimension that is sharded and the axis of the mesh that it is sharded over."""
+def _named(inner: Mapping[str, Any], sizes: Mapping[Any, int], axis: Any, name: str) -> "NamedAxis | None":
+    """The names that lie within the program; None where their axis has one rank."""
+    axes = list(dict.fromkeys(inner.values()))
+    if axis in axes:
+        clash = next(other for other, over in inner.items() if over == axis)
+        raise SignatureError(
+            f"shard: {name} and {clash} both lie over {axis}, and a value that has both would have {axis} on two of "
+            "its axes: give them mesh axes of their own, such as ranks.join(dp=2, tp=2)"
+        )
+    if len(axes) > 1:
+        raise SignatureError(
+            f"shard: {listing(list(inner))} lie over {listing(list(map(str, axes)))}: within the program names lie "
+            "over one axis of the mesh as yet"
+        )
+    if not axes or sizes[axes[0]] == 1:
+        return None
+    from shaped.ranks.naming import NamedAxis
+
+    return NamedAxis(str(axes[0]), sizes[axes[0]], tuple(inner))
+
+
+def _planned(
+    shard: Mapping[str, str] | None, sizes: Mapping[Any, int], program: Program
+) -> tuple[str, Any, dict[str, Any]]:
+    """The dimension that is shared out and its axis of the mesh (None for none), and what lies within the program."""
     leading = _leading(program)
     if shard is None:
         wide = [axis for axis, size in sizes.items() if size > 1] or list(sizes)
@@ -88,24 +160,55 @@ def _planned(shard: Mapping[str, str] | None, sizes: Mapping[Any, int], program:
                 f"`{program.signature.name}` has no dimension that leads its first input and is no parameter's, which "
                 'the ranks could share: name one, shard={"batch": "dp"}'
             )
-        return leading, wide[0]
+        return leading, wide[0], {}
     free = [n for e in program.inputs for dim in e.spec.dims for n in dim.names if n not in program.params.dims]
+    known = list(dict.fromkeys([*free, *program.params.dims]))
     for name, axis in shard.items():
-        if name in program.params.dims:
+        if name not in known:
+            why = ""
+            if program.modules:
+                why = " (a module's parameters have sizes without names; a ParamList has both)"
             raise SignatureError(
-                f"shard: `{name}` is a dimension of the parameters, and only the batch is sharded as yet; zero=3 keeps "
-                "parameters in parts"
-            )
-        if name not in free:
-            known = list(dict.fromkeys(free))
-            raise SignatureError(
-                f"shard: `{name}` is no dimension of `{program.signature.name}`'s inputs{nearest(name, known)}"
+                f"shard: `{name}` is no dimension of `{program.signature.name}`'s parameters and inputs{why}"
+                f"{nearest(name, known)}"
             )
         if axis not in sizes:
             raise ValueError(f"shard: {axis!r} is no axis of the mesh ({', '.join(map(str, sizes))})")
-    if len(shard) != 1:
-        raise SignatureError(f"shard names {listing(list(shard))}: one dimension is sharded as yet, that of the batch")
-    return next(iter(shard.items()))
+    if not shard:
+        raise SignatureError('shard is empty: name a dimension, shard={"batch": "dp"}, or leave it out')
+    mine = [name for name in shard if name in free]
+    taken = {axis for name, axis in shard.items() if name not in mine}
+    outside = leading if leading in mine else ""
+    if not outside and len(mine) == 1 and shard[mine[0]] not in taken:
+        outside = mine[0]
+    inner = {name: axis for name, axis in shard.items() if name != outside}
+    return outside or leading, shard[outside] if outside else None, inner
+
+
+def _placed(program: Program, plan: SharedAxes, save_frozen: bool) -> "tuple[PlacedGraph, Proof]":
+    """Prove a plan by name, before any group is made: where values lie, and the statement with the plan."""
+    from shaped.backends.placed import placed, said
+    from shaped.backends.planned import counts_by_parts
+
+    named = plan.named
+    assert named is not None
+    named.hold_even(program.params.dims)
+    layouts = named.layouts(program.params.entries, program.params.dims)
+    found = placed(program, program.proof.graph, program.inputs, named)
+    if counting := counts_by_parts(program, layouts):
+        raise SignatureError(
+            f"`{program.signature.name}` counts its samples by {listing(counting)}, of which a rank has a part: say "
+            "samples="
+        )
+    if not save_frozen and (cut := [program.params.names[i] for i in program.frozen if layouts[i].shard is not None]):
+        raise ValueError(
+            f"save_frozen=False compares {listing(cut)} by a checksum of the whole, and a rank has a part: leave "
+            "save_frozen out, or the name out of shard"
+        )
+    sums = sum(layouts[i].numel * program.tensors[i].element_size() for i in program.used)
+    batch = f"{plan.name} over {plan.axis} = {plan.size}" if plan.axis is not None else ""
+    lines = said(program, found, named, batch, sums if plan.axis is not None else 0)
+    return found, replace(program.proof, plan=tuple(lines), divided=tuple(found.walk.sizes.conditions))
 
 
 def _leading(program: Program) -> str:
@@ -140,7 +243,7 @@ def _refuse(program: Program) -> None:
     program.hold_to_one_count()
 
 
-def _compare(exchange: "Exchange", program: Program, options: TrainerOptions, name: str, zero: int) -> None:
+def _compare(exchange: "Exchange", program: Program, options: TrainerOptions, plan: SharedAxes, zero: int) -> None:
     """Refuse ranks that made different trainers."""
     entries = zip(program.params.names, program.tensors, strict=True)
     shapes = [f"{path} {tuple(t.shape)} {t.dtype} {t.requires_grad}" for path, t in entries]
@@ -149,7 +252,7 @@ def _compare(exchange: "Exchange", program: Program, options: TrainerOptions, na
     mine = {
         "the loss": str(program.signature), "parameters": "; ".join(shapes), "the proved graph": graph,
         "max_norm": options.max_norm, "nonfinite": options.nonfinite, "accumulate": options.accumulate,
-        "shard": name, "zero": zero,
+        "shard": f"{plan.name}, {plan}", "zero": zero,
     }  # fmt: skip
     told = exchange.tell(mine)
     for rank, theirs in enumerate(told):
@@ -186,7 +289,12 @@ class Sharing:
         from shaped.ranks.rows import Rows
 
         together = self._program.together
-        return None if together is None else Rows(together.exchange.rank, together.exchange.size, together.name)
+        return None if together is None else Rows(*together.share, together.name)
+
+    @property
+    def parted(self) -> bool:
+        """Whether this rank has parts of some parameters alone: with zero=3, or by name."""
+        return self._program.together is not None and self._program.together.parted
 
     @property
     def zero(self) -> int:

@@ -192,11 +192,12 @@ class TrainingState:
     def pack(self, parts: bool = False) -> dict[str, Any]:
         """Everything as a state dict; tensors are copies, or a rank's pieces of what lies in parts."""
         packed = self._pack()
-        if self.program.together is None or not self.program.together.sharded:
+        together = self.program.together
+        if together is None or not together.parted:
             return packed
         from shaped.cutting import as_pieces, changed, made_whole
 
-        return changed(packed, [], (as_pieces if parts else made_whole)(self.program))
+        return changed(packed, [], (as_pieces if parts and together.sharded else made_whole)(self.program))
 
     def _pack(self) -> dict[str, Any]:
         return {
@@ -274,7 +275,7 @@ class TrainingState:
     def _take_over(
         self, state: Mapping[str, Any], train: Mapping[str, Any] | None, paths: Mapping[str, FusedOptimizer]
     ) -> None:
-        if self._left_out or (self.program.together is not None and self.program.together.sharded):
+        if self._left_out or (self.program.together is not None and self.program.together.parted):
             new = [state["params"][name].to(tensor, copy=True) for name, tensor in self._saved().items()]
             with torch.no_grad():
                 torch._foreach_copy_(list(self._saved().values()), new)

@@ -130,7 +130,7 @@ class ScalarTrainer(Stepping):
             made = Program(taken, params, **{**proving, **scaling}, kept=kept)
             if accumulate > 1:
                 made.hold_to_one_count()
-            share(made, options, mesh, shard, zero)
+            share(made, options, mesh, shard, zero, save_frozen)
         except ShapedError as error:
             raise error.with_traceback(None) from None  # the message shows the user's line; our frames would hide it
         self._made_of = (loss, params, given)
@@ -149,15 +149,17 @@ class ScalarTrainer(Stepping):
 
     @property
     def params(self) -> ParamList:
-        """The parameters that are trained (not a copy). Raises ValueError with zero=3: they lie in parts."""
-        if self.zero:
-            raise ValueError("with zero=3 the parameters lie in parts over the ranks: get_params() gathers them")
+        """The parameters that are trained (not a copy). Raises ValueError where a rank has parts of them alone."""
+        if self.parted:
+            how = "with zero=3" if self.zero else "by name"
+            raise ValueError(f"{how} the parameters lie in parts over the ranks: get_params() gathers them")
         return self._program.params
 
     @property
     def proof(self) -> Proof:
         """What was proved before the first step."""
-        return self._program.proof
+        together = self._program.together
+        return self._program.proof if together is None else together.statement
 
     @property
     def executors(self) -> Executors:

@@ -15,6 +15,7 @@ is refused, tells nothing: the next one is looked at.
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -55,17 +56,21 @@ class EagerPass:
     def __init__(self, eager: Eager, inputs: Sequence[Tensor], only_loss: bool) -> None:
         self._eager, self._inputs, self._only_loss = eager, inputs, only_loss
         self._found: tuple[Tensor, list[Tensor], list[Tensor]] | None = None
+        self._graph: GraphModule | None = None
         self.shift = 0.0  # by how much of its largest entry each gradient is moved
 
     def __call__(self, graph: GraphModule) -> "EagerPass":
         """Stand in for a graph."""
+        self._graph = graph
         return self
 
     def run(self, *flat: Tensor) -> list[Any]:
         """As the graph, whatever the arguments: nothing has changed since they were copied."""
         program = self._eager.program
-        if self._found is None and self._in_parts:
-            self._found = self._eager.at(flat[: len(program.tensors)], self._inputs, self._only_loss)
+        together = program.together
+        if self._found is None and together is not None and together.parted:
+            at = partial(self._eager.at, only_loss=self._only_loss)
+            self._found = together.beside(at, self._graph or program.proof.graph, flat, self._inputs)
         elif self._found is None:
             self._found = (self._eager.forward(self._inputs), [], []) if self._only_loss else self._differentiated(flat)
         loss, gradients, written = self._found
@@ -74,12 +79,6 @@ class EagerPass:
         moved = [g + self.shift * g.abs().amax() if self.shift and g.numel() else g for g in gradients]
         by_index = dict(zip(program.used, moved, strict=False))
         return [loss, *(by_index.get(i) for i in program.trainable), *program.returned[1:]]
-
-    @property
-    def _in_parts(self) -> bool:
-        """Whether the parameters lie in parts, and are whole here alone."""
-        together = self._eager.program.together
-        return together is not None and together.sharded
 
     def right(self) -> None:
         """Eager raises where a value cannot be taken."""
@@ -197,7 +196,7 @@ def _hold(trial: FirstRun, eager: Eager, only_loss: bool, generators: Generators
         raise Unheld("torch's own kernels draw too, in an order that is not known")
     if beyond:
         generators.put_back()
-        in_parts = program.together is not None and program.together.sharded
+        in_parts = program.together is not None and program.together.parted
         raise DisagreementError(_report(trial, mine.named(trial), beyond, in_parts))
     return True
 

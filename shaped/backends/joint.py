@@ -19,7 +19,6 @@ from shaped.backends.compiled import Compiled
 from shaped.backends.counters import Counters
 from shaped.backends.eager import Eager
 from shaped.backends.executors import CompileError
-from shaped.backends.gathering import Gathering
 from shaped.backends.gradients import finite_flag
 from shaped.backends.inductor import Flat
 from shaped.backends.interrupts import Whole
@@ -33,7 +32,6 @@ from shaped.backends.values import Checked, Runs
 from shaped.errors import ExecutorError
 from shaped.optim import FusedOptimizer
 from shaped.optim.updates import CheckedRules
-from shaped.proof import forward_graph
 from shaped.ranks.exchange import Totals
 
 
@@ -54,10 +52,10 @@ class JointEager(Eager):
         """The loss of this rank's batch; all ranks call it where parameters lie in parts."""
         together = self._together
         with together.drawing(self.program.proof.graph):
-            if not together.sharded:
+            if not together.parted:
                 return super().forward(inputs)
             graph, given = self._case(inputs)
-            gathering = together.begin_parts(forward_graph(graph), forward=True)
+            gathering = together.begin_parts(together.alone(graph), given, forward=True)
             with torch.no_grad():
                 loss, *others = gathering.run(*self.program.for_writing(self.program.plain)[0], *given)
             self._refuse_wrong(gathering)
@@ -80,6 +78,7 @@ class JointEager(Eager):
         case = program.admit(inputs)
         if case.refusal:
             raise CompileError(f"`{program.signature.name}` {case.refusal}. zero=0 runs it as it is")
+        self._together.admit(case)
         return case.graph, [*program.batch.present(inputs), *tensors_of(case.outside)]
 
     def _agreed(self, inputs: Sequence[Tensor], measures: bool = False) -> tuple[AgreedStep, Totals, list[Tensor]]:
@@ -87,15 +86,18 @@ class JointEager(Eager):
         program, together = self.program, self._together
         counted = torch.as_tensor(program.count_now(inputs), dtype=torch.float64, device=program.params.device)
         checked_count(counted)
-        samples, right = counted * together.exchange.said[0], None
+        samples, right, wrong = counted * together.exchange.said[0], None, None
         with together.drawing(program.proof.graph):
-            if together.sharded:
+            if together.parted:
                 graph, given = self._case(inputs)
-                gathering = together.begin_parts(graph, samples)
+                gathering = together.begin_parts(graph, given, samples)
                 tensors, written = program.for_writing(program.plain)
                 with torch.no_grad():
-                    passed = together.run_parts(gathering, tensors, given)
-                self._refuse_wrong(gathering)
+                    passed = together.run_parts(gathering, tensors, given, samples)
+                if together.sharded:
+                    self._refuse_wrong(gathering)
+                else:  # all others go on to the agreement
+                    right, wrong = passed.right, _wrong_of(gathering)
                 program.keep(passed.loss, passed.others[len(passed.others) - program.more :])
             else:
                 loss, gradients, written = self.local(inputs)
@@ -104,14 +106,14 @@ class JointEager(Eager):
                     fine = finite_flag(loss, gradients)
                     passed = Passed(loss, together.summed(gradients, samples, in_place=True), [], fine, None)
         waiting = None
-        if self._options.accumulate > 1 and measures and together.sharded:
+        if self._options.accumulate > 1 and measures and together.parted:
             waiting = self._counters.means, self._counters.weight
         with torch.no_grad():
             settled = together.settle(passed, samples, right, together.exchange.said, waiting, measures, in_place=True)
         totals = together.exchange.read(settled.totals)
         together.ended()
         if totals.wrong:
-            together.raise_on_all(None)
+            together.raise_on_all(wrong)
         if program.more:
             program.returned[0] = settled.loss
         return settled, totals, written
@@ -120,10 +122,9 @@ class JointEager(Eager):
         """The pass of this rank's batch alone."""
         return super().loss_and_backward(inputs)
 
-    def _refuse_wrong(self, gathering: Gathering) -> None:
-        right = gathering.right()
-        if right is not None and not bool(right):
-            raise ExecutorError(f"{gathering.first_wrong()}. Nothing has changed")
+    def _refuse_wrong(self, gathering: Checked) -> None:
+        if (error := _wrong_of(gathering)) is not None:
+            raise error
 
     def update(self, inputs: Sequence[Tensor], optimizer: FusedOptimizer, last: bool = True) -> tuple[Tensor, bool]:
         """Take a step of all ranks, or with `last=False` gather a batch for it; as `Eager.update`."""
@@ -138,7 +139,7 @@ class JointEager(Eager):
             if finite and not totals.samples and self._options.accumulate == 1:
                 counters.count(optimizer, last=last)  # no rank has a sample: nothing to take
                 return settled.loss, True
-            if self._together.sharded:
+            if self._together.parted:
                 before = counters.weight if self._options.accumulate > 1 else torch.zeros_like(counters.weight)
                 taken = torch.tensor(finite and totals.samples > 0, device=before.device)
                 self._norm = self._together.norm(settled.totals, taken, before + settled.samples * taken)
@@ -154,7 +155,7 @@ class JointEager(Eager):
         found_inf: Tensor | None = None,
     ) -> None:
         limit = self._options.max_norm
-        if not self._together.sharded or not optimizer.options.measures(limit):
+        if not self._together.parted or not optimizer.options.measures(limit):
             super()._step(optimizer, gradients, readings, found_inf)
             return
         norm = self._norm if self._norm is not None else self._together.norm_of(gradients)
@@ -211,7 +212,7 @@ class JointStep(TrainStep):
             for i, new in zip(program.writes, written, strict=True):
                 params[i].copy_(torch.where(finite, new, params[i]))
             gradients, go, norm = settled.gradients, finite & some, None
-            if measures and together.sharded:
+            if measures and together.parted:
                 weight = waiting[-2] if self._gathers else torch.zeros_like(settled.samples)
                 weighed = weight + torch.where(finite, settled.samples, 0.0)
                 norm = together.norm(settled.totals, finite & some, weighed)
@@ -244,6 +245,12 @@ class JointStep(TrainStep):
         return by_sizes * value, checked.right()
 
 
+def _wrong_of(made: Checked) -> ExecutorError | None:
+    """What a pass met that an operation cannot take."""
+    right = made.right()
+    return None if right is None or bool(right) else ExecutorError(f"{made.first_wrong()}. Nothing has changed")
+
+
 def _both(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return b if a is None else a if b is None else a & b
 
@@ -257,6 +264,11 @@ class JointCompiled(Compiled):
         self._together = _of(program)
         self._eager = JointEager(program, options, counters)
 
+    def _admit(self, inputs: Sequence[Tensor], layout: bool = True) -> tuple[AdmittedCase, list[Tensor]]:
+        case, given = super()._admit(inputs, layout)
+        self._together.admit(case)
+        return case, given
+
     def _made_step(self, optimizer: FusedOptimizer | None, last: bool) -> TrainStep:
         return JointStep(self.program, optimizer, self._options, self._counters, last)
 
@@ -266,8 +278,8 @@ class JointCompiled(Compiled):
         case, given = self._admit(inputs)
         run = self._pass("forward", case, given, self._forward)
         with together.drawing(case.graph):
-            if together.sharded:
-                together.begin()
+            if together.parted:
+                together.begin(given, forward=True)
             loss, *rest = run(self.program.plain, given)
             together.ended()
         self._refuse_wrong("forward", rest[self.program.more :], case, given)
@@ -289,7 +301,7 @@ class JointCompiled(Compiled):
         state = step.prepare(case.samples, self._layout)
         runner = step.runs.get(case) or self._runner(step, case, inputs)
         with Whole(), together.drawing(case.graph):
-            together.begin()
+            together.begin(inputs)
             loss, why, *rest = runner(state, inputs)
             totals, right = together.exchange.read(rest[self.program.more]), rest[self.program.more + 1]
             norm, reason = rest[self.program.more + 2 :], int(why)
@@ -312,7 +324,7 @@ class JointCompiled(Compiled):
     def _wrong(self, mode: str, case: AdmittedCase, inputs: Sequence[Tensor]) -> ExecutorError:
         """As on one process; where parameters lie in parts, by the values of the batch."""
         together, plain = self._together, self.program.plain
-        if not together.sharded:
+        if not together.parted:
             return super()._wrong(mode, case, inputs)
         self.program.plain = [together.hollow(i, t) if i in together.layouts else t for i, t in enumerate(plain)]
         try:
@@ -329,11 +341,11 @@ class JointCompiled(Compiled):
 
     def _forward(self, graph: GraphModule, runs: Callable[[GraphModule], Runs] = Checked) -> Flat:
         together = self._together
-        if not together.sharded:
+        if not together.parted:
             return super()._forward(graph, runs)
 
         def run(*flat: Tensor) -> tuple[Any, ...]:
-            alone = forward_graph(graph)
+            alone = together.alone(graph)
             params, given = flat[: len(self.program.tensors)], flat[len(self.program.tensors) :]
             tensors, _ = self.program.for_writing(params)
             made = runs(alone)

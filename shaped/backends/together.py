@@ -10,10 +10,11 @@ Whether it is taken, left out or refused follows from `totals`, which are alike 
 is one for all of them, whichever backend or executor runs: a rank whose batch is refused takes its turns with zeros.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,11 +24,10 @@ from shaped.backends.agreed import AgreedStep, Passed
 from shaped.backends.draws import mixed
 from shaped.backends.gathering import FORWARD, GATHER, Gathering, GatherPlan, Turn
 from shaped.backends.gradients import finite_flag
+from shaped.backends.parts import Parts, ProgramOwner
 from shaped.backends.rounding import draws_at_random
-from shaped.backends.turns import Turns
 from shaped.backends.values import Checked, Runs
-from shaped.optim import FusedOptimizer
-from shaped.optim.foreign import Foreign, name_of
+from shaped.proof import forward_graph
 from shaped.ranks.exchange import KEPT, LOSS, NOT_FINITE, SAMPLES, SQUARES, WRONG, Exchange
 from shaped.ranks.layout import Placement, units
 
@@ -35,22 +35,11 @@ _WIDE = {torch.bfloat16: torch.float32, torch.float16: torch.float32}  # what su
 _BUCKET = 25 * 2**20  # bytes of gradients that are summed in one message, as DDP's buckets
 
 
-class ProgramOwner(Protocol):
-    """The program that is run together."""
-
-    tensors: list[Tensor]
-    plain: list[Tensor]
-    used: list[int]
-    trainable: list[int]
-    more: int
-
-    @property
-    def proof(self) -> Any: ...
-    @property
-    def params(self) -> Any: ...
+EagerResult = tuple[Tensor, list[Tensor], list[Tensor]]
+EagerAt = Callable[[Sequence[Tensor], Sequence[Tensor]], EagerResult]
 
 
-class Together(Turns):
+class Together(Parts):
     """How the ranks of a mesh run one program.
 
     Args:
@@ -69,6 +58,8 @@ class Together(Turns):
         self.unit_of = {i: at for at, members in enumerate(self.units) for i in members}
         self._plans: dict[GraphModule, GatherPlan] = {}
         self._random: dict[GraphModule, bool] = {}
+        self._losses: dict[GraphModule, GraphModule] = {}
+        self.statement = program.proof  # what a trainer shows
         self._under_way = False  # whether collectives of a pass have begun
         self._gathering: Gathering | None = None  # of the pass that is under way, where it can be finished
 
@@ -85,6 +76,34 @@ class Together(Turns):
             found.extend(by.values())
         return found
 
+    @property
+    def speaks(self) -> bool:
+        """Whether this rank's samples count, and not those of another that has the same."""
+        return True
+
+    def admit(self, case: Any) -> None:
+        """Hold a batch to what the ranks can run."""
+
+    @property
+    def summing(self) -> Exchange:
+        """The ranks that gradients are summed over."""
+        return self.exchange
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """Which share of a batch is this rank's, and of how many."""
+        return self.exchange.rank, self.exchange.size
+
+    def shape(self, index: int) -> tuple[int, ...]:
+        """The shape in which a gradient is summed."""
+        return self.layouts[index].shape
+
+    def alone(self, graph: GraphModule) -> GraphModule:
+        """The part of a graph that gives the loss."""
+        if graph not in self._losses:
+            self._losses[graph] = forward_graph(graph)
+        return self._losses[graph]
+
     @cached_property
     def buckets(self) -> list[list[int]]:
         """Used parameters whose gradients are summed in one message: the last first, as a backward pass makes them."""
@@ -92,7 +111,7 @@ class Together(Turns):
         filled = 0
         for i in reversed(self._program.used):
             dtype = self._wide(self._dtypes[i])
-            size = self.layouts[i].numel * dtype.itemsize
+            size = math.prod(self.shape(i)) * dtype.itemsize
             fits = found and self._wide(self._dtypes[found[-1][0]]) == dtype and filled + size <= _BUCKET
             if fits:
                 found[-1].append(i)
@@ -113,7 +132,7 @@ class Together(Turns):
     @property
     def _lengths(self) -> list[tuple[torch.dtype, int]]:
         wide = [self._wide(self._dtypes[bucket[0]]) for bucket in self.buckets]
-        return [(dtype, sum(self.layouts[i].numel for i in b)) for dtype, b in zip(wide, self.buckets, strict=True)]
+        return [(dtype, sum(math.prod(self.shape(i)) for i in b)) for dtype, b in zip(wide, self.buckets, strict=True)]
 
     def _wide(self, dtype: torch.dtype) -> torch.dtype:
         return _WIDE.get(dtype, dtype)
@@ -128,61 +147,6 @@ class Together(Turns):
         if graph not in self._plans:
             self._plans[graph] = GatherPlan(graph, self)
         return self._plans[graph]
-
-    # -- parts -----------------------------------------------------------------------------------------------------
-
-    def cut(self) -> None:
-        """Let each rank keep its parts alone; a parameter stays the same object, over other memory."""
-        for i, layout in self.layouts.items() if self.sharded else ():
-            tensor = self._program.tensors[i]
-            tensor.data = layout.cut(tensor.detach(), self.exchange.rank)
-
-    def take(self, optimizer: FusedOptimizer) -> None:
-        """Take over an optimizer: it keeps this rank's parts of the state that it has.
-
-        Raises:
-            ValueError: It cannot step parameters as they lie.
-        """
-        self.refuse(optimizer)
-        of = {id(self._program.tensors[i]): layout for i, layout in self.layouts.items() if self.sharded}
-        for p, entry in optimizer.state.items():
-            layout = of.get(id(p))
-            if layout is None:
-                continue
-            for name, value in entry.items():
-                if name != "step" and isinstance(value, Tensor) and tuple(value.shape) == layout.shape:
-                    entry[name] = layout.cut(value, self.exchange.rank)
-
-    def gathered(self, unit: int, parts: Sequence[Tensor]) -> list[Tensor]:
-        """The whole parameters of a unit."""
-        members, size = self.units[unit], self.exchange.size
-        if len(parts) == 1:
-            return [self.layouts[members[0]].whole(self.exchange.gather(parts[0]))]
-        flat = self.exchange.gather(torch.cat(list(parts)))
-        rows, lengths = flat.view(size, -1), [self.layouts[i].length for i in members]
-        each = torch.split(rows, lengths, 1)
-        return [self.layouts[i].whole(own.reshape(-1)) for i, own in zip(members, each, strict=True)]
-
-    def scattered(self, unit: int, weighed: Sequence[Tensor]) -> list[Tensor]:
-        """This rank's parts of samples*gradient, summed over the ranks."""
-        members, size = self.units[unit], self.exchange.size
-        flat = [self.layouts[i].flat(g) for i, g in zip(members, weighed, strict=True)]
-        if len(flat) == 1:
-            return [self.exchange.scatter(flat[0])]
-        lengths = [self.layouts[i].length for i in members]
-        rows = torch.cat([one.view(size, -1) for one in flat], 1)
-        return list(torch.split(self.exchange.scatter(rows.reshape(-1)), lengths))
-
-    def hollow(self, index: int, part: Tensor) -> Tensor:
-        """A tensor of the whole's shape and dtype without values of its own."""
-        return part.new_zeros(()).expand(self.layouts[index].shape)
-
-    def whole(self, index: int, part: Tensor) -> Tensor:
-        """A whole tensor of an entry's layout from this rank's part; itself where there are no parts. Collective."""
-        if not self.sharded or index not in self.layouts:
-            return part
-        with torch.no_grad():
-            return self.layouts[index].whole(self.exchange.gather(part.detach())).clone()
 
     # -- a pass ----------------------------------------------------------------------------------------------------
 
@@ -203,14 +167,14 @@ class Together(Turns):
         else:
             flats = [torch.cat([self.weighed(by[i], samples).reshape(-1) for i in bucket]) for bucket in self.buckets]
         found: dict[int, Tensor] = {}
-        for bucket, total in zip(self.buckets, self.exchange.totals(flats, in_place), strict=True):
-            parts = torch.split(total, [self.layouts[i].numel for i in bucket])
-            found |= {i: part.view(self.layouts[i].shape) for i, part in zip(bucket, parts, strict=True)}
+        for bucket, total in zip(self.buckets, self.summing.totals(flats, in_place), strict=True):
+            parts = torch.split(total, [math.prod(self.shape(i)) for i in bucket])
+            found |= {i: part.view(self.shape(i)) for i, part in zip(bucket, parts, strict=True)}
         return [found[i] for i in self._program.used]
 
     def _filled(self, of: tuple[torch.dtype, int], bucket: list[int], by: dict[int, Tensor], samples: Tensor) -> Tensor:
         flat = torch.empty(of[1], dtype=of[0], device=samples.device)
-        for i, place in zip(bucket, torch.split(flat, [self.layouts[i].numel for i in bucket]), strict=True):
+        for i, place in zip(bucket, torch.split(flat, [math.prod(self.shape(i)) for i in bucket]), strict=True):
             place.copy_(by.pop(i).reshape(-1))
         return flat.mul_(samples.to(of[0])).masked_fill_(~(samples > 0), 0)
 
@@ -228,7 +192,7 @@ class Together(Turns):
         """
         used, rows = self._program.used, [1 + self.trainable.index(i) for i in self._program.used]
         if self.sharded and isinstance(made, Checked):
-            return self.run_parts(self.gathering(graph, samples), tensors, inputs)
+            return self.run_parts(self.gathering(graph, samples), tensors, inputs, samples)
         if self.sharded:
             outputs = made.run(*self.wholes(tensors), *inputs)
             own = dict(zip(used, [outputs[row] for row in rows], strict=True))
@@ -244,13 +208,16 @@ class Together(Turns):
         fine = finite_flag(outputs[0], list(own.values()))
         return Passed(outputs[0], gradients, list(outputs[1:]), fine, made.right())
 
-    def wholes(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """All parameters whole at once."""
-        found = list(tensors)
-        for at, members in enumerate(self.units):
-            for i, whole in zip(members, self.gathered(at, [tensors[i] for i in members]), strict=True):
-                found[i] = whole
-        return found
+    def beside(self, at: EagerAt, graph: GraphModule, flat: Sequence[Tensor], inputs: Sequence[Tensor]) -> EagerResult:
+        """What an executor over parts is held against: loss, gradients and what is written.
+
+        Args:
+            at: The user's function at other parameters.
+            graph: What the executor was made of.
+            flat: Its parameters, whole, and inputs.
+            inputs: The batch.
+        """
+        return at(flat[: len(self._program.tensors)], inputs)
 
     def gathering(self, graph: GraphModule, samples: Tensor | None = None, forward: bool = False) -> Gathering:
         """A run of a graph on parts; `forward` where it is that of the loss alone."""
@@ -258,11 +225,13 @@ class Together(Turns):
         weight = torch.zeros_like(self.exchange.said[0]) if samples is None else samples
         return Gathering(self.plan(graph), order, weight)
 
-    def begin(self) -> None:
-        """Say that the collectives of a pass begin now."""
+    def begin(self, inputs: Sequence[Tensor] = (), forward: bool = False) -> None:
+        """Say that the collectives of a pass over a batch begin now."""
         self._under_way, self._gathering = True, None
 
-    def begin_parts(self, graph: GraphModule, samples: Tensor | None = None, forward: bool = False) -> Gathering:
+    def begin_parts(
+        self, graph: GraphModule, inputs: Sequence[Tensor], samples: Tensor | None = None, forward: bool = False
+    ) -> Checked:
         """The same of a pass op by op on parts, and what runs it."""
         self._under_way = True
         self._gathering = self.gathering(graph, samples, forward).hold(self._program.plain)
@@ -276,8 +245,11 @@ class Together(Turns):
         """Whether executors of a mode have collectives in them."""
         return self.sharded or mode not in ("forward", "loss_and_backward")
 
-    def run_parts(self, gathering: Gathering, tensors: Sequence[Tensor], inputs: Sequence[Tensor]) -> Passed:
+    def run_parts(
+        self, gathering: Checked, tensors: Sequence[Tensor], inputs: Sequence[Tensor], samples: Tensor | None = None
+    ) -> Passed:
         """Run a graph on parts, gathering on the way."""
+        assert isinstance(gathering, Gathering)
         loss, *others = gathering.run(*tensors, *inputs)
         gradients = [others[self.trainable.index(i)] for i in self._program.used]
         fine = torch.isfinite(loss) if gathering.fine is None else gathering.fine & torch.isfinite(loss)
@@ -310,11 +282,11 @@ class Together(Turns):
         loss = torch.where(some, samples * passed.loss.double(), zero)
         own = (some & ~passed.fine) | ~counted
         sums = finite_flag(zero, passed.gradients)
-        squares, kept = self._squares(passed.gradients, waiting) if measures and self.sharded else (zero, zero)
+        squares, kept = self._squares(passed.gradients, waiting) if measures and self.parted else (zero, zero)
         wrong = zero if right is None else (~right).to(torch.float64)
-        totals = self.exchange.agree(
-            torch.where(some, samples, zero), loss, own | ~sums, wrong, own, squares, kept, said
-        )
+        counts = torch.where(some, samples, zero) if self.speaks else zero
+        loss = loss if self.speaks else zero
+        totals = self.exchange.agree(counts, loss, own | ~sums, wrong, own, squares, kept, said)
         count = totals[SAMPLES]
         divisor = torch.where(count > 0, count, torch.ones_like(count))
         divide = Tensor.div_ if in_place else Tensor.div
@@ -354,38 +326,7 @@ class Together(Turns):
     def norm_of(self, gradients: Sequence[Tensor]) -> Tensor:
         """The global norm of gradients that lie as parameters do; collective where these lie in parts."""
         squares, _ = self._squares(gradients, None)
-        return (self.exchange.total(squares.reshape(1))[0] if self.sharded else squares).sqrt()
-
-    def refuse(self, optimizer: FusedOptimizer) -> None:
-        """Refuse an optimizer that cannot step parameters as they lie.
-
-        Raises:
-            ValueError: Naming what it does, and what to do.
-        """
-        name, options = type(optimizer).__name__, optimizer.options
-        if not self.sharded:
-            if options.store == "stochastic":
-                raise ValueError(
-                    f"{name} was made with store='stochastic', which rounds the same parameter otherwise on each rank: "
-                    "use zero=3, where each part is on one rank alone, or store='split'"
-                )
-            return
-        if isinstance(optimizer, Foreign):
-            raise ValueError(
-                f"the step of {name_of(optimizer.inner)} may look at whole parameters; with zero=3 a rank has parts "
-                "of them: use one of shaped.optim, or zero=0"
-            )
-        whole = [rule.name for rule in map(optimizer.rule_of, optimizer.param_groups) if not rule.elementwise]
-        if whole:
-            raise ValueError(
-                f"{name} steps by {whole[0]}, which looks at whole parameters, and with zero=3 a rank has parts of "
-                "them: use zero=0"
-            )
-        if options.moments == "8bit":
-            raise ValueError(
-                f"{name} was made with moments='8bit', whose scales are those of 256 neighbours, and with zero=3 a "
-                "part may begin among them: use zero=0, or whole moments"
-            )
+        return (self.exchange.total(squares.reshape(1))[0] if self.parted else squares).sqrt()
 
     def trial(self) -> Any:
         """For as long as something is tried on this rank alone."""
@@ -406,7 +347,7 @@ class Together(Turns):
             return
         seed = int(torch.randint(2**62, ()))
         with torch.random.fork_rng(devices=self._devices):
-            torch.manual_seed(mixed(seed, self.exchange.rank))
+            torch.manual_seed(mixed(seed, self.share[0]))
             yield
 
     @property

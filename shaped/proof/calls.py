@@ -69,3 +69,24 @@ class ResultMismatch(Mismatch):
     def __init__(self, actual: str, declared: str, goal: str, hint: str) -> None:
         super().__init__(goal)
         self.actual, self.declared, self.hint = actual, declared, hint
+
+
+# Where an operation takes `sparse`, or gather `sparse_grad`, if it is given by position; and where its table is.
+SPARSE = {"embedding": ("sparse", 6, 1), "embedding_bag": ("sparse", 7, 1), "gather": ("sparse_grad", 4, 0)}
+
+
+def asks_for_sparse_gradient(call: Call) -> bool:
+    """Whether a call's backward pass makes a sparse gradient."""
+    keyword, at, table = SPARSE.get(call.name, ("", 0, 0))
+    asked = call.kwargs.get(keyword) or (keyword and len(call.args) > at and call.args[at])
+    given = call.args[table] if len(call.args) > table else call.kwargs.get("weight", call.kwargs.get("input"))
+    return asked is True and isinstance(given, Tensor) and given.requires_grad
+
+
+def contracts(call: Call | None) -> bool:
+    """Whether an einsum sums over an index; one that does not is a product, which promotes dtypes."""
+    equation = call.args[0] if call is not None and call.args else None
+    if not isinstance(equation, str) or "->" not in equation:
+        return True
+    inputs, output = equation.split("->")
+    return any(letter.isalpha() and letter not in output for letter in inputs)

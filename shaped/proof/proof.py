@@ -34,6 +34,8 @@ class Proof:
         writes: Parameters without a gradient that the program writes into, such as running statistics.
         values: What integer inputs that index something must lie between: `0 <= ids < vocab`. A step checks them.
         without: The proof where optional inputs are None, of a function that has any.
+        plan: Of a trainer whose values lie over ranks by name: how, and what a step sends.
+        divided: What that assumes of sizes, which is part of the conditions.
     """
 
     setting: Setting
@@ -52,12 +54,14 @@ class Proof:
     per_size: tuple[str, ...] = ()  # static names whose every size is proved as it comes
     without: "Proof | None" = None
     values: tuple[str, ...] = ()
+    plan: tuple[tuple[str, str], ...] = ()  # of a trainer on several ranks by name: lines of the statement
+    divided: tuple[str, ...] = ()  # what a plan assumes of sizes
     _region: tuple[Condition, ...] = ()  # where the traced graph itself is valid; outside, a branch apart is traced
 
     @property
     def conditions(self) -> tuple[str, ...]:
         """What it needed to assume about sizes, in the user's names."""
-        return tuple(map(str, self.side_conditions))
+        return (*map(str, self.side_conditions), *self.divided)
 
     @cached_property
     def roles(self) -> Roles:
@@ -172,6 +176,7 @@ class Proof:
         notes += [f"{path} has {length} entries" for path, length in self.lengths.items()]
         if any(notes):
             lines.append(f"here         {'; '.join(filter(None, notes))}")
+        lines += [f"{label:<12} {text}" for label, text in self.plan]
         return "\n".join(lines)
 
 

@@ -15,6 +15,7 @@ from shaped.strategies import GradientStrategy, Pass, differentiate
 
 INNER = "inner gradient"  # in a graph's meta: whether the program differentiates within itself
 MORE = "more results"  # in a graph's meta: how many outputs at its end a loss returns beside itself
+STEP = "step"  # in a node's meta: which step of the derivation it belongs to
 PLAIN = "plain loss"  # in a graph's meta: which output is the user's own loss, if it is not the first
 # What the trace under way checks a result with; None where nothing is traced.
 _checker: ContextVar[Callable[[Any, TensorSpec], None] | None] = ContextVar("checker", default=None)

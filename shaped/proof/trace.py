@@ -12,14 +12,24 @@ import sympy
 import torch
 from torch import SymInt, Tensor
 from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from shaped.errors import Goal, Unprovable
 from shaped.proof.arithmetic import holds
 from shaped.proof.broadcast import Broadcasts, Pairs
-from shaped.proof.calls import Call, ClaimMismatch, HiddenBroadcast, Mismatch, Misplaced, ResultMismatch
+from shaped.proof.calls import (
+    SPARSE,
+    Call,
+    ClaimMismatch,
+    HiddenBroadcast,
+    Mismatch,
+    Misplaced,
+    ResultMismatch,
+    asks_for_sparse_gradient,
+    contracts,
+)
 from shaped.proof.claims import Claims
 from shaped.proof.indices import Indices
 from shaped.proof.isolation import follow, tracing
@@ -27,7 +37,7 @@ from shaped.proof.keeping import putting_back
 from shaped.proof.misplaced import VIEWS, Correction, Marks, order
 from shaped.proof.reads import READS, Reads, is_traced
 from shaped.proof.rewrites import Rewrites, Standing
-from shaped.proof.setting import INNER, MORE, PLAIN, Setting, Step, checking
+from shaped.proof.setting import INNER, MORE, PLAIN, STEP, Setting, Step, checking
 from shaped.proof.source import Place, place_of_caller
 from shaped.proof.symbolic import Question, World
 from shaped.proof.tracer import graph_of
@@ -121,7 +131,16 @@ class Recorder(TorchFunctionMode):
             shown = [shape_text(tensor, self.world) for tensor in results]
             known = tuple(shape_text(tensor, self.world) for tensor in operands)
             self.steps.append(Step(name, known, ", ".join(shown), place, source))
+            self._mark_nodes()
         return result
+
+    def _mark_nodes(self) -> None:
+        """Let the nodes of a graph that is made know which step they belong to."""
+        mode = get_proxy_mode()
+        for node in reversed(mode.tracer.graph.nodes) if mode is not None else ():
+            if STEP in node.meta or node.op == "placeholder":
+                return
+            node.meta[STEP] = len(self.steps) - 1
 
     def _hold_order(self, call: Call, viewed: Tensor, sizes: Sequence[Any], result: Tensor, tried: bool) -> None:
         """Mark a view in which one axis has the place of another; refuse it at once where it is tried as a hint."""
@@ -169,13 +188,13 @@ class Recorder(TorchFunctionMode):
             said = f"{name} would broadcast {shapes[0]} against {shapes[1]}"
             raise Mismatch(f"{shapes[0]} = {shapes[1]}", said, operands[:2])
         dtypes = [dtype_name(t.dtype) for t in operands]
-        contracts = name in _ONE_DTYPE or (name == "einsum" and _contracts(self.call))
-        if contracts and len(set(dtypes)) > 1 and not torch.is_autocast_enabled(operands[0].device.type):
+        sums = name in _ONE_DTYPE or (name == "einsum" and contracts(self.call))
+        if sums and len(set(dtypes)) > 1 and not torch.is_autocast_enabled(operands[0].device.type):
             first, other = dtypes[0], next(dtype for dtype in dtypes if dtype != dtypes[0])
             raise Mismatch(f"{first} = {other}", f"{name} needs operands of one dtype, got {' and '.join(dtypes)}")
-        if self.call is not None and _asks_for_sparse_gradient(self.call):
+        if self.call is not None and asks_for_sparse_gradient(self.call):
             source = self.call.place.source() if self.call.place else None
-            hint = f"leave out {_SPARSE[name][0]}=True: the gradient is the same, with its zeros"
+            hint = f"leave out {SPARSE[name][0]}=True: the gradient is the same, with its zeros"
             raise Unprovable(f"{name} makes a sparse gradient here, and an update takes a dense one.", source,
                              Goal(hint=hint))  # fmt: skip
         if name == "as_strided" and not (operands and operands[0].is_contiguous()):
@@ -184,26 +203,6 @@ class Recorder(TorchFunctionMode):
             target = operands[1].dtype
             if not (target.is_floating_point or target in (torch.int64, torch.uint8)):
                 raise Mismatch(f"{dtypes[1]} = int64", f"{name} takes class numbers as int64, got {dtypes[1]}")
-
-
-# Where an operation takes `sparse`, or gather `sparse_grad`, if it is given by position; and where its table is.
-_SPARSE = {"embedding": ("sparse", 6, 1), "embedding_bag": ("sparse", 7, 1), "gather": ("sparse_grad", 4, 0)}
-
-
-def _asks_for_sparse_gradient(call: Call) -> bool:
-    keyword, at, table = _SPARSE.get(call.name, ("", 0, 0))
-    asked = call.kwargs.get(keyword) or (keyword and len(call.args) > at and call.args[at])
-    given = call.args[table] if len(call.args) > table else call.kwargs.get("weight", call.kwargs.get("input"))
-    return asked is True and isinstance(given, Tensor) and given.requires_grad
-
-
-def _contracts(call: Call | None) -> bool:
-    """Whether an einsum sums over an index; one that does not is a product, which promotes dtypes."""
-    equation = call.args[0] if call is not None and call.args else None
-    if not isinstance(equation, str) or "->" not in equation:
-        return True
-    inputs, output = equation.split("->")
-    return any(letter.isalpha() and letter not in output for letter in inputs)
 
 
 @dataclass

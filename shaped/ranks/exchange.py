@@ -63,11 +63,11 @@ SAMPLES, LOSS, SQUARES, KEPT = 0, 1, 7, 8
 
 
 class Exchange:
-    """The ranks along one axis of a mesh.
+    """The ranks along one axis of a mesh, or all of its ranks.
 
     Args:
         mesh: torch's mesh.
-        axis: One of its axes.
+        axis: One of its axes; None for all of its ranks.
 
     Attributes:
         rank, size: This process among those of the axis.
@@ -77,13 +77,14 @@ class Exchange:
             none), and whether it asks to stop.
     """
 
-    def __init__(self, mesh: DeviceMesh, axis: str) -> None:
+    def __init__(self, mesh: DeviceMesh, axis: str | None) -> None:
         # It tells fake tensors what these operations give; imported here, since no process alone needs it.
         import torch.distributed._functional_collectives
 
-        theirs = mesh.get_group(axis)
-        self.rank, self.size = dist.get_rank(theirs), dist.get_world_size(theirs)
-        self.group = _own(theirs)
+        every = mesh.mesh.flatten().tolist()
+        members = every if axis is None else dist.get_process_group_ranks(mesh.get_group(axis))
+        self.rank, self.size = members.index(dist.get_rank()), len(members)
+        self.group = _own(tuple(members))
         self.name: Any = self.group.group_name
         device = torch.device(mesh.device_type)
         if device.type == "cuda":
@@ -98,13 +99,17 @@ class Exchange:
 
     def total(self, t: Tensor) -> Tensor:
         """The sum over the ranks, on all of them."""
-        return _ops.wait_tensor(_ops.all_reduce(t, "sum", self.name))  # type: ignore[no-any-return]
+        return _ops.wait_tensor(_ops.all_reduce(t.contiguous(), "sum", self.name))  # type: ignore[no-any-return]
 
     def totals(self, tensors: list[Tensor], in_place: bool = False) -> list[Tensor]:
         """The same of several, all under way at once; in the memory that they have, or in other."""
         reduce = _ops.all_reduce_ if in_place else _ops.all_reduce
         begun = [reduce(t, "sum", self.name) for t in tensors]
         return [_ops.wait_tensor(t) for t in begun]
+
+    def extreme(self, t: Tensor, kind: str) -> Tensor:
+        """The largest ("max") or smallest ("min") of each entry over the ranks, on all of them."""
+        return _ops.wait_tensor(_ops.all_reduce(t.contiguous(), kind, self.name))  # type: ignore[no-any-return]
 
     def gather(self, part: Tensor) -> Tensor:
         """All ranks' parts, one after another, on all of them."""
@@ -235,10 +240,9 @@ class Exchange:
         return group
 
 
-def _own(theirs: Any) -> Any:
-    """A group of the same processes that nobody else uses; made once, by all of them."""
+def _own(members: tuple[int, ...]) -> Any:
+    """A group of these processes that nobody else uses; made once, by all of them."""
     known = _groups.setdefault(dist.group.WORLD, {})
-    members = tuple(dist.get_process_group_ranks(theirs))
     if members not in known:
         known[members] = dist.new_group(list(members), use_local_synchronization=True)
     return known[members]

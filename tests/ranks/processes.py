@@ -392,6 +392,9 @@ def a_rank_that_leaves_the_compiler_goes_on_with_those_that_stay() -> None:
 
 
 def main(number: int, file: str, names: list[str]) -> None:
+    from tests.ranks.by_name import NAMED
+
+    CHECKS.update(NAMED)
     dist.init_process_group("gloo", init_method=f"file://{file}.meeting", rank=number, world_size=2)
     answers = {}
     for name in names:

@@ -11,8 +11,14 @@ SHORT = [
     "a_wrong_batch_on_one_rank_is_an_error_on_all_and_the_next_one_trains",
     "several_processes_without_a_mesh_are_refused",
     "ranks_are_asked_to_stop_by_one_of_them",
+    "eager_ranks_by_name_step_as_one_process_on_parts_of_parameters_and_moments",
+    "plans_that_do_not_fit_are_refused_on_all_ranks",
 ]
 LONG = [
+    "errors_and_nans_of_one_rank_by_name_are_those_of_all_and_change_nothing",
+    "dropout_of_parts_is_drawn_as_one_process_draws_it_and_agrees_by_name",
+    "a_run_by_name_goes_on_from_checkpoints_in_one_process_and_by_another_plan",
+    "compiled_ranks_by_name_step_as_one_process",
     "eager_ranks_step_in_float32_as_one_process_in_float64",
     "batches_are_weighed_by_what_their_mask_keeps_or_samples_says",
     "a_nan_on_one_rank_is_skipped_on_all",

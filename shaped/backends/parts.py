@@ -1,0 +1,141 @@
+"""Parameters that lie in even flat parts over the ranks: cut, gathered and scattered, and what can step them."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from shaped.backends.turns import Turns
+from shaped.optim import FusedOptimizer
+from shaped.optim.foreign import Foreign, name_of
+
+
+class ProgramOwner(Protocol):
+    """The program that is run together."""
+
+    tensors: list[Tensor]
+    plain: list[Tensor]
+    used: list[int]
+    trainable: list[int]
+    more: int
+
+    @property
+    def proof(self) -> Any: ...
+    @property
+    def params(self) -> Any: ...
+
+
+class Parts(Turns):
+    """What `Together` does about how parameters lie; see there for the attributes."""
+
+    _program: ProgramOwner
+    layouts: dict[int, Any]
+    units: list[list[int]]
+
+    @property
+    def parted(self) -> bool:
+        """Whether a rank has parts of some parameters."""
+        return self.sharded
+
+    @property
+    def place(self) -> int:
+        """Which of the parts are this rank's."""
+        return self.exchange.rank
+
+    def is_part(self, index: int, value: Any) -> bool:
+        """Whether a value is this rank's part of something of a parameter's shape."""
+        layout = self.layouts.get(index) if self.sharded else None
+        return layout is not None and isinstance(value, Tensor) and tuple(value.shape) == (layout.length,)
+
+    def cut(self) -> None:
+        """Let each rank keep its parts alone; a parameter stays the same object, over other memory."""
+        for i, layout in self.layouts.items() if self.parted else ():
+            tensor = self._program.tensors[i]
+            tensor.data = layout.cut(tensor.detach(), self.place)
+
+    def take(self, optimizer: FusedOptimizer) -> None:
+        """Take over an optimizer: it keeps this rank's parts of the state that it has.
+
+        Raises:
+            ValueError: It cannot step parameters as they lie.
+        """
+        self.refuse(optimizer)
+        of = {id(self._program.tensors[i]): layout for i, layout in self.layouts.items() if self.parted}
+        for p, entry in optimizer.state.items():
+            layout = of.get(id(p))
+            if layout is None:
+                continue
+            for name, value in entry.items():
+                if name != "step" and isinstance(value, Tensor) and tuple(value.shape) == layout.shape:
+                    entry[name] = layout.cut(value, self.place)
+
+    def gathered(self, unit: int, parts: Sequence[Tensor]) -> list[Tensor]:
+        """The whole parameters of a unit."""
+        members, size = self.units[unit], self.exchange.size
+        if len(parts) == 1:
+            return [self.layouts[members[0]].whole(self.exchange.gather(parts[0]))]
+        flat = self.exchange.gather(torch.cat(list(parts)))
+        rows, lengths = flat.view(size, -1), [self.layouts[i].length for i in members]
+        each = torch.split(rows, lengths, 1)
+        return [self.layouts[i].whole(own.reshape(-1)) for i, own in zip(members, each, strict=True)]
+
+    def scattered(self, unit: int, weighed: Sequence[Tensor]) -> list[Tensor]:
+        """This rank's parts of samples*gradient, summed over the ranks."""
+        members, size = self.units[unit], self.exchange.size
+        flat = [self.layouts[i].flat(g) for i, g in zip(members, weighed, strict=True)]
+        if len(flat) == 1:
+            return [self.exchange.scatter(flat[0])]
+        lengths = [self.layouts[i].length for i in members]
+        rows = torch.cat([one.view(size, -1) for one in flat], 1)
+        return list(torch.split(self.exchange.scatter(rows.reshape(-1)), lengths))
+
+    def hollow(self, index: int, part: Tensor) -> Tensor:
+        """A tensor of the whole's shape and dtype without values of its own."""
+        return part.new_zeros(()).expand(self.layouts[index].shape)
+
+    def whole(self, index: int, part: Tensor) -> Tensor:
+        """A whole tensor of an entry's layout from this rank's part; itself where there are no parts. Collective."""
+        if not self.sharded or index not in self.layouts:
+            return part
+        with torch.no_grad():
+            return self.layouts[index].whole(self.exchange.gather(part.detach())).clone()
+
+    def wholes(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """All parameters whole at once."""
+        found = list(tensors)
+        for at, members in enumerate(self.units):
+            for i, whole in zip(members, self.gathered(at, [tensors[i] for i in members]), strict=True):
+                found[i] = whole
+        return found
+
+    def refuse(self, optimizer: FusedOptimizer) -> None:
+        """Refuse an optimizer that cannot step parameters as they lie.
+
+        Raises:
+            ValueError: Naming what it does, and what to do.
+        """
+        name, options = type(optimizer).__name__, optimizer.options
+        if not self.sharded:
+            if options.store == "stochastic":
+                raise ValueError(
+                    f"{name} was made with store='stochastic', which rounds the same parameter otherwise on each rank: "
+                    "use zero=3, where each part is on one rank alone, or store='split'"
+                )
+            return
+        if isinstance(optimizer, Foreign):
+            raise ValueError(
+                f"the step of {name_of(optimizer.inner)} may look at whole parameters; with zero=3 a rank has parts "
+                "of them: use one of shaped.optim, or zero=0"
+            )
+        whole = [rule.name for rule in map(optimizer.rule_of, optimizer.param_groups) if not rule.elementwise]
+        if whole:
+            raise ValueError(
+                f"{name} steps by {whole[0]}, which looks at whole parameters, and with zero=3 a rank has parts of "
+                "them: use zero=0"
+            )
+        if options.moments == "8bit":
+            raise ValueError(
+                f"{name} was made with moments='8bit', whose scales are those of 256 neighbours, and with zero=3 a "
+                "part may begin among them: use zero=0, or whole moments"
+            )

@@ -1,0 +1,303 @@
+"""The walk over a proved graph that places every value along one axis of a mesh, forward and backward.
+
+Parameters and inputs begin as the names of their axes say; each operation has a rule that says what it gives for what
+it takes. Two invariants hold all along, and make the parts on the ranks the program:
+
+    Shard      the ranks' parts, put together, are the value of the proved graph
+    Partial    their sum is; it is taken before anything but a linear operation reads it
+
+An operation without a rule takes and gives whole values. Where it would take parts, the plan is refused. At the end the
+loss is whole and every gradient lies as its parameter does: no gradient is left pending a reduction.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import sympy
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from shaped.ranks.extents import Extents, extents, product
+from shaped.ranks.placements import WHOLE, Held, Partial, Replicate, Shard
+
+
+class Unplaced(Exception):
+    """An operation cannot be run on parts.
+
+    Attributes:
+        node: Which one.
+        goal: What would have to hold.
+        hint: What to do.
+    """
+
+    def __init__(self, node: Node, goal: str, hint: str = "") -> None:
+        super().__init__(goal)
+        self.node, self.goal, self.hint = node, goal, hint
+
+
+@dataclass
+class Task:
+    """What is done at a node on parts beside running it.
+
+    Attributes:
+        sums: Values whose sum over the ranks is taken before.
+        cuts: Whole values of which this rank takes its part, for this node alone.
+        sizes: Arguments that are sizes of the whole, and are divided by the number of ranks: position, and index in it.
+        how: What is run in the operation's place.
+        ways: What that is told.
+    """
+
+    sums: list[Node] = field(default_factory=list)
+    cuts: dict[Node, Shard] = field(default_factory=dict)
+    sizes: list[tuple[int, int | None]] = field(default_factory=list)
+    how: str = ""
+    ways: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Collective:
+    """A collective of a pass.
+
+    Attributes:
+        kind: "sum" or "max".
+        sizes: Of what is summed on each rank.
+        itemsize: Bytes of an entry.
+        what: The operation, or the parameter whose gradient it is.
+        backward: Whether it belongs to the backward pass.
+    """
+
+    kind: str
+    sizes: tuple[sympy.Expr, ...]
+    itemsize: int
+    what: str
+    backward: bool
+
+    @property
+    def bytes(self) -> sympy.Expr:
+        """How many each rank gives."""
+        return self.itemsize * product(list(self.sizes))
+
+
+Rule = Callable[["PlacementWalk", Node], Held | tuple[Held, ...]]
+RULES: dict[str, Rule] = {}
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register the rule of some operations, by their names in aten."""
+
+    def registered(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(names, function))
+        return function
+
+    return registered
+
+
+class PlacementWalk:
+    """One graph under a plan.
+
+    Args:
+        graph: The proved one, or the part of it that gives the loss.
+        starts: How each placeholder lies.
+        ends: How each result should; None for what is no tensor.
+        sizes: What is known of sizes.
+        size: How many ranks the axis has.
+        names: Of the results, for messages.
+
+    Attributes:
+        held: How each value lies: for one with several results, of each.
+        tasks: What is done at some nodes.
+        collectives: In their order.
+
+    Raises:
+        Unplaced: An operation cannot be run on parts.
+    """
+
+    def __init__(
+        self,
+        graph: GraphModule,
+        starts: Mapping[Node, Held],
+        ends: Sequence[Held | None],
+        sizes: Extents,
+        size: int,
+        names: Sequence[str],
+    ) -> None:
+        self.graph, self.sizes, self.size = graph, sizes, size
+        self.held: dict[Node, Held | tuple[Held, ...]] = dict(starts)
+        self.tasks: dict[Node, Task] = {}
+        self.collectives: list[Collective] = []
+        nodes = list(graph.graph.nodes)
+        self._forward = _ancestors(nodes[-1].args[0][:1])
+        for node in nodes:
+            if node.op in ("placeholder", "get_attr"):
+                self.held.setdefault(node, WHOLE)
+            elif node.op == "call_function":
+                self.held[node] = self._placed(node)
+            elif node.op == "output":
+                self._end(node, ends, names)
+
+    # -- what rules ask ----------------------------------------------------------------------------------------------
+
+    def of(self, node: Any) -> Held:
+        """How one value lies; what is no tensor is whole."""
+        found = self.held.get(node, WHOLE) if isinstance(node, Node) else WHOLE
+        return found if not isinstance(found, tuple) else WHOLE
+
+    def parts(self, axis: int, before: Any = 1) -> Shard:
+        """Parts along an axis, with sizes that are known as numbers."""
+        return Shard(axis, self.sizes.at(sympy.sympify(before)))
+
+    def shape(self, node: Node) -> list[sympy.Expr]:
+        """The sizes of one value, of the whole."""
+        return extents(node.meta["val"])
+
+    def task(self, node: Node) -> Task:
+        """What is done at a node."""
+        return self.tasks.setdefault(node, Task())
+
+    def settle(self, node: Node, *operands: Any) -> None:
+        """Have sums that some operands are taken before a node runs."""
+        for operand in operands:
+            if isinstance(operand, Node) and isinstance(self.of(operand), Partial):
+                self.task(node).sums.append(operand)
+                self.held[operand] = WHOLE
+                self.count("sum", node, operand.meta["val"])
+
+    def count(self, kind: str, node: Node, value: Tensor, what: str = "", divided: int | None = None) -> None:
+        """Note a collective of a value's shape, with an axis in parts or left out."""
+        backward = node not in self._forward
+        sizes = extents(value)
+        if divided is not None:
+            sizes[divided] = sympy.Integer(1)
+        self.collectives.append(Collective(kind, tuple(sizes), value.element_size(), what or operation(node), backward))
+
+    def cut(self, node: Node, operand: Node, shard: Shard) -> None:
+        """Have a node take this rank's part of an operand: the whole is cut, parts must be cut so already."""
+        self.settle(node, operand)
+        held = self.of(operand)
+        if isinstance(held, Replicate):
+            self.task(node).cuts[operand] = shard
+        elif held != shard:
+            raise self.clash(node, operand, held)
+
+    def clash(self, node: Node, operand: Node, held: Held) -> Unplaced:
+        """Of an operand whose parts are along another axis than the operation's."""
+        shape = self.sizes.shape(self.shape(operand))
+        return Unplaced(
+            node,
+            f"one axis in parts, and an operand {shape} has parts along another ({held})",
+            "two names of one value lie over one axis of the mesh: leave one of them out of shard",
+        )
+
+    def whole(self, node: Node, *operands: Any, hint: str = "") -> None:
+        """Hold some operands to be whole."""
+        self.settle(node, *operands)
+        for operand in operands:
+            held = self.of(operand)
+            if isinstance(held, Shard):
+                shape = self.shape(operand)
+                name = self.sizes.show(shape[held.axis])
+                raise Unplaced(
+                    node,
+                    f"{name} whole, and a rank has a part of it in {self.sizes.shape(shape)}",
+                    hint
+                    or f"leave {name} out of shard; or write the operation so that each part is computed by itself",
+                )
+
+    # -- the walk ----------------------------------------------------------------------------------------------------
+
+    def _placed(self, node: Node) -> Held | tuple[Held, ...]:
+        name = operation(node)
+        if name == "getitem":
+            several, at = args_of(node)
+            found_at = self.held.get(several)
+            if isinstance(found_at, tuple):
+                return found_at[at]
+        if not _is_tensors(node.meta.get("val")):
+            return self._number(node, name)
+        operands = [n for n in node.all_input_nodes if _is_tensors(n.meta.get("val"))]
+        if all(self.held[n] == WHOLE or _all_whole(self.held[n]) for n in operands):
+            return self._all(node, WHOLE)
+        found = RULES.get(name)
+        if found is None and torch.Tag.pointwise in getattr(node.target, "tags", ()):
+            found = RULES["pointwise"]
+        if found is None or (_mutates(node) and found is not RULES["masked_fill_"]):
+            self.settle(node, *operands)
+            if any(not _all_whole(self.held[n]) for n in operands):
+                operand = next(n for n in operands if not _all_whole(self.held[n]))
+                shape = self.sizes.shape(self.shape(operand)) if isinstance(operand.meta["val"], Tensor) else "values"
+                raise Unplaced(
+                    node,
+                    f"a rule for `{name}` on parts, and {shape} is in parts there",
+                    "there is none as yet: leave the name of that axis out of shard, or write it with operations that "
+                    "have one",
+                )
+            return self._all(node, WHOLE)
+        return found(self, node)
+
+    def _number(self, node: Node, name: str) -> Held:
+        """Of a size, or a number that is read from a value."""
+        measures = name in ("sym_size", "sym_numel")
+        for operand in node.all_input_nodes:
+            if _is_tensors(operand.meta.get("val")) and not measures:
+                self.whole(node, operand)
+        return WHOLE
+
+    def _all(self, node: Node, held: Held) -> Held | tuple[Held, ...]:
+        value = node.meta["val"]
+        return tuple(held for _ in value) if isinstance(value, tuple | list) else held
+
+    def _end(self, node: Node, ends: Sequence[Held | None], names: Sequence[str]) -> None:
+        for result, end, name in zip(args_of(node)[0], ends, names, strict=True):
+            if end is None or not isinstance(result, Node):
+                continue
+            held = self.of(result)
+            if isinstance(held, Partial):
+                self.task(node).sums.append(result)
+                self.held[result] = held = WHOLE
+                self.count("sum", node, result.meta["val"], name)
+            if isinstance(held, Shard) and held != end:
+                raise Unplaced(
+                    result,
+                    f"{name} {end}, and it comes out with {held}",
+                    "leave that name out of shard, or give the parameter's axis the name",
+                )
+
+
+def operation(node: Node) -> str:
+    """An operation's name, without its overload."""
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        return target._schema.name.removeprefix("aten::")
+    return str(getattr(target, "__name__", target))
+
+
+def args_of(node: Node) -> Any:
+    """The positional arguments of a node."""
+    return node.args
+
+
+def _is_tensors(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return any(map(_is_tensors, value))
+    return isinstance(value, Tensor)
+
+
+def _all_whole(held: Any) -> bool:
+    return all(one == WHOLE for one in held) if isinstance(held, tuple) else held == WHOLE
+
+
+def _mutates(node: Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _ancestors(nodes: Sequence[Any]) -> set[Node]:
+    seen: set[Node] = set()
+    waiting = [n for n in nodes if isinstance(n, Node)]
+    while waiting:
+        node = waiting.pop()
+        if node not in seen:
+            seen.add(node)
+            waiting.extend(node.all_input_nodes)
+    return seen

@@ -1,0 +1,137 @@
+"""What is checked in two processes of plans by name; run by processes.py."""
+
+import json
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from shaped import Checkpoints, Loop, NonFiniteError, RankError, ScalarTrainer, ShapeError
+from shaped.data import Batches
+from shaped.optim import AdamW, Muon
+from shaped.ranks import join, peers_of
+from tests.ranks.processes import EXACT, MLP, batch, dropped, mlp, new, raises, rank, same
+
+NAMED: dict[str, Callable[[], None]] = {}
+
+
+def named(function: Callable[[], None]) -> Callable[[], None]:
+    NAMED[function.__name__] = function
+    return function
+
+
+def plan(*names: str, **options: Any) -> ScalarTrainer:
+    """A trainer whose hidden size 8 or whose 6 pixels lie over both ranks."""
+    params = MLP.init(pixels=6, hidden=8, classes=5, seed=0, dtype=torch.float32).to(dtype=torch.float64)
+    loss = options.pop("loss", mlp)
+    if names:
+        options |= {"mesh": join(tp=2), "shard": dict.fromkeys(names, "tp")}
+    else:
+        options |= {"mesh": "alone"}
+    return ScalarTrainer(loss, params, optimizer=AdamW(params, lr=0.01), **options)
+
+
+def follows(*names: str, backend: str = "eager", **options: Any) -> ScalarTrainer:
+    """A trainer by name after some steps, held against one process."""
+    together, one = plan(*names, backend=backend, **options), plan(**options)
+    for k in range(4):
+        value, want = together.train_step(*batch(k)), one.train_step(*batch(k))
+        if options.get("accumulate", 1) == 1:
+            torch.testing.assert_close(value, want, rtol=EXACT, atol=EXACT)
+    same(together, one)
+    if together.grad_norm is not None and one.grad_norm is not None:
+        torch.testing.assert_close(together.grad_norm, one.grad_norm, rtol=EXACT, atol=EXACT)
+    return together
+
+
+@named
+def eager_ranks_by_name_step_as_one_process_on_parts_of_parameters_and_moments() -> None:
+    together = follows("hidden", max_norm=0.3)
+    assert [tuple(t.shape) for t in together._program.tensors] == [(6, 4), (4,), (4, 5), (5,)]
+    moments = together._shared.own_optimizer().state[together._program.tensors[0]]
+    assert moments["exp_avg"].shape == (6, 4)
+    follows("pixels", max_norm=0.3, accumulate=2)
+    assert "hidden % tp == 0" in together.proof.conditions
+    assert "1 sum of [batch, classes], 40*batch bytes over tp" in str(together.proof)
+
+
+@named
+def compiled_ranks_by_name_step_as_one_process() -> None:
+    follows("hidden", backend="compiled", max_norm=0.3, sizes="dynamic")
+
+
+@named
+def errors_and_nans_of_one_rank_by_name_are_those_of_all_and_change_nothing() -> None:
+    together, one = plan("hidden"), plan()
+    x, y = batch(0)
+    before = together.get_params()
+    named_rank = () if rank() == 1 else ("on rank 1",)
+    raises(lambda: together.train_step(x[:, :5] if rank() else x, y), ShapeError, *named_rank)
+    raises(lambda: together.train_step(x[:3] if rank() else x, y[:3] if rank() else y), RankError, "the same rows")
+    raises(lambda: together.train_step(x + rank(), y), RankError, "one batch along tp")
+    raises(lambda: together.train_step(x, y + 5), Exception, "indices 0 to 4")
+    raises(lambda: together.train_step(x * float("nan"), y), NonFiniteError)
+    for a, b in zip(before, together.get_params(), strict=True):
+        assert torch.equal(a, b)
+    raises(lambda: together.params, ValueError, "get_params()")
+    together.train_step(x, y)
+    one.train_step(x, y)
+    same(together, one)
+    assert float(together.forward(x, y)) == float(together.forward(x, y))
+
+
+@named
+def plans_that_do_not_fit_are_refused_on_all_ranks() -> None:
+    mesh = join(tp=2)
+    options: dict[str, Any] = {"mesh": mesh}
+    raises(lambda: new(shard={"hidden": "tp"}, **options), ShapeError, "hidden % tp == 0, and hidden = 7")
+    raises(lambda: new(shard={"hiden": "tp"}, **options), TypeError, "did you mean `hidden`?")
+    raises(lambda: new(shard={"batch": "tp", "hidden": "tp"}, **options), TypeError, "two of its axes")
+    raises(lambda: new(shard={"pixels": "tp"}, zero=3, **options), ValueError, "leave zero out")
+    params = MLP.init(pixels=6, hidden=8, classes=5, seed=0)
+    raises(lambda: ScalarTrainer(mlp, params, optimizer=Muon, shard={"hidden": "tp"}, **options), ValueError, "Muon")
+
+
+@named
+def dropout_of_parts_is_drawn_as_one_process_draws_it_and_agrees_by_name() -> None:
+    losses = []
+    for names in (("hidden",), ("pixels",)):  # parts of what is dropped, and whole values
+        torch.manual_seed(3)
+        together = plan(*names, loss=dropped)
+        losses.append([float(together.train_step(*batch(k))) for k in range(3)])
+        told: list[Any] = [None, None]
+        dist.all_gather_object(told, losses[-1])
+        assert told[0] == told[1]
+    gap = max(abs(a - b) for a, b in zip(*losses, strict=True))
+    assert gap < EXACT, "the mask depends on the plan"
+
+
+@named
+def a_run_by_name_goes_on_from_checkpoints_in_one_process_and_by_another_plan() -> None:
+    x, y = torch.randn(19, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64), torch.arange(19) % 5
+    data = Batches(x, y, batch_size=6, seed=0)
+    place = peers_of(new(mesh=join()).ranks).tell("a folder", tempfile.mkdtemp() if rank() == 0 else None)[0]
+    one = Loop(plan(max_norm=0.3))
+    one.run_epochs(data, 3)
+    want = one.evaluate(data)
+    for names, steps in ((("hidden",), 3), (("pixels",), 6), ((), 9), (("hidden",), 12)):
+        loop = Loop(plan(*names, max_norm=0.3) if names else new_whole())
+        checkpoints = loop.attach(Checkpoints(f"{place}/run", every=3, keep=1))
+        checkpoints.resume(loop)
+        loop.run_to_step(data, steps)
+        checkpoints.close()
+        dist.barrier()
+    same(loop.trainer, one.trainer)
+    found = loop.evaluate(data)
+    assert abs(found["validation/loss"] - want["validation/loss"]) <= EXACT * want["validation/loss"]
+    state: dict[str, Tensor] = loop.trainer.state_dict()["params"]
+    assert json.dumps([list(t.shape) for t in state.values()]) == "[[6, 8], [8], [8, 5], [5]]"
+
+
+def new_whole() -> ScalarTrainer:
+    """The same trainer on both ranks with whole parameters, which share the batch out."""
+    params = MLP.init(pixels=6, hidden=8, classes=5, seed=0, dtype=torch.float32).to(dtype=torch.float64)
+    return ScalarTrainer(mlp, params, optimizer=AdamW(params, lr=0.01), mesh=join(), max_norm=0.3)
