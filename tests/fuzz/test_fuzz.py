@@ -19,9 +19,8 @@ def test_a_loss_is_python():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("start", range(0, 8, 4))
-def test_random_losses_take_the_same_steps_compiled_eagerly_and_in_plain_torch(start: int, tmp_path: Path):
-    losses = [make(1, index) for index in range(start, start + 4)]
+def test_random_losses_take_the_same_steps_compiled_eagerly_and_in_plain_torch(tmp_path: Path):
+    losses = [make(1, index) for index in range(4)]
     verdicts = [judge(loss, tmp_path) for loss in losses]
     wrong = [(loss, *verdict) for loss, verdict in zip(losses, verdicts, strict=True) if verdict[0] in FAULTS]
 
