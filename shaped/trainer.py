@@ -26,6 +26,7 @@ from shaped.backends import (
     checked_count,
     compare,
     keep_program,
+    settled,
 )
 from shaped.errors import ShapedError
 from shaped.given import GivenOptimizer
@@ -55,7 +56,8 @@ class ScalarTrainer(Stepping):
         optimizer: For `train_step`: of `shaped.optim`, over these parameters, or `Muon`; several in a list, each over
             its own; eagerly any of torch.optim.
         assume: Relations between sizes to take as given, as for `prove`.
-        static: Dimension names that are proved at each size as it comes.
+        static: Dimension names that are proved at each size as it comes; "auto" takes those that the loss reads as
+            plain numbers, and the proof names them.
         max_executors: How many compiled callables may exist; one more is an error that names this argument.
         max_norm: Scale gradients to a global 2-norm of at most this before each update; where the optimizer has a
             `max_norm` too, once, to the smaller.
@@ -98,7 +100,7 @@ class ScalarTrainer(Stepping):
         backend: Literal["eager", "compiled", "auto"] = "eager",
         optimizer: Annotated[GivenOptimizer | None, OWN] = None,
         assume: Annotated[Sequence[str], OWN] = (),
-        static: Annotated[Sequence[str] | Mapping[str, int], OWN] = (),
+        static: Annotated[Sequence[str] | Mapping[str, int] | Literal["auto"], OWN] = (),
         max_executors: int = 20,
         max_norm: float | None = None,
         nonfinite: Literal["raise", "skip"] = "raise",
@@ -127,7 +129,9 @@ class ScalarTrainer(Stepping):
         try:
             taken, scaling = (loss, {}) if loss_scale is None else scaled_loss(loss, samples)
             kept = None if program is None else KeptProgram(program, loss, params, given)
-            made = Program(taken, params, **{**proving, **scaling}, kept=kept)
+            made = settled(taken, params, **{**proving, **scaling}, kept=kept)
+            if static == "auto":
+                given["static"] = made.proof.per_size
             if accumulate > 1:
                 made.hold_to_one_count()
             share(made, options, mesh, shard, zero, save_frozen)

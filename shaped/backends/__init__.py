@@ -25,6 +25,7 @@ from shaped.backends.options import Sizes as Sizes
 from shaped.backends.options import TrainerOptions as TrainerOptions
 from shaped.backends.program import Program as Program
 from shaped.backends.samples import checked_count as checked_count
+from shaped.backends.settling import settled as settled
 from shaped.errors import NonFiniteError, listing
 from shaped.optim import FusedOptimizer
 
