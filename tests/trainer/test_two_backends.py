@@ -90,13 +90,14 @@ def test_a_static_dimension_is_proved_at_each_size_as_it_comes(backend):
 
 
 def test_static_auto_takes_the_dimensions_that_a_loss_reads_as_numbers_and_the_proof_names_them():
-    trainer = ScalarTrainer(unrolled, mlp(), static="auto")
+    params = mlp()
+    trainer = ScalarTrainer(unrolled, params, static="auto")
     copy = trainer.with_backend("eager")
 
     assert trainer.proof.per_size == copy.proof.per_size == ("batch",)
     assert "batch is proved at each size as it comes" in str(trainer.proof)
     x, y = batch(2)
-    torch.testing.assert_close(trainer.loss_and_backward(x, y)[0], unrolled(trainer.params, x, y).detach())
+    torch.testing.assert_close(trainer.loss_and_backward(x, y)[0], unrolled(params, x, y).detach())
     with pytest.raises(Unprovable, match="depends on data"):
         ScalarTrainer(asks_its_data, mlp(), static="auto")
 
