@@ -32,8 +32,8 @@ from typing import Any
 
 PACKAGES = {"nerfstudio": "nerfstudio", "transformer_lens": "transformer-lens"}
 _NATIVE = "transformer_lens.model_bridge.sources.native.boot"
-_SIZES = "'d_model': (d_model := 12), 'n_layers': 4, 'n_heads': 3, 'd_head': 4, 'n_ctx': 32, 'd_vocab': (d_vocab := 20)"
-_TOKENS = "torch.zeros((batch := 2), (pos := 5), dtype=torch.int64)"
+_SIZES = "'d_model': (d_model := 12), 'n_layers': 3, 'n_heads': 3, 'd_head': 4, 'n_ctx': 32, 'd_vocab': (d_vocab := 20)"
+_TOKENS = "torch.zeros((batch := 2), (pos := 3), dtype=torch.int64)"
 FACTORIES = {
     "nerfstudio": (
         "PixelSamplerConfig=nerfstudio.data.pixel_samplers.PixelSamplerConfig(fisheye_crop_radius=2.0)",
@@ -59,7 +59,7 @@ FACTORIES = {
         "activation_name='mlp_out'",
         "index_axis_names=('layer', 'pos')",
         "patch_setter=transformer_lens.patching.layer_pos_patch_setter",
-        "JacobianLens=JacobianLens({i: torch.zeros(12, 12) for i in range(3)}, n_prompts=1, d_model=(d_model := 12))",
+        "JacobianLens=JacobianLens({i: torch.zeros(12, 12) for i in range(2)}, n_prompts=1, d_model=(d_model := 12))",
         "LearnedSubspace=transformer_lens.tools.analysis.interchange.LearnedSubspace((d_model := 12), (rank := 3))",
         "source_layers=[0]",
         "ln_final=torch.nn.LayerNorm(d_model)",

@@ -12,9 +12,9 @@ axis more with a name of its own, of the result or, where the result has no shap
 peer *answers* where it reports something else of the changed function than of the unchanged one, or a wrong shape of
 the unchanged one. torchtyc *runs* what it has traced to the end, too, with or without an answer. Pyrefly reads shapes
 only below its decorator: each function gets `@static_jaxtyping` with the names of its annotations. torchtyc is given
-the same hollow modules as `shaped check`, and both find torch itself. What `shaped check` decides is proved or refuted;
-a proof of it is for all sizes, the peers' answers are at one set of sizes (torchtyc) or where every step is known
-(Pyrefly).
+the same hollow modules as `shaped check`, and both find torch itself; neither can be told what `FACTORIES` says. What
+`shaped check` decides is proved, for the sizes and values that its statement names, or refuted; the peers' answers are
+at one set of sizes (torchtyc) or where every step is known (Pyrefly), and may be wrong: they were not looked into.
 """
 
 import argparse
@@ -28,7 +28,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -36,6 +36,17 @@ from typing import Any
 
 from reach import PACKAGES, _names_shape, annotated
 
+_REASONS = {
+    "is read here": "it reads a value that nothing tells",
+    "ends the process": "its constructor ends the process where a package is not installed",
+    "could not be made|_LazyError": "no instance can be made to call it on",
+    "memory": "it takes more memory than 4 GB",
+    "depends on data|shape depends on data": "it reads an integer from data, or makes a shape of it",
+    "leaves torch": "it leaves torch, for numpy",
+    "annotate it|was only tried": "a Tensor without a shape, which goes through with some shapes only",
+    "^(TypeError|ValueError|AttributeError|RuntimeError)": "it raises an exception whatever is tried",
+    "": "other: neither proved nor refuted",
+}
 _WRONG = re.compile(
     r"^(shape-mismatch|rank-mismatch|dim-inconsistent|tuple-arity|einops-pattern)"
     r"|^trace-error: .*(broadcast|shape|dimension|must match|inconsistent tensor size)"
@@ -263,10 +274,12 @@ def page(rows: Sequence[dict[str, Any]], found: dict[str, set[Function]], versio
     ours = found["shaped, proved"] | found["shaped, refuted"]
     answers = found["torchtyc, answers"] | found["Pyrefly, answers"]
     peers = answers | found["torchtyc, runs"]
+    by_factories = {(row["file"], row["name"]) for row in rows if row.get("how")}
     table = [
         ("`shaped check`: decided", ours),
-        ("`shaped check`: proved, for all sizes", found["shaped, proved"]),
+        ("`shaped check`: proved", found["shaped, proved"]),
         ("`shaped check`: refuted", found["shaped, refuted"]),
+        ("`shaped check`: decided, without what `FACTORIES` of `reach.py` says", ours - by_factories),
         ("torchtyc: answers", found["torchtyc, answers"]),
         ("torchtyc: answers, or runs to the end", found["torchtyc, answers"] | found["torchtyc, runs"]),
         ("Pyrefly with `@static_jaxtyping`: answers", found["Pyrefly, answers"]),
@@ -283,7 +296,19 @@ def page(rows: Sequence[dict[str, Any]], found: dict[str, set[Function]], versio
         each = [sum(file.startswith(f"{package}/") for file, _ in some) for package in PACKAGES]
         parts = [f"{n} of {total}" for n, total in zip(each, counts.values(), strict=True)]
         lines.append(f"| {name} | {' | '.join(parts)} | {len(some)} ({len(some) / len(rows):.0%}) |")
+    reasons = Counter(_reason(row) for row in rows if row["status"] not in ("proved", "refuted"))
+    lines += ["", "| not decided by `shaped check`, since | functions |", "|---|--:|"]
+    lines += [f"| {reason} | {count} |" for reason, count in reasons.most_common()]
     return "\n".join([*lines, ""])
+
+
+def _reason(row: dict[str, Any]) -> str:
+    """Why a function is not decided, in a few words."""
+    named = {"late": "it takes more than its limit of time", "unreachable": "it is defined within another function",
+             "declared": "its body is for others to define", "crash": "the process ended"}  # fmt: skip
+    if row["status"] in named:
+        return named[row["status"]]
+    return next((said for text, said in _REASONS.items() if re.search(text, row["summary"])), "other")
 
 
 def main() -> None:
@@ -291,6 +316,7 @@ def main() -> None:
     for name in ("packages", "rows", "torchtyc", "pyrefly"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--keep", type=Path, default=None, help="where answers are kept, to go on from")
+    parser.add_argument("--note", default="", help="a sentence on how the rows came about")
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
     rows = json.loads(options.rows.read_text())
@@ -299,8 +325,9 @@ def main() -> None:
     command = [str(options.pyrefly / "bin" / "pyrefly"), "--version"]
     asked = subprocess.run(command, capture_output=True, text=True, check=True)
     torchtyc = next(options.torchtyc.glob("torchtyc-*.dist-info")).name.removesuffix(".dist-info").replace("-", " ")
+    note = f" {options.note}" if options.note else ""
     versions = f"Python {platform.python_version()}, torch {version('torch')}, {torchtyc}, {asked.stdout.strip()}; "
-    written = page(rows, found, versions + f"{os.cpu_count()} cores of {platform.machine()}.")
+    written = page(rows, found, versions + f"{os.cpu_count()} cores of {platform.machine()}.{note}")
     print(written)
     if options.out is not None:
         options.out.with_suffix(".md").write_text(written)

@@ -89,6 +89,9 @@ class Prover:
                 examined.held.append(self._held(case, examined.result, inventor, case is cases[0]))
             except (ProofError, Unprovable) as error:
                 where = _in(case, error)
+                if any(_is_again(error, refusal) for other, refusal in refusals if other.said == case.said):
+                    refusals.append((case, error))
+                    continue
                 if case.is_given and isinstance(error, ProofError) and _is_of_the_given(case, error):
                     unfit.append((case, where))  # what the factory made has as many axes as it has
                     continue
@@ -160,6 +163,14 @@ class Prover:
         return [self.instances.blank(inventor, kind, "self", whole=owner == "whole")]
 
 
+def _is_again(error: ProofError | Unprovable, refusal: Exception) -> bool:
+    """Whether an alternative is refused as it was with another number of axes."""
+    known = refusal.error if isinstance(refusal, Refusal) else refusal
+    raised = error.goal.raised
+    same = isinstance(known, ProofError | Unprovable) and known.goal.raised == raised
+    return bool(raised) and same and str(known.source) == str(error.source)
+
+
 def _is_of_the_given(case: Case, error: ProofError) -> bool:
     """Whether what a factory made may be at fault: it has as many axes as it has, or no size is to blame."""
     goal = error.goal
@@ -190,6 +201,8 @@ def _refusing(case: Case, refusal: Refusal) -> Unprovable:
 
 
 def _said(error: Exception) -> str:
+    if isinstance(error, ProofError | Unprovable) and error.goal.raised:
+        return error.goal.raised
     return str(error) if isinstance(error, Refusal) else f"{type(error).__name__}: {first_line(error)}"
 
 

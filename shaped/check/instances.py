@@ -87,6 +87,11 @@ class Factories:
         code, names, text = self._codes[key]
         known = self._known(key)
         free = [name for name in names if name not in known and not hasattr(builtins, name)]
+        owners = [n.value.id for n in ast.walk(ast.parse(text, mode="eval"))
+                  if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)]  # fmt: skip
+        for name in free:
+            if name in owners:
+                raise ShapedError(f"the factory {text} names `{name}`, which is no module and nothing of this file")
         if not free:  # one for all runs
             return [self._built(key, path)]
         ints += [name for name in free if name not in ints]

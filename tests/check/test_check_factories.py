@@ -43,6 +43,10 @@ def scaled(x: Float[Tensor, "n d"], scale: Any) -> Float[Tensor, "n d"]:
     assert "given        model = Net(width := 4)" in found["applied"].message
     assert found["applied"].conditions == ("d == 4",)
     assert found["twice"].status == "refuted"
+    lost = check(text, "scaled", factories=["scale=nowhere.at_all()"])["scaled"]
+    assert lost.summary.endswith(
+        "the factory nowhere.at_all() names `nowhere`, which is no module and nothing of this file"
+    )
     assert found["scaled"].status == "proved"
 
 
