@@ -9,6 +9,7 @@ as ever, and the first batch of each executor is held against eager as ever.
 """
 
 import hashlib
+import math
 import os
 import sys
 import types
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
-from torch.fx import Graph, GraphModule
+from torch.fx import Graph, GraphModule, symbolic_trace
 
 from shaped.backends import archive
 from shaped.backends.bytecode import is_installed
@@ -28,7 +29,7 @@ from shaped.backends.cases import AdmittedCase, Traced
 from shaped.backends.executors import CompileError, Executor, Key, Lowered
 from shaped.backends.kernels import KeptCode, Unkeepable, taken_apart
 from shaped.backends.reach import Reach, Untold, named
-from shaped.backends.samples import FACTOR
+from shaped.backends.samples import FACTOR, CountGraph
 from shaped.backends.step import Runner
 from shaped.backends.surroundings import OWN, sources, surroundings
 from shaped.errors import StateError, listing
@@ -41,6 +42,12 @@ if TYPE_CHECKING:
 _FORMAT = 1
 _DIGEST = 24  # characters of one
 _NOT_IN_CODE = ("max_executors", "capture", "verify", "save_frozen")  # options that change neither proof nor code
+_IN_GRAPHS = {
+    "device": torch.device,
+    "inf": math.inf,
+    "nan": math.nan,
+    "NoneType": type(None),
+}  # names in a graph's code
 Made = tuple[AdmittedCase, Hashable, Runner, Sequence[Tensor]]  # as `Compiled.made` gives them
 
 
@@ -100,6 +107,7 @@ class KeptProgram:
             raise self._refused("the signature is another")
         program.inner = about["inner"]
         program.outside.now.restore(self._reads)
+        program.outside.now.codes |= self._reach.codes  # as of now: what is replaced later is not kept as this
         for number, told in enumerate(about["cases"]):
             key: tuple[Any, ...] = tuple(
                 (torch.Size(shape), getattr(torch, dtype), program.params.device, torch.strided)
@@ -253,7 +261,7 @@ def _refuse_unread(codes: set[types.CodeType], reach: Reach) -> None:
         known = code in reach.codes or is_installed(file) or file.startswith(str(OWN))
         if not known:
             raise Unkeepable(
-                f"it runs `{code.co_qualname}` ({file}:{code.co_firstlineno}), which its code does not name"
+                f"it runs `{code.co_qualname}` ({file}:{code.co_firstlineno}), which no code that it reaches names"
             )
 
 
@@ -302,7 +310,7 @@ def _address(read: Read, reach: Reach) -> list[Any]:
 def _encoded(read: Read) -> Any:
     if read.key is None or type(read.key) in (str, int, bool):
         return read.key
-    raise Unkeepable(f"it reads `{read.text}` by a key that is {named(type(read.key))}")
+    raise Unkeepable(f"it reads `{read.text.split('[')[0]}` by keys that are {named(type(read.key))}")
 
 
 def _code(executor: Executor, case: AdmittedCase) -> KeptCode:
@@ -345,7 +353,18 @@ def _sketch(graph: GraphModule) -> dict[str, Any]:
               if isinstance(t, Tensor) and t.is_floating_point()}  # fmt: skip
     inputs = sum(node.op == "placeholder" for node in graph.graph.nodes)
     counts = FACTOR in graph.meta and graph.meta[FACTOR] is None
-    return {"inputs": inputs, "dtypes": sorted(dtypes), "by_sizes": counts}
+    told = {"inputs": inputs, "dtypes": sorted(dtypes), "by_sizes": counts}
+    return {**told, "factor": _spelled_out(graph.meta.get(FACTOR))}
+
+
+def _spelled_out(factor: CountGraph | None) -> dict[str, Any] | None:
+    """What values say of a batch's count, as Python; None where it names more than torch's operations."""
+    if factor is None or factor.function is not None or any(n.op == "get_attr" for n in factor.graph.graph.nodes):
+        return None
+    code = factor.graph.graph.python_code("self")
+    if "pytree" in code.src or not {*code.globals} <= {*_IN_GRAPHS, "torch", "pytree", "fx_pytree"}:
+        return None
+    return {"source": code.src.replace("forward(self, ", "forward(", 1), "share": factor.share}
 
 
 def _sketched(told: Mapping[str, Any]) -> GraphModule:
@@ -357,6 +376,11 @@ def _sketched(told: Mapping[str, Any]) -> GraphModule:
     made = GraphModule(torch.nn.Module(), graph)
     if told["by_sizes"]:
         made.meta[FACTOR] = None
+    elif told["factor"]:
+        space: dict[str, Any] = {"torch": torch, **_IN_GRAPHS}
+        exec(compile(told["factor"]["source"], "<a kept program>", "exec"), space)
+        traced = symbolic_trace(space["forward"])
+        made.meta[FACTOR] = CountGraph(traced, None, told["factor"]["share"])
     return made
 
 

@@ -360,7 +360,10 @@ def _held(value: Any) -> list[tuple[str, Any]] | None:
     if isinstance(value, weakref.ref):
         return [("()", value())]
     if isinstance(value, ContextVar):
-        return [(value.name, value.get(_ABSENT))]
+        try:
+            return [(value.name, value.get())]
+        except LookupError:
+            return [(value.name, _ABSENT)]
     return None
 
 

@@ -1,6 +1,7 @@
 """A kept program: what another process takes up, and everything that must make it a miss."""
 
 import importlib
+import json
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
@@ -12,7 +13,10 @@ import torch
 
 from shaped import ScalarTrainer, ShapeError, StateError
 from shaped.backends import DisagreementError, archive, program
+from shaped.backends.kept import _sketch, _sketched
+from shaped.backends.samples import FACTOR
 from shaped.optim import AdamW, Lion
+from tests.models import batch, mlp, mlp_loss
 
 HELPER = """
 BETA = 0.5
@@ -344,6 +348,28 @@ def test_a_program_is_kept_again_by_who_took_it_up(project: Project, tmp_path: P
 
     assert trainer.save_program(tmp_path / "again") == []
     assert archive.read(tmp_path / "again") == archive.read(project.file)
+
+
+@pytest.mark.usefixtures("nothing_is_proved")
+def test_code_that_was_replaced_after_its_trace_is_not_kept_as_what_was_traced(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = project.load()
+    trainer.step(X, lr=0.1)
+    monkeypatch.setattr(project.module.bend, "__code__", (lambda x, by, more: x).__code__)
+
+    with pytest.raises(ValueError, match="which no code that it reaches names"):
+        trainer.save_program(tmp_path / "nothing")
+
+
+def test_what_values_say_of_the_count_of_a_batch_is_kept() -> None:
+    trainer = ScalarTrainer(mlp_loss, mlp())
+    x, y = batch()
+    y[0] = -100
+    case = trainer._program.admit([x, y])
+    kept = _sketched(json.loads(json.dumps(_sketch(case.sketch)))).meta[FACTOR]
+
+    assert case.samples * kept.of(trainer._program.plain, [x, y]) == trainer.count(x, y) == 4
 
 
 @pytest.mark.usefixtures("interpreted")
