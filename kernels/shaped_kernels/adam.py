@@ -244,17 +244,18 @@ class AdamRule(Rule):
 
     @property
     def has_kernels(self) -> bool:
-        """Unless the share of elements that move is asked for."""
-        return not self.cautious
+        """Unless 8-bit moments are to be cautious."""
+        return not (self.cautious and self.eight_bit)
 
     def kernels(self) -> Kernels:
         """Those of adam_triton.py, or of adam8_triton.py for codes."""
         from .adam8_triton import adam8_chunk
-        from .adam_triton import adam_chunk
+        from .adam_triton import adam_agreeing, adam_chunk
         from .rows_triton import adam_row
 
-        switches = (self.decoupled_weight_decay, self.cautious_decay, self.maximize, self.amsgrad)
-        return Kernels(adam_row, adam8_chunk if self.eight_bit else adam_chunk, switches, 7)
+        switches = (self.decoupled_weight_decay, self.cautious_decay, self.maximize, self.amsgrad, self.cautious)
+        agrees = adam_agreeing if self.cautious else None
+        return Kernels(adam_row, adam8_chunk if self.eight_bit else adam_chunk, switches, 7, agrees)
 
 
 def _refuse_kinds(given: dict[str, Any]) -> None:

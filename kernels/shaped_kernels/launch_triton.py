@@ -1,7 +1,8 @@
-"""The host's part of a step on the triton path: tables, then at most three kinds of launches.
+"""The host's part of a step on the triton path: tables, then at most four kinds of launches.
 
     squares_kernel   once for each dtype, if clipping or skipping asked for it
     row_kernel       one program: advances the step, decides, writes the row
+    agree_kernel     once for each dtype, if the rule is cautious
     table_kernel     once for each dtype: all tensors of the lists
 
 Nothing here waits for the device. Tensors that are no dense block are updated as dense copies.
@@ -16,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .calls import NOTHING, Extras, RuleCall, shared
+from .cautious_triton import agree_kernel
 from .lists import WIDE, TensorLists
 from .rows_triton import NORM, OWN, SKIP, row_kernel
 from .rule import Kernels
@@ -77,8 +79,18 @@ class _Tables:
             wide: torch.zeros(OWN.value + entries, dtype=wide, device=lists.device)
             for wide in {group.wide for group in self.groups}
         }
+        self.counts: Tensor | None = None
+        self._each: list[Tensor] = []
         self._written: list[float] = []
         self.hypers = torch.zeros(_SHARED_HYPERS + hypers, dtype=torch.float64, device=lists.device)
+
+    def agreeing(self, lists: TensorLists) -> list[Tensor]:
+        """For each tensor how many of its elements agree, and how many it has: 16 bytes, so that all stay aligned."""
+        if self.counts is None:
+            sizes = [[0, p.numel()] for p in lists.params]
+            self.counts = torch.tensor(sizes, dtype=torch.int64).to(lists.device)
+            self._each = list(self.counts)
+        return self._each
 
     def write(self, hypers: list[float]) -> None:
         """Upload hyper-parameters that differ from those uploaded last, into the memory that captured launches read.
@@ -175,6 +187,8 @@ def _point(call: RuleCall, plan: _Tables) -> list[tuple[Tensor, Tensor]]:
                 original = role[i].detach()  # scales are copied for nothing: a rare case kept simple
                 role[i] = original.clone(memory_format=torch.contiguous_format)
                 pairs += [] if at == 1 else [(original, role[i])]
+    if call.rule.kernels().agrees is not None:
+        roles = [*roles, plan.agreeing(lists)]
     for group in plan.groups:
         whole = len(group.members) == len(lists.params)
         group.roles = roles if whole else [[role[i] for i in group.members] for role in roles]
@@ -212,6 +226,8 @@ def _run(call: RuleCall, plan: _Tables, extras: Extras, partials: list[Tensor]) 
             ROW=kernels.row, SWITCHES=kernels.switches, **around, ADVANCE=at == len(plan.rows) - 1, **OPTIONS,
         )  # fmt: skip
     try:
+        if kernels.agrees is not None and plan.counts is not None:
+            plan.counts[:, 0].zero_()
         for group in plan.groups:
             if len(group.table.chunks):
                 _update(kernels, group, plan.rows[group.wide], call, extras)
@@ -230,10 +246,18 @@ def _update(kernels: Kernels, group: _Group, row: Tensor, call: RuleCall, extras
         "M": TYPES[slots[0][first].dtype if slots else lists.params[first].dtype],
         "E": TYPES[lists.params[first].dtype if lists.ema is None else lists.ema[first].dtype],
     }
+    scaled = extras.max_norm is not None or extras.grad_scale is not None
+    if kernels.agrees is not None:
+        last = len(group.roles) - 1
+        agree_kernel[(table.programs,)](
+            table.addresses, table.addresses.shape[1], table.chunks, len(table.chunks), row,
+            COUNT=kernels.agrees, SWITCHES=kernels.switches, P=kinds["P"], G=kinds["G"], M=kinds["M"], SCALED=scaled,
+            STORE=_STORES[store].value, LOW=last - 1, ROLE=last, BLOCK=table.block, **OPTIONS,
+        )  # fmt: skip
     table_kernel[(table.programs,)](
         table.addresses, table.addresses.shape[1], table.chunks, len(table.chunks), row,
         CHUNK=kernels.chunk, SWITCHES=kernels.switches, **kinds,
-        SCALED=extras.max_norm is not None or extras.grad_scale is not None,
+        SCALED=scaled,
         GUARDED=extras.skip_nonfinite or extras.found_inf is not None,
         EMA=lists.ema is not None and extras.ema_decay is not None, ZERO=extras.zero_grads,
         STORE=_STORES[store].value, BLOCK=table.block, **OPTIONS,

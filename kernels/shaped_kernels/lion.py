@@ -126,14 +126,15 @@ class LionRule(Rule):
 
     @property
     def has_kernels(self) -> bool:
-        """Unless the share of elements that move is asked for."""
-        return not self.cautious
+        """Unless 8-bit moments are to be cautious."""
+        return not (self.cautious and self.eight_bit)
 
     def kernels(self) -> Kernels:
         """Those of lion_triton.py, or of lion8_triton.py for codes."""
         from .lion8_triton import lion8_chunk
-        from .lion_triton import lion_chunk
+        from .lion_triton import lion_agreeing, lion_chunk
         from .rows_triton import lion_row
 
-        switches = (self.decoupled_weight_decay, self.cautious_decay, self.maximize)
-        return Kernels(lion_row, lion8_chunk if self.eight_bit else lion_chunk, switches, 6)
+        switches = (self.decoupled_weight_decay, self.cautious_decay, self.maximize, self.cautious)
+        agrees = lion_agreeing if self.cautious else None
+        return Kernels(lion_row, lion8_chunk if self.eight_bit else lion_chunk, switches, 6, agrees)

@@ -101,12 +101,15 @@ class Kernels(NamedTuple):
         chunk: Moves one chunk, for `table_kernel` in table_triton.py.
         switches: What both are compiled for.
         entries: How many numbers of its own it keeps in the row.
+        agrees: Counts the elements of one chunk whose update agrees with the gradient, for `agree_kernel` in
+            cautious_triton.py; None where the update does not ask for their share.
     """
 
     row: Any
     chunk: Any
     switches: tuple[bool, ...]
     entries: int
+    agrees: Any = None
 
 
 @dataclass(frozen=True)

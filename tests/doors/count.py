@@ -12,7 +12,8 @@ from collections import Counter
 from pathlib import Path
 
 from shaped.errors import ShapedError
-from tests.doors.test_doors import TABLE, WRONG, admits, hints_of
+from tests.doors.test_doors import WRONG, admits, hints_of
+from tests.doors.valid_training import TABLE
 
 
 def main() -> None:

@@ -18,12 +18,16 @@ from shaped_kernels.schedule_free import ScheduleFreeRule
 from shaped_kernels.sgd import SgdRule
 from tests.kernels.test_kernel_triton import BLOCK, DEVICE
 
-SIZES = ((), (0,), (BLOCK - 1,), (2 * BLOCK + 3,))
+SIZES = ((), (0,), (BLOCK - 1,), (2 * BLOCK + 3,), (19 * BLOCK + 3,))  # the last is of several chunks
 CASES: list[tuple[Rule, tuple[float, ...]]] = [
     (LionRule(), (0.01, 0.9, 0.95, 0.1)),
     (LionRule(maximize=True, cautious_decay=True), (0.01, 0.9, 0.95, 0.5)),
     (LionRule(decoupled_weight_decay=False), (0.01, 0.9, 0.95, 0.1)),
     (AdamRule(True, cautious_decay=True), (0.01, 0.9, 0.95, 1e-8, 0.5)),
+    (LionRule(cautious=True, maximize=True), (0.01, 0.9, 0.95, 0.1)),
+    (LionRule(cautious=True, decoupled_weight_decay=False), (0.01, 0.9, 0.95, 0.1)),
+    (AdamRule(True, cautious=True, cautious_decay=True), (0.01, 0.9, 0.95, 1e-8, 0.5)),
+    (AdamRule(cautious=True, amsgrad=True), (0.01, 0.9, 0.95, 1e-8, 0.5)),
     (ScheduleFreeRule(), (0.01, 0.9, 0.95, 1e-8, 0.1, 2.0)),
     (ScheduleFreeRule(maximize=True), (0.01, 0.9, 0.95, 1e-8, 0.1, 0.0)),
     (SgdRule(decoupled_weight_decay=True, buffered=True), (0.01, 0.9, 0.0, 0.5)),
