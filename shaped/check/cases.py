@@ -166,9 +166,9 @@ class Prover:
 def _is_again(error: ProofError | Unprovable, refusal: Exception) -> bool:
     """Whether an alternative is refused as it was with another number of axes."""
     known = refusal.error if isinstance(refusal, Refusal) else refusal
-    raised = error.goal.raised
-    same = isinstance(known, ProofError | Unprovable) and known.goal.raised == raised
-    return bool(raised) and same and str(known.source) == str(error.source)
+    if not isinstance(known, ProofError | Unprovable) or not error.goal.raised:
+        return False
+    return (known.goal.raised, str(known.source)) == (error.goal.raised, str(error.source))
 
 
 def _is_of_the_given(case: Case, error: ProofError) -> bool:
