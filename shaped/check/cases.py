@@ -99,7 +99,7 @@ class Prover:
                     raise where from None
                 examined.failed.append((case, where))
             except Exception as error:
-                if not case.said or not (raises(error) or isinstance(error, Refusal)):
+                if not isinstance(error, Refusal) and not (case.said and raises(error)):
                     raise
                 refusals.append((case, error))
         if examined.failed:

@@ -199,7 +199,7 @@ class CaseProgram:
         """Whether a refutation names sizes at which a run on real tensors fails, or needs none."""
         goal = error.goal
         taken = {*self.read, *(name for name in self.ints if name not in self.dims and name in goal.sizes)}
-        if taken and error.source is not None and error.source.text.startswith("raise "):
+        if taken and error.source is not None and error.source.text.startswith(("raise ", "assert ")):
             return False  # the program's own refusal of numbers that were taken for it
         return bool(goal.sizes or goal.silent or goal.operation == "claim" or not goal.raised) or not self.names
 

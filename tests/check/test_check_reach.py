@@ -149,10 +149,17 @@ def timed(rays: Rays) -> Float[Tensor, "*a 3"]:
 
 def test_a_number_that_the_program_refuses_itself_refutes_nothing(check) -> None:  # type: ignore[no-untyped-def]
     found = check("""
+STATE: list[int] = []
+
 def first(x: Float[Tensor, "n 12"], rank: int) -> Float[Tensor, "n rank"]:
     if not 0 < rank <= 12:
         raise ValueError(f"rank must be in [1, 12], got {rank}")
     return x[:, :rank]
+
+class State:
+    def read(self) -> Float[Tensor, "3"]:
+        assert len(STATE) > 0, "not ready"
+        return torch.zeros(3)
 
 def wrong(x: Float[Tensor, "n 12"], rank: int) -> Float[Tensor, "n rank"]:
     if not 0 < rank <= 12:
@@ -161,6 +168,7 @@ def wrong(x: Float[Tensor, "n 12"], rank: int) -> Float[Tensor, "n rank"]:
 """)
 
     assert found["first"].status == "proved"
+    assert found["State.read"].status == "unprovable"
     assert found["wrong"].status == "refuted"
 
 
