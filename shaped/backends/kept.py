@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, symbolic_trace
 
 from shaped.backends import archive
-from shaped.backends.bytecode import is_installed
+from shaped.backends.bytecode import is_installed, is_library
 from shaped.backends.cases import AdmittedCase, Traced
 from shaped.backends.executors import CompileError, Executor, Key, Lowered
 from shaped.backends.kernels import KeptCode, Unkeepable, taken_apart
@@ -107,7 +107,9 @@ class KeptProgram:
             raise self._refused("the signature is another")
         program.inner = about["inner"]
         program.outside.now.restore(self._reads)
-        program.outside.now.codes |= self._reach.codes  # as of now: what is replaced later is not kept as this
+        program.outside.now.codes |= {
+            (code, "") for code in self._reach.codes
+        }  # what is replaced later is another program
         for number, told in enumerate(about["cases"]):
             key: tuple[Any, ...] = tuple(
                 (torch.Size(shape), getattr(torch, dtype), program.params.device, torch.strided)
@@ -254,12 +256,12 @@ def _refuse(program: "Program", options: Mapping[str, Any]) -> None:
         raise Unkeepable("one with `*axes` or with inputs that may be left out is not")
 
 
-def _refuse_unread(codes: set[types.CodeType], reach: Reach) -> None:
+def _refuse_unread(codes: set[tuple[types.CodeType, str]], reach: Reach) -> None:
     """Refuse a program that ran code of the project's which is not found again from the loss."""
-    for code in codes:
+    for code, module in codes:
         file = code.co_filename
-        known = code in reach.codes or is_installed(file) or file.startswith(str(OWN))
-        if not known:
+        generated = file.startswith("<") and module and is_library(module)  # by an installed package
+        if not (code in reach.codes or is_installed(file) or file.startswith(str(OWN)) or generated):
             raise Unkeepable(
                 f"it runs `{code.co_qualname}` ({file}:{code.co_firstlineno}), which no code that it reaches names"
             )

@@ -88,7 +88,7 @@ class OutsideValues:
         self.number, self._own = number, own
         self.proofs: dict[Any, Any] = {}
         self.cases: dict[Any, Any] = {}
-        self.codes: set[types.CodeType] = set()  # that the traces ran
+        self.codes: set[tuple[types.CodeType, str]] = set()  # that the traces ran, each with its module
         self._reads: list[_Place] = []  # each place once, however many graphs read it; after what it lies in
         self._known: dict[Hashable, int] = {}
         self._lifted: dict[GraphModule, tuple[set[int], Lifted]] = {}

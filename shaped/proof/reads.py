@@ -113,14 +113,14 @@ class Reads:
         changed: What the program itself changes, of what it reads.
         settled: Such changes alter nothing: the program traced once more, after them, is the same.
         beyond: What holds too much to look at.
-        codes: What code was run, of those that are followed.
+        codes: What code was run, of those that are followed, with the name of the module that its globals are.
     """
 
     found: list[Read] = field(default_factory=list)
     changed: list[Read] = field(default_factory=list)
     settled: bool = False
     beyond: str = ""
-    codes: frozenset[types.CodeType] = frozenset()
+    codes: frozenset[tuple[types.CodeType, str]] = frozenset()
 
     @property
     def depends(self) -> list[str]:

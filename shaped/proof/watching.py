@@ -14,7 +14,7 @@ import random
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -53,6 +53,7 @@ class Watching:
         self._reading = Reading()
         self._found = Reads()
         self._frames: dict[FrameType, Shadow] = {}
+        self._ran: dict[CodeType, str] = {}
         self._before: Any = None
         self._paused = False
         self.returns = False  # code of the user's may run in the backward pass: a checkpoint, a hook, a function
@@ -73,7 +74,7 @@ class Watching:
         sys.settrace(self._before)
         self._frames.clear()
         self._found = self._reading.log.reads()
-        self._found.codes = frozenset(code for code, follows in self._reading.followed.items() if follows)
+        self._found.codes = frozenset(self._ran.items())
         if self._reading.drawn is None and _generators() != self._generators:
             self._reading.drawn = Drawn("a generator of Python's or NumPy's", None)
 
@@ -145,6 +146,7 @@ class Watching:
             caller.called, caller.result = True, UNKNOWN
         if frame not in self._frames:
             self._frames[frame] = Shadow()
+            self._ran.setdefault(code, str(frame.f_globals.get("__name__")))
             self._reading.enter(code)
         frame.f_trace = self._within  # Python 3.13 asks for it before it tells of instructions
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
