@@ -191,6 +191,7 @@ def evaluate(
     prepared = {name: _prepared(name, m) for name, m in keyed("metrics", {} if metrics is None else metrics).items()}
     signature, loss = trainer.proof.setting.signature, Mean()
     peers = trainer.peers
+    _refuse_doubled(trainer, prepared)
     feed = feed_of(trainer, data, fit=lambda b: by_position(b, signature, ignore))
     model = _model(trainer, bool(prepared))
     training = [module for module in trainer.modules if module.training]
@@ -256,6 +257,16 @@ def _sum(means: Sequence[Mean], peers: Peers) -> None:
         told = peers.tell("the end of an evaluation", [(mean.total, mean.weight) for mean in means])
         for mean, parts in zip(means, zip(*told, strict=True), strict=True):
             mean.total, mean.weight = (math.fsum(part) for part in zip(*parts, strict=True))
+
+
+def _refuse_doubled(trainer: ScalarTrainer, metrics: Mapping[str, Any]) -> None:
+    """Refuse metrics over the predictions of all ranks where several make the same ones."""
+    several = trainer.rows is not None and trainer.rows.parts < trainer.peers.size
+    if several and any(isinstance(metric, Scored) for metric in metrics.values()):
+        raise ShapedError(
+            "Scored metrics take each rank's predictions, and ranks that have parts of one model make the same ones: "
+            "evaluate them in one process from a checkpoint"
+        )
 
 
 def _model(trainer: ScalarTrainer, wanted: bool) -> Any:

@@ -192,6 +192,11 @@ def _placed(program: Program, plan: SharedAxes, save_frozen: bool) -> "tuple[Pla
 
     named = plan.named
     assert named is not None
+    if program.signature.axes:
+        raise SignatureError(
+            f"`{program.signature.name}` has *{program.signature.axes[0]}, any number of axes, and a plan by name is "
+            "for a known number: name each axis"
+        )
     named.hold_even(program.params.dims)
     layouts = named.layouts(program.params.entries, program.params.dims)
     found = placed(program, program.proof.graph, program.inputs, named)

@@ -255,8 +255,10 @@ class ScalarTrainer(Stepping):
         with self._together():
             loss, gradients, _ = self._backend.loss_and_backward(self._program.arrange(inputs, named))
         params, found = self._program.params, dict(zip(self._program.used, gradients, strict=True))
+        together = self._program.together
+        shapes = [p.shape if together is None else together.whole_shape(i) for i, p in enumerate(params)]
         return loss, params.like(
-            [found[i] if i in found else p.new_zeros(()).expand(p.shape) for i, p in enumerate(params)]
+            [found[i] if i in found else p.new_zeros(()).expand(shapes[i]) for i, p in enumerate(params)]
         )
 
     # -- two backends ----------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from shaped.backends.values import Check, Checked, IndexArgument
-from shaped.ranks.extents import extent
+from shaped.ranks.extents import extent, number_of
 from shaped.ranks.placements import Held, Shard, part_of
 from shaped.ranks.walk import PlacementWalk, Task, operation
 
@@ -87,20 +87,7 @@ class LocalRun(Checked):
         return self._part(value, held) if n in self._cuts and isinstance(held, Shard) else value
 
     def _part(self, value: Tensor, shard: Shard) -> Tensor:
-        return part_of(value, shard.axis, self._number(shard.before), self._across.rank, self._across.size)
-
-    def _number(self, size: Any) -> Any:
-        """An expression of sizes as a number."""
-        if isinstance(size, int):
-            return size
-        if size.is_Integer:
-            return int(size)
-        number, factors = size.as_coeff_Mul()
-        found: Any = int(number)
-        for symbol, power in factors.as_powers_dict().items():
-            for _ in range(int(power)):
-                found = found * self._sizes[symbol]
-        return found
+        return part_of(value, shard.axis, number_of(shard.before, self._sizes), self._across.rank, self._across.size)
 
     def _whole_size(self, n: Node) -> Any:
         x: Any = n.args[0]

@@ -48,6 +48,11 @@ class Parts(Turns):
         layout = self.layouts.get(index) if self.sharded else None
         return layout is not None and isinstance(value, Tensor) and tuple(value.shape) == (layout.length,)
 
+    def whole_shape(self, index: int) -> tuple[int, ...]:
+        """The shape of a whole parameter."""
+        layout = self.layouts.get(index) if self.parted else None
+        return tuple(self._program.tensors[index].shape) if layout is None else layout.shape  # type: ignore[no-any-return]
+
     def cut(self) -> None:
         """Let each rank keep its parts alone; a parameter stays the same object, over other memory."""
         for i, layout in self.layouts.items() if self.parted else ():

@@ -99,7 +99,8 @@ def _step(steps: Sequence[Step], node: Node) -> tuple[Step | None, bool]:
         if at is not None and at < len(steps):
             return steps[at], backward
         backward = True
-        inputs = [n for n in found.all_input_nodes if n not in seen]
+        begins = operation(found) == "ones_like"  # the gradient of the loss, where the way back ends
+        inputs = [n for n in found.all_input_nodes if n not in seen and not begins]
         seen.update(inputs)
         # what a backward operation kept of the forward pass is nearer to it than the gradient that comes in
         waiting = [n for n in inputs if STEP in n.meta] + waiting + [n for n in inputs if STEP not in n.meta]

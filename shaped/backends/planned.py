@@ -21,10 +21,11 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from shaped.backends.agreed import Passed
+from shaped.backends.cases import AdmittedCase
 from shaped.backends.gradients import finite_flag
 from shaped.backends.local import LocalRun
 from shaped.backends.placed import PlacedGraph, placed
-from shaped.backends.program import AdmittedCase, Program
+from shaped.backends.program import Program
 from shaped.backends.together import EagerAt, EagerResult, Together
 from shaped.backends.values import Checked, Runs
 from shaped.errors import RankError

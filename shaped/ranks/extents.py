@@ -1,6 +1,8 @@
 """Sizes as the walk of a plan asks about them: quotients, and what an axis of the mesh divides."""
 
-from collections.abc import Mapping
+import math
+import operator
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import sympy
@@ -38,6 +40,33 @@ def quotient(a: sympy.Expr, b: sympy.Expr) -> sympy.Expr | None:
         if not (left[base].is_Integer and left[base] >= 0):
             return None
     return sympy.Integer(number // whole) * sympy.Mul(*[base**power for base, power in left.items()])
+
+
+_ARITHMETIC: dict[str, Callable[..., Any]] = {
+    "Add": lambda *parts: sum(parts),
+    "Mul": lambda *parts: math.prod(parts),
+    "Pow": operator.pow,
+    "FloorDiv": operator.floordiv,
+    "CleanDiv": operator.floordiv,
+    "Mod": operator.mod,
+    "PythonMod": operator.mod,
+}
+
+
+def computable(size: Any) -> bool:
+    """Whether a size is arithmetic that `number_of` does."""
+    if isinstance(size, int) or size.is_Integer or size.is_Symbol:
+        return True
+    return type(size).__name__ in _ARITHMETIC and all(map(computable, size.args))
+
+
+def number_of(size: Any, symbols: Mapping[Any, Any]) -> Any:
+    """A size where each symbol is a number, or a symbolic size of another trace."""
+    if isinstance(size, int) or size.is_Integer:
+        return int(size)
+    if size.is_Symbol:
+        return symbols[size]
+    return _ARITHMETIC[type(size).__name__](*[number_of(part, symbols) for part in size.args])
 
 
 class Extents:

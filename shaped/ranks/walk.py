@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from shaped.ranks.extents import Extents, extents, product
+from shaped.ranks.extents import Extents, computable, extents, product
 from shaped.ranks.placements import WHOLE, Held, Partial, Replicate, Shard
 
 
@@ -177,6 +177,8 @@ class PlacementWalk:
         self.settle(node, operand)
         held = self.of(operand)
         if isinstance(held, Replicate):
+            if not computable(shard.before):
+                self.whole(node, *[n for n in node.all_input_nodes if isinstance(self.of(n), Shard)])
             self.task(node).cuts[operand] = shard
         elif held != shard:
             raise self.clash(node, operand, held)
