@@ -258,7 +258,7 @@ class PlacementWalk:
             if isinstance(held, Partial):
                 self.task(node).sums.append(result)
                 self.held[result] = held = WHOLE
-                self.count("sum", node, result.meta["val"], name)
+                self.count("sum", result, result.meta["val"], name)
             if isinstance(held, Shard) and held != end:
                 raise Unplaced(
                     result,
