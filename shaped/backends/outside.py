@@ -1,8 +1,8 @@
 """What a loss reads from outside while it is trained: tensors that become inputs, values that are watched.
 
 A proof stands for the values that its trace read. A `World` is one such set of values, with the proofs and batches that
-hold in it. Each step asks whether they are still there, which costs about 40 ns for each, and nothing where there are
-none. Where one has changed the loss is proved and traced anew; where it changes back, the earlier world goes on.
+hold in it. Each step asks whether they are still there, which costs about 40 ns for each. Where one has changed the
+loss is proved and traced anew; where it changes back, the earlier world goes on.
 
 Tensors are followed, written in place or replaced: the graph takes them as inputs that are read at each call.
 """

@@ -65,10 +65,15 @@ def _counts(after: list[dis.Instruction]) -> bool:
 
 
 class Shadow:
-    """The stack of one frame, as far as it is known, and the instruction that runs now."""
+    """The stack of one frame, as far as it is known, and the instruction that runs now.
+
+    Attributes:
+        function: Whose the frame is, if that is known.
+    """
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
+        self.function: Any = None
         self.last: Instruction | None = None
         self.offset = -1
         self.jumped, self.effect = False, 0
@@ -138,7 +143,7 @@ PURE: dict[str, Callable[[Shadow, Any, Any], None]] = {
     "FOR_ITER": _iterate,
     **dict.fromkeys(("RESUME", "NOP", "PRECALL", "KW_NAMES", "COPY_FREE_VARS", "MAKE_CELL"), _drop(0)),
     **dict.fromkeys(("JUMP_FORWARD", "JUMP_BACKWARD", "JUMP_BACKWARD_NO_INTERRUPT"), _drop(0)),
-    **dict.fromkeys(("POP_TOP", "RETURN_VALUE"), _drop(1)),
+    **dict.fromkeys(("STORE_FAST", "STORE_NAME", "STORE_DEREF", "STORE_GLOBAL", "POP_TOP", "RETURN_VALUE"), _drop(1)),
     **dict.fromkeys(("LIST_APPEND", "SET_ADD", "DELETE_ATTR"), _drop(1)),
     **{f"POP_JUMP_{way}IF_{of}": _drop(1) for way in _WAYS for of in ("NONE", "NOT_NONE")},
     **dict.fromkeys(("STORE_ATTR", "MAP_ADD", "DELETE_SUBSCR", "STORE_FAST_STORE_FAST"), _drop(2)),

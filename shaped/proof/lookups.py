@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from shaped.proof.instructions import UNKNOWN
-from shaped.proof.reads import ATTRIBUTE, MISSING, PLAIN, is_library, is_opaque
+from shaped.proof.reads import ATTRIBUTE, DESCRIBED, MISSING, PLAIN, is_library, is_opaque
 
 Found = tuple[list[tuple[str, Any, Any, Any]], Any]
 
@@ -18,7 +18,11 @@ def looked_up(owner: Any, name: str) -> Found | None:
         if name not in held:
             return None if is_opaque(owner) or "__getattr__" in held else ([(PLAIN, held, name, MISSING)], UNKNOWN)
         return [(PLAIN, held, name, held[name])] if not is_opaque(owner) else [], held[name]
+    if isinstance(owner, super):
+        return _of_super(owner, name)
     kind = owner if isinstance(owner, type) else type(owner)
+    if name == "__class__":
+        return [], type(owner)
     above = next(((c, vars(c)[name]) for c in kind.__mro__ if name in vars(c)), None)
     if isinstance(owner, type):
         return _of_class(above, name, kind) or _absent(owner, name, kind, None)
@@ -31,7 +35,7 @@ def looked_up(owner: Any, name: str) -> Found | None:
             value = getattr(owner, name, MISSING)
             return [(ATTRIBUTE, owner, name, value)], UNKNOWN if value is MISSING else value
         if setter:
-            return None
+            return _described(above[1], name, kind)
     if own is not None and name in own:
         return [(PLAIN, own, name, own[name])], own[name]
     if above is None:
@@ -60,14 +64,38 @@ def _of_class(above: tuple[type, Any] | None, name: str, kind: type, owner: Any 
         except AttributeError:
             return None
     if hasattr(type(value), "__get__"):
-        return None
+        return _described(value, name, kind)
     return [(ATTRIBUTE, kind, name, value)], value
+
+
+def _described(value: Any, name: str, kind: type) -> Found | None:
+    """What a property gives is not known, but it is watched that it stays; so is what another descriptor holds."""
+    if isinstance(value, property):
+        return ([] if is_library(kind.__module__) else [(ATTRIBUTE, kind, name, getattr(kind, name))]), UNKNOWN
+    own = _own_dictionary(value)
+    if own is None or is_library(type(value).__module__):
+        return None
+    return [(DESCRIBED, kind, name, value)], UNKNOWN
+
+
+def _of_super(owner: Any, name: str) -> Found | None:
+    """An attribute that a class above another has: `super().rate`."""
+    mro = owner.__self_class__.__mro__
+    above = next((c for c in mro[mro.index(owner.__thisclass__) + 1 :] if name in vars(c)), None)
+    if above is None:
+        return None
+    bound = None if isinstance(owner.__self__, type) else owner.__self__
+    return _of_class((above, vars(above)[name]), name, above, bound)
 
 
 def _absent(owner: Any, name: str, kind: type, own: dict[str, Any] | None) -> Found | None:
     """An attribute that is not there, as far as no code decides: it may come."""
     if isinstance(owner, type):
-        return None if hasattr(type(owner), name) else ([(ATTRIBUTE, owner, name, MISSING)], UNKNOWN)
+        meta: type = type(owner)
+        above = [vars(c)[name] for c in meta.__mro__ if name in vars(c)]
+        if not above:
+            return [(ATTRIBUTE, owner, name, MISSING)], UNKNOWN
+        return None if hasattr(type(above[0]), "__get__") else ([(ATTRIBUTE, owner, name, above[0])], above[0])
     code = getattr(kind, "__getattr__", None)
     if own is None or code not in (None, nn.Module.__getattr__):
         return None

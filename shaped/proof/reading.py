@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from shaped.params import ParamList
+from shaped.proof.closures import Functions, function_of
 from shaped.proof.instructions import ASKED, PURE, UNKNOWN, Shadow
 from shaped.proof.isolation import say, stands_in
 from shaped.proof.lookups import looked_up
@@ -41,7 +42,6 @@ from shaped.proof.source import Place, is_users
 
 _SOLE = {id(f) for f in (isinstance, issubclass, id, type, callable, super, repr, print, say)}  # read nothing of a loss
 _WRITES = {"append", "add", "update", "extend", "insert", "clear"}  # methods of containers that only write
-MADE: Any = object()  # on the second stack: a function that the last instruction made
 _KEYED = {"get", "__getitem__", "__contains__"}
 
 
@@ -58,11 +58,8 @@ class Reading:
         self.log = Log()
         self.drawn: Drawn | None = None
         self.followed: dict[Any, bool] = {}
-        self._functions: dict[CodeType, list[Any]] = {}  # from outside; many may share one code
-        self._within: dict[int, Any] = {}  # functions that the program itself makes
-        self._codes: set[CodeType] = set()  # of these
+        self.functions = Functions()
         self._set: set[ContextVar[Any]] = set()  # by the program itself
-        self._parents: dict[CodeType, CodeType] = {}
         self._counts = False
 
     def finish(self, frame: FrameType, shadow: Shadow, offset: int) -> None:
@@ -98,7 +95,7 @@ class Reading:
             shadow.push(known.get(name, UNKNOWN))
 
     def _store_load(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
-        self._stored(frame, shadow, arg, argval[0])
+        shadow.pop()
         shadow.push(frame.f_locals.get(argval[1], UNKNOWN))
 
     def _global(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
@@ -118,34 +115,17 @@ class Reading:
     def _free(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
         value = frame.f_locals.get(argval, UNKNOWN)
         if value is not UNKNOWN:
-            for cell in self._cells(frame.f_code, argval, value):
+            for cell in self.functions.cells(frame.f_code, argval, value, shadow.function):
                 self.log.root(cell)
                 self._read(frame, CELL, cell, argval, value)
         shadow.push(value)
-
-    def _cells(self, code: CodeType, name: str, value: Any) -> list[Any]:
-        """The cell of a variable that a function has from outside of the program; none if it is made within.
-
-        Functions of one code have cells of their own, and a frame does not tell whose it is: all cells are taken that
-        hold the value.
-        """
-        while name in code.co_freevars:
-            index = code.co_freevars.index(name)
-            cells = [function.__closure__[index] for function in self._functions.get(code, ()) if function.__closure__]
-            found = [cell for cell in cells if _content(cell) is value]
-            if found:
-                return found
-            if code not in self._parents:
-                return []
-            code = self._parents[code]
-        return []
 
     def _attribute(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
         owner = shadow.pop()
         shadow.push(self._attribute_of(frame, shadow, owner, argval))
 
     def _attribute_of(self, frame: FrameType, shadow: Shadow, owner: Any, name: str) -> Any:
-        if owner is UNKNOWN or owner is MADE or isinstance(owner, Tensor) or is_leaf(owner):
+        if owner is UNKNOWN or isinstance(owner, Tensor) or is_leaf(owner):
             return UNKNOWN
         if isinstance(owner, ParamList):
             return self._of_parameters(frame, owner, name)
@@ -159,7 +139,11 @@ class Reading:
         for kind, holder, key, value in found[0]:
             self.log.alias(holder, owner)
             self._read(frame, kind, holder, key, value)
-        return found[1]
+        return shadow.result if found[1] is UNKNOWN and shadow.called else found[1]
+
+    def _of_super(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
+        shadow.pops(3)
+        shadow.push(self._attribute_of(frame, shadow, _above(frame), argval))
 
     def _of_parameters(self, frame: FrameType, owner: ParamList, name: str) -> Any:
         value = getattr(owner, name, UNKNOWN) if name in _entry_names(owner) else UNKNOWN
@@ -234,32 +218,15 @@ class Reading:
 
     def _made(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
         code = shadow.pop()
-        if isinstance(code, CodeType):
-            self._parents[code] = frame.f_code
-            self._codes.add(code)
+        self.functions.make(code, frame.f_code)
         extra = sum(bool(int(arg or 0) & bit) for bit in (1, 2, 4, 8))
         for _ in range(extra if sys.version_info < (3, 13) else 0):
             shadow.pop()
-        shadow.push(MADE)
-
-    def _stored(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
-        if shadow.pop() is MADE:
-            self.makes(frame.f_locals.get(argval))
-
-    def _completed(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
-        made = shadow.pop()
-        shadow.pop()
-        shadow.push(made)
-
-    def makes(self, function: Any) -> None:
-        """The program itself made a function, perhaps decorated: its cells are the program's own."""
-        if isinstance(function, types.FunctionType) and function.__code__ in self._codes:
-            self._within[id(function)] = function
+        shadow.push(UNKNOWN)
 
     def _call(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
         taken = shadow.pops(int(arg or 0) + 2)
-        found = self._called(frame, shadow, taken[:2], taken[2:])
-        shadow.push(MADE if found is UNKNOWN and any(one is MADE for one in taken[2:]) else found)  # a decorator
+        shadow.push(self._called(frame, shadow, taken[:2], taken[2:]))
 
     def _call_named(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
         shadow.pop()
@@ -302,6 +269,10 @@ class Reading:
             self.log.root(os.environ, "os.environ")
             self._use([os.environ])
             return UNKNOWN
+        if function is super and not given:
+            return _above(frame)
+        if function is type and len(given) == 1 and given[0] is not UNKNOWN:
+            return type(given[0])
         if id(function) in _SOLE or (isinstance(function, type) and issubclass(function, BaseException)):
             return UNKNOWN
         if function in (getattr, hasattr) and len(given) >= 2 and isinstance(given[1], str):
@@ -350,38 +321,56 @@ class Reading:
                 self.log.add(ATTRIBUTE, value, "__self__", value.__self__)
             value = value.__func__
         if isinstance(value, types.FunctionType):
-            code = value.__code__
             if root:
-                self.followed[code] = True
-            known = self._functions.setdefault(code, [])
-            if id(value) not in self._within and not any(one is value for one in known):
-                known.append(value)
-                for inner in (c for c in code.co_consts if isinstance(c, CodeType)):
-                    self._parents.setdefault(inner, code)
+                self.followed[value.__code__] = True
+            if self.functions.add(value):  # what edits a running program gives functions another code
+                self.log.root(value)
+                self.log.add(ATTRIBUTE, value, "__code__", value.__code__)
         elif isinstance(value, partial):
             self.meet(value.func)
             if not str(getattr(value.func, "__module__", "")).startswith("shaped.backends."):  # a module's program
                 self.log.deep(value)
 
-    def enter(self, code: CodeType) -> None:
-        """A frame of this code begins: its function's defaults are read."""
-        for function in self._functions.get(code, ()):
+    def enter(self, code: CodeType, caller: Shadow | None) -> Any:
+        """A frame of this code begins: its function, if it is known; the defaults are read."""
+        function = None if caller is None else _callee(caller, code)
+        if function is not None:
+            self.meet(function)
+        for one in self.functions.of(code) if function is None else [function]:
             for name in ("__defaults__", "__kwdefaults__"):
-                held = getattr(function, name, None)
+                held = getattr(one, name, None)
                 if not held:
                     continue
-                self.log.add(ATTRIBUTE, function, name, held)
+                self.log.add(ATTRIBUTE, one, name, held)
                 pairs = held.items() if isinstance(held, dict) else enumerate(held)
                 for key, value in pairs:
                     self.meet(value)
                     self.log.add(PLAIN if isinstance(held, dict) else ITEM, held, key, value)
+        return function
 
 
-def _content(cell: Any) -> Any:
+def _callee(caller: Shadow, code: CodeType) -> Any:
+    """The function of this code that a frame is calling right now, as far as its stack tells."""
+    last, stack = caller.last, caller.stack
+    if last is None or last.name not in ("CALL", "CALL_KW", "CALL_FUNCTION_EX"):
+        return None
+    arg = int(last.arg or 0)
+    length = 3 + arg % 2 if last.name == "CALL_FUNCTION_EX" else arg + 2 + (last.name == "CALL_KW")
+    for head in stack[-length:][:2]:
+        function = None if head is UNKNOWN else function_of(head)
+        if function is not None and function.__code__ is code:
+            return function
+    return None
+
+
+def _above(frame: FrameType) -> Any:
+    """`super()` in a frame of a method."""
+    kind, names = frame.f_locals.get("__class__"), frame.f_code.co_varnames
+    first = frame.f_locals.get(names[0]) if names else None
     try:
-        return cell.cell_contents
-    except ValueError:  # empty yet
-        return MISSING
+        return super(kind, first) if isinstance(kind, type) else UNKNOWN  # type: ignore[arg-type]
+    except TypeError:
+        return UNKNOWN
 
 
 def _entry_names(owner: ParamList) -> Sequence[str]:
@@ -396,6 +385,7 @@ _HANDLERS: dict[str, Handler] = {
     "LOAD_NAME": Reading._name,
     **dict.fromkeys(("LOAD_DEREF", "LOAD_CLASSDEREF"), Reading._free),
     **dict.fromkeys(("LOAD_ATTR", "LOAD_METHOD"), Reading._attribute),
+    "LOAD_SUPER_ATTR": Reading._of_super,
     "BINARY_SUBSCR": Reading._item,
     "CONTAINS_OP": Reading._contains,
     **dict.fromkeys(("LIST_EXTEND", "SET_UPDATE", "DICT_UPDATE", "DICT_MERGE"), Reading._used),
@@ -406,8 +396,6 @@ _HANDLERS: dict[str, Handler] = {
     "IMPORT_NAME": Reading._imported,
     "IMPORT_FROM": Reading._from_module,
     "MAKE_FUNCTION": Reading._made,
-    "SET_FUNCTION_ATTRIBUTE": Reading._completed,
-    **dict.fromkeys(("STORE_FAST", "STORE_NAME", "STORE_DEREF", "STORE_GLOBAL"), Reading._stored),
     "CALL": Reading._call,
     "CALL_KW": Reading._call_named,
     "CALL_FUNCTION_EX": Reading._call_spread,

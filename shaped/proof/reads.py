@@ -23,6 +23,7 @@ from shaped.errors import Source
 from shaped.params import ParamList
 
 PLAIN, ITEM, ATTRIBUTE, CELL, WHOLE, CONTEXT = "plain", "item", "attribute", "cell", "whole", "context"
+DESCRIBED = "described"  # a descriptor of a class, as it lies there: asked for as an attribute it would run its code
 READS = "reads"  # in a graph's meta: what its trace read from outside
 NOT_READ = (dict, list, set, deque)  # containers that methods may write into without reading
 _LIMIT = 20_000  # entries of containers that are looked at in one trace
@@ -99,6 +100,8 @@ class Read:
                 return self.owner.get(MISSING)
             if self.kind == ATTRIBUTE:
                 return getattr(self.owner, self.key, MISSING)
+            if self.kind == DESCRIBED:
+                return next((vars(c)[self.key] for c in self.owner.__mro__ if self.key in vars(c)), MISSING)
             return parts(self.owner)
         except (ValueError, IndexError, KeyError, RuntimeError):
             return MISSING
@@ -412,7 +415,7 @@ def _text(read: Read, owner: str, own: bool) -> str:
         return owner
     if read.kind == CELL:
         return str(read.key)
-    if read.kind == ATTRIBUTE or own:
+    if read.kind in (ATTRIBUTE, DESCRIBED) or own:
         return f"{owner}.{read.key}" if owner else str(read.key)
     if not owner:
         return str(read.key)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from shaped.errors import Goal, Unprovable
 from shaped.proof.instructions import UNKNOWN, Shadow, instructions
-from shaped.proof.reading import MADE, Reading
+from shaped.proof.reading import Reading
 from shaped.proof.reads import CLOCK, Drawn, Reads, is_array, is_traced
 from shaped.proof.source import is_users
 
@@ -145,9 +145,9 @@ class Watching:
         if caller is not None:
             caller.called, caller.result = True, UNKNOWN
         if frame not in self._frames:
-            self._frames[frame] = Shadow()
+            self._frames[frame] = shadow = Shadow()
             self._ran.setdefault(code, str(frame.f_globals.get("__name__")))
-            self._reading.enter(code)
+            shadow.function = self._reading.enter(code, caller)
         frame.f_trace = self._within  # Python 3.13 asks for it before it tells of instructions
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         return self._within
@@ -170,8 +170,6 @@ class Watching:
             shadow.stack.clear()
             shadow.last = None
         elif event == "return":
-            if shadow.stack and shadow.stack[-1] is MADE:
-                self._reading.makes(arg)
             self._reading.finish(frame, shadow, -1)
             shadow.last = None
             if not frame.f_code.co_flags & _RESUMED:
@@ -193,5 +191,8 @@ def _is_followed(frame: FrameType) -> bool:
     """Whether a frame may read what users set: theirs, and those of torch's modules; not what a library generates."""
     name = frame.f_code.co_filename
     if name.startswith("<"):
-        return not name.startswith("<frozen") and frame.f_globals.get("__name__") in sys.modules and is_users(frame)
+        module = frame.f_globals.get("__name__")  # code that is executed in a namespace of its own has none
+        if module is None:
+            return name == "<string>"
+        return not name.startswith("<frozen") and module in sys.modules and is_users(frame)
     return name.startswith(_MODULES) or is_users(frame)

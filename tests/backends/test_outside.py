@@ -67,6 +67,26 @@ def enclosed_value() -> tuple[Callable[[], float], Callable[[float], None]]:
     return read, change
 
 
+class Space:
+    """A property of a value that its function encloses, and a class's own attribute."""
+
+    rate = 0.0
+
+    def of_class(self) -> float:
+        return type(self).rate
+
+
+def put_code(value: float) -> None:
+    """What a notebook does that loads edited code again: the function stays, and its code is another."""
+    namespace: dict[str, Any] = {}
+    exec(f"def edited() -> float:\n    return {value}", namespace)
+    edited.__code__ = namespace["edited"].__code__
+
+
+def edited() -> float:
+    return 0.0
+
+
 def with_default(value: float) -> Callable[[], float]:
     def read(value: float = value) -> float:
         return value
@@ -143,6 +163,8 @@ READ: dict[str, tuple[Callable[..., Any], Callable[[float], Any]]] = {
         reading(lambda: first_default() + second_default()),
         lambda v: setattr(second_default, "__defaults__", (v,)),
     ),
+    "an attribute of a class": (reading(lambda: Space().of_class()), lambda v: setattr(Space, "rate", v)),
+    "code of a function": (reading(lambda: edited()), put_code),
     "what comes and is replaced": (reading(late), put_late),
 }
 
@@ -271,13 +293,13 @@ def test_what_a_loss_changes_itself_is_not_compiled() -> None:
         trainer.step(X, lr=0.1)
 
 
-def test_a_loss_that_reads_nothing_has_nothing_to_watch() -> None:
+def test_of_a_loss_that_reads_nothing_its_code_alone_is_watched() -> None:
     def plain(p: P, x: Float[Tensor, "b n"]) -> Scalar:
         return (x @ p.w).square().mean()
 
     trainer = ScalarTrainer(plain, P(w=torch.ones(3)), backend="compiled")
 
-    assert trainer._program.outside.now.watched == 0
+    assert trainer._program.outside.now.watched == 1
 
 
 class Hooked(nn.Module):

@@ -174,6 +174,70 @@ def two_of_one_code() -> Callable[[float], float]:
     return lambda x: first(x) + second(x)
 
 
+class Doubled:
+    """A descriptor, which reads what it holds itself."""
+
+    def __init__(self) -> None:
+        self.half = 0.5
+
+    def __get__(self, owner: Any, kind: Any = None) -> float:
+        return self.half * 2
+
+
+class Meta(type):
+    above = 3.0
+
+
+class Lower(Limits, metaclass=Meta):
+    top, twice = 1.0, Doubled()
+
+    def of_class(self) -> float:
+        return type(self).top + self.__class__.top
+
+    def of_super(self) -> float:
+        return super().top
+
+
+LOWER = Lower()
+
+
+def called_by_c() -> Callable[[float], float]:
+    """A getter, a call and a context of an enclosed value: nobody names the functions."""
+    enclosed = 0.7
+
+    class Local:
+        @property
+        def got(self) -> float:
+            return enclosed
+
+        def __call__(self) -> float:
+            return enclosed
+
+    @contextlib.contextmanager
+    def context() -> Iterator[float]:
+        yield enclosed
+
+    local = Local()
+
+    def inner(x: float) -> float:
+        with context() as entered:
+            return x * local.got + local() + entered
+
+    return inner
+
+
+def by_logging(x: float) -> float:
+    LOGGER.warning("x is %s", x)
+    return x * weight
+
+
+def executed() -> Callable[[float], float]:
+    namespace: dict[str, Any] = {"rate": 0.5}
+    exec("def f(x): return x * rate", namespace)
+    function: Callable[[float], float] = namespace["f"]
+    return function
+
+
 def decorated(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def wrapper(*args: Any) -> Any:
@@ -241,7 +305,13 @@ READ: list[tuple[str, Callable[[Any], Any], set[str]]] = [
     ("a closure", enclosed(), {"z"}),
     ("closures of one code", two_of_one_code(), {"k"}),
     ("functions that the program makes", makes_functions, {"weight", "RATES.a", "RATES.b"}),
-    ("a logger", lambda x: LOGGER.warning("x is %s", x) or x * weight, {"weight", "LOGGER.warning"}),
+    ("the class of an instance", lambda x: x * LOWER.of_class(), {"Lower.top", "LOWER.of_class"}),
+    ("a class above", lambda x: x * LOWER.of_super(), {"Limits.top", "LOWER.of_super"}),
+    ("a metaclass", lambda x: x * Lower.above, {"Lower.above"}),
+    ("a descriptor", lambda x: x * LOWER.twice, {"Lower.twice.half", "LOWER.twice"}),
+    ("what C code calls", called_by_c(), {"enclosed"}),
+    ("executed code", executed(), {"rate"}),
+    ("a logger", by_logging, {"weight", "LOGGER.warning"}),
     ("a context variable that the program sets", within_a_context, {"weight"}),
     ("a context variable", lambda x: CONTEXT.get() * x, {"CONTEXT"}),
     ("a weak reference", lambda x: WEAK().a * x, {"Rates.a"}),

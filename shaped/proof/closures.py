@@ -1,0 +1,98 @@
+"""Whose cells and defaults a frame reads: it has its code, which many functions may share, and not its function."""
+
+import gc
+import types
+from functools import partial
+from types import CodeType
+from typing import Any
+
+from shaped.proof.reads import MISSING, own
+
+
+class Functions:
+    """The functions that a program has from outside, by their code, and those that it makes itself."""
+
+    def __init__(self) -> None:
+        self._outside: dict[CodeType, list[Any]] = {}
+        self._made: set[CodeType] = set()  # codes of which the program makes functions
+        self._parents: dict[CodeType, CodeType] = {}
+        self._sought: set[CodeType] = set()
+
+    def add(self, function: types.FunctionType) -> bool:
+        """A function that was met. False where it is known, or the program has made functions of its code by now."""
+        code = function.__code__
+        if code in self._made or self._is_outside(function):
+            return False
+        self._outside.setdefault(code, []).append(function)
+        for inner in (c for c in code.co_consts if isinstance(c, CodeType)):
+            self._parents.setdefault(inner, code)
+        return True
+
+    def of(self, code: CodeType) -> list[Any]:
+        """Those from outside that have this code."""
+        return self._outside.get(code, [])
+
+    def make(self, code: Any, parent: CodeType) -> None:
+        """The program makes a function of this code, in a frame of another."""
+        if isinstance(code, CodeType):
+            self._parents[code] = parent
+            self._made.add(code)
+
+    def _is_outside(self, function: Any) -> bool:
+        return any(one is function for one in self.of(function.__code__))
+
+    def cells(self, code: CodeType, name: str, value: Any, function: Any = None) -> list[Any]:
+        """The cell of a variable that a function has from outside of the program; none if it is made within.
+
+        Args:
+            code: Of the frame.
+            name: Of the variable.
+            value: Which it has. Where it is not known whose the frame is, all cells are taken that hold it.
+            function: Whose the frame is, if that is known.
+        """
+        while name in code.co_freevars:
+            index = code.co_freevars.index(name)
+            if function is not None and self._is_outside(function):
+                return [function.__closure__[index]]
+            if function is None:
+                self._seek(code)
+                cells = [one.__closure__[index] for one in self.of(code) if one.__closure__]
+                found = [cell for cell in cells if content(cell) is value]
+                if found:
+                    return found
+            if code not in self._parents:
+                break
+            code, function = self._parents[code], None
+        return []
+
+    def _seek(self, code: CodeType) -> None:
+        """A getter, a method of a class in a function, a hook: C code calls it, and nobody has named it."""
+        if code not in self._sought and code not in self._made:
+            self._sought.add(code)
+            for function in gc.get_referrers(code):
+                if isinstance(function, types.FunctionType):
+                    self.add(function)
+
+
+def content(cell: Any) -> Any:
+    """What a cell holds, missing where it is empty yet."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return MISSING
+
+
+def function_of(value: Any) -> Any:
+    """The function of Python that a call of a value enters, if it is told without running code; else None."""
+    for _ in range(8):  # a method of a partial of a method
+        if isinstance(value, types.FunctionType):
+            return value
+        if isinstance(value, types.MethodType | staticmethod | classmethod):
+            value = value.__func__
+        elif isinstance(value, partial):
+            value = value.func
+        elif isinstance(value, type | types.BuiltinFunctionType) or own(value, "__class__", None) is None:
+            return None
+        else:
+            value = next((vars(c)["__call__"] for c in type(value).__mro__ if "__call__" in vars(c)), None)
+    return None
