@@ -46,7 +46,7 @@ ROOMS = [
     (6, ("shaped.lora", "shaped.fp8", "shaped.architecture")),
     (6, ("shaped.export",)),
     (7, ("shaped.workflow",)),
-    (8, ("shaped.recipes", "shaped.cli", "shaped.check", "shaped.bench")),
+    (8, ("shaped.recipes", "shaped.cli", "shaped.command", "shaped.check", "shaped.bench")),
     (9, ("shaped",)),  # the door of the house
 ]
 LAZY = (

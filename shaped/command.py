@@ -1,8 +1,8 @@
 """The commands `shaped` and `shaped-trainer` look before they import: another distribution may be in our folder.
 
 The distribution `shaped` has our import name. Installed after ours it replaces `shaped/__init__.py`, and our command
-`shaped`; installed at any time, its package `shaped/cli/` stands before our module `shaped/cli.py`. So what is run does
-not go by the name `shaped.cli`.
+`shaped`; installed at any time, its package `shaped/cli/` stands before our module `shaped/cli.py`. So this module has
+a name of its own, and takes ours from its file.
 """
 
 import importlib.metadata
@@ -14,10 +14,9 @@ from pathlib import Path
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command as `shaped` does; returns its exit status, and 1 with what to do where `shaped` is not ours."""
-    found = importlib.util.find_spec("shaped")
-    door = Path(found.origin) if found is not None and found.origin else None
-    if door is None or "ScalarTrainer as ScalarTrainer" not in door.read_text():
-        print(f"shaped-trainer: {_other()}, has replaced {door or 'our folder'}: pip uninstall shaped, then "
+    door = Path(__file__).with_name("__init__.py")
+    if not hasattr(sys.modules["shaped"], "ScalarTrainer"):
+        print(f"shaped-trainer: {_other()}, has replaced {door}: pip uninstall shaped, then "
               "pip install --force-reinstall --no-deps shaped-trainer", file=sys.stderr)  # fmt: skip
         return 1
     spec = importlib.util.spec_from_file_location("shaped.cli", door.with_name("cli.py"))
