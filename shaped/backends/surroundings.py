@@ -36,13 +36,7 @@ def surroundings() -> dict[str, str]:
         "the installed packages": _digest(sorted(_distributions())),
         "the machine": f"{platform.system()} {platform.machine()} {platform.libc_ver()}",
         "the processor": f"{torch.backends.cpu.get_cpu_capability()} {_digest(_processor())}",
-        "the environment's variables": _digest(
-            [
-                f"{n}={v}"
-                for n, v in sorted(os.environ.items())
-                if n.startswith(_VARIABLES) and not any(p in n for p in _APART)
-            ]
-        ),
+        "the environment's variables": _digest(sorted(_variables())),
     }
     import shaped_kernels
 
