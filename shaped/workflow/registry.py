@@ -99,7 +99,11 @@ class Registry(Generic[T]):
 
     @checked
     def origin(self, name: str) -> str:
-        """Where a name comes from: a package, a module, or `this program`."""
+        """Where a name comes from: a package, a module, or `this program`.
+
+        Raises:
+            ShapedError: Nothing has this name.
+        """
         found = [self._entries[name]] if name in self._entries else self._theirs().get(name)
         if not found:
             raise self._missing(name)
