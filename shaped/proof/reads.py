@@ -368,7 +368,9 @@ def _holds(value: Any) -> bool:
         return False
     if isinstance(value, types.MethodType):
         return True
-    return isinstance(value, ParamList) or hasattr(value, "__dict__") or hasattr(type(value), "__slots__")
+    if isinstance(value, ParamList) or hasattr(type(value), "__slots__"):
+        return True
+    return own(value, "__dict__", None) is not None  # without a `__getattr__` of its own
 
 
 def _contents(value: Any) -> Iterator[tuple[str, Any, Any, Any]]:

@@ -226,6 +226,21 @@ def called_by_c() -> Callable[[float], float]:
     return inner
 
 
+class Refusing:
+    """What is asked of it runs its code, which does not stand it."""
+
+    __slots__ = ("rate",)
+
+    def __init__(self) -> None:
+        self.rate = 0.5
+
+    def __getattr__(self, name: str) -> Any:
+        raise NameError(name)
+
+
+REFUSING = Refusing()
+
+
 def by_logging(x: float) -> float:
     LOGGER.warning("x is %s", x)
     return x * weight
@@ -311,6 +326,7 @@ READ: list[tuple[str, Callable[[Any], Any], set[str]]] = [
     ("a descriptor", lambda x: x * LOWER.twice, {"Lower.twice.half", "LOWER.twice"}),
     ("what C code calls", called_by_c(), {"enclosed"}),
     ("executed code", executed(), {"rate"}),
+    ("what runs code of its own", lambda x: x * len(repr([REFUSING])) * weight, {"weight", "REFUSING.rate"}),
     ("a logger", by_logging, {"weight", "LOGGER.warning"}),
     ("a context variable that the program sets", within_a_context, {"weight"}),
     ("a context variable", lambda x: CONTEXT.get() * x, {"CONTEXT"}),

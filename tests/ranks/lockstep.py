@@ -71,9 +71,9 @@ def on_parts(trainer: ScalarTrainer, batch: Sequence[Tensor], names: Sequence[st
         thread.start()
     for thread in threads:
         thread.join()
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
+    failed = [result for result in results if isinstance(result, BaseException)]
+    for error in sorted(failed, key=lambda error: isinstance(error, threading.BrokenBarrierError)):
+        raise error  # the cause, and not that another one left the barrier
     return [together([r[at] for r in results], layouts, at, program.trainable) for at in range(len(results[0]))]
 
 
