@@ -178,6 +178,7 @@ def test_a_part_of_a_concatenation_is_not_written_over_while_the_whole_is_read()
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_was_frozen_stays_so_in_both_orders() -> None:
     params = space()
     held = next(name for name in params.names if name not in ("first", "second"))

@@ -114,6 +114,7 @@ def loss(p: Words, batch: Batch, *, target: Float[Tensor, "*batch dim"]) -> Floa
 """
 
 
+@pytest.mark.slow
 def test_bench_draws_containers_leading_axes_and_keyword_inputs(file, capsys):
     file.write_text(HEAD + CONTAINERS)
     sizes = ["vocab=7", "dim=3", "tables=3", "batch=2x4", "seq=5"]

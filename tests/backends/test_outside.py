@@ -14,7 +14,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from shaped import ExecutorError, ParamList, ProofError, ScalarTrainer, ShapeError
-from shaped.backends.outside import WORLDS
 
 pytestmark = pytest.mark.usefixtures("interpreted")
 Scalar = Float[Tensor, ""]
@@ -169,10 +168,13 @@ READ: dict[str, tuple[Callable[..., Any], Callable[[float], Any]]] = {
 }
 
 
+AUTO = "a tensor replaced", "a key", "a closure"  # by which the third backend is held too, as it is both others
+
+
 @pytest.mark.parametrize("kind", READ)
 def test_both_backends_follow_what_a_loss_reads_from_outside(kind: str) -> None:
     loss, change = READ[kind]
-    for backend in ("eager", "compiled", "auto"):
+    for backend in ("eager", "compiled", "auto") if kind in AUTO else ("eager", "compiled"):
         change(0.0)
         trainer = ScalarTrainer(loss, P(w=torch.ones(3)), backend=backend)  # type: ignore[arg-type]
         seen = []
@@ -259,10 +261,11 @@ def test_a_branch_that_a_flag_opens_is_proved_before_it_runs(backend: Any) -> No
     trainer.step(X, lr=0.1)
 
 
-def test_a_value_that_changes_for_ever_is_an_error_that_names_it() -> None:
+def test_a_value_that_changes_for_ever_is_an_error_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shaped.backends.outside.WORLDS", 4)
     CONFIG["beta"] = 0.0
     trainer = ScalarTrainer(READ["a key"][0], P(w=torch.ones(3)), backend="compiled")
-    for value in range(WORLDS - 1):
+    for value in range(3):
         CONFIG["beta"] = 0.5 + value
         trainer.step(X, lr=0.1)
     CONFIG["beta"] = -1.0
@@ -273,11 +276,12 @@ def test_a_value_that_changes_for_ever_is_an_error_that_names_it() -> None:
     assert trainer.step(X, lr=0.1).item() == 0.5
 
 
-def test_eager_steps_follow_a_value_that_changes_for_ever() -> None:
+def test_eager_steps_follow_a_value_that_changes_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shaped.backends.outside.WORLDS", 4)
     trainer = ScalarTrainer(READ["a key"][0], P(w=torch.ones(3)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for value in range(2 * WORLDS):
+        for value in range(8):
             CONFIG["beta"] = 0.5 + value
 
             assert trainer.step(X, lr=0.1).item() == 0.5 + value

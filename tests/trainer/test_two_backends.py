@@ -124,6 +124,7 @@ def test_constants_in_place_intermediates_and_dropout_compile():
     assert values[0] != values[1]  # a mask of its own at each call
 
 
+@pytest.mark.slow
 def test_autocast_runs_in_bfloat16_and_agrees_between_backends():
     trainer = ScalarTrainer(mlp_loss, mlp(), autocast=torch.bfloat16)
     comparison = trainer.compare_backends(*batch())
