@@ -38,6 +38,9 @@ def looked_up(owner: Any, name: str) -> Found | None:
             return _described(above[1], name, kind)
     if own is not None and name in own:
         return [(PLAIN, own, name, own[name])], own[name]
+    if above is None and own is None and not _has_code(kind):
+        value = getattr(owner, name, MISSING)
+        return [(ATTRIBUTE, owner, name, value)], UNKNOWN if value is MISSING else value
     if above is None:
         return _absent(owner, name, kind, own)
     found = _of_class(above, name, kind, owner)
@@ -102,6 +105,12 @@ def _absent(owner: Any, name: str, kind: type, own: dict[str, Any] | None) -> Fo
     if code is not None and any(name in own.get(held, ()) for held in ("_parameters", "_buffers", "_modules")):
         return None
     return [(PLAIN, own, name, MISSING), (ATTRIBUTE, kind, name, MISSING)], UNKNOWN
+
+
+def _has_code(kind: type) -> bool:
+    """Whether Python decides what an attribute is; C does of a thread's own values."""
+    names = ("__getattr__", "__getattribute__")
+    return any(isinstance(vars(c).get(name), types.FunctionType) for c in kind.__mro__ for name in names)
 
 
 def _own_dictionary(owner: Any) -> dict[str, Any] | None:

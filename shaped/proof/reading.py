@@ -18,24 +18,23 @@ from torch import Tensor
 
 from shaped.params import ParamList
 from shaped.proof.closures import Functions, function_of
+from shaped.proof.drawn import CLOCK, FILE, Drawn, draws, opens
 from shaped.proof.instructions import ASKED, PURE, UNKNOWN, Shadow
 from shaped.proof.isolation import say, stands_in
 from shaped.proof.lookups import looked_up
 from shaped.proof.reads import (
     ATTRIBUTE,
     CELL,
-    CLOCK,
     CONTEXT,
     ITEM,
     MISSING,
     NOT_READ,
     PLAIN,
-    Drawn,
     Log,
-    draws,
     is_container,
     is_leaf,
     is_opaque,
+    is_traced,
     own,
 )
 from shaped.proof.source import Place, is_users
@@ -125,6 +124,8 @@ class Reading:
         shadow.push(self._attribute_of(frame, shadow, owner, argval))
 
     def _attribute_of(self, frame: FrameType, shadow: Shadow, owner: Any, name: str) -> Any:
+        if isinstance(owner, Tensor) and name == "requires_grad" and not is_traced(owner):
+            self._read(frame, ATTRIBUTE, owner, name, owner.requires_grad)
         if owner is UNKNOWN or isinstance(owner, Tensor) or is_leaf(owner):
             return UNKNOWN
         if isinstance(owner, ParamList):
@@ -194,6 +195,10 @@ class Reading:
         self._use([value])
         shadow.stack += reversed(parts)
 
+    def _spread_rest(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
+        self._use([shadow.pop()])
+        shadow.stack += [UNKNOWN] * (shadow.effect + 1)
+
     def _matched(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
         self._use(shadow.stack[-2:-1])  # the mapping whose keys a pattern names
         shadow.push(UNKNOWN)
@@ -247,8 +252,8 @@ class Reading:
             return UNKNOWN
         self.meet(function)
         owner, name = own(function, "__self__", None), own(function, "__name__", "")
-        drawn = draws(function, len(given))
-        if drawn and (owner is None or isinstance(owner, types.ModuleType | type)):
+        drawn = draws(function, len(given)) or opens(function, given)
+        if drawn == FILE or (drawn and (owner is None or isinstance(owner, types.ModuleType | type))):
             self._note(frame, drawn)  # a generator that is made within has a seed; others are told where they are read
         if shadow.called and self._follows(function):
             return UNKNOWN if isinstance(function, type) else shadow.result
@@ -310,7 +315,9 @@ class Reading:
             self._note(frame, drawn)
 
     def _note(self, frame: FrameType, what: str) -> None:
-        libraries = what == CLOCK and "site-packages" in frame.f_code.co_filename  # a log, a garbage collector's hook
+        libraries = (
+            what in (CLOCK, FILE) and "site-packages" in frame.f_code.co_filename
+        )  # a log, a garbage collector's hook
         if self.drawn is None and is_users(frame) and not libraries:
             self.drawn = Drawn(what, Place(frame, frame.f_lasti, frame.f_lineno).source())
 
@@ -391,6 +398,7 @@ _HANDLERS: dict[str, Handler] = {
     **dict.fromkeys(("LIST_EXTEND", "SET_UPDATE", "DICT_UPDATE", "DICT_MERGE"), Reading._used),
     **dict.fromkeys(ASKED, Reading._asked),
     "UNPACK_SEQUENCE": Reading._spread,
+    "UNPACK_EX": Reading._spread_rest,
     "MATCH_KEYS": Reading._matched,
     "BEFORE_WITH": Reading._entered,
     "IMPORT_NAME": Reading._imported,

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from shaped.errors import Source
 from shaped.params import ParamList
 
 PLAIN, ITEM, ATTRIBUTE, CELL, WHOLE, CONTEXT = "plain", "item", "attribute", "cell", "whole", "context"
@@ -34,13 +33,6 @@ _LEAVES = (
 # What a program says goes through these; they change as others speak, and no number of it lies there.
 _SPEAKERS = (logging.Filterer, logging.Manager, logging.Formatter)
 _LIBRARIES = ("torch", "numpy", "builtins", "functorch", "einops", "math", "shaped", "jaxtyping")
-CLOCK = "the clock"
-_CLOCKS = {
-    *("time", "time_ns", "perf_counter", "perf_counter_ns", "monotonic", "monotonic_ns"),
-    *("process_time", "process_time_ns", "thread_time", "thread_time_ns", "localtime", "gmtime"),
-}
-
-
 _BYTES = bytearray, memoryview, array
 
 
@@ -52,14 +44,6 @@ class _Missing:
 
 
 MISSING: Any = _Missing()
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """Something that gives another value at each call: a generator, or the clock."""
-
-    what: str
-    source: Source | None
 
 
 @dataclass(eq=False)
@@ -207,38 +191,6 @@ def own(value: Any, name: str, default: Any) -> Any:
         return object.__getattribute__(value, name)
     except AttributeError:
         return default
-
-
-def draws(function: Any, given: int) -> str:
-    """What a callable or a generator draws from, if each call gives something else; empty if none.
-
-    Args:
-        function: What is read or called.
-        given: With how many arguments it is called; -1 where it is only read.
-    """
-    owner = own(function, "__self__", None)
-    for held in (function, owner):
-        kind = type(held)
-        if held is None or isinstance(held, type):
-            continue
-        if any(c.__module__ == "random" and c.__name__ == "Random" for c in kind.__mro__):
-            return "Python's `random`"
-        if kind.__module__.startswith("numpy.random"):
-            return "NumPy's generator"
-        if kind is torch.Generator and held is not torch.default_generator:
-            return "a generator of its own"
-        if kind.__module__ in ("builtins", "itertools") and hasattr(kind, "__next__"):
-            return "an iterator"
-    module, name = own(function, "__module__", None) or "", own(function, "__name__", "")
-    if isinstance(owner, types.ModuleType) and owner.__name__ == "time" and name in _CLOCKS:
-        return CLOCK
-    if isinstance(owner, type) and owner.__module__ == "datetime" and name in ("now", "utcnow", "today"):
-        return CLOCK
-    if name == "urandom" or (module == "uuid" and name in ("uuid1", "uuid4")) or module == "secrets":
-        return "the system's entropy"
-    if name == "default_rng" and given == 0:
-        return "NumPy's generator"
-    return ""
 
 
 class Log:

@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from shaped.errors import Goal, Unprovable
+from shaped.proof.drawn import CLOCK, FILE, Drawn
 from shaped.proof.instructions import UNKNOWN, Shadow, instructions
 from shaped.proof.reading import Reading
-from shaped.proof.reads import CLOCK, Drawn, Reads, is_array, is_traced
+from shaped.proof.reads import Reads, is_array, is_traced
 from shaped.proof.source import is_users
 
 _TORCH = os.path.dirname(torch.__file__)
@@ -86,7 +87,7 @@ class Watching:
         """
         drawn = self._reading.drawn
         if drawn is not None and is_loss:
-            clock = drawn.what == CLOCK
+            clock = drawn.what in (CLOCK, FILE)
             raise Unprovable(
                 f"`{name}` {'reads' if clock else 'draws from'} {drawn.what}, which a compiled step would not do "
                 "again.",

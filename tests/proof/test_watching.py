@@ -2,12 +2,9 @@
 
 import builtins
 import contextlib
-import datetime
 import functools
-import itertools
 import logging
-import random
-import time
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -15,12 +12,10 @@ from dataclasses import asdict, dataclass
 from types import SimpleNamespace
 from typing import Any, cast
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from shaped import Unprovable
 from shaped.proof.reads import MISSING, WHOLE, Read, is_leaf
 from shaped.proof.watching import Watching
 
@@ -61,9 +56,8 @@ BOUND = Rates().times
 SPACE = SimpleNamespace(inner=SimpleNamespace(v=3.0, w=4.0))
 LIST = [Rates(1.0, 2.0), Rates(3.0, 4.0)]
 LOGGER = logging.getLogger("tests.watching")
-OWN = random.Random(3)
-NUMPY = np.random.default_rng(0)
-GENERATOR, FACTORS = torch.Generator(), itertools.count(1)
+OF_THREAD, TEACHER = threading.local(), torch.zeros(2)
+OF_THREAD.rate = 0.5
 CONTEXT, WEAK = ContextVar("CONTEXT", default=0.5), cast(Callable[[], Rates], weakref.ref(RATES))
 CONTEXT.set(0.5)
 
@@ -149,6 +143,11 @@ def unpacked(x: float) -> float:
     first, _ = LIST
     _, size = CONFIG["deep"]["sizes"]
     return float(first.a * size * x)
+
+
+def by_rest(x: float) -> float:
+    first, *_ = LIST
+    return first.a * x
 
 
 def with_defaults(x: float, rates: Rates = Rates(5.0, 6.0), *, more: Any = {"u": 1}) -> float:  # noqa: B006, B008
@@ -327,6 +326,9 @@ READ: list[tuple[str, Callable[[Any], Any], set[str]]] = [
     ("what C code calls", called_by_c(), {"enclosed"}),
     ("executed code", executed(), {"rate"}),
     ("what runs code of its own", lambda x: x * len(repr([REFUSING])) * weight, {"weight", "REFUSING.rate"}),
+    ("a rest", by_rest, BOTH),
+    ("a thread's own", lambda x: x * OF_THREAD.rate, {"OF_THREAD.rate"}),
+    ("a flag of a tensor", lambda x: x * TEACHER.requires_grad, {"TEACHER.requires_grad"}),
     ("a logger", by_logging, {"weight", "LOGGER.warning"}),
     ("a context variable that the program sets", within_a_context, {"weight"}),
     ("a context variable", lambda x: CONTEXT.get() * x, {"CONTEXT"}),
@@ -371,49 +373,6 @@ def test_each_of_the_functions_that_share_their_code_has_cells_of_its_own() -> N
         function(2)
 
     assert [read.value for read in watching.reads("f", True).found if read.text == "k"] == [0.7, 0.9]
-
-
-DRAWN: list[tuple[Callable[[Any], Any], str]] = [
-    (lambda x: random.random() * x, "draws from Python's `random`"),
-    (lambda x: random.choice([x, x]), "draws from Python's `random`"),
-    (lambda x: OWN.gauss(0, 1) * x, "draws from Python's `random`"),
-    (lambda x: np.random.rand() * x, "draws from NumPy's generator"),
-    (lambda x: np.random.beta(1, 1) * x, "draws from NumPy's generator"),
-    (lambda x: NUMPY.normal() * x, "draws from NumPy's generator"),
-    (lambda x: np.random.default_rng().normal() * x, "draws from NumPy's generator"),
-    (lambda x: torch.rand((), generator=GENERATOR) * x, "draws from a generator of its own"),
-    (lambda x: next(FACTORS) * x, "draws from an iterator"),
-    (lambda x: time.time() * x, "reads the clock"),
-    (lambda x: time.perf_counter() * x, "reads the clock"),
-    (lambda x: datetime.datetime.now().second * x, "reads the clock"),
-]
-
-
-@pytest.mark.parametrize(("function", "said"), DRAWN, ids=[str(i) for i in range(len(DRAWN))])
-def test_a_loss_that_draws_from_what_torch_does_not_seed_or_reads_the_clock_is_refused(
-    function: Callable[[Any], Any], said: str
-) -> None:
-    with Watching([function]) as watching:
-        function(2)
-
-    with pytest.raises(Unprovable, match=said):
-        watching.reads("f", True)
-    watching.reads("f", False)  # its shapes do not depend on it
-
-
-SEEDED: list[Callable[[Any], Any]] = [
-    lambda x: random.Random(0).random() * x,
-    lambda x: np.random.default_rng(0).normal() * x,
-    lambda x: time.sleep(0),
-]
-
-
-@pytest.mark.parametrize("function", SEEDED)
-def test_a_generator_that_the_loss_makes_and_seeds_gives_the_same_each_time(function: Callable[[Any], Any]) -> None:
-    with Watching([function]) as watching:
-        function(2)
-
-    watching.reads("f", True)
 
 
 def test_what_the_program_itself_changes_is_told() -> None:

@@ -1,0 +1,68 @@
+"""What gives another value at each call, so that no trace of it is the program: generators, the clock, a file."""
+
+import types
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from shaped.errors import Source
+from shaped.proof.reads import own
+
+CLOCK, FILE = "the clock", "a file"
+_OPENERS = {"read_text", "read_bytes", "open", "load", "loadtxt", "fromfile", "genfromtxt"}  # pathlib's and the like
+_CLOCKS = {
+    *("time", "time_ns", "perf_counter", "perf_counter_ns", "monotonic", "monotonic_ns"),
+    *("process_time", "process_time_ns", "thread_time", "thread_time_ns", "localtime", "gmtime"),
+}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Something that gives another value at each call: a generator, or the clock."""
+
+    what: str
+    source: Source | None
+
+
+def draws(function: Any, given: int) -> str:
+    """What a callable or a generator draws from, if each call gives something else; empty if none.
+
+    Args:
+        function: What is read or called.
+        given: With how many arguments it is called; -1 where it is only read.
+    """
+    owner = own(function, "__self__", None)
+    for held in (function, owner):
+        kind = type(held)
+        if held is None or isinstance(held, type):
+            continue
+        if any(c.__module__ == "random" and c.__name__ == "Random" for c in kind.__mro__):
+            return "Python's `random`"
+        if kind.__module__.startswith("numpy.random"):
+            return "NumPy's generator"
+        if kind is torch.Generator and held is not torch.default_generator:
+            return "a generator of its own"
+        if kind.__module__ in ("builtins", "itertools") and hasattr(kind, "__next__"):
+            return "an iterator"
+    module, name = own(function, "__module__", None) or "", own(function, "__name__", "")
+    if isinstance(owner, types.ModuleType) and owner.__name__ == "time" and name in _CLOCKS:
+        return CLOCK
+    if isinstance(owner, type) and owner.__module__ == "datetime" and name in ("now", "utcnow", "today"):
+        return CLOCK
+    if name == "urandom" or (module == "uuid" and name in ("uuid1", "uuid4")) or module == "secrets":
+        return "the system's entropy"
+    if name == "default_rng" and given == 0:
+        return "NumPy's generator"
+    return ""
+
+
+def opens(function: Any, given: Sequence[Any]) -> str:
+    """That a call reads a file, if it does; a log that is written is none of a loss's values."""
+    function = own(function, "__func__", function)
+    module, name = own(function, "__module__", None) or "", own(function, "__name__", "")
+    if function is not open and not (name in _OPENERS and str(module).split(".")[0] in ("pathlib", "numpy", "torch")):
+        return ""
+    modes = [mode for mode in given[function is open :] if isinstance(mode, str) and len(mode) < 4]
+    return "" if any(set(mode) & set("wax") for mode in modes) else FILE

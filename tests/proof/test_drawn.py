@@ -1,0 +1,76 @@
+"""A loss that gives something else at each call is refused, and one that seeds what it draws from is not."""
+
+import datetime
+import itertools
+import os
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from shaped import Unprovable
+from shaped.proof.watching import Watching
+
+OWN, NUMPY = random.Random(3), np.random.default_rng(0)
+GENERATOR, FACTORS, PATH = torch.Generator(), itertools.count(1), Path(__file__)
+
+
+def by_file(x: float) -> float:
+    with open(__file__) as file:
+        return len(file.read()) * x
+
+
+def by_log(x: float) -> None:
+    with open(os.devnull, "w") as file:
+        file.write(str(x))
+
+
+DRAWN: list[tuple[Callable[[Any], Any], str]] = [
+    (lambda x: random.random() * x, "draws from Python's `random`"),
+    (lambda x: random.choice([x, x]), "draws from Python's `random`"),
+    (lambda x: OWN.gauss(0, 1) * x, "draws from Python's `random`"),
+    (lambda x: np.random.rand() * x, "draws from NumPy's generator"),
+    (lambda x: np.random.beta(1, 1) * x, "draws from NumPy's generator"),
+    (lambda x: NUMPY.normal() * x, "draws from NumPy's generator"),
+    (lambda x: np.random.default_rng().normal() * x, "draws from NumPy's generator"),
+    (lambda x: torch.rand((), generator=GENERATOR) * x, "draws from a generator of its own"),
+    (lambda x: next(FACTORS) * x, "draws from an iterator"),
+    (by_file, "reads a file"),
+    (lambda x: len(PATH.read_text()) * x, "reads a file"),
+    (lambda x: time.time() * x, "reads the clock"),
+    (lambda x: time.perf_counter() * x, "reads the clock"),
+    (lambda x: datetime.datetime.now().second * x, "reads the clock"),
+]
+
+
+@pytest.mark.parametrize(("function", "said"), DRAWN, ids=[str(i) for i in range(len(DRAWN))])
+def test_a_loss_that_draws_from_what_torch_does_not_seed_or_reads_the_clock_is_refused(
+    function: Callable[[Any], Any], said: str
+) -> None:
+    with Watching([function]) as watching:
+        function(2)
+
+    with pytest.raises(Unprovable, match=said):
+        watching.reads("f", True)
+    watching.reads("f", False)  # its shapes do not depend on it
+
+
+SEEDED: list[Callable[[Any], Any]] = [
+    lambda x: random.Random(0).random() * x,
+    lambda x: np.random.default_rng(0).normal() * x,
+    lambda x: time.sleep(0),
+    by_log,
+]
+
+
+@pytest.mark.parametrize("function", SEEDED)
+def test_a_generator_that_the_loss_makes_and_seeds_gives_the_same_each_time(function: Callable[[Any], Any]) -> None:
+    with Watching([function]) as watching:
+        function(2)
+
+    watching.reads("f", True)
