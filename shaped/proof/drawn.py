@@ -20,7 +20,7 @@ _CLOCKS = {
 
 @dataclass(frozen=True)
 class Drawn:
-    """Something that gives another value at each call: a generator, or the clock."""
+    """Something that gives another value at each call: a generator, the clock, or a file."""
 
     what: str
     source: Source | None

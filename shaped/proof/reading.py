@@ -33,6 +33,7 @@ from shaped.proof.reads import (
     Log,
     is_container,
     is_leaf,
+    is_library,
     is_opaque,
     is_traced,
     own,
@@ -315,9 +316,8 @@ class Reading:
             self._note(frame, drawn)
 
     def _note(self, frame: FrameType, what: str) -> None:
-        libraries = (
-            what in (CLOCK, FILE) and "site-packages" in frame.f_code.co_filename
-        )  # a log, a garbage collector's hook
+        # A log, a collector's hook, or a table that a library keeps in a file.
+        libraries = what in (CLOCK, FILE) and "site-packages" in frame.f_code.co_filename
         if self.drawn is None and is_users(frame) and not libraries:
             self.drawn = Drawn(what, Place(frame, frame.f_lasti, frame.f_lineno).source())
 
@@ -330,8 +330,8 @@ class Reading:
         if isinstance(value, types.FunctionType):
             if root:
                 self.followed[value.__code__] = True
-            if self.functions.add(value):  # what edits a running program gives functions another code
-                self.log.root(value)
+            if self.functions.add(value) and not is_library(value.__module__):
+                self.log.root(value)  # what edits a running program gives its functions another code
                 self.log.add(ATTRIBUTE, value, "__code__", value.__code__)
         elif isinstance(value, partial):
             self.meet(value.func)

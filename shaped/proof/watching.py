@@ -83,18 +83,18 @@ class Watching:
         """What was read from outside.
 
         Raises:
-            Unprovable: A loss draws from what torch does not seed, or reads the clock.
+            Unprovable: A loss draws from what torch does not seed, or reads the clock or a file.
         """
         drawn = self._reading.drawn
         if drawn is not None and is_loss:
-            clock = drawn.what in (CLOCK, FILE)
+            is_read = drawn.what in (CLOCK, FILE)
             raise Unprovable(
-                f"`{name}` {'reads' if clock else 'draws from'} {drawn.what}, which a compiled step would not do "
+                f"`{name}` {'reads' if is_read else 'draws from'} {drawn.what}, which a compiled step would not do "
                 "again.",
                 drawn.source,
                 Goal(
                     hint="read it outside, and pass it as an input"
-                    if clock
+                    if is_read
                     else "draw outside and pass it as an input, or draw from torch's default generator"
                 ),
             )
