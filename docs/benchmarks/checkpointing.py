@@ -1,4 +1,4 @@
-"""What activation checkpointing saves within one step, and what it costs: plain torch, torch.compile, eager and compiled.
+"""What activation checkpointing saves within one step, and its cost: in plain torch, torch.compile and both backends.
 
     PYTHONPATH=.:kernels python docs/benchmarks/checkpointing.py [--layers 8] [--dim 128] [--rows 1024]
 
