@@ -128,19 +128,33 @@ class Parts(Turns):
                     "use zero=3, where each part is on one rank alone, or store='split'"
                 )
             return
-        if isinstance(optimizer, Foreign):
-            raise ValueError(
-                f"the step of {name_of(optimizer.inner)} may look at whole parameters; with zero=3 a rank has parts "
-                "of them: use one of shaped.optim, or zero=0"
-            )
-        whole = [rule.name for rule in map(optimizer.rule_of, optimizer.param_groups) if not rule.elementwise]
-        if whole:
-            raise ValueError(
-                f"{name} steps by {whole[0]}, which looks at whole parameters, and with zero=3 a rank has parts of "
-                "them: use zero=0"
-            )
+        refuse_whole(optimizer, "with zero=3 a rank has parts of them", "zero=0")
         if options.moments == "8bit":
             raise ValueError(
                 f"{name} was made with moments='8bit', whose scales are those of 256 neighbours, and with zero=3 a "
                 "part may begin among them: use zero=0, or whole moments"
             )
+
+
+def refuse_whole(optimizer: FusedOptimizer, parts: str, otherwise: str) -> None:
+    """Refuse an optimizer that does not move each element by itself, where a rank has parts of the parameters.
+
+    Args:
+        optimizer: Of a trainer.
+        parts: What a rank has, and why.
+        otherwise: What lets it have whole ones.
+
+    Raises:
+        ValueError: Naming its rule, and what to do.
+    """
+    if isinstance(optimizer, Foreign):
+        raise ValueError(
+            f"the step of {name_of(optimizer.inner)} may look at whole parameters, and {parts}: use AdamW or another "
+            f"of shaped.optim, or {otherwise}"
+        )
+    whole = [rule.name for rule in map(optimizer.rule_of, optimizer.param_groups) if not rule.elementwise]
+    if whole:
+        raise ValueError(
+            f"{type(optimizer).__name__} steps by {whole[0]}, which looks at whole parameters, and {parts}: use AdamW "
+            f"or another that moves each element by itself, or {otherwise}"
+        )

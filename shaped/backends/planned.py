@@ -24,13 +24,13 @@ from shaped.backends.agreed import Passed
 from shaped.backends.cases import AdmittedCase
 from shaped.backends.gradients import finite_flag
 from shaped.backends.local import LocalRun
+from shaped.backends.parts import refuse_whole
 from shaped.backends.placed import PlacedGraph, placed
 from shaped.backends.program import Program
 from shaped.backends.together import EagerAt, EagerResult, Together
 from shaped.backends.values import Checked, Runs
 from shaped.errors import RankError
 from shaped.optim import FusedOptimizer
-from shaped.optim.foreign import Foreign, name_of
 from shaped.proof import Proof
 from shaped.ranks.exchange import Exchange
 from shaped.ranks.naming import NamedAxis
@@ -126,17 +126,7 @@ class Planned(Together):
         """
         name, options, axis = type(optimizer).__name__, optimizer.options, self.over.axis
         parts = f"with {', '.join(self.over.names)} over {axis} a rank has parts of them"
-        if isinstance(optimizer, Foreign):
-            raise ValueError(
-                f"the step of {name_of(optimizer.inner)} may look at whole parameters, and {parts}: use one of "
-                "shaped.optim, or leave those names out of shard"
-            )
-        looks = [rule.name for rule in map(optimizer.rule_of, optimizer.param_groups) if not rule.elementwise]
-        if looks:
-            raise ValueError(
-                f"{name} steps by {looks[0]}, which looks at whole parameters, and {parts}: use AdamW or another that "
-                "moves each element by itself, or leave those names out of shard"
-            )
+        refuse_whole(optimizer, parts, "leave those names out of shard")
         odd = [f"moments={options.moments!r}"] if options.moments == "8bit" else []
         odd += [f"store={options.store!r}"] if options.store == "stochastic" else []
         if odd:
