@@ -171,6 +171,8 @@ def _move_narrowly(call: RuleCall, i: int, factor: float | None) -> None:
 
     def plain(wide: Tensor, gradient: Tensor, state: list[Tensor]) -> tuple[Tensor, ...]:
         new, slots = rule.plain(wide, gradient, tuple(state), call.scalars, step)
+        for kind, before, after in zip(("parameter", *rule.slots), (wide, *state), (new, *slots), strict=True):
+            refuse_misshapen(rule, kind, [before], [after])
         return new, *slots
 
     lowmemory.move(

@@ -50,7 +50,7 @@ def move(
         p, g, slots: A parameter, its gradient and its state.
         low: The low half of a split parameter.
         scales: Those of 8-bit moments; `slots` are their codes.
-        plain: The rule: new parameter and state from wide ones.
+        plain: The rule: new parameter and state from wide ones, all in the parameter's shape.
         place: Which tensor of its list, and which step: what the random bits depend on.
         stochastic_store: Round bfloat16 stochastically, moments too.
     """
@@ -58,7 +58,8 @@ def move(
     gradient = in_memory_order(g if g.stride() == p.stride() else torch.empty_like(p).copy_(g)).float()
     wide = walked[0].float() if low is None else joined(walked[0], in_memory_order(low))
     state = [t.float() for t in walked[1:]] if scales is None else decoded(walked[1:], scales)
-    new_p, *new_state = [t for t in plain(wide, gradient, state) if t is not None]
+    given = [_in_shape_of(p, t) for t in (wide, gradient, *state)]
+    new_p, *new_state = [_walked_as(p, t) for t in plain(given[0], given[1], given[2:]) if t is not None]
     if scales is not None:
         for mine, value in zip((*slots, *scales), encoded(*new_state), strict=True):
             _write(mine, value)
@@ -89,6 +90,18 @@ def in_memory_order(t: Tensor) -> Tensor:
     if is_dense(t):
         return t.as_strided((t.numel(),), (1,))
     return t.flatten()
+
+
+def _in_shape_of(p: Tensor, walked: Tensor) -> Tensor:
+    """What `in_memory_order` made one axis of, in the parameter's shape again."""
+    return walked.as_strided(p.shape, p.stride()) if is_dense(p) else walked.view(p.shape)
+
+
+def _walked_as(p: Tensor, value: Tensor) -> Tensor:
+    """A tensor of the parameter's shape as one axis, in the order of the parameter's memory."""
+    if is_dense(p) and value.stride() != p.stride():
+        value = torch.empty_strided(p.shape, p.stride(), dtype=value.dtype, device=value.device).copy_(value)
+    return in_memory_order(value) if is_dense(p) else value.flatten()
 
 
 def noise(count: int, tensor: int, step: int, device: torch.device | None = None) -> Tensor:
