@@ -1,8 +1,9 @@
-"""The host's part of a step on the triton path: tables, then at most four kinds of launches.
+"""The host's part of a step on the triton path: tables, then at most five kinds of launches.
 
     squares_kernel   once for each dtype, if clipping or skipping asked for it
     row_kernel       one program: advances the step, decides, writes the row
     agree_kernel     once for each dtype, if the rule is cautious
+    ahead_kernel     once for each dtype, if the rule works on whole tensors; behind it, what it does with them
     table_kernel     once for each dtype: all tensors of the lists
 
 Nothing here waits for the device. Tensors that are no dense block are updated as dense copies.
@@ -19,6 +20,7 @@ from torch import Tensor
 from .calls import NOTHING, Extras, RuleCall, shared
 from .cautious_triton import agree_kernel
 from .lists import WIDE, TensorLists
+from .muon_triton import ahead_kernel
 from .rows_triton import NORM, OWN, SKIP, row_kernel
 from .rule import Kernels
 from .table_triton import NEAREST, SPLIT, STOCHASTIC, squares_kernel, table_kernel
@@ -147,7 +149,7 @@ def launch(
         # One program may not zero what another has yet to read.
         again, extras = [g for call in calls for g in call.grads], replace(extras, zero_grads=False)
     plans = [_plan(call, block) for call in calls]
-    copies = [_point(call, plan) for call, plan in zip(calls, plans, strict=True)]
+    copies = [_point(call, plan, extras) for call, plan in zip(calls, plans, strict=True)]
     partials: list[Tensor] = []
     if extras.norm is not None:
         beyond = [extras.norm.double().square()]
@@ -161,6 +163,9 @@ def launch(
             _run(call, plan, extras, partials)
         for original, copy in pairs:
             original.copy_(copy)
+    for plan in plans:
+        for group in plan.groups:
+            group.roles = []  # gradients, and what a rule wrote beside them, live no longer than their step
     if again:
         torch._foreach_zero_(again)
     row = next(iter(plans[0].rows.values()))
@@ -175,10 +180,11 @@ def _plan(call: RuleCall, block: int) -> _Tables:
     return plan
 
 
-def _point(call: RuleCall, plan: _Tables) -> list[tuple[Tensor, Tensor]]:
+def _point(call: RuleCall, plan: _Tables, extras: Extras) -> list[tuple[Tensor, Tensor]]:
     """Point every table at this step's tensors; pairs of a tensor without flat memory and the copy to update."""
     lists, pairs = call.lists, []
-    beside = [tensors for tensors in (lists.ema, lists.low) if tensors is not None]
+    averages = None if extras.ema_decay is None else lists.ema
+    beside = [tensors for tensors in (averages, lists.low) if tensors is not None]
     roles = [lists.params, list(call.grads), *lists.slots, *(lists.scales or ()), *beside]
     if lists.slow:
         roles = [list(role) for role in roles]
@@ -189,6 +195,8 @@ def _point(call: RuleCall, plan: _Tables) -> list[tuple[Tensor, Tensor]]:
                 pairs += [] if at == 1 else [(original, role[i])]
     if call.rule.kernels().agrees is not None:
         roles = [*roles, plan.agreeing(lists)]
+    if call.rule.kernels().ahead is not None:
+        roles = [*roles, [torch.empty_like(p.detach(), dtype=WIDE[p.dtype]) for p in roles[0]]]
     for group in plan.groups:
         whole = len(group.members) == len(lists.params)
         group.roles = roles if whole else [[role[i] for i in group.members] for role in roles]
@@ -254,6 +262,14 @@ def _update(kernels: Kernels, group: _Group, row: Tensor, call: RuleCall, extras
             COUNT=kernels.agrees, SWITCHES=kernels.switches, P=kinds["P"], G=kinds["G"], M=kinds["M"], SCALED=scaled,
             STORE=_STORES[store].value, LOW=last - 1, ROLE=last, BLOCK=table.block, **OPTIONS,
         )  # fmt: skip
+    if kernels.ahead is not None and kernels.between is not None:
+        last = len(group.roles) - 1
+        ahead_kernel[(table.programs,)](
+            table.addresses, table.addresses.shape[1], table.chunks, len(table.chunks), row,
+            AHEAD=kernels.ahead, SWITCHES=kernels.switches, G=kinds["G"], M=kinds["M"], SCALED=scaled,
+            ROLE=last, BLOCK=table.block, **OPTIONS,
+        )  # fmt: skip
+        kernels.between(group.roles[last], row[OWN.value :])
     table_kernel[(table.programs,)](
         table.addresses, table.addresses.shape[1], table.chunks, len(table.chunks), row,
         CHUNK=kernels.chunk, SWITCHES=kernels.switches, **kinds,

@@ -2,7 +2,7 @@
 
     "in out"          x @ w                          "out in in in"     a convolution's kernel
     "batch in out"    a matrix for each layer        "in (3 out)"       three maps side by side, each one matrix
-    "(4 out) in in"   a convolution in four groups   "in (8+2+2)"       maps of unequal widths side by side
+    "(4 out) in in"   a convolution in four groups   "in (8+2+2 out)"   maps of unequal widths side by side
 
 `in` is contracted with activations (fan-in), `out` is free (fan-out). An axis in brackets is split, the outermost
 factor first, as torch reshapes it.

@@ -11,7 +11,8 @@
 
 What are rows and what columns is said by `axes` (see matrices.py), and not by the order in which they are stored: the
 same map takes the same step in any layout. Products dominate: 2*short^2*(2*long + short) operations a step of
-Newton-Schulz; besides, fp32 reads p g b and writes p b = 20 bytes per element.
+Newton-Schulz; besides, fp32 reads p g b and writes p b = 20 bytes per element (36 in Triton, see
+muon_triton.py).
 
 Sources: Jordan 2024, kellerjordan.github.io/posts/muon; Liu et al. 2025, arXiv:2502.16982, for the second scale; order
 and constants are those of torch.optim.Muon, for weights `[out, in]`.
@@ -28,7 +29,7 @@ from torch import Tensor
 from .lists import WIDE
 from .matrices import Axes, axes_of, read_axes
 from .polar import MUON, chains, iterate, lying, norms, orthogonal_list
-from .rule import Hyper, Rule, State
+from .rule import Hyper, Kernels, Rule, State
 from .scalars import Scalar, Store, narrow
 
 SCALES = ("match_rms_adamw", "original")
@@ -160,6 +161,17 @@ class MuonRule(Rule):
                 moved = block.part(p).mul_(kept)
                 scale = scale_of(columns, rows, self.adjust_lr_fn)
                 moved.add_(block.put(made.mT if rows > columns else made), alpha=rate * scale)
+
+    def kernels(self) -> Kernels:
+        """Those of muon_triton.py."""
+        from .muon_triton import muon_ahead, muon_chunk
+        from .rows_triton import muon_row
+
+        return Kernels(muon_row, muon_chunk, (self.nesterov,), 5, ahead=muon_ahead, between=self._between)
+
+    def _between(self, ahead: Sequence[Tensor], own: Tensor) -> None:
+        """Put scaled orthogonal factors in place of momenta; eps is where a captured step reads it."""
+        torch._foreach_copy_(list(ahead), self._orthogonal(ahead, own[4]))
 
     def _orthogonal(self, momenta: Sequence[Tensor], eps: Scalar) -> list[Tensor]:
         """Where to go, scaled: an orthogonal factor of each matrix in each of these, laid out as they are."""

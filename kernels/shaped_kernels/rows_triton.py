@@ -129,6 +129,18 @@ def lion_row(hypers: tl.tensor, row: tl.tensor, t: tl.tensor, SWITCHES: tl.const
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def muon_row(hypers: tl.tensor, row: tl.tensor, t: tl.tensor, SWITCHES: tl.constexpr) -> None:
+    """Muon's row, of lr, weight decay, momentum, eps: decay, lr, 1-momentum, momentum, eps."""
+    lr, momentum = tl.load(hypers), tl.load(hypers + 2)
+    wide = row.dtype.element_ty
+    tl.store(row, (1.0 - lr * tl.load(hypers + 1)).to(wide))
+    tl.store(row + 1, lr.to(wide))
+    tl.store(row + 2, (1.0 - momentum).to(wide))
+    tl.store(row + 3, momentum.to(wide))
+    tl.store(row + 4, tl.load(hypers + 3).to(wide))
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def sgd_row(hypers: tl.tensor, row: tl.tensor, t: tl.tensor, SWITCHES: tl.constexpr) -> None:
     """SGD's row, of lr, momentum, dampening, decay: lr, momentum, damp, decay; step 1 is not damped, as in torch."""
     lr = tl.load(hypers)

@@ -14,7 +14,7 @@ or saves asks the rule; nobody else knows what its numbers are called.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, ClassVar, NamedTuple, Self
@@ -94,7 +94,7 @@ class Hyper:
 
 
 class Kernels(NamedTuple):
-    """A rule in Triton: two functions for the kernels that serve all rules.
+    """A rule in Triton: functions for the kernels that serve all rules.
 
     Attributes:
         row: Writes its numbers of this step into the row, for `row_kernel` in rows_triton.py.
@@ -103,6 +103,10 @@ class Kernels(NamedTuple):
         entries: How many numbers of its own it keeps in the row.
         agrees: Counts the elements of one chunk whose update agrees with the gradient, for `agree_kernel` in
             cautious_triton.py; None where the update does not ask for their share.
+        ahead: Writes where one chunk's state leads into a tensor beside it, for `ahead_kernel` in muon_triton.py; None
+            where each element moves by itself.
+        between: With it: puts in place of these, which are shaped as the parameters, where they go. Its second argument
+            is the rule's own part of the row. It runs on the device, for nothing where the step is skipped.
     """
 
     row: Any
@@ -110,6 +114,8 @@ class Kernels(NamedTuple):
     switches: tuple[bool, ...]
     entries: int
     agrees: Any = None
+    ahead: Any = None
+    between: Callable[[Sequence[Tensor], Tensor], None] | None = None
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ from shaped_kernels.adam import AdamRule
 from shaped_kernels.cautious_triton import agree_kernel
 from shaped_kernels.launch_triton import options
 from shaped_kernels.lion import LionRule
+from shaped_kernels.muon import MuonRule
+from shaped_kernels.muon_triton import ahead_kernel
 from shaped_kernels.rows_triton import row_kernel
 from shaped_kernels.rule import Rule
 from shaped_kernels.schedule_free import ScheduleFreeRule
@@ -35,7 +37,7 @@ PLAIN: dict[str, Any] = {
 ADAMW, ADAM8 = AdamRule(True), AdamRule(True, eight_bit=True)
 SGD, MOMENTUM = SgdRule(), SgdRule(nesterov=True, buffered=True)
 LION8 = LionRule(eight_bit=True)
-LION, FREE = LionRule(), ScheduleFreeRule()
+LION, FREE, MUON = LionRule(), ScheduleFreeRule(), MuonRule()
 CAUTIOUS = AdamRule(True, cautious=True)
 FULL = {"SCALED": True, "GUARDED": True, "EMA": True, "ZERO": True}
 NARROW = {"P": tl.bfloat16, "G": tl.bfloat16}
@@ -71,6 +73,10 @@ CASES: list[tuple[str, Rule | None, dict[str, Any], int, int, int]] = [
     ("adamw fp32, all fused, cautious", CAUTIOUS, FULL, 20, 20, 0),
     ("lion bf16 stochastic, cautious", LionRule(cautious=True), {**NARROW, "M": tl.bfloat16, "STORE": 1}, 6, 4, 0),
     ("lion fp32, all fused, cautious", LionRule(cautious=True), FULL, 16, 16, 0),
+    ("muon fp32", MUON, {}, 16, 8, 0),
+    ("muon fp32, all fused", MUON, FULL, 20, 16, 0),
+    ("muon bf16 stochastic", MUON, {**NARROW, "M": tl.bfloat16, "STORE": 1}, 10, 4, 0),
+    ("muon split", MUON, SPLIT, 14, 8, 0),
     ("schedule-free fp32", FREE, {}, 16, 12, 0),
     ("schedule-free fp32, all fused", FREE, FULL, 20, 20, 0),
     ("schedule-free split", FREE, SPLIT, 14, 12, 0),
@@ -156,12 +162,26 @@ def main(name: str) -> int:
         asm = compiled(agree_kernel, {**kinds, **own}, target)
         found = nvidia_faults(asm, reads, 0, 0) if cuda else amd_faults(asm, reads, 0)
         faults += [f"{name} {title}, those that agree: {fault}" for fault in found]
+    for title, kinds, reads in (
+        ("fp32", {"G": tl.float32, "M": tl.float32}, 8),
+        ("bf16", {"G": tl.bfloat16, "M": tl.bfloat16}, 4),
+    ):
+        own = {"AHEAD": MUON.kernels().ahead, "SWITCHES": MUON.kernels().switches, "SCALED": True, "ROLE": 3}
+        asm = compiled(ahead_kernel, {**kinds, **own, "BLOCK": BLOCK}, target)
+        found = nvidia_faults(asm, reads, 4, 0) if cuda else amd_faults(asm, reads, 4)
+        faults += [f"{name} muon {title}, where momentum leads: {fault}" for fault in found]
     # What needs no figures must compile: doubles, rounding to nearest, float16, and the rows.
     kinds = {"P": tl.float64, "G": tl.float64, "M": tl.float64, "E": tl.float64}
     asm = moved(AdamRule(True, amsgrad=True), kinds, target, wide="fp64")
     half = {"P": tl.float16, "G": tl.float16, "M": tl.float16}
     moved(SgdRule(nesterov=True, buffered=True, maximize=True), half, target)
-    for rule, wide in ((ADAMW, "fp32"), (LionRule(cautious_decay=True), "fp32"), (FREE, "fp32"), (SGD, "fp64")):
+    for rule, wide in (
+        (ADAMW, "fp32"),
+        (LionRule(cautious_decay=True), "fp32"),
+        (FREE, "fp32"),
+        (MUON, "fp32"),
+        (SGD, "fp64"),
+    ):
         kernels = rule.kernels()
         compiled(row_kernel, {**AROUND, "ROW": kernels.row, "SWITCHES": kernels.switches}, target, wide=wide)
     if cuda and not ("sqrt.rn.f64" in asm["ptx"] and "div.rn.f64" in asm["ptx"]):

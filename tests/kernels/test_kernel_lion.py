@@ -1,5 +1,6 @@
 """Lion, schedule-free AdamW and the flags in Triton against `plain` in float64; interpreted without a GPU."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -58,3 +59,23 @@ def test_three_steps_in_triton_are_those_of_plain_torch_in_float64(
     found = [*params, *(t for slot in slots.values() for t in slot)]
     for mine, theirs in zip(found, [*exact, *(t for slot in state for t in slot)], strict=True):
         torch.testing.assert_close(mine.double(), theirs, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("rule", [AdamRule(True, cautious=True), SgdRule(buffered=True)], ids=repr)
+def test_averages_that_are_not_moved_in_a_step_are_in_nobodys_way(rule: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHAPED_KERNELS", "triton")
+    numbers, found = (0.01, 0.9, 0.95, 1e-8, 0.5)[: 5 if isinstance(rule, AdamRule) else 4], []
+    for averaged in (False, True):
+        params = [p.bfloat16() for p in drawn(0)]
+        slots = {name: [torch.zeros_like(p, dtype=torch.float32) for p in params] for name in rule.slots}
+        low = [torch.zeros_like(p, dtype=torch.int16) for p in params]
+        average = [p.clone() for p in params] if averaged else None
+        lists = TensorLists(params, slots, ema=average, low=low)
+        grads = [g.bfloat16() for g in drawn(1)]
+        call = RuleCall(
+            replace(rule, store="split"), lists, lists.admit(grads), numbers, torch.zeros((), device=DEVICE)
+        )
+        launch([call], block=BLOCK)
+        found.append([*params, *low, *(t for slot in slots.values() for t in slot)])
+
+    assert all(map(torch.equal, *found))
