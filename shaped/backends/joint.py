@@ -147,6 +147,20 @@ class JointEager(Eager):
             self._norm = None
         return settled.loss, True
 
+    def update_waiting(self, optimizer: FusedOptimizer) -> bool:
+        """As `Eager.update_waiting`; what fails on one rank before its first collective is raised on all."""
+        failed = None
+        try:
+            self.program.follow_storage()
+            optimizer.read(self._used)
+            self._together.refuse(optimizer)
+        except Exception as error:
+            failed = error
+        self._together.meet("the update of gradients that wait", failed)
+        found = super().update_waiting(optimizer)
+        self._together.ended()
+        return found
+
     def _step(
         self,
         optimizer: FusedOptimizer,

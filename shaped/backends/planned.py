@@ -266,6 +266,11 @@ class Planned(Together):
         self.begin(inputs, forward)
         return made
 
+    def meet(self, place: str, failed: Exception | None) -> None:
+        """As of ranks without a plan."""
+        super().meet(place, failed)
+        self._met = True
+
     def ended(self) -> None:
         """Say that all ranks are through."""
         super().ended()

@@ -16,6 +16,7 @@ from torch.fx import GraphModule
 import shaped.errors
 from shaped.backends.gathering import Gathering
 from shaped.errors import ExecutorError
+from shaped.ranks.peers import peers_of
 
 if TYPE_CHECKING:
     from shaped.ranks.exchange import Exchange
@@ -51,6 +52,15 @@ class Turns:
     def _lengths(self) -> list[tuple[torch.dtype, int]]:
         """Of the messages in which whole gradients are summed."""
         raise NotImplementedError
+
+    def meet(self, place: str, failed: Exception | None) -> None:
+        """Come to collectives that are no step's, with what this rank failed with until here: an error of all.
+
+        Raises:
+            The error of a rank that failed, marked as one that all raise.
+        """
+        peers_of(self.exchange).meet(place, failed=failed)
+        self._under_way, self._gathering = True, None
 
     @contextmanager
     def guard(self, forward: bool = False) -> Iterator[None]:

@@ -84,6 +84,19 @@ def errors_and_nans_of_one_rank_by_name_are_those_of_all_and_change_nothing() ->
 
 
 @named
+def what_fails_by_name_where_gradients_wait_is_an_error_on_all() -> None:
+    together, one = plan("hidden", accumulate=2, max_norm=0.3), plan(accumulate=2, max_norm=0.3)
+    together.train_step(*batch(0))
+    one.train_step(*batch(0))
+    group = together._shared.own_optimizer().param_groups[0]
+    lr, group["lr"] = group["lr"], -1.0 if rank() == 1 else group["lr"]
+    raises(together.step_waiting, ValueError, "lr", *(() if rank() == 1 else ("on rank 1",)))
+    group["lr"] = lr
+    assert together.step_waiting() == one.step_waiting() == 1
+    same(together, one)
+
+
+@named
 def plans_that_do_not_fit_are_refused_on_all_ranks() -> None:
     mesh = join(tp=2)
     options: dict[str, Any] = {"mesh": mesh}

@@ -253,6 +253,21 @@ def a_batch_that_does_not_count_changes_nothing() -> None:
 
 
 @check
+def what_fails_on_one_rank_where_gradients_wait_is_an_error_on_all_and_the_update_comes_later() -> None:
+    for options in ({"zero": 0}, {"zero": 3}):
+        together, one = (new(accumulate=2, max_norm=0.3, mesh=mesh, **more) for mesh, more in
+                         ((join(), options), ("alone", {})))  # fmt: skip
+        together.train_step(*mine(0, *batch(0)))
+        one.train_step(*batch(0))
+        group = together._shared.own_optimizer().param_groups[0]
+        lr, group["lr"] = group["lr"], -1.0 if rank() == 1 else group["lr"]
+        raises(together.step_waiting, ValueError, "lr", *(() if rank() == 1 else ("on rank 1",)))
+        group["lr"] = lr
+        assert together.step_waiting() == one.step_waiting() == 1
+        same(together, one)
+
+
+@check
 def ranks_are_asked_to_stop_by_one_of_them() -> None:
     together = new(mesh=join())
     assert together.ranks is not None

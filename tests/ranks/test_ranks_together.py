@@ -15,6 +15,8 @@ SHORT = [
     "plans_that_do_not_fit_are_refused_on_all_ranks",
 ]
 LONG = [
+    "what_fails_on_one_rank_where_gradients_wait_is_an_error_on_all_and_the_update_comes_later",
+    "what_fails_by_name_where_gradients_wait_is_an_error_on_all",
     "errors_and_nans_of_one_rank_by_name_are_those_of_all_and_change_nothing",
     "dropout_of_parts_is_drawn_as_one_process_draws_it_and_agrees_by_name",
     "a_run_by_name_goes_on_from_checkpoints_in_one_process_and_by_another_plan",
