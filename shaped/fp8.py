@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import ScalingType, scaled_mm
 
 from shaped.arguments import checked, only_tensors
 from shaped.errors import ShapeError
@@ -24,6 +25,8 @@ from shaped.scaling import with_scale as with_scale
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 _TINY = 1e-12  # torchao's floor for the largest absolute value: a tensor of zeros has a scale too
+# The public operator, whose form for CPUs came after 2.11.
+_PUBLIC = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
 Product = Literal["emulated", "scaled"]
 
 
@@ -67,9 +70,21 @@ def _product(a: Tensor, b: Tensor, a_dtype: torch.dtype, b_dtype: torch.dtype, h
     if how == "emulated":
         return (qa.float() / sa) @ (qb.float() / sb)
     columns = qb.t().contiguous().t()  # the instruction reads the second operand by columns
-    return torch._scaled_mm(
-        qa.contiguous(), columns, scale_a=sa.reciprocal(), scale_b=sb.reciprocal(), out_dtype=torch.float32
-    )
+    return _scaled_product(qa.contiguous(), columns, sa.reciprocal(), sb.reciprocal(), torch.float32)
+
+
+def _scaled_product(
+    a: Float[Tensor, "rows inner"],
+    b: Float[Tensor, "inner columns"],
+    a_scale: Float[Tensor, ""],
+    b_scale: Float[Tensor, ""],
+    dtype: torch.dtype,
+) -> Float[Tensor, "rows columns"]:
+    """(a*a_scale) @ (b*b_scale) of matrices in eight bits by torch's operator; `b` is laid out by columns."""
+    if _PUBLIC:
+        whole = ScalingType.TensorWise
+        return scaled_mm(a, b, a_scale, whole, b_scale, whole, output_dtype=dtype)
+    return torch._scaled_mm(a, b, scale_a=a_scale, scale_b=b_scale, out_dtype=dtype)
 
 
 class _Linear(torch.autograd.Function):

@@ -23,6 +23,7 @@ import updates
 from report import RESULTS, machine, save, table, versions
 from step_models import BETAS, EPS, LR, MODELS, ON_GPU, WEIGHT_DECAY, Model
 from torch import Tensor
+from torch.nn.functional import ScalingType, scaled_mm
 
 from shaped import ScalarTrainer
 from shaped.fp8 import to_fp8
@@ -102,8 +103,10 @@ def _products_of(n: int, device: str) -> dict[str, Any]:
         (qa, sa), (qb, sb) = to_fp8(a), to_fp8(columns)
         return qa, qb.t(), sa.reciprocal(), sb.reciprocal()
 
+    whole = ScalingType.TensorWise
+
     def product(qa: Tensor, qb: Tensor, ia: Tensor, ib: Tensor) -> Tensor:
-        return torch._scaled_mm(qa, qb, scale_a=ia, scale_b=ib, out_dtype=torch.bfloat16)
+        return scaled_mm(qa, qb, ia, whole, ib, whole, output_dtype=torch.bfloat16)
 
     given = rounded()
     contenders = {
