@@ -166,12 +166,25 @@ def _divided(run: LocalRun, n: Node, args: list[Any], kwargs: dict[str, Any]) ->
 
 @how("largest")
 def _largest(run: LocalRun, n: Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
-    return run.across.extreme(run.call_function(n.target, tuple(args), kwargs), "max")
+    return _extreme(run, run.call_function(n.target, tuple(args), kwargs), "max")
 
 
 @how("smallest")
 def _smallest(run: LocalRun, n: Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
-    return run.across.extreme(run.call_function(n.target, tuple(args), kwargs), "min")
+    return _extreme(run, run.call_function(n.target, tuple(args), kwargs), "min")
+
+
+def _extreme(run: LocalRun, t: Tensor, kind: str) -> Tensor:
+    """The largest or smallest over the ranks; NaN where some rank has one, which travels beside it.
+
+    gloo compares a NaN away where it is not the first rank's.
+    """
+    if not t.is_floating_point():
+        return run.across.extreme(t, kind)
+    sign, lost = 1 if kind == "max" else -1, t.isnan()
+    sent = torch.stack([torch.where(lost, -torch.inf, sign * t), lost.to(t.dtype)])
+    value, some = run.across.extreme(sent, "max").unbind()
+    return torch.where(some > 0, torch.nan, sign * value)
 
 
 @how("summed and added")

@@ -28,6 +28,7 @@ from shaped.backends.parts import refuse_whole
 from shaped.backends.placed import PlacedGraph, placed
 from shaped.backends.program import Program
 from shaped.backends.together import EagerAt, EagerResult, Together
+from shaped.backends.turns import lost
 from shaped.backends.values import Checked, Runs
 from shaped.errors import RankError
 from shaped.optim import FusedOptimizer
@@ -284,7 +285,7 @@ class Planned(Together):
             yield
         except Exception as error:
             met, self._met = self._met, False
-            if together(error) or (met and forward):
+            if together(error) or (met and forward and not lost(error)):
                 raise
             if met:
                 self._end(error)

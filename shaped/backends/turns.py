@@ -7,7 +7,7 @@ agreement at their end. All then ask what it was.
 import builtins
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch.fx import GraphModule
 
 import shaped.errors
 from shaped.backends.gathering import Gathering
-from shaped.errors import ExecutorError
+from shaped.errors import ExecutorError, RankError, first_line
 from shaped.ranks.peers import peers_of
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Turns:
                 raise
             gathering, stuck = self._gathering, self._under_way and self._gathering is None
             self.ended()
-            if stuck:
+            if stuck or lost(error):
                 self._end(error)
             try:
                 self._take_turns(gathering, forward)
@@ -89,11 +89,13 @@ class Turns:
                 raise
             self.raise_on_all(error)
 
-    def _end(self, error: Exception) -> None:
+    def _end(self, error: Exception) -> NoReturn:
         """Raise for a rank that cannot go on with the others, or whose others are gone."""
         cause = self.exchange.cause
         if cause is not None:
-            raise ExecutorError(f"another rank is gone: {cause}. Nothing was updated in this step") from error
+            raise RankError(f"another rank is gone: {cause}. Nothing was updated in this step") from error
+        if lost(error):
+            raise RankError(f"another rank is gone or was not heard of: {first_line(error)}") from error
         self.exchange.failed(error)
         raise error
 
@@ -113,7 +115,10 @@ class Turns:
 
         Every rank calls it, with its own error or none.
         """
-        told = self.exchange.tell(None if own is None else (type(own).__name__, str(own)))
+        try:
+            told = self.exchange.tell(None if own is None else (type(own).__name__, str(own)))
+        except RuntimeError as error:
+            self._end(error)
         if own is not None:
             raise self.agreed(own)
         for rank, said in enumerate(told):
@@ -130,6 +135,11 @@ class Turns:
         """An error that all ranks raise, marked as one."""
         vars(error)["together"] = True
         return error
+
+
+def lost(error: Exception) -> bool:
+    """Whether an error is that of a collective whose other ranks are gone: gloo says it in its text alone."""
+    return isinstance(error, RuntimeError) and (type(error).__name__.startswith("Dist") or "gloo" in str(error))
 
 
 def _like(kind: str, text: str) -> Exception:

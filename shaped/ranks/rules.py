@@ -7,7 +7,7 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from shaped.ranks.placements import PENDING, WHOLE, Held, Partial, Shard
-from shaped.ranks.walk import PlacementWalk, Unplaced, args_of, operation, rule
+from shaped.ranks.walk import PlacementWalk, Unplaced, args_of, operation, rule, sharing
 
 _LINEAR = ("neg", "detach", "alias", "clone", "lift_fresh_copy")  # of one value
 
@@ -36,12 +36,11 @@ def in_place(walk: PlacementWalk, node: Node) -> Held:
     """The same into what an operation has just made: the parts that a rank has of it."""
     target, operands = args_of(node)[0], tensors_in(node)
     walk.settle(node, *[n for n in operands if n is not target])
-    made = getattr(target.target, "_schema", None)
-    held = walk.of(target)
-    if made is None or any(result.alias_info is not None for result in made.returns) or held == PENDING:
+    held, before = walk.of(target), [n for n in sharing(target) if n in walk.held]
+    if target.op != "call_function" or before != [target]:
         raise Unplaced(
             node,
-            f"`{operation(node)}` to write into a value of its own, and it is a view or a sum of parts",
+            f"`{operation(node)}` to write into a value of its own, and it is a view or has views",
             "write it without the trailing underscore",
         )
     if along(walk, node, operands) != held or target in walk.task(node).cuts:
@@ -223,7 +222,8 @@ def reduced(walk: PlacementWalk, node: Node) -> Held | tuple[Held, ...]:
         return PENDING
     if name in ("amax", "amin"):
         walk.task(node).how = "largest" if name == "amax" else "smallest"
-        walk.count("max" if name == "amax" else "min", node, node.meta["val"])
+        value = node.meta["val"]
+        walk.count("max" if name == "amax" else "min", node, value, times=1 + value.is_floating_point())  # and its NaN
         return WHOLE
     walk.whole(node, x)
     raise AssertionError("a part is not whole")

@@ -19,6 +19,8 @@ def viewed(walk: PlacementWalk, node: Node) -> Held:
     parts, where what is left of it is divided by the number of ranks.
     """
     x = args_of(node)[0]
+    if x.meta["val"].dtype != node.meta["val"].dtype:  # `view(dtype)` reads the bits otherwise
+        walk.whole(node, x, hint="there are no parts of such a view: leave the name of that axis out of shard")
     held = walk.of(x)
     if not isinstance(held, Shard):
         return held

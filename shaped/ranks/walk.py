@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from shaped.ranks.extents import Extents, computable, extents, product
-from shaped.ranks.placements import WHOLE, Held, Partial, Replicate, Shard
+from shaped.ranks.placements import PENDING, WHOLE, Held, Partial, Replicate, Shard
 
 
 class Unplaced(Exception):
@@ -127,13 +127,16 @@ class PlacementWalk:
         self.held: dict[Node, Held | tuple[Held, ...]] = dict(starts)
         self.tasks: dict[Node, Task] = {}
         self.collectives: list[Collective] = []
+        self._pending: set[Node] = set()  # what has been a sum to be taken
         nodes = list(graph.graph.nodes)
         self._forward = _ancestors(nodes[-1].args[0][:1])
         for node in nodes:
             if node.op in ("placeholder", "get_attr"):
                 self.held.setdefault(node, WHOLE)
             elif node.op == "call_function":
-                self.held[node] = self._placed(node)
+                found = self.held[node] = self._placed(node)
+                if PENDING in (found if isinstance(found, tuple) else (found,)):
+                    self._pending.add(node)
             elif node.op == "output":
                 self._end(node, ends, names)
 
@@ -164,13 +167,16 @@ class PlacementWalk:
                 self.held[operand] = WHOLE
                 self.count("sum", node, operand.meta["val"])
 
-    def count(self, kind: str, node: Node, value: Tensor, what: str = "", divided: int | None = None) -> None:
-        """Note a collective of a value's shape, with an axis in parts or left out."""
+    def count(
+        self, kind: str, node: Node, value: Tensor, what: str = "", divided: int | None = None, times: int = 1
+    ) -> None:
+        """Note a collective of a value's shape, with an axis in parts or left out, and `times` as many bytes."""
         backward = node not in self._forward
         sizes = extents(value)
         if divided is not None:
             sizes[divided] = sympy.Integer(1)
-        self.collectives.append(Collective(kind, tuple(sizes), value.element_size(), what or operation(node), backward))
+        itemsize = times * value.element_size()
+        self.collectives.append(Collective(kind, tuple(sizes), itemsize, what or operation(node), backward))
 
     def cut(self, node: Node, operand: Node, shard: Shard) -> None:
         """Have a node take this rank's part of an operand: the whole is cut, parts must be cut so already."""
@@ -219,6 +225,7 @@ class PlacementWalk:
         if not _is_tensors(node.meta.get("val")):
             return self._number(node, name)
         operands = [n for n in node.all_input_nodes if _is_tensors(n.meta.get("val"))]
+        self._hold_written(node)
         if all(self.held[n] == WHOLE or _all_whole(self.held[n]) for n in operands):
             return self._all(node, WHOLE)
         found = RULES.get(name)
@@ -237,6 +244,16 @@ class PlacementWalk:
                 )
             return self._all(node, WHOLE)
         return found(self, node)
+
+    def _hold_written(self, node: Node) -> None:
+        """Refuse to write into a sum of parts: once it is taken, what else looks at that memory has the part."""
+        for target in written_by(node):
+            if any(n in self._pending for n in sharing(target)):
+                raise Unplaced(
+                    node,
+                    f"`{operation(node)}` to write into values that each rank has, and there are sums of parts",
+                    "write it without the trailing underscore or the assignment, such as torch.where",
+                )
 
     def _number(self, node: Node, name: str) -> Held:
         """Of a size, or a number that is read from a value."""
@@ -292,6 +309,35 @@ def _all_whole(held: Any) -> bool:
 
 def _mutates(node: Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def written_by(node: Node) -> list[Node]:
+    """What an operation writes into."""
+    if not _mutates(node):
+        return []
+    arguments = zip(node.target._schema.arguments, args_of(node), strict=False)  # type: ignore[union-attr]
+    found = [given for argument, given in arguments if argument.alias_info and argument.alias_info.is_write]
+    return [n for one in found for n in (one if isinstance(one, list | tuple) else [one]) if isinstance(n, Node)]
+
+
+def sharing(node: Node) -> list[Node]:
+    """All values of a graph that may look at the memory of one: what it is a view of, and the views of that."""
+    while (base := _viewed(node)) is not None:
+        node = base
+    found = [node]
+    for one in found:  # grows as it goes
+        found.extend(user for user in one.users if _viewed(user) is one)
+    return found
+
+
+def _viewed(node: Node) -> Node | None:
+    """What an operation's result is a view of."""
+    if operation(node) == "getitem" or (
+        isinstance(node.target, torch._ops.OpOverload) and any(r.alias_info for r in node.target._schema.returns)
+    ):
+        base = args_of(node)[0] if node.args else None
+        return base if isinstance(base, Node) else None
+    return None
 
 
 def _ancestors(nodes: Sequence[Any]) -> set[Node]:

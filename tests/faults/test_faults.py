@@ -23,7 +23,7 @@ def harness(rows: str, *options: str) -> subprocess.CompletedProcess[str]:
         "4",
         *(
             pytest.param(rows, marks=pytest.mark.slow)
-            for rows in ("1,2,3", "5,6,7,8,9,10,11,12,13", "15,17,20,36,37", "16", "16c", "2b,12b", "R1,R3,R5")
+            for rows in ("1,2,3", "5,6,7,8,9,10,11,12,13", "15,17,20,36,37", "16", "16c", "2b,12b", "R1,R3,R5", "R6,R7")
         ),
     ],
 )

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from shaped import Checkpoints, Loop, NonFiniteError, RankError, ScalarTrainer, ShapeError
@@ -94,6 +95,23 @@ def what_fails_by_name_where_gradients_wait_is_an_error_on_all() -> None:
     group["lr"] = lr
     assert together.step_waiting() == one.step_waiting() == 1
     same(together, one)
+
+
+def highest(p: MLP, x: Float[Tensor, "batch pixels"], y: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
+    each = x.amax(1) - x.amin(1) + y
+    return (each * p.w1.sum()).mean() + p.b1.sum() + p.w2.sum() + p.b2.sum()
+
+
+@named
+def a_nan_in_the_part_of_one_rank_is_in_the_largest_of_all() -> None:
+    together = plan("pixels", loss=highest)
+    x, y = batch(0)
+    want = plan(loss=highest).forward(x, y)
+    torch.testing.assert_close(together.forward(x, y), want, rtol=EXACT, atol=EXACT)
+    for at in (0, 5):  # gloo's maximum leaves one out that is not the first rank's
+        found = x.clone()
+        found[0, at] = float("nan")
+        assert together.forward(found, y).isnan()
 
 
 @named

@@ -15,6 +15,7 @@ SHORT = [
     "plans_that_do_not_fit_are_refused_on_all_ranks",
 ]
 LONG = [
+    "a_nan_in_the_part_of_one_rank_is_in_the_largest_of_all",
     "what_fails_on_one_rank_where_gradients_wait_is_an_error_on_all_and_the_update_comes_later",
     "what_fails_by_name_where_gradients_wait_is_an_error_on_all",
     "errors_and_nans_of_one_rank_by_name_are_those_of_all_and_change_nothing",

@@ -111,6 +111,14 @@ def squared(p: Odd, x: Float[Tensor, "batch pixels"]) -> Float[Tensor, ""]:
     return (h.T @ h).exp().mean() + p.v.mean()
 
 
+def overwritten(p: Odd, x: Float[Tensor, "batch pixels"]) -> Float[Tensor, ""]:
+    """A sum of parts that one operation has taken, and a view of it that would not see what is written after that."""
+    h = x @ p.w @ p.v
+    turned, e = h.T, h.exp()
+    h.mul_(2.0)
+    return turned.square().mean() + e.mean()
+
+
 @cache
 def trained(name: str) -> tuple[ScalarTrainer, tuple[Tensor, ...]]:
     """A proved trainer and a batch; shared by all tests."""
@@ -130,7 +138,7 @@ def trained(name: str) -> tuple[ScalarTrainer, tuple[Tensor, ...]]:
     return ScalarTrainer(loss, params.to(dtype=WIDE)), batch  # type: ignore[arg-type]
 
 
-ODD = (ordered, cut_short, unruled, normed, squared)
+ODD = (ordered, cut_short, unruled, normed, squared, overwritten)
 SLOW = pytest.mark.slow  # its proof takes some seconds
 PLANS = [
     ("mlp", ["hidden"], 2), ("mlp", ["hidden"], 3), ("mlp", ["classes"], 2), ("mlp", ["pixels"], 2),
@@ -166,6 +174,7 @@ def test_a_block_of_heads_and_hidden_has_two_sums_a_pass() -> None:
         ("unruled", ["hidden"], ["svdvals", "a rule for"]),
         ("normed", ["hidden"], ["layer_norm", "hidden whole"]),
         ("squared", ["hidden"], ["h.T @ h", "one axis in parts"]),
+        ("overwritten", ["hidden"], ["h.mul_(2.0)", "sums of parts"]),
         pytest.param("gpt", ["dim"], ["layer_norm", "dim whole"], marks=SLOW),
         pytest.param("gpt", ["context"], ["p.places[: x.shape[1]]", "context whole"], marks=SLOW),
     ],
