@@ -141,6 +141,7 @@ class _Located(ShapedError):
         lacking: The equality that an operation lacks, as two terms over dimension names, where it is one.
         between: Of what goes on without a word, the two shapes that should be one, as terms over dimension names.
         on_data: Whether a branch on data is what is not known.
+        counts: Whether a whole number that data tell is in the way.
         absent: Whether it asks for a device that this machine does not have.
         untold: Whether it reads a value that nothing tells, whatever the sizes are.
         writes: Whether all that is wrong is that it writes into its arguments.
@@ -148,6 +149,7 @@ class _Located(ShapedError):
 
     names: tuple[str, ...] = ()
     on_data: bool = False
+    counts: bool = False
     absent: bool = False
     untold: bool = False
     writes: bool = False

@@ -34,6 +34,15 @@ PACKAGES = {"nerfstudio": "nerfstudio", "transformer_lens": "transformer-lens"}
 _NATIVE = "transformer_lens.model_bridge.sources.native.boot"
 _SIZES = "'d_model': (d_model := 12), 'n_layers': 3, 'n_heads': 3, 'd_head': 4, 'n_ctx': 32, 'd_vocab': (d_vocab := 20)"
 _TOKENS = "torch.zeros((batch := 2), (pos := 3), dtype=torch.int64)"
+_DIFFUSION = (
+    "device='cpu'",
+    "min_step=20",
+    "max_step=980",
+    "alphas=torch.linspace(0.99, 0.01, 1000)",
+    "scheduler=types.SimpleNamespace(add_noise=lambda x, noise, t: x + noise, set_timesteps=lambda n: None, "
+    "timesteps=torch.arange(3), step=lambda noise, t, x: {'prev_sample': x - noise})",
+)
+_SIDES = ("base", "top", "side", "back", "front")
 FACTORIES = {
     "nerfstudio": (
         "PixelSamplerConfig=nerfstudio.data.pixel_samplers.PixelSamplerConfig(fisheye_crop_radius=2.0)",
@@ -43,7 +52,25 @@ FACTORIES = {
         "name='image'",
         "log_dir=pathlib.Path('logs')",
         "experiment_name='run'",
-        "sdf=lambda points: points.norm(dim=-1)",
+        "evaluate_sdf.sdf=lambda points: points.norm(dim=-1)",
+        "evaluate_multiresolution_sdf.evaluate_sdf=lambda points: points.norm(dim=-1)",
+        "generate_mesh_with_multires_marching_cubes.geometry_callable_field=lambda points: points.norm(dim=-1)",
+        "TensorboardWriter.tb_writer=types.SimpleNamespace(add_image=lambda *given, **named: None)",
+        *(f"{name}.{text}" for name in ("StableDiffusion", "DeepFloyd") for text in _DIFFUSION),
+        "StableDiffusion.auto_encoder=types.SimpleNamespace("
+        "encode=lambda x: types.SimpleNamespace(latent_dist=torch.distributions.Normal("
+        "x.new_zeros(len(x), 4, x.shape[2] // 8, x.shape[3] // 8), 1.0, validate_args=False)), "
+        "decode=lambda x: types.SimpleNamespace(sample=x.new_zeros(len(x), 3, 8 * x.shape[2], 8 * x.shape[3])))",
+        "StableDiffusion.unet=type('UNet', (), {'config': types.SimpleNamespace(in_channels=4), '__call__': "
+        "lambda self, x, t, encoder_hidden_states: types.SimpleNamespace(sample=x.clone())})()",
+        "DeepFloyd.unet=lambda x, t, encoder_hidden_states: types.SimpleNamespace(sample=torch.cat([x, x], 1))",
+        "StableDiffusion.tokenizer=type('Tokenizer', (), {'model_max_length': 77, '__call__': "
+        "lambda self, text, **named: types.SimpleNamespace(input_ids=torch.zeros(1, 77, dtype=torch.int64))})()",
+        "StableDiffusion.text_encoder=lambda ids: (torch.zeros(len(ids), ids.shape[1], 16),)",
+        "prompt='a chair'",
+        "negative_prompt=''",
+        *(f"PositionalTextEmbeddings.{side}_embed=torch.zeros(2, length, width)" for side in _SIDES),
+        "PositionalTextEmbeddings.positional_prompting='discrete'",
     ),
     "transformer_lens": (
         f"model={_NATIVE}({{{_SIZES}, 'd_mlp': 24, 'act_fn': 'gelu'}}).eval()",

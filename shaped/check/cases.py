@@ -9,7 +9,8 @@ from typing import Any, get_args
 
 from shaped.check.choices import MOST, Inventor, ValueChoice, combined
 from shaped.check.instances import Instances, hints_of
-from shaped.check.programs import Case, CaseProgram, Held, Refusal, Unbuilt, admits_both
+from shaped.check.programs import Case, CaseProgram, Held, admits_both
+from shaped.check.refusals import Refusal, Unbuilt
 from shaped.check.targets import Target
 from shaped.check.written import Fresh, axes_of, read_written
 from shaped.errors import ProofError, SignatureError, Unprovable, first_line
@@ -61,11 +62,13 @@ class Prover:
         method = self.target.kind == "method"
         new = self.target.name.endswith(".__init__")
         reasons: list[Exception] = []
-        for owner in ("new", "new plain") if new else _OWNERS if method else ("", "plain"):
+        told = self.instances.factories.attributes(self.target.owner, "", []) if method and self.target.owner else {}
+        owners = ("new", "new plain") if new else ("blank", *_OWNERS) if told else _OWNERS if method else ("", "plain")
+        for owner in dict.fromkeys(owners):
             try:
                 return self._examine(owner)
             except ProofError as error:
-                if owner not in ("blank", "whole"):
+                if owner not in ("blank", "whole") or told:
                     raise
                 reasons.append(error)  # by an instance that perhaps no constructor makes: it refutes nothing
             except Exception as error:
@@ -74,7 +77,8 @@ class Prover:
 
     def _examine(self, owner: str) -> Examined:
         hints = hints_of(inspect.unwrap(self.target.function))
-        inventor = Inventor(frozenset(dimensions(hints.values())), self.instances, self.instances.factories.given)
+        names, given = frozenset(dimensions(hints.values())), self.instances.factories.given
+        inventor = Inventor(names, self.instances, given, self.target.name)
         cases, left = self._cases(inventor, hints, owner)
         examined = Examined(self.target, hints.get("return"))
         self._read = ()

@@ -13,7 +13,8 @@ from typing import Any
 from shaped.check.cases import Examined, Prover, dimensions
 from shaped.check.choices import has_shape, without_none
 from shaped.check.instances import Factories, Instances, constructor, hints_of
-from shaped.check.programs import Unbuilt, admits_both, names_of
+from shaped.check.programs import admits_both, names_of
+from shaped.check.refusals import Unbuilt
 from shaped.check.statements import conditions, statement, summary, values
 from shaped.check.targets import Target, declares_only, functions_of, methods_of, named
 from shaped.check.verdicts import Shape, Status, Verdict

@@ -130,7 +130,8 @@ class Inventor:
     Attributes:
         dims: Names of the axes in the annotations: an integer of such a name is that size, whatever its default.
         instances: What makes an instance of a class; None where classes are unknown.
-        given: What the user says of an argument by its name; nothing where that is nothing.
+        given: What the user says of an argument by its name and its function's; nothing where that is nothing.
+        owner: The function's name.
         ints: The integers that were invented.
         left_out: Alternatives that cannot be invented, and combinations.
         plain: Make each instance of as little as may be: of defaults, also None for a tensor, and of tensors of
@@ -139,7 +140,8 @@ class Inventor:
 
     dims: frozenset[str] = frozenset()
     instances: Callable[["Inventor", type, str], list[ValueChoice]] | None = None
-    given: Callable[[str, str, list[str]], list[ValueChoice]] | None = None
+    given: Callable[[str, str, str, list[str]], list[ValueChoice]] | None = None
+    owner: str = ""
     ints: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     fresh: Fresh = field(default_factory=Fresh)
@@ -158,7 +160,8 @@ class Inventor:
         path, default = prefix + parameter.name, parameter.default
         hint = hints.get(parameter.name)
         given = default is not parameter.empty
-        said = self.given(parameter.name, path, self.ints) if self.given is not None else []
+        owner = self.making[-1].__qualname__ if prefix and self.making else self.owner
+        said = self.given(parameter.name, owner, path, self.ints) if self.given is not None else []
         if said:
             return said
         if parameter.name not in hints:

@@ -43,7 +43,8 @@ _PLAIN = (bool, float, str)
 class Factories:
     """How instances are made where a constructor's arguments cannot be invented: `Net(Config(dim=8))`.
 
-    `name=...` says what an argument of that name is, whatever its annotation.
+    `name=...` says what an argument of that name is, whatever its annotation; `function.name=...` an argument of that
+    function or constructor alone; `Net.name=...` also an attribute, where Net's constructor cannot be run.
 
     Names in an expression that the file does not define are dimensions; a module that is named before a dot is
     imported: `model=my.models.Net(dim)`. `model=Net(dim := 16)` makes one for all runs, and takes dim at 16 with it;
@@ -55,11 +56,13 @@ class Factories:
 
     def __post_init__(self) -> None:
         self._codes: dict[str, tuple[CodeType, tuple[str, ...], str]] = {}
-        self._arguments: set[str] = set()
+        self._arguments: dict[str, None] = {}
         self._modules: dict[str, ModuleType] = {}
         self._values: dict[str, tuple[Any, tuple[tuple[str, int], ...]]] = {}
         for text in self.expressions:
-            key, _, value = text.partition("=") if text.partition("=")[0].strip().isidentifier() else ("", "", text)
+            key, _, value = text.partition("=")
+            if not all(part.isidentifier() for part in key.strip().split(".")):
+                key, value = "", text
             try:
                 node = ast.parse(value.strip(), mode="eval")
                 named = node.body.func if isinstance(node.body, ast.Call) else node.body
@@ -71,7 +74,7 @@ class Factories:
             sized = {n.id for n in every if isinstance(n.ctx, ast.Store)}
             sized |= {n.arg for n in ast.walk(node) if isinstance(n, ast.arg)}  # of a lambda
             names = tuple(dict.fromkeys(n.id for n in every if n.id not in sized))
-            self._arguments |= {key.strip()} if key else set()
+            self._arguments |= {key.strip(): None} if key else {}
             self._modules |= _imported(node, self.names)
             self._codes[key.strip() or last] = code, names, value.strip()
 
@@ -79,9 +82,20 @@ class Factories:
         """The choice that a factory gives for a class; none where there is no factory."""
         return self._evaluating(kind.__name__, path, ints) if kind.__name__ in self._codes else []
 
-    def given(self, name: str, path: str, ints: list[str]) -> list[ValueChoice]:
-        """The choice that a factory gives for an argument by its name; none where there is no factory."""
-        return self._evaluating(name, path, ints) if name in self._arguments else []
+    def given(self, name: str, owner: str, path: str, ints: list[str]) -> list[ValueChoice]:
+        """The choice that a factory gives for an argument of `owner` by its name; none where there is no factory."""
+        keys = [key for key in (f"{owner}.{name}", name) if key in self._arguments]
+        return self._evaluating(keys[0], path, ints) if keys else []
+
+    def attributes(self, kind: type, path: str, ints: list[str]) -> dict[str, ValueChoice]:
+        """What factories say of the attributes of a class or of one of its bases."""
+        found: dict[str, ValueChoice] = {}
+        for base in kind.__mro__:
+            names = [key.removeprefix(f"{base.__qualname__}.") for key in self._arguments]
+            for name in names:
+                if name.isidentifier() and f"{base.__qualname__}.{name}" in self._arguments and name not in found:
+                    found[name] = self._evaluating(f"{base.__qualname__}.{name}", f"{path}.{name}", ints)[0]
+        return found
 
     def _evaluating(self, key: str, path: str, ints: list[str]) -> list[ValueChoice]:
         code, names, text = self._codes[key]
@@ -223,8 +237,10 @@ class Instances:
                 found[name] = constant(name, given)
             elif whole:
                 found.update(self._attribute(inventor, hint, f"{path}.{name}", name))
-        make = partial(_blank, kind, tuple(found))
-        return together(path, f"any {kind.__name__}", tuple(found), list(found.values()), make)
+        told = self.factories.attributes(kind, path, inventor.ints)
+        found |= told
+        make, said = partial(_blank, kind, tuple(found)), f" with {', '.join(told)} as said" if told else ""
+        return together(path, f"any {kind.__name__}{said}", tuple(found), list(found.values()), make)
 
     def _attribute(self, inventor: Inventor, hint: Any, path: str, name: str) -> dict[str, ValueChoice]:
         """The first thing that an annotated attribute may be; absent where that is allowed."""

@@ -7,22 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
 
-from shaped.check.choices import ValueChoice
+from shaped.check.choices import ValueChoice, whole
+from shaped.check.devices import OnTheCPU
+from shaped.check.refusals import Refusal, Unbuilt
 from shaped.check.results import Result
 from shaped.check.targets import Target
+from shaped.check.trying import at_numbers, numbers_for
 from shaped.check.written import with_ranks
 from shaped.errors import ProofError, SignatureError, Unprovable, first_line
-from shaped.proof import ROUNDS, Proof, Setting, prove_setting, prove_ways
-from shaped.proof.refuting import PRIMES
+from shaped.proof import ROUNDS, Decided, Proof, Setting, Uncounted, prove_setting, prove_ways
+from shaped.proof.ways import is_raised
 from shaped.shapes import Argument, Container, Dim, Signature, TensorSpec, Term
 
 _SECONDS = 10.0  # of runs on real tensors, for one proof
 _TIES = 4  # sizes that a program needs to be equal
 _ROUNDS = 6  # of finding the names that it reads as numbers
 _ENOUGH = 2  # sets of numbers for several names
-_MULTIPLES = 4  # names whose numbers divide each other
+_COUNTED = 6  # whole numbers that data tell
 
 
 @dataclass(frozen=True)
@@ -66,24 +68,9 @@ class Held:
     refused: list[str] = field(default_factory=list)  # numbers at which it is not proved, and why
     branches: list[str] = field(default_factory=list)  # lines at which data decide: each way was proved
     refusals: list[str] = field(default_factory=list)  # lines that raise because of data
+    counted: Mapping[str, str] = field(default_factory=dict)  # sizes that data tell: where
     numbers: list[str] = field(default_factory=list)  # lines that read a number from data
     whole: tuple[str, ...] = ()  # tensors of any dtype that were taken as int64
-
-
-class Unbuilt(Exception):
-    """No instance could be made to call the method on."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(first_line(error))
-        self.error = error
-
-
-class Refusal(Exception):
-    """The program's own `assert` refuses an alternative, whatever the sizes are."""
-
-    def __init__(self, error: ProofError) -> None:
-        super().__init__(error.goal.raised)
-        self.error = error
 
 
 class CaseProgram:
@@ -111,6 +98,8 @@ class CaseProgram:
         self.branches: dict[str, None] = {}
         self.refusals: dict[str, None] = {}
         self.numbers: dict[str, None] = {}
+        self.counted: dict[str, str] = {}  # names of sizes that data tell, with the line at which they do
+        self.untold: Unprovable | None = None  # what is said where these lead nowhere
 
     def prove(self, assume: Sequence[str], static: Mapping[str, int | None]) -> Held:
         """Prove it, with sizes tied and integers as numbers where the program needs that.
@@ -133,7 +122,9 @@ class CaseProgram:
             except Exception as error:
                 if not self.built:
                     raise Unbuilt(error) from error
-                raise
+                if self.case.said and isinstance(error, Unprovable) and self.refuses(error):
+                    raise Refusal(error) from None
+                raise self.untold or error from None
 
     def _numbered(self, assume: Sequence[str], static: Mapping[str, int | None]) -> Held:
         """Prove it for all integers, or at some numbers for those that it reads."""
@@ -143,7 +134,7 @@ class CaseProgram:
         why: Exception | None = None
         for _ in range(_ROUNDS):
             try:
-                first = self._once(assume, {**given, **_numbers(names, 0)})
+                first = self._once(assume, {**given, **numbers_for(names, 0, self.counted)})
                 pinned = self._pinned(first, (*names, *given))
                 if not pinned:
                     break
@@ -162,9 +153,8 @@ class CaseProgram:
                     self.copied = True  # what a call does to its arguments is no matter of shapes
                     continue
                 reason = error
-            named = [
-                n for n in getattr(reason, "names", ()) if (self.auto or n in self.ints) and n not in (*names, *given)
-            ]
+            may = None if self.auto else {*self.ints, *self.counted}
+            named = [n for n in getattr(reason, "names", ()) if (may is None or n in may) and n not in (*names, *given)]
             why = why if named else why or reason
             more = named or [n for n in self._sizes(reason, names) if n not in (*names, *given)]
             if not more:
@@ -203,7 +193,7 @@ class CaseProgram:
             return False  # the program's own refusal of numbers that were taken for it
         return bool(goal.sizes or goal.silent or goal.operation == "claim" or not goal.raised) or not self.names
 
-    def refuses(self, error: ProofError) -> bool:
+    def refuses(self, error: ProofError | Unprovable) -> bool:
         """Whether it is an `assert` of the program's own that fails at every size: what it refuses is no size."""
         if not error.goal.raised:
             return False
@@ -223,35 +213,83 @@ class CaseProgram:
         self, error: Exception, assume: Sequence[str], given: Mapping[str, int], names: Sequence[str]
     ) -> Held:
         """Prove it at other numbers than the first, where it is refused; the first error if it is at all of them."""
-        if not names or (isinstance(error, Unprovable) and error.untold):
+        if not names or (isinstance(error, Unprovable) and error.untold) or not self._may_refuse(error, names):
             raise error
         held = self._others(Held(self.case, [], dict(self.ties), ""), assume, given, names)
         if not held.proofs:
             raise error
         held.found = self.result.found
         self._with_lines(held)
-        held.refused.insert(0, f"{_at(_numbers(names, 0))}: {_reason(error)}")
+        held.refused.insert(0, f"{at_numbers(numbers_for(names, 0, self.counted))}: {_reason(error)}")
         return held
+
+    def _may_refuse(self, error: Exception, names: Sequence[str]) -> bool:
+        """Whether a number may be left out. Nobody chooses what data tell: only the program's own `raise` may."""
+        if not set(self.counted) & set(names):
+            return True
+        goal = error.goal if isinstance(error, ProofError | Unprovable) else None
+        return bool(goal.raised) if goal is not None else is_raised(error)
 
     def _others(self, held: Held, assume: Sequence[str], given: Mapping[str, int], names: Sequence[str]) -> Held:
         for i in range(1, 4 if len(names) > 1 else 3 if names else 1):
             if self.once and held.proofs:
                 break
-            numbers = _numbers(names, i)
+            numbers = numbers_for(names, i, self.counted)
             if len(names) > 1 and len(held.proofs) >= _ENOUGH:
                 break
             try:
                 held.proofs += self._once(assume, {**given, **numbers})
             except (ProofError, Unprovable) as error:
-                held.refused.append(f"{_at(numbers)}: {_reason(error)}")
+                if not self._may_refuse(error, names):
+                    raise
+                held.refused.append(f"{at_numbers(numbers)}: {_reason(error)}")
             except Exception as error:  # the program's own refusal of a number
-                held.refused.append(f"{_at(numbers)}: {first_line(error)}")
+                if not self._may_refuse(error, names):
+                    raise
+                held.refused.append(f"{at_numbers(numbers)}: {first_line(error)}")
         return held
 
     def _once(self, assume: Sequence[str], static: Mapping[str, int]) -> list[Proof]:
         """A proof, or one for each way that data may take."""
-        signature = self.signature
-        names = {name for entry in signature.entries for dim in entry.spec.dims for name in dim.names}
+        try:
+            if not self.counted:
+                return [prove_setting(*self._asked(assume, static))]
+        except Unprovable as error:
+            if not (error.on_data or error.counts):
+                raise
+        decided = self._decided(assume, static)
+        cut = {f"{Path(file).name}:{line}" for file, line in decided.cut}
+        lines = [f"{source} (asked up to {ROUNDS} times)" if str(source) in cut else str(source)
+                 for source in decided.branches]  # fmt: skip
+        self.branches |= dict.fromkeys(lines)
+        self.refusals |= dict.fromkeys(f"{Path(file).name}:{line}" for file, line in decided.refusals)
+        self.numbers |= dict.fromkeys(f"{Path(file).name}:{line}" for file, line in sorted(decided.read))
+        self.counted |= {name: f"{Path(file).name}:{line}" for name, (file, line) in decided.counted.items()}
+        return decided.proofs
+
+    def _decided(self, assume: Sequence[str], static: Mapping[str, int]) -> Decided:
+        """Each way of its data; where whole numbers that these tell are in the way, with a size for each number."""
+        known = list(self.counted)
+        if not known:
+            try:
+                return prove_ways(*self._asked(assume, static))
+            except Unprovable as error:
+                if not error.counts:
+                    raise
+                self.untold = error
+        every = (f"data{i}" for i in range(1, 99))
+        free = [name for name in every if name not in self.names or name in known][:_COUNTED]
+        for count in range(max(1, len(known)), _COUNTED + 1):
+            self.counted = {name: self.counted.get(name, "") for name in free[:count]}
+            try:
+                return prove_ways(*self._asked(assume, static), free[:count])
+            except Uncounted:
+                continue
+        raise self.untold or Unprovable(f"`{self.target.name}` takes more than {_COUNTED} whole numbers from data.")
+
+    def _asked(self, assume: Sequence[str], static: Mapping[str, int]) -> tuple[Setting, list[str], dict[str, int]]:
+        """What is to be proved, and what of the relations and numbers is about it."""
+        signature, names = self.signature, set(self.names)
         dtypes = tuple(self._dtype(entry.spec) for entry in signature.entries)
         setting = Setting(
             signature,
@@ -263,26 +301,14 @@ class CaseProgram:
             seconds=_SECONDS,
         )
         relations = [text for text in assume if names_of(text) <= names]
-        numbers = {name: size for name, size in static.items() if name in names}
-        try:
-            return [prove_setting(setting, relations, numbers)]
-        except Unprovable as error:
-            if not error.on_data:
-                raise
-        decided = prove_ways(setting, relations, numbers)
-        cut = {f"{Path(file).name}:{line}" for file, line in decided.cut}
-        lines = [f"{source} (asked up to {ROUNDS} times)" if str(source) in cut else str(source)
-                 for source in decided.branches]  # fmt: skip
-        self.branches |= dict.fromkeys(lines)
-        self.refusals |= dict.fromkeys(f"{Path(file).name}:{line}" for file, line in decided.refusals)
-        self.numbers |= dict.fromkeys(f"{Path(file).name}:{line}" for file, line in sorted(decided.read))
-        return decided.proofs
+        return setting, relations, {name: size for name, size in static.items() if name in names}
 
     def _dtype(self, spec: TensorSpec) -> torch.dtype:
         return torch.int64 if self.whole and admits_both(spec) else spec.default_dtype()
 
     def _with_lines(self, held: Held) -> Held:
         held.branches, held.refusals, held.numbers = list(self.branches), list(self.refusals), list(self.numbers)
+        held.counted = self.counted
         return held
 
     @property
@@ -298,12 +324,13 @@ class CaseProgram:
         code = getattr(function, "__code__", None)
         origin = (code.co_filename, code.co_firstlineno) if code is not None else None
         values = [_declared(value, origin) for value in self.values]
+        values += [whole(name, name).value for name in self.counted]
         arguments = tuple(Argument(value.path, "container", value.entries, value) for value in values)
         return Signature(self.target.name, function, arguments, Container("result", "tuple"))
 
     def call(self, tensors: Sequence[Any]) -> Any:
         """Make the values, call the function, and hold what it returns."""
-        with _Here():
+        with OnTheCPU():
             return self._called(tensors)
 
     def _called(self, tensors: Sequence[Any]) -> Any:
@@ -339,7 +366,7 @@ class CaseProgram:
             return None
         for one, other in (error.lacking, error.lacking[::-1]):
             name = one.args[0] if one.is_name else ""
-            if not name or name in self.ties or name in other.names or other.op == "/":
+            if not name or name in (*self.ties, *self.counted, *other.names) or other.op == "/":
                 continue
             others = set(other.names)
             if not others and self.case.is_given and name not in self.ints:
@@ -364,25 +391,6 @@ class CaseProgram:
             raise Unbuilt(failure) from failure
 
 
-class _Here(TorchFunctionMode):
-    """Where there is no GPU, what asks for one stays on the CPU: the shapes are the same."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
-        kwargs = kwargs or {}
-        if not torch.cuda.is_available():
-            if func is torch.Tensor.cuda:
-                return args[0]
-            if func is torch.Tensor.to and len(args) > 1 and _is_gpu(args[1]):
-                args = (args[0], "cpu", *args[2:])
-            if _is_gpu(kwargs.get("device")):
-                kwargs = {**kwargs, "device": "cpu"}
-        return func(*args, **kwargs)
-
-
-def _is_gpu(device: Any) -> bool:
-    return isinstance(device, str | torch.device) and str(device).partition(":")[0] in ("cuda", "hip")
-
-
 def _declared(value: Container, origin: Any) -> Container:
     return replace(value, origin=origin, parts=tuple(_declared(part, origin) for part in value.parts))
 
@@ -403,27 +411,10 @@ def _tied(name: str, other: Term) -> dict[str, Dim] | None:
         return None
 
 
-def _numbers(names: Sequence[str], which: int) -> dict[str, int]:
-    """Numbers for integers that a program reads as such: distinct, each a multiple of the one before or after it.
-
-    Heads divide a width, whichever is read first. Where they are many, the others are small primes.
-    """
-    if len(names) == 1:
-        return {names[0]: (2, 3, 1)[which]}
-    order = names[::-1] if which % 2 else names
-    multiples = {name: (2 + which // 2) * 2**i for i, name in enumerate(order[:_MULTIPLES])}
-    rest = dict(zip(order[_MULTIPLES:], (3, *PRIMES), strict=False))
-    return {name: (multiples | rest).get(name, 2) for name in names}
-
-
 def _unshown(error: ProofError) -> Unprovable:
     """What the program refuses on symbolic sizes, and no run on real tensors does."""
     hint = error.goal.hint or "no run on real tensors could be made that shows it"
     return Unprovable(error.title, error.source, replace(error.goal, hint=hint))
-
-
-def _at(numbers: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} = {number}" for name, number in numbers.items())
 
 
 def _reason(error: Exception) -> str:

@@ -43,6 +43,8 @@ def summary(examined: Examined) -> str:
     branches = [line for held in examined.held for line in held.branches]
     parts += ["each way of its data"] if branches else []
     parts += [f"numbers of its data as {NUMBER}"] if any(held.numbers for held in examined.held) else []
+    counted = list(dict.fromkeys(name for held in examined.held for name in held.counted))
+    parts += [f"{' and '.join(counted)} from its data"] if counted else []
     return ", ".join(parts)
 
 
@@ -104,6 +106,8 @@ def _data(examined: Examined) -> str:
     parts += [f"values that are refused at {', '.join(refusals)} are left out"] if refusals else []
     numbers = dict.fromkeys(line for held in examined.held for line in held.numbers)
     parts += [f"numbers that are read from it at {', '.join(numbers)} are taken as {NUMBER}"] if numbers else []
+    counted = {name: line for held in examined.held for name, line in held.counted.items()}
+    parts += [f"{name} is a whole number that data tell at {line}" for name, line in counted.items()]
     return "; ".join(parts)
 
 

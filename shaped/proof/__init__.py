@@ -13,3 +13,4 @@ from shaped.proof.setting import Step as Step
 from shaped.proof.setting import expect as expect
 from shaped.proof.ways import NUMBER as NUMBER
 from shaped.proof.ways import ROUNDS as ROUNDS
+from shaped.proof.ways import Uncounted as Uncounted

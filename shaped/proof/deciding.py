@@ -12,8 +12,8 @@ from shaped.errors import ProofError, Source, Unprovable
 from shaped.proof.proof import Proof
 from shaped.proof.proving import prove_setting
 from shaped.proof.setting import Setting
-from shaped.proof.source import is_own, place_of_traceback
-from shaped.proof.ways import Endless, Key, Way, following, raised_at
+from shaped.proof.source import place_of_traceback
+from shaped.proof.ways import Endless, Key, Way, following, is_raised, raised_at
 
 _MOST = 16  # ways that are proved
 
@@ -27,6 +27,7 @@ class Decided:
         refusals: The lines at which the program raises because of its data: checks of values.
         cut: The lines that ask again and again, of which the first few questions were answered both ways.
         read: The lines that read a floating-point number from data, for which `NUMBER` was taken.
+        counted: Where each size stands for a whole number that data tell.
     """
 
     proofs: list[Proof] = field(default_factory=list)
@@ -34,12 +35,20 @@ class Decided:
     refusals: list[tuple[str, int]] = field(default_factory=list)
     cut: set[tuple[str, int]] = field(default_factory=set)
     read: set[tuple[str, int]] = field(default_factory=set)
+    counted: dict[str, tuple[str, int]] = field(default_factory=dict)
 
 
-def prove_ways(setting: Setting, assume: Sequence[str], static: Mapping[str, int]) -> Decided:
+def prove_ways(
+    setting: Setting, assume: Sequence[str], static: Mapping[str, int], sizes: Sequence[str] = ()
+) -> Decided:
     """Prove a setting along every way.
 
+    Args:
+        sizes: Names of the setting's that no tensor of the program has: each stands for a whole number that data tell,
+            such as how many entries a mask keeps.
+
     Raises:
+        Uncounted: Data tell more whole numbers than there are names for.
         ProofError, Unprovable: Of the first way that is not proved; or there are too many.
     """
     name = setting.signature.name
@@ -47,7 +56,7 @@ def prove_ways(setting: Setting, assume: Sequence[str], static: Mapping[str, int
     decided, refusals, taken = Decided(), set[tuple[str, int]](), list[Way]()
     try:
         while waiting:  # once along each, so that all refusals are known before anything is held against real runs
-            way = Way(waiting.pop(), refusals)
+            way = Way(waiting.pop(), refusals, sizes=sizes)
             _explore(setting, assume, static, way, taken)
             waiting += way.others()
             _note(decided, way, name, len(taken))
@@ -55,7 +64,7 @@ def prove_ways(setting: Setting, assume: Sequence[str], static: Mapping[str, int
             way = taken.pop(0)
             decided.proofs.append(_proved(setting, assume, static, way))
             for answers in way.others():  # asked only where sizes are others
-                _explore(setting, assume, static, Way(answers, refusals), taken)
+                _explore(setting, assume, static, Way(answers, refusals, sizes=sizes), taken)
             _note(decided, way, name, len(taken) + len(decided.proofs))
     except Endless:
         source = decided.branches[0] if decided.branches else None
@@ -74,6 +83,7 @@ def _note(decided: Decided, way: Way, name: str, count: int) -> None:
             decided.branches.append(source)
     decided.cut |= way.cut
     decided.read |= way.read
+    decided.counted |= way.counted
     if count > _MOST:
         raise Unprovable(f"`{name}` takes more than {_MOST} ways where data decide.", decided.branches[0])
 
@@ -90,16 +100,10 @@ def _explore(setting: Setting, assume: Sequence[str], static: Mapping[str, int],
         found = attempts(setting, search.names, search.initial_plan(), 1 + len(search.names))
     if isinstance(found, Failure):
         course = found.world.env.course
-        if (_is_raised(found.error) or _is_shown(found.error)) and course is not None and course.by_data:
+        if (is_raised(found.error) or _is_shown(found.error)) and course is not None and course.by_data:
             way.refusals.add(raised_at(found.error))
             return
-    taken.append(Way(way.whole, way.refusals))
-
-
-def _is_raised(error: Exception) -> bool:
-    """Whether it is a `raise` or an `assert` of the program's own, and not what Python says of a mistake."""
-    place = place_of_traceback(error.__traceback__)
-    return is_own(error) and place is not None and bool(re.search(r"\b(raise|assert)\b", place.source().text))
+    taken.append(Way(way.whole, way.refusals, sizes=way.sizes))
 
 
 def _is_shown(error: Exception) -> bool:
@@ -118,7 +122,7 @@ def _proved(setting: Setting, assume: Sequence[str], static: Mapping[str, int], 
         with following(way):
             return prove_setting(setting, assume, static)
     except ProofError as error:
-        if error.goal.sizes or not (way.asked or way.read):
+        if not way.sizes and (error.goal.sizes or not (way.asked or way.read)):
             raise
         title = f"{error.title[:-1]} where data decide so, and no run on real tensors fails."
         raise Unprovable(title, error.source, error.goal) from None

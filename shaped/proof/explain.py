@@ -122,16 +122,19 @@ def _on_values(
         hint = _of_a_number(setting, source) or _REMEDIES.get(_called(recorder), _WHERE)
         title = f"`{name}` depends on data here: a branch, or a number read with .item(), is not known from shapes."
         on_data = Unprovable(title, source, Goal(hint=hint))
-        on_data.on_data = True
+        on_data.on_data = on_data.counts = True
         return on_data
     if isinstance(error, DynamicOutputShapeException) or _UNBACKED.search(str(error)):
         hint = _REMEDIES.get(_called(recorder), "use a mask and torch.where")
-        return Unprovable(f"`{name}` makes a tensor here whose shape depends on data.", source, Goal(hint=hint))
+        shaped = Unprovable(f"`{name}` makes a tensor here whose shape depends on data.", source, Goal(hint=hint))
+        shaped.counts = True
+        return shaped
     if _ABSENT.search(str(error)):
         absent = Unprovable(f"`{name}` asks for a device that is not here.", source, Goal(said=first_line(error)))
         absent.absent = True
         return absent
-    if isinstance(error, TypeError) and ("SymInt" in str(error) or "SymFloat" in str(error)):
+    asked_for_number = isinstance(error, TypeError) or "but got Sym" in str(error)  # of a generator: its seed
+    if asked_for_number and ("SymInt" in str(error) or "SymFloat" in str(error)):
         told = "its text" if "format" in str(error) else "a key, or a plain number"
         hint = "static=(...) proves each size of a dimension as it comes; a cache keyed by sizes is no part of a proof"
         unknown = Unprovable(f"`{name}` uses a size as {told} here.", source, Goal(hint=hint))

@@ -6,7 +6,7 @@ stands.
 torch has such a memory too, but its keys cost more than the operations when sizes are symbolic (torch 2.13).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import sympy
@@ -37,10 +37,15 @@ class _Unknown(Exception):
 
 
 class RememberingMode(FakeTensorMode):
-    """A FakeTensorMode that runs each shape function once for each kind of operands."""
+    """A FakeTensorMode that runs each shape function once for each kind of operands.
 
-    def __init__(self, shape_env: ShapeEnv) -> None:
+    Args:
+        count: Called after an operation that may take whole numbers from data; gives the sizes that stand for them.
+    """
+
+    def __init__(self, shape_env: ShapeEnv, count: Callable[[], Sequence[int | SymInt]]) -> None:
         super().__init__(shape_env=shape_env, allow_non_fake_inputs=True)
+        self._count = count
         self.cache_enabled = False  # torch's own
         self._numbers: dict[tuple[Any, ...], int] = {}
         self._results: dict[tuple[Any, ...], tuple[type | None, list[tuple[Tensor, torch.device, int] | None]]] = {}
@@ -62,7 +67,9 @@ class RememberingMode(FakeTensorMode):
             _forget((*args, *kwargs.values()))
             if isinstance(func, OpOverload):
                 self._note_writes(func, args, kwargs)
-            return super().dispatch(func, types, args, kwargs)
+            taken = super().dispatch(func, types, args, kwargs)
+            counted = self._count()
+            return counted[0] if counted and isinstance(taken, SymInt) else taken
         try:
             key = (func, torch.is_grad_enabled(), *self._keys(args), *kwargs, *self._keys(kwargs.values()))
             known = self._results.get(key)

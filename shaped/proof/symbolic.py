@@ -89,6 +89,7 @@ class _Questions(ShapeEnv):
         self.notice: Callable[[sympy.Basic, bool], None] | None = None
         way = way_under_way()
         self.course = Course(way) if way is not None else None
+        self._told: list[sympy.Symbol] = []  # what stands for whole numbers of data, until these are sizes
 
     def evaluate_expr(self, orig_expr: Any, *args: Any, **kwargs: Any) -> Any:
         before = len(self.guards)
@@ -103,6 +104,9 @@ class _Questions(ShapeEnv):
                 if all(symbol.is_integer for symbol in orig_expr.free_symbols):
                     raise
                 return sympy.Float(self.course.number(place_of_caller()))
+            if _validates(sys._getframe(1)):
+                self.course.valid(place_of_caller())
+                return sympy.true
             return sympy.true if self.course.answer(orig_expr, place_of_caller()) else sympy.false
         if symbolic:
             self.decided[orig_expr] = answer
@@ -142,6 +146,24 @@ class _Questions(ShapeEnv):
                 self.deferred.append(Question(orig_expr, source))
         return answer
 
+    def create_unbacked_symint(self, *args: Any, **kwargs: Any) -> SymInt:
+        """As torch's, and remembered."""
+        made = super().create_unbacked_symint(*args, **kwargs)
+        self._told.append(made.node._expr)
+        return made
+
+    def count(self, values: Mapping[str, int | SymInt]) -> list[int | SymInt]:
+        """Let the whole numbers that an operation took from data be sizes, where a way has names for these."""
+        symbols, found = self._told, list[int | SymInt]()
+        self._told = []
+        if symbols and self.course is not None and self.course.counts:
+            for symbol in symbols:
+                found.append(values[self.course.size(place_of_caller())])
+                self.replacements[symbol] = sympy.sympify(_bare(found[-1]))
+            self._update_version_counter()
+            self.pending_fresh_unbacked_symbols = [s for s in self.pending_fresh_unbacked_symbols if s not in symbols]
+        return found
+
     def _settle(self, expression: Any) -> Any:
         """Put numbers for floor divisions that are one for all sizes; `chunk` asks for (3*hidden - 1)//hidden."""
         if not isinstance(expression, sympy.Basic) or not expression.free_symbols:
@@ -162,6 +184,15 @@ def _is_claimed(frame: FrameType | None) -> bool:
         while frame is not None and (frame.f_code.co_filename == torch.__file__) == within:
             frame = frame.f_back
     return frame is not None and is_users(frame)
+
+
+def _validates(frame: FrameType | None) -> bool:
+    """Whether a distribution of torch's asks whether its arguments are valid, of which one side only raises."""
+    while frame is not None and not is_users(frame):
+        if str(frame.f_globals.get("__name__", "")).startswith("torch.distributions."):
+            return frame.f_code.co_name in ("__init__", "_validate_sample")
+        frame = frame.f_back
+    return False
 
 
 _INSTEAD = {  # for what Python makes a plain number of, whatever we do
@@ -188,13 +219,16 @@ class World:
         self.env = _Questions(duck_shape=False)
         self.env.notice = before.notice if before is not None else None
         self.env.refuse = self._specialised
-        self.mode = RememberingMode(self.env)
+        self.mode = RememberingMode(self.env, self._count)
         self.symbols: dict[sympy.Symbol, str] = {}  # torch's symbol to the name it stands for
         self.values: dict[str, int | SymInt] = {}
         self.size_hints: dict[sympy.Symbol, int] = {}
         self._terms: dict[Any, Term] = {}
         for name in self.names:
             self._value(name)
+
+    def _count(self) -> list[int | SymInt]:
+        return self.env.count(self.values)
 
     def _value(self, name: str) -> int | SymInt:
         if name in self.values:

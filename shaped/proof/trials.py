@@ -37,7 +37,7 @@ NEGATIVE = r"class values must be non-negative|non-negative integral|rate to be 
 ABSENT = r"not linked with support for|not compiled with CUDA|No CUDA GPUs|NVIDIA driver"  # a GPU: not of shapes
 _VALUES = re.compile(
     rf"between 0 and 1|probabilit|singular|positive.definite|overflow|converge|{NEGATIVE}|monotonic"
-    rf"|must be in the range|elements of source|{ABSENT}|does not match required size",
+    rf"|must be in the range|satisfy the constraint|elements of source|{ABSENT}|does not match required size",
     re.IGNORECASE,
 )
 _INDEX = re.compile(r"out of (bounds|range)|out-of-bounds|ZeroDivisionError")

@@ -5,8 +5,9 @@ every way is proved whatever its data are. A way that ends in the program's own 
 refuses is refused when it runs, and the other ways are what is left to prove.
 """
 
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -32,6 +33,9 @@ class Way:
         refusals: Lines at which the program raises because of its data.
         cut: Lines that asked more often than is answered both ways.
         read: Lines at which the program reads a floating-point number from its data: it is taken as `NUMBER`.
+        sizes: Names of the sizes that stand for whole numbers that data tell, in the order in which a run meets these;
+            without names they are unknown.
+        counted: Where each of these was met.
     """
 
     answers: Mapping[Key, bool] = field(default_factory=dict)
@@ -39,6 +43,8 @@ class Way:
     asked: dict[Key, Source | None] = field(default_factory=dict)
     cut: set[tuple[str, int]] = field(default_factory=set)
     read: set[tuple[str, int]] = field(default_factory=set)
+    sizes: Sequence[str] = ()
+    counted: dict[str, tuple[str, int]] = field(default_factory=dict)
 
     @property
     def whole(self) -> dict[Key, bool]:
@@ -54,12 +60,19 @@ class Way:
                 before[key] = False
 
     def refuses(self, error: Exception) -> bool:
-        """Whether an exception is the program's own, at a line where it refuses data."""
-        return bool(self.refusals) and is_own(error) and raised_at(error) in self.refusals
+        """Whether an exception is the program's own, at a line where it refuses data; with sizes for what data tell,
+        whatever it raises itself."""
+        if not (self.sizes or self.refusals) or not is_own(error):
+            return False
+        return raised_at(error) in self.refusals or (bool(self.sizes) and is_raised(error))
 
 
 class Endless(BaseException):
     """One run asks too many questions about data; no `except Exception` of the user's stops it."""
+
+
+class Uncounted(BaseException):
+    """A run meets more whole numbers that data tell than there are names for; no `except Exception` stops it."""
 
 
 class Course:
@@ -75,6 +88,21 @@ class Course:
         self._known: dict[Any, bool] = {}
         self._last: dict[tuple[str, int], bool] = {}
         self.by_data = False
+        self._sizes = 0
+
+    @property
+    def counts(self) -> bool:
+        """Whether sizes stand for the whole numbers that data tell."""
+        return bool(self._way.sizes)
+
+    def size(self, place: Place | None) -> str:
+        """The name of the size that stands for the next whole number that data tell."""
+        if self._sizes == len(self._way.sizes):
+            raise Uncounted
+        name = self._way.sizes[self._sizes]
+        self._sizes += 1
+        self._way.counted[name] = (place.file, place.line) if place is not None else ("", 0)
+        return name
 
     def answer(self, fact: Any, place: Place | None) -> bool:
         """Whether a fact about data is so, on this way."""
@@ -93,6 +121,11 @@ class Course:
                 self._last[line] = not self._last[line]
             self._known[fact] = self._last[line]
         return self._known[fact]
+
+    def valid(self, place: Place | None) -> None:
+        """A check of values is passed; the program's line is among those that refuse some."""
+        self.by_data = True
+        self._way.refusals.add((place.file, place.line) if place is not None else ("", 0))
 
     def number(self, place: Place | None) -> float:
         """What stands for a number that is read from data."""
@@ -117,6 +150,12 @@ def following(way: Way) -> Iterator[None]:
         yield
     finally:
         _way.reset(token)
+
+
+def is_raised(error: Exception) -> bool:
+    """Whether it is a `raise` or an `assert` of the program's own, and not what Python says of a mistake."""
+    place = place_of_traceback(error.__traceback__)
+    return is_own(error) and place is not None and bool(re.search(r"\b(raise|assert)\b", place.source().text))
 
 
 def raised_at(error: Exception) -> tuple[str, int]:

@@ -64,3 +64,29 @@ def flat(row: Any, x: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
     assert found["added"].status == "proved"
     assert "left out     *batch has 1 axis (" in found["added"].message
     assert found["flat"].status == "refuted"
+
+
+def test_a_factory_says_an_argument_of_one_function_or_an_attribute_where_no_constructor_runs(check) -> None:  # type: ignore[no-untyped-def]
+    text = """
+class Loaded:
+    def __init__(self, path: str) -> None:
+        sys.exit(1)
+
+    def denoised(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        return x - self.net(x)
+
+    def wrong(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        return self.net(x).sum(1)
+
+def one(x: Float[Tensor, "n d"], scale: Any) -> Float[Tensor, "n d"]:
+    return x * scale
+
+def other(x: Float[Tensor, "n d"], scale: Any) -> Float[Tensor, "n d"]:
+    return scale(x)
+"""
+    found = check(text, factories=["Loaded.net=lambda x: x.relu()", "scale=0.5", "other.scale=torch.sin"])
+
+    assert {name: found[name].status for name in found if "init" not in name} == {
+        "Loaded.denoised": "proved", "Loaded.wrong": "refuted", "one": "proved", "other": "proved",
+    }  # fmt: skip
+    assert "any Loaded with net as said" in found["Loaded.denoised"].message

@@ -181,3 +181,53 @@ def large(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
 
     assert found.status == "unprovable"
     assert found.summary == "it takes more memory than the process may have (--memory)"
+
+
+COUNTED = """
+def grid(s: Int[Tensor, " n"]) -> Float[Tensor, "h w 2"]:
+    h, w = s.max().item(), s.min().item()
+    return torch.stack(torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij"), -1).float()
+
+def ranked(x: Float[Tensor, "n d"], s: Float[Tensor, " d"]) -> Float[Tensor, "n r"]:
+    k = int((s > 0.1).sum())
+    if not 0 < k <= x.shape[1]:
+        raise ValueError(f"a rank of {k}")
+    return x[:, :k]
+"""
+MISCOUNTED = """
+from jaxtyping import Bool
+
+def columns(x: Float[Tensor, "n d"], m: Bool[Tensor, " n"]) -> Float[Tensor, "k d"]:
+    return torch.zeros(int(m.sum()), x.shape[1] + 1)
+
+def once(x: Float[Tensor, "n d"], m: Bool[Tensor, " n"]) -> Float[Tensor, "n d"]:
+    return x[: int(m.sum())] + x
+
+def one(m: Bool[Tensor, " n"], c: Int[Tensor, " n"]) -> Float[Tensor, " k"]:
+    return torch.zeros(int(m.sum())) + torch.zeros(int(c[0]))
+
+def flat(x: Float[Tensor, "n d"], m: Bool[Tensor, " n"]) -> Float[Tensor, "n d"]:
+    return x.reshape(int(m.sum()), -1)
+"""
+
+
+@pytest.mark.slow
+def test_a_whole_number_that_data_tell_is_a_size_of_its_own_in_the_statement(check) -> None:  # type: ignore[no-untyped-def]
+    found = check(COUNTED)
+
+    assert {verdict.status for verdict in found.values()} == {"proved"}
+    assert "data1 is a whole number that data tell at checked.py:" in found["grid"].message
+
+
+@pytest.mark.slow
+def test_a_function_that_is_right_for_some_of_the_numbers_that_data_tell_is_not_proved(check) -> None:  # type: ignore[no-untyped-def]
+    found = check(MISCOUNTED)
+
+    assert "proved" not in {verdict.status for verdict in found.values()}
+
+
+def test_a_number_that_data_tell_may_be_refused_by_the_programs_own_raise_alone(check) -> None:  # type: ignore[no-untyped-def]
+    found = check(COUNTED, "ranked")["ranked"]
+
+    assert found.status == "proved"
+    assert found.conditions == ("d >= 3", "d >= 5")
