@@ -9,6 +9,7 @@ import sys
 import warnings
 import zlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from shaped.arguments import flat, number, pair
-from shaped.backends import Auto, Backend, Compiled, Counters, Eager, Program, TrainerOptions, known_backend
+from shaped.backends import Auto, Backend, Compiled, Counters, Eager, Program, Shelf, TrainerOptions, known_backend
 from shaped.errors import StateError, listing
 from shaped.given import GivenOptimizer, taken
 from shaped.optim import OPTIMIZERS, FusedOptimizer
@@ -50,6 +51,7 @@ class TrainingState:
         self.optimizer = None if optimizer is None else taken(optimizer, program)
         self.paths: dict[str, FusedOptimizer] = {}  # "adamw" and its like, made by the first step that uses them
         self.accepted: dict[str, tuple[FusedOptimizer, dict[str, Any]]] = {}  # hyper-parameters that were checked
+        self._keeper: Callable[[Compiled], object] | None = None
         self._backends: dict[str, Backend] = {}  # by name, so that going back and forth compiles nothing again
         if self.optimizer is not None:
             self._check_parameters(self.optimizer)
@@ -132,7 +134,12 @@ class TrainingState:
             self._backends["compiled"] = self._kinds[1](self.program, self.options, self.counters)
         made = self._backends["compiled"]
         assert isinstance(made, Compiled)
+        made.keeper = self._keeper
         return made
+
+    def keep_in(self, shelf: Shelf | None, given: Any) -> None:
+        """Keep what is compiled from now on in a folder; `given` is what the trainer was made of."""
+        self._keeper = None if shelf is None else partial(shelf.keep, given=given)
 
     @property
     def _kinds(self) -> tuple[type[Eager], type[Compiled]]:

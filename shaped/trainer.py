@@ -18,6 +18,7 @@ from shaped.backends import (
     Comparison,
     Compiled,
     CompileError,
+    Eager,
     Executors,
     KeptProgram,
     Program,
@@ -27,6 +28,7 @@ from shaped.backends import (
     compare,
     keep_program,
     settled,
+    shelf_for,
 )
 from shaped.errors import ShapedError
 from shaped.given import GivenOptimizer
@@ -84,6 +86,8 @@ class ScalarTrainer(Stepping):
         zero: 0 keeps parameters, gradients and moments whole on each rank, as DDP does. 3 keeps an even part of each on
             each rank, and gathers a parameter where it is read, as fully_shard does.
         program: A file of `save_program`, as `load_program` takes it: nothing is proved or compiled that is in it.
+        keep: A folder, or True for the user's own: what is compiled is kept there as soon as it was held against eager,
+            and a process that makes this very trainer again starts with it; see `own_folder` in the docs.
 
     Raises:
         SignatureError, ProofError, Unprovable, GradientError: The loss or its annotations are wrong.
@@ -119,6 +123,7 @@ class ScalarTrainer(Stepping):
         shard: Mapping[str, str] | None = None,
         zero: Zero = 0,
         program: str | PathLike[str] | None = None,
+        keep: bool | str | PathLike[str] = False,
     ) -> None:
         nonfinite = "skip" if loss_scale is not None else nonfinite
         options = TrainerOptions(max_executors, max_norm, nonfinite, accumulate, sizes, capture, verify)
@@ -126,9 +131,13 @@ class ScalarTrainer(Stepping):
         proving |= {"samples": samples, "allow_unused": allow_unused, "strategy": strategy}
         alone = {"mesh": mesh} if mesh is not None else {}
         given = {**asdict(options), **proving, "save_frozen": save_frozen, "loss_scale": loss_scale, **alone}
+        given["keep"] = keep
+        shelf = shelf_for(keep, static, verify)
         try:
             taken, scaling = (loss, {}) if loss_scale is None else scaled_loss(loss, samples)
             kept = None if program is None else KeptProgram(program, loss, params, given)
+            if shelf is not None and kept is None and backend != "eager":
+                kept = shelf.find(loss, params, given)
             made = settled(taken, params, **{**proving, **scaling}, kept=kept)
             if static == "auto":
                 given["static"] = made.proof.per_size
@@ -141,6 +150,7 @@ class ScalarTrainer(Stepping):
         self._options = options
         scaler = made_scaler(loss_scale, strategy, made.params.device)
         self._shared = TrainingState(made, optimizer, options, save_frozen, scaler)
+        self._shared.keep_in(shelf, self._made_of)
         self._chosen = backend
         self._backend: Backend = self._shared.backend(backend)
 
@@ -332,6 +342,11 @@ class ScalarTrainer(Stepping):
         return compare(self._shared.eager, self._shared.compiled.aside(), flat, optimizer)
 
     # -- kept programs ---------------------------------------------------------------------------------------------
+
+    @property
+    def _compiling(self) -> Compiled | None:
+        """The backend that compiles, where this trainer may use one."""
+        return None if isinstance(self._backend, Eager) else self._shared.compiled
 
     @checked
     def save_program(self, path: str | PathLike[str]) -> list[str]:

@@ -20,12 +20,14 @@ from shaped.backends.executors import Executors as Executors
 from shaped.backends.executors import Key as Key
 from shaped.backends.inductor import has_cpp_compiler as has_cpp_compiler
 from shaped.backends.kept import KeptProgram as KeptProgram
-from shaped.backends.kept import keep_program as keep_program
 from shaped.backends.options import Sizes as Sizes
 from shaped.backends.options import TrainerOptions as TrainerOptions
+from shaped.backends.packing import keep_program as keep_program
 from shaped.backends.program import Program as Program
 from shaped.backends.samples import checked_count as checked_count
 from shaped.backends.settling import settled as settled
+from shaped.backends.shelf import Shelf as Shelf
+from shaped.backends.shelf import shelf_for as shelf_for
 from shaped.errors import NonFiniteError, listing
 from shaped.optim import FusedOptimizer
 

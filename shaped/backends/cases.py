@@ -75,3 +75,6 @@ class KeptFacts(Protocol):
 
     def executor(self, key: Key, case: AdmittedCase, layout: Hashable, state: Sequence[Tensor]) -> Lowered | None:
         """The code for a batch and a state, where there is any."""
+
+    def refuted(self) -> None:
+        """Something of it proved wrong."""

@@ -58,6 +58,7 @@ class Compiled:
         if options.capture and program.params.device.type == "cuda":
             self._graphs = CudaGraphs(program.params.device)
         self.apart: Apart | None = None  # who compiles in another process, while the call is one that need not wait
+        self.keeper: Callable[[Compiled], object] | None = None  # is told when another executor was held
         self._narrow: dict[Key, str] = {}  # what the compiler refused for all sizes, and why
         self._layouts: dict[Hashable, int] = {}  # strides and dtypes of parameters and state, numbered as they come
 
@@ -265,6 +266,7 @@ class Compiled:
             args = (case, found.sizes, self.program.plain, inputs, (), returned, kept, ())
             if self._holds(FirstRun(executor, build, *args), first, mode == "forward"):
                 self._runs[mode, case, layout] = found
+                self._tell_keeper()
         return found
 
     def _holds(self, trial: FirstRun, first: bool, only_loss: bool = False) -> bool:
@@ -280,6 +282,8 @@ class Compiled:
             executor.held, executor.note = True, f"not held against eager: {error}"
         except DisagreementError as error:
             executor.wrong, executor.note = str(error), "compiled code is not the program"
+            if executor.how == "kept" and self.program.kept is not None:
+                self.program.kept.refuted()
             raise
         return executor.held
 
@@ -312,7 +316,12 @@ class Compiled:
         args = (case, sizes, step.state, inputs, step.rows, ["the loss", WHY, *self._returned], names, moved)
         if self._holds(FirstRun(executor, step.function, *args), first):
             step.runs[case] = made
+            self._tell_keeper()
         return made
+
+    def _tell_keeper(self) -> None:
+        if self.keeper is not None:
+            self.keeper(self)
 
     def _executor(
         self, key: Key, case: AdmittedCase, state: list[Tensor], inputs: list[Tensor], build: Build

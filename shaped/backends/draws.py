@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
@@ -46,6 +47,19 @@ class Draws:
     def numbers(self) -> Callable[[list[Any]], Sequence[Tensor]]:
         """The compiled function; it advances the default generator as the whole graph does."""
         return self.make()
+
+
+def draws(node: Node) -> bool:
+    """Whether an operation draws random numbers; attention without dropout has the tag, and does not."""
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    schema: Any = getattr(node.target, "_schema", None)
+    names = [argument.name for argument in schema.arguments] if schema is not None else []
+    if "dropout_p" not in names:
+        return True
+    at = names.index("dropout_p")
+    given = node.args[at] if at < len(node.args) else node.kwargs.get("dropout_p", schema.arguments[at].default_value)
+    return not (type(given) in (int, float) and given == 0)
 
 
 class Unheld(Exception):

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from shaped.backends.draws import Draws
+from shaped.backends.draws import Draws, draws
 from shaped.backends.executors import CompileError, Lowered, Run
 from shaped.backends.lowerings import MENDED, decompositions, mended
 from shaped.backends.products import choose_products
@@ -341,7 +341,7 @@ def _run_of(compiled: Any) -> Run:
 def _drawing(graph: GraphModule) -> tuple[GraphModule, int] | None:
     """The random operations of a graph by themselves, and how many torch's own kernels draw; None where it has none."""
     seeds = ("inductor_seed", "inductor_seeds")
-    random = [n for n in graph.graph.nodes if torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ())]
+    random = [n for n in graph.graph.nodes if draws(n)]
     own = [n for n in random if n.target._schema.name.removeprefix("prims::") not in seeds]
     named = ("prims::inductor_random", "prims::inductor_randint")
     if not random:

@@ -352,6 +352,10 @@ class Outside:
         self._warned = False
         self.beyond = ""  # why no other world is proved
 
+    def is_as_it_was(self) -> bool:
+        """Whether the values of the world that is now are those that are there."""
+        return self.now.holds() or not self.now.follow()
+
     def look(self, eager: bool) -> None:
         """Go to the world whose values are there now, a new one if they are new.
 

@@ -49,6 +49,8 @@ _NAMED_ALONE = (  # of C, told by their names
     types.GetSetDescriptorType,
     types.MemberDescriptorType,
 )
+# Numbers that are others in each process; a program that reads one is told by what it read.
+_OF_A_PROCESS = {("transformers", "_original_object_hash")}
 _ABSENT: Any = object()
 
 
@@ -300,7 +302,8 @@ class Reach:
             self.numbers[id(own)] = len(self.lines)
             self._say(path, f"has {[*own]}", own)
             for name, one in list(own.items()):
-                if not (name == "training" and isinstance(value, nn.Module)):  # a batch is admitted by it
+                admitted = name == "training" and isinstance(value, nn.Module)  # a batch is admitted by it
+                if not admitted and (kind.__module__.partition(".")[0], name) not in _OF_A_PROCESS:
                     self._push(f"{path}.{name}", one)
         for slot in slots:
             self._push(f"{path}.{slot}", getattr(value, slot, _ABSENT))

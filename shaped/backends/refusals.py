@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch.fx import GraphModule, Node
 
+from shaped.backends.draws import draws
 from shaped.backends.executors import CompileError
 from shaped.backends.program import Program
 from shaped.errors import listing
@@ -40,4 +40,4 @@ def _draws(outputs: Sequence[Node | None]) -> int:
         if node not in seen:
             seen.add(node)
             waiting.extend(node.all_input_nodes)
-    return sum(torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) for node in seen)
+    return sum(map(draws, seen))

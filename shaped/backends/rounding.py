@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils._pytree import tree_map
 
-from shaped.backends.draws import Generators
+from shaped.backends.draws import Generators, draws
 
 RUNS = 8
 
@@ -41,8 +41,7 @@ _GATHERS = ("index_put", "index_add", "scatter_add", "embedding_dense_backward",
 
 def draws_at_random(graph: GraphModule) -> bool:
     """Whether an operation of the graph draws random numbers."""
-    targets = [node.target for node in graph.graph.nodes if node.op == "call_function"]
-    return any(torch.Tag.nondeterministic_seeded in getattr(target, "tags", ()) for target in targets)
+    return any(draws(node) for node in graph.graph.nodes if node.op == "call_function")
 
 
 def rounding_bounds(graph: GraphModule, arguments: Sequence[Tensor], written: int) -> tuple[float, list[float]]:

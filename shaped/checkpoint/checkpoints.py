@@ -24,6 +24,7 @@ from shaped.checkpoint.files import (
     write_small,
 )
 from shaped.checkpoint.folder import RunFolder
+from shaped.checkpoint.programs import RunPrograms
 from shaped.checkpoint.resumed import Resumed
 from shaped.checkpoint.together import write_together
 from shaped.errors import CheckpointCorrupt, CheckpointError, StateError
@@ -74,7 +75,7 @@ class Checkpoints:
         if best == "":
             raise ValueError(f"best is {best!r}; it is the name of a recorded figure, such as 'validation/loss'")
         self._place = RunFolder(Path(folder))
-        self.folder = self._place.path
+        self.folder, self._programs = self._place.path, RunPrograms(self._place.path)
         self._every, self._keep, self._best, self._sign = every, keep, best, 1 if mode == "min" else -1
         self._on_failure = on_failure
         self._own: set[int] = set()  # steps of the present state's past whose checkpoints this run made
@@ -226,6 +227,7 @@ class Checkpoints:
             warnings.warn(f"the run {why}; put aside under new names: {moved}", stacklevel=5)
         self._write_best()
         self._retain()
+        self._programs.keep(loop)
         return path
 
     def _behind(self, step: int) -> dict[int, Path]:
@@ -326,6 +328,7 @@ class Checkpoints:
             except StateError as error:
                 raise CheckpointError(f"{checkpoint.path} is of another run: {error}") from error
             self._went_on(at, checkpoint, loop)
+            self._programs.join(loop)
             return Resumed(at, checkpoint.path, tuple(aside))
         if aside:
             raise CheckpointCorrupt(f"no checkpoint in {self.folder} is whole: {', '.join(p.name for p in aside)}")

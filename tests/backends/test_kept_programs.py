@@ -1,10 +1,8 @@
 """A kept program: what another process takes up, and everything that must make it a miss."""
 
-import importlib
 import json
-import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,81 +10,12 @@ import pytest
 import torch
 
 from shaped import ScalarTrainer, ShapeError, StateError
-from shaped.backends import DisagreementError, archive, program
-from shaped.backends.kept import _sketch, _sketched
+from shaped.backends import DisagreementError, archive
+from shaped.backends.outlines import outline, outlined
 from shaped.backends.samples import FACTOR
 from shaped.optim import AdamW, Lion
+from tests.backends.projects import CHANGES, HELPER, PROJECT, Project, X, wrong_numbers
 from tests.models import batch, mlp, mlp_loss
-
-HELPER = """
-BETA = 0.5
-
-def bend(x, by=0.25, *, more=1.0):
-    return x * by * more + BETA
-"""
-PROJECT = """
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
-import kept_helper
-from kept_helper import bend
-from shaped import ParamList
-
-class Config:
-    beta = 0.5
-    def __init__(self):
-        self.gain = 2.0
-    def __call__(self, x):
-        return x * self.gain
-
-CONFIG = Config()
-RATES = [1.0, 2.0]
-TABLE = torch.ones(4)
-
-def raising(power):
-    def raised(x):
-        return x ** power
-    return raised
-
-raised = raising(2)
-
-class Line(ParamList):
-    w: Float[Tensor, " n"]
-
-def loss(p: Line, x: Float[Tensor, "batch n"]) -> Float[Tensor, ""]:
-    y = raised(bend(x @ p.w) * CONFIG.beta) + CONFIG(x @ p.w) * RATES[1]
-    return (y * kept_helper.BETA * TABLE.sum()).mean()
-"""
-
-
-class Project:
-    """A folder of two modules that can be written and imported anew."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.file = folder, folder / "line.program"
-        self.write(PROJECT, HELPER)
-
-    def write(self, project: str, helper: str) -> None:
-        for name, text in (("kept_helper", helper), ("kept_project", project)):
-            (self.folder / f"{name}.py").write_text(text)
-            sys.modules.pop(name, None)
-        sys.dont_write_bytecode, before = True, sys.dont_write_bytecode
-        try:
-            importlib.invalidate_caches()
-            self.module: Any = importlib.import_module("kept_project")
-        finally:
-            sys.dont_write_bytecode = before
-
-    def params(self) -> Any:
-        return self.module.Line(w=torch.linspace(-1, 1, 4))
-
-    def load(self, file: Path | None = None, **options: Any) -> ScalarTrainer:
-        given = {"backend": "compiled", **options}
-        return ScalarTrainer.load_program(file or self.file, self.module.loss, self.params(), **given)
-
-
-X = torch.linspace(-1, 2, 12).reshape(3, 4)
 
 
 def stepped(project: Project, batches: list[tuple[torch.Tensor, float]]) -> torch.Tensor:
@@ -99,38 +28,6 @@ def stepped(project: Project, batches: list[tuple[torch.Tensor, float]]) -> torc
         project.module.loss(params, x).backward()
         plain.step()
     return params.w.detach()
-
-
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
-    folder = tmp_path_factory.mktemp("project")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(folder))
-        project = Project(folder)
-        trainer = ScalarTrainer(project.module.loss, project.params(), backend="compiled")
-        trainer.step(X, lr=0.1)
-
-        assert trainer.save_program(project.file) == []
-
-        project.after = trainer.params.w.detach().clone()  # type: ignore[attr-defined]
-        yield project
-        for name in ("kept_helper", "kept_project"):
-            sys.modules.pop(name, None)
-
-
-@pytest.fixture
-def project(kept: Project) -> Project:
-    kept.write(PROJECT, HELPER)
-    return kept
-
-
-@pytest.fixture
-def nothing_is_proved(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*arguments: Any, **named: Any) -> Any:
-        raise AssertionError("something was proved or lowered")
-
-    monkeypatch.setattr(program, "prove_setting", refuse)
-    monkeypatch.setattr("shaped.backends.compiled.lower", refuse)
 
 
 @pytest.mark.usefixtures("nothing_is_proved")
@@ -166,23 +63,6 @@ def test_the_step_of_another_optimizer_is_not_taken_from_the_file(project: Proje
     trainer.train_step(X)
 
     assert [e.how for e in trainer.executors] == ["python"]
-
-
-CHANGES: dict[str, Callable[[str, str], tuple[str, str]]] = {
-    "the loss": lambda p, h: (p.replace(".mean()", ".sum()"), h),
-    "a helper": lambda p, h: (p, h.replace("* by", "/ by")),
-    "a default": lambda p, h: (p, h.replace("by=0.25", "by=0.5")),
-    "a keyword's default": lambda p, h: (p, h.replace("more=1.0", "more=2.0")),
-    "a global of a helper": lambda p, h: (p, h.replace("BETA = 0.5", "BETA = 0.75")),
-    "a closure": lambda p, h: (p.replace("raising(2)", "raising(4)"), h),
-    "an attribute of a class": lambda p, h: (p.replace("beta = 0.5", "beta = 0.25"), h),
-    "an attribute of an object": lambda p, h: (p.replace("gain = 2.0", "gain = 3.0"), h),
-    "a method": lambda p, h: (p.replace("return x * self.gain", "return x + self.gain"), h),
-    "an item of a list": lambda p, h: (p.replace("[1.0, 2.0]", "[1.0, 4.0]"), h),
-    "an annotation": lambda p, h: (p.replace('"batch n"', '"rows n"'), h),
-    "the shape of a tensor outside": lambda p, h: (p.replace("ones(4)", "ones(5)"), h),
-    "a comment in its file": lambda p, h: (p + "# a word\n", h),
-}
 
 
 @pytest.mark.parametrize("what", CHANGES)
@@ -290,12 +170,7 @@ def test_a_tensor_outside_is_followed_by_a_kept_program(project: Project) -> Non
 
 @pytest.mark.slow
 def test_code_that_gives_other_numbers_is_found_at_the_first_batch(project: Project, tmp_path: Path) -> None:
-    about, members = archive.read(project.file)
-    name = about["executors"][0]["code"] + ".py"
-    wrong = (
-        "\n_call = call\ndef call(args):\n    first = args[0]\n    out = _call(args)\n    first.add_(1)\n    return out"
-    )
-    archive.write(tmp_path / "wrong", about, {**members, name: members[name] + wrong.encode()})
+    archive.write(tmp_path / "wrong", *wrong_numbers(project.file))
     trainer = project.load(tmp_path / "wrong")
 
     with pytest.raises(DisagreementError):
@@ -367,7 +242,7 @@ def test_what_values_say_of_the_count_of_a_batch_is_kept() -> None:
     x, y = batch()
     y[0] = -100
     case = trainer._program.admit([x, y])
-    kept = _sketched(json.loads(json.dumps(_sketch(case.sketch)))).meta[FACTOR]
+    kept = outlined(json.loads(json.dumps(outline(case.sketch)))).meta[FACTOR]
 
     assert case.samples * kept.of(trainer._program.plain, [x, y]) == trainer.count(x, y) == 4
 
