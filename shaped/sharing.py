@@ -81,7 +81,7 @@ def share(
     peers_of(exchange)  # makes a group, which all ranks do at one place
     exchange.spread([t.detach() for t in program.tensors])
     if plan.named is None or found is None:
-        program.share(Together(program, exchange, zero == 3, plan.name))
+        program.share(Together(program, exchange, zero == 3, plan.name, str(plan.axis)))
         return
     from shaped.backends.planned import Planned
 

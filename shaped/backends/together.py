@@ -13,6 +13,7 @@ is one for all of them, whichever backend or executor runs: a rank whose batch i
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -26,8 +27,9 @@ from shaped.backends.gathering import FORWARD, GATHER, Gathering, GatherPlan, Tu
 from shaped.backends.gradients import finite_flag
 from shaped.backends.parts import Parts, ProgramOwner
 from shaped.backends.rounding import draws_at_random
+from shaped.backends.stating import stated
 from shaped.backends.values import Checked, Runs
-from shaped.proof import forward_graph
+from shaped.proof import Proof, forward_graph
 from shaped.ranks.exchange import KEPT, LOSS, NOT_FINITE, SAMPLES, SQUARES, WRONG, Exchange
 from shaped.ranks.layout import Placement, units
 
@@ -47,9 +49,10 @@ class Together(Parts):
         exchange: The ranks.
         sharded: Whether parameters, gradients and moments lie in parts (zero=3), or whole on each rank.
         name: The dimension of the batch that lies over the ranks.
+        axis: Of the mesh, for the statement.
     """
 
-    def __init__(self, program: ProgramOwner, exchange: Exchange, sharded: bool, name: str) -> None:
+    def __init__(self, program: ProgramOwner, exchange: Exchange, sharded: bool, name: str, axis: str = "") -> None:
         self._program, self.exchange, self.sharded, self.name = program, exchange, sharded, name
         self.layouts = {i: Placement(tuple(program.tensors[i].shape), exchange.size) for i in program.used}
         self._dtypes = {i: program.tensors[i].dtype for i in program.used}
@@ -59,7 +62,7 @@ class Together(Parts):
         self._plans: dict[GraphModule, GatherPlan] = {}
         self._random: dict[GraphModule, bool] = {}
         self._losses: dict[GraphModule, GraphModule] = {}
-        self.statement = program.proof  # what a trainer shows
+        self._axis = axis
         self._under_way = False  # whether collectives of a pass have begun
         self._gathering: Gathering | None = None  # of the pass that is under way, where it can be finished
 
@@ -75,6 +78,17 @@ class Together(Parts):
                 by.setdefault(self._dtypes[i], []).append(i)
             found.extend(by.values())
         return found
+
+    @cached_property
+    def statement(self) -> Proof:
+        """The proof with how parameters lie and what a step sends: what a trainer shows."""
+        batch = f"{self.name} over {self._axis} = {self.exchange.size}"
+        lines = stated(self, batch, self._axis, len(self._program.tensors))
+        return replace(self._program.proof, plan=tuple(lines))
+
+    def widths(self, index: int) -> tuple[torch.dtype, torch.dtype]:
+        """The dtypes of a parameter, and of the sum of its gradients."""
+        return self._dtypes[index], self._wide(self._dtypes[index])
 
     @property
     def speaks(self) -> bool:

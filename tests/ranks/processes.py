@@ -349,6 +349,18 @@ def a_state_of_many_is_that_of_one_and_goes_back() -> None:
 
 
 @check
+def a_statement_says_how_parameters_lie_and_what_a_step_sends() -> None:
+    """6*7 + 7 + 7*5 + 5 = 89 numbers, of which parts are padded to 21 + 4 + 18 + 3 = 46; 8 bytes each."""
+    whole, parts = (str(new(mesh=join(), zero=zero).proof) for zero in (0, 3))
+    assert "batch over dp = 2" in whole
+    assert "all parameters whole, 712 bytes" in whole
+    assert "gradients, 712 bytes in 1 sum over dp, and one agreement of 72" in whole
+    assert "1/2 of each parameter that is trained, 368 bytes" in parts
+    assert "forward      1 gather of 368 bytes over dp\n" in parts
+    assert "backward     1 gather of 368 bytes; 1 reduce-scatter of 736 bytes over dp\n" in parts
+
+
+@check
 def parts_are_even_and_what_needs_whole_parameters_is_refused() -> None:
     together = new(mesh=join(), zero=3)
     together.train_step(*mine(0, *batch(0)))

@@ -10,6 +10,7 @@ SHORT = [
     "a_nan_on_one_rank_is_an_error_on_all_that_names_it",
     "a_wrong_batch_on_one_rank_is_an_error_on_all_and_the_next_one_trains",
     "several_processes_without_a_mesh_are_refused",
+    "a_statement_says_how_parameters_lie_and_what_a_step_sends",
     "ranks_are_asked_to_stop_by_one_of_them",
     "eager_ranks_by_name_step_as_one_process_on_parts_of_parameters_and_moments",
     "plans_that_do_not_fit_are_refused_on_all_ranks",
