@@ -4,12 +4,12 @@ a tensor from outside is refused before it happens.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from shaped.errors import Goal, Unprovable
@@ -58,14 +58,18 @@ class Shelter(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        kwargs = dict(kwargs or {})
-        if any(_address(tensor) not in (None, *self._own) for tensor in written(func, args, kwargs)):
+        kwargs = kwargs or {}
+        changes, draws = _kind(func)
+        if changes and any(_address(tensor) not in (None, *self._own) for tensor in written(func, args, kwargs)):
             raise refuse_write()
-        result = self._drawn(func, args, kwargs) if _SEEDED in func.tags else func(*args, **kwargs)
-        given = set() if func is torch.ops.aten.lift_fresh.default else set(map(_address, _tensors((args, kwargs))))
-        for tensor in _tensors(result):
-            if _address(tensor) not in given:
-                self._keep(tensor)
+        result = self._drawn(func, args, dict(kwargs)) if draws else func(*args, **kwargs)
+        made = [tensor for tensor in _tensors((result,)) if _address(tensor) not in self._own]
+        if made:
+            lifted = func is torch.ops.aten.lift_fresh.default
+            given = set() if lifted else {_address(tensor) for tensor in _tensors((args, *kwargs.values()))}
+            for tensor in made:
+                if _address(tensor) not in given:
+                    self._keep(tensor)
         return result
 
     def _keep(self, tensor: Tensor) -> None:
@@ -98,8 +102,19 @@ def _untouched() -> Iterator[None]:
         yield
 
 
-def _tensors(values: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor)]
+@cache
+def _kind(func: OpOverload) -> tuple[bool, bool]:
+    """Whether an operation writes into operands, and whether it draws: torch makes lists anew to say so."""
+    return func._schema.is_mutable, _SEEDED in func.tags
+
+
+def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
+    """Those among an operation's operands or results, of which some are lists."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
 
 
 def _address(tensor: Tensor) -> int | None:
