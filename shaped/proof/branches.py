@@ -12,7 +12,7 @@ from typing import Any
 import sympy
 
 from shaped.proof.arithmetic import holds, value_at
-from shaped.proof.plans import size_hints_where
+from shaped.proof.plans import size_hints_where, sizes_of
 from shaped.proof.symbolic import Plan, World
 
 Run = Callable[[Plan], World | None]  # the forward pass under a plan; None where it fails
@@ -163,7 +163,7 @@ def _multiples(over: Any, under: Any, world: World, plan: Plan) -> list[Plan] | 
 
 
 def together(base: Plan, a: Plan, b: Plan) -> Plan | None:
-    """Two changes of one plan at once; None where they concern the same name."""
+    """Two changes of one plan at once; None where they concern the same name, or define two names by each other."""
     changes = [
         {
             name
@@ -179,7 +179,9 @@ def together(base: Plan, a: Plan, b: Plan) -> Plan | None:
         **_changed(base.size_hints, a.size_hints),
         **_changed(base.size_hints, b.size_hints),
     }
-    return replace(base, size_hints=size_hints, constants={**a.constants, **b.constants}, equal={**a.equal, **b.equal})
+    constants, equal = {**a.constants, **b.constants}, {**a.equal, **b.equal}
+    both = replace(base, size_hints=size_hints, constants=constants, equal=equal)
+    return both if sizes_of(equal, both) is not None else None
 
 
 def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:

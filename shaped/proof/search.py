@@ -20,7 +20,7 @@ from shaped.proof.attempts import Failure, FoundTrace, attempts
 from shaped.proof.branches import Branches, Settled, together
 from shaped.proof.conditions import Assumption, Condition, follows
 from shaped.proof.explain import explain
-from shaped.proof.plans import size_hints_where
+from shaped.proof.plans import size_hints_where, sizes_of
 from shaped.proof.proof import Proof, count_operations, forward_graph
 from shaped.proof.refuting import PRIMES, fails_at, refuses, refuted, small_sizes
 from shaped.proof.rehearsal import rehearse
@@ -323,7 +323,7 @@ class ProofSearch:
 
     def _run(self, plan: Plan) -> World | None:
         self._runs += 1
-        if self._runs > _RUNS:
+        if self._runs > _RUNS or sizes_of(self.names, plan) is None:  # or its sizes define each other
             return None
         world = World(self.names, plan)
         try:
@@ -338,6 +338,8 @@ class ProofSearch:
     def _within(self, plan: Plan, conditions: Sequence[Condition]) -> Plan | None:
         """The plan, with other sizes at 1 where a condition forces it (seq <= context); None where one excludes it."""
         for _ in range(len(self.names) + 1):
+            if sizes_of(self.names, plan) is None:
+                return plan  # under which no run goes through
             world = World(self.names, plan)
             sizes = {name: size_hint(value) for name, value in world.values.items()}
             stated = [*conditions, *(a.condition for a in self.assumptions)]

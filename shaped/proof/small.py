@@ -14,6 +14,7 @@ import sympy
 
 from shaped.proof.arithmetic import holds, whole
 from shaped.proof.branches import equal_at
+from shaped.proof.plans import sizes_of
 from shaped.proof.symbolic import Plan, World
 
 _EXPRESSIONS = 24  # size expressions of one trace that are looked at
@@ -140,11 +141,15 @@ def _compatible(plan: Plan, smalls: Sequence[Small]) -> list[Small]:
     """Expressions first, each at its first plan; then the dimensions that those leave free."""
     chosen: list[Small] = []
     taken: set[str] = set()
+    fixed = plan
     for small in sorted(smalls, key=lambda s: s.size.is_Symbol):
-        names = _changed(plan, small.plans[0])
-        if not names & taken:
+        one = small.plans[0]
+        names = _changed(plan, one)
+        with_this = replace(plan, constants={**fixed.constants, **one.constants}, equal={**fixed.equal, **one.equal})
+        if not names & taken and sizes_of(with_this.equal, with_this) is not None:
             chosen.append(small)
             taken |= names
+            fixed = with_this
     return chosen
 
 
@@ -162,7 +167,7 @@ def _all_at_once(plan: Plan, smalls: Sequence[Small]) -> list[Plan]:
             constants.update(chosen.constants)
             equal.update(chosen.equal)
         found.append(replace(plan, constants=constants, equal=equal))
-    return found
+    return [one for one in found if sizes_of(one.equal, one) is not None]  # or two sizes define each other
 
 
 def _excluding(world: World, plan: Plan, small: Small, bad: Sequence[Plan]) -> list[Any]:
