@@ -1,15 +1,17 @@
 """The steps of a trainer: by each update path, and by the optimizer that it was given."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, cast
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from shaped.arguments import number
 from shaped.backends import Backend, TrainerOptions, not_finite
+from shaped.errors import ShapeError
 from shaped.optim import FusedOptimizer
 from shaped.sharing import Sharing
 from shaped.state import TrainingState
@@ -106,6 +108,40 @@ class Stepping(Sharing):
         with self._together():
             return self._take(self._shared.own_optimizer(), self._program.arrange(inputs, named))
 
+    def train_steps(self, batches: Iterable[Any]) -> Float[Tensor, " steps"]:
+        """Take a step by `train_step` for each of several batches: the same numbers bit for bit, for less.
+
+        In a list or a tuple nothing runs between two batches but these steps. So parameters, hyper-parameters and state
+        are compared with what is compiled at the first two alone; batches, and what the loss reads from outside, at
+        each. From any other iterable batches are drawn one by one, and all is compared at each.
+
+        Args:
+            batches: Each a tensor, a tuple or list of inputs, or a mapping from their names. Those of one size that
+                were seen before cost least.
+
+        Returns:
+            The loss of each batch before its update, shape (steps,), still on the device.
+
+        Raises:
+            As for `train_step`, with a note that says how many batches were stepped: they stay so.
+        """
+        if isinstance(batches, Tensor | Mapping | str) or not isinstance(cast(object, batches), Iterable):
+            raise ValueError(f"batches is a {type(batches).__name__}; it is a list, or any iterable, of batches")
+        self._shared.own_optimizer()  # refused before a batch is drawn
+        counters, losses = self._shared.counters, list[Tensor]()
+        calls, alone = counters.calls, isinstance(batches, list | tuple)
+        try:
+            for batch in batches:
+                inputs, named = _parts(batch)
+                with self._together():
+                    given = self._program.arrange(inputs, named)
+                    # The first step makes the optimizer's state, and the second finds it.
+                    losses.append(self._take(self._shared.own_optimizer(), given, alone and len(losses) > 1))
+        except BaseException as error:
+            error.add_note(f"train_steps: {counters.calls - calls} batches were stepped before this, and stay so")
+            raise
+        return torch.stack(losses) if losses else torch.zeros(0, device=self._program.params.device)
+
     @property
     def waiting(self) -> int:
         """Batches whose gradients wait for an update, of the `accumulate` that make one."""
@@ -145,7 +181,7 @@ class Stepping(Sharing):
                     shared.paths.pop(path, None)
             raise
 
-    def _take(self, optimizer: FusedOptimizer, inputs: Sequence[Tensor]) -> Float[Tensor, ""]:
+    def _take(self, optimizer: FusedOptimizer, inputs: Sequence[Tensor], again: bool = False) -> Float[Tensor, ""]:
         shared, accumulate, last = self._shared, self._options.accumulate, True
         counters = shared.counters
         if accumulate > 1:
@@ -158,7 +194,10 @@ class Stepping(Sharing):
         scaler, left_out = shared.scaler, 0
         if scaler is not None:
             inputs, left_out = [*inputs[:-1], scaler.scale], counters.left_out
-        loss, finite = self._backend.update(inputs, optimizer, last)
+        if again and accumulate == 1:
+            loss, finite = self._backend.again(inputs, optimizer)
+        else:
+            loss, finite = self._backend.update(inputs, optimizer, last)
         if scaler is not None:
             scaler.update(counters.left_out == left_out)
         if not finite:
@@ -169,3 +208,16 @@ class Stepping(Sharing):
             blame = together.blame
             raise together.agreed(not_finite(self._backend, loss, inputs, f"{blame}{where} on any rank"))
         return loss
+
+
+def _parts(batch: Any) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    """The inputs of a batch by position and by name."""
+    if isinstance(batch, Mapping):
+        return (), batch
+    if isinstance(batch, Tensor):
+        return (batch,), {}
+    if isinstance(batch, tuple | list):
+        return batch, {}
+    raise ShapeError(
+        f"a batch is a {type(batch).__name__}; it is a tensor, a tuple or list of inputs, or a mapping from their names"
+    )

@@ -62,6 +62,10 @@ class Backend(Protocol):
 
     def update(self, inputs: Sequence[Tensor], optimizer: FusedOptimizer, last: bool = True) -> tuple[Tensor, bool]: ...
 
+    def again(self, inputs: Sequence[Tensor], optimizer: FusedOptimizer) -> tuple[Tensor, bool]:
+        """The same right after an update of one batch, where nobody else can have changed parameters or state since."""
+        ...
+
 
 BackendName = Literal["eager", "compiled", "auto"]
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)

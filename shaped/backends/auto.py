@@ -98,6 +98,10 @@ class Auto:
         """Take a step, or gather a batch for one."""
         return self._run((id(optimizer), last), inputs, lambda backend: backend.update(inputs, optimizer, last))
 
+    def again(self, inputs: Sequence[Tensor], optimizer: FusedOptimizer) -> tuple[Tensor, bool]:
+        """The same right after an update; nothing of it is left out here."""
+        return self.update(inputs, optimizer)
+
     def _run(self, kind: Hashable, inputs: Sequence[Tensor], call: Callable[[Eager | Compiled], T]) -> T:
         wait = self._waiting.get(_batch(kind, inputs)) if self._waiting else None
         if not self._refused and (wait is None or wait.until <= time.monotonic()):

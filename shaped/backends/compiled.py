@@ -92,10 +92,28 @@ class Compiled:
             for update in optimizer.updates(self.program.used_tensors):
                 update.scalars()  # out of range: an error before any work
         case, inputs = self._admit(inputs, layout=not last)
-        state = step.prepare(case.samples, self._layout)
+        step.prepare(case.samples, self._layout)
         runner = step.runs.get(case) or self._runner(step, case, inputs)
+        return self._moved(step, optimizer, last, runner, case, inputs)
+
+    def again(self, inputs: Sequence[Tensor], optimizer: FusedOptimizer) -> tuple[Tensor, bool]:
+        """The same right after an update, where only the batch and what the loss reads can be others since.
+
+        So state, rule and numbers are as `prepare` left them, and these two alone are looked at.
+        """
+        step = self._step(optimizer)
+        case, ready = self._looked(inputs)
+        runner = step.runs.get(case)
+        if runner is None:
+            return self.update(inputs, optimizer)
+        return self._moved(step, optimizer, True, runner, case, ready)
+
+    def _moved(
+        self, step: TrainStep, optimizer: FusedOptimizer, last: bool, runner: Runner, case: AdmittedCase, inputs: Any
+    ) -> tuple[Tensor, bool]:
+        """Run a step that is prepared, and count it."""
         with Whole():
-            loss, why, *rest = runner(state, inputs)
+            loss, why, *rest = runner(step.state, inputs)
             norm = rest[self.program.more :]
             reason = why.item() if step.asks else 0
             if self._counted(step, optimizer, reason, last):
@@ -217,6 +235,10 @@ class Compiled:
 
     def _admit(self, inputs: Sequence[Tensor], layout: bool = True) -> tuple[AdmittedCase, list[Tensor]]:
         self.program.follow_storage(layout)
+        return self._looked(inputs)
+
+    def _looked(self, inputs: Sequence[Tensor]) -> tuple[AdmittedCase, list[Tensor]]:
+        """A batch as admitted, and as executors take it, with what the loss reads from outside."""
         outside = self.program.outside
         outside.look(eager=False)
         if outside.beyond:

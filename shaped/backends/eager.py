@@ -91,6 +91,10 @@ class Eager:
             self._move(right, gradients, written, samples, optimizer, readings, last)
         return loss, True
 
+    def again(self, inputs: Sequence[Tensor], optimizer: FusedOptimizer) -> tuple[Tensor, bool]:
+        """The same right after an update; nothing of it is left out here."""
+        return self.update(inputs, optimizer)
+
     def _move(
         self,
         finite: bool,

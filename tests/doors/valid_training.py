@@ -98,6 +98,7 @@ plain("ScalarTrainer", ScalarTrainer, lambda: {
 BATCH = {"x": X, "y": Y}
 for method in ("forward", "count", "backward", "loss_and_backward", "train_step", "compare_backends"):
     of("ScalarTrainer", trainer, method, lambda: dict(BATCH))
+of("ScalarTrainer", trainer, "train_steps", lambda: {"batches": [(X, Y)]})
 of("ScalarTrainer", trainer, "step", lambda: {**BATCH, "lr": 0.1})
 of("ScalarTrainer", trainer, "adam_step", lambda: {**BATCH, "lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8})
 of("ScalarTrainer", trainer, "adamw_step",
