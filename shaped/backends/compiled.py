@@ -97,14 +97,10 @@ class Compiled:
         return self._moved(step, optimizer, last, runner, case, inputs)
 
     def again(self, inputs: Sequence[Tensor], optimizer: FusedOptimizer) -> tuple[Tensor, bool]:
-        """The same right after an update, where only the batch and what the loss reads can be others since.
-
-        So state, rule and numbers are as `prepare` left them, and these two alone are looked at.
-        """
+        """The same right after an update, where only the batch and what the loss reads can be others since."""
         step = self._step(optimizer)
         case, ready = self._looked(inputs)
-        runner = step.runs.get(case)
-        if runner is None:
+        if (runner := step.runs.get(case)) is None:
             return self.update(inputs, optimizer)
         return self._moved(step, optimizer, True, runner, case, ready)
 
