@@ -43,6 +43,11 @@ _DIFFUSION = (
     "timesteps=torch.arange(3), step=lambda noise, t, x: {'prev_sample': x - noise})",
 )
 _SIDES = ("base", "top", "side", "back", "front")
+_ONE = _SIZES.replace("'n_layers': 3", "'n_layers': 1")
+_SMALL = tuple(
+    f"{name}={_NATIVE}({{{_ONE}, 'd_mlp': 24, 'act_fn': 'gelu'}}).eval(){more}"
+    for name, more in (("model", ""), ("clean_cache", f".run_with_cache({_TOKENS})[1]"))
+)
 FACTORIES = {
     "nerfstudio": (
         "PixelSamplerConfig=nerfstudio.data.pixel_samplers.PixelSamplerConfig(fisheye_crop_radius=2.0)",
@@ -67,6 +72,8 @@ FACTORIES = {
         "StableDiffusion.tokenizer=type('Tokenizer', (), {'model_max_length': 77, '__call__': "
         "lambda self, text, **named: types.SimpleNamespace(input_ids=torch.zeros(1, 77, dtype=torch.int64))})()",
         "StableDiffusion.text_encoder=lambda ids: (torch.zeros(len(ids), ids.shape[1], 16),)",
+        "VolumetricSampler.occupancy_grid=types.SimpleNamespace(sampling=lambda **named: "
+        "(torch.zeros(5, dtype=torch.int64), torch.zeros(5), torch.ones(5)))",
         "prompt='a chair'",
         "negative_prompt=''",
         *(f"PositionalTextEmbeddings.{side}_embed=torch.zeros(2, length, width)" for side in _SIDES),
@@ -89,6 +96,12 @@ FACTORIES = {
         "JacobianLens=JacobianLens({i: torch.zeros(12, 12) for i in range(2)}, n_prompts=1, d_model=(d_model := 12))",
         "LearnedSubspace=transformer_lens.tools.analysis.interchange.LearnedSubspace((d_model := 12), (rank := 3))",
         "source_layers=[0]",
+        "fit_das.rank=3",
+        "fit_das.epochs=1",
+        "JacobianLens.readout.input=torch.zeros(1, (seq := 3), dtype=torch.int64)",
+        "JacobianLens.lens_vector_dictionary.layer=0",
+        "sweep_sparse_probe.ks=(1, 2)",
+        *(f"get_act_patch_attn_head_{name}_every.{text}" for name in ("all_pos", "by_pos") for text in _SMALL),
         "ln_final=torch.nn.LayerNorm(d_model)",
     ),
 }
