@@ -18,6 +18,8 @@ def bend(x, by=0.25, *, more=1.0):
     return x * by * more + BETA
 """
 PROJECT = """
+from contextvars import ContextVar
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -36,6 +38,7 @@ class Config:
 CONFIG = Config()
 RATES = [1.0, 2.0]
 TABLE = torch.ones(4)
+LEVEL = ContextVar("LEVEL", default=1.0)
 
 def raising(power):
     def raised(x):
@@ -48,7 +51,7 @@ class Line(ParamList):
     w: Float[Tensor, " n"]
 
 def loss(p: Line, x: Float[Tensor, "batch n"]) -> Float[Tensor, ""]:
-    y = raised(bend(x @ p.w) * CONFIG.beta) + CONFIG(x @ p.w) * RATES[1]
+    y = raised(bend(x @ p.w) * CONFIG.beta) + CONFIG(x @ p.w) * RATES[1] * LEVEL.get()
     return (y * kept_helper.BETA * TABLE.sum()).mean()
 """
 
@@ -93,6 +96,7 @@ CHANGES: dict[str, Callable[[str, str], tuple[str, str]]] = {
     "an attribute of an object": lambda p, h: (p.replace("gain = 2.0", "gain = 3.0"), h),
     "a method": lambda p, h: (p.replace("return x * self.gain", "return x + self.gain"), h),
     "an item of a list": lambda p, h: (p.replace("[1.0, 2.0]", "[1.0, 4.0]"), h),
+    "the default of a context variable": lambda p, h: (p.replace("default=1.0", "default=2.0"), h),
     "an annotation": lambda p, h: (p.replace('"batch n"', '"rows n"'), h),
     "the shape of a tensor outside": lambda p, h: (p.replace("ones(4)", "ones(5)"), h),
     "a comment in its file": lambda p, h: (p + "# a word\n", h),

@@ -3,6 +3,7 @@
 import json
 import zipfile
 from collections.abc import Callable
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,9 @@ def test_a_program_that_was_changed_is_not_taken(project: Project, what: str) ->
         lambda m: setattr(m.CONFIG, "gain", 3.0),
         lambda m: setattr(m.Config, "beta", 0.1),
         lambda m: m.RATES.append(1.0),
+        lambda m: m.LEVEL.set(2.0),
+        lambda m: setattr(m, "LEVEL", ContextVar("LEVEL", default=2.0)),
+        lambda m: setattr(m, "LEVEL", ContextVar("LEVEL")),
         lambda m: setattr(m, "raised", m.raising(3)),
         lambda m: setattr(m, "raised", lambda x: x),
         lambda m: setattr(m.bend, "__defaults__", (0.5,)),
@@ -156,6 +160,18 @@ def test_a_value_that_changes_after_loading_is_proved_anew(project: Project) -> 
 
     assert [(e.how, e.calls) for e in trainer.executors] == [("kept", 2), ("python", 1)]
     assert torch.allclose(trainer.params.w, stepped(project, [(X, 2.0), (X, 3.0), (X, 2.0)]), rtol=1e-5)
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_a_context_variable_that_is_set_after_loading_is_proved_anew(project: Project) -> None:
+    trainer = project.load()
+    trainer.step(X, lr=0.1)
+    token = project.module.LEVEL.set(3.0)
+    trainer.step(X, lr=0.1)
+    project.module.LEVEL.reset(token)
+    trainer.step(X, lr=0.1)
+
+    assert [(e.how, e.calls) for e in trainer.executors] == [("kept", 2), ("python", 1)]
 
 
 @pytest.mark.usefixtures("nothing_is_proved")
