@@ -16,25 +16,25 @@ from shaped.backends import program
 pytestmark = pytest.mark.slow
 pytest.importorskip("transformers")
 
-SCALE = [1.0]
+SCALE = {"loss": 1.0}
 
 
 def model() -> Any:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    sizes = {"vocab_size": 11, "n_positions": 8, "n_embd": 8, "n_layer": 1, "n_head": 2}
+    sizes = {"vocab_size": 65, "n_positions": 32, "n_embd": 32, "n_layer": 1, "n_head": 2}
     config = GPT2Config(**sizes, bos_token_id=0, eos_token_id=0, use_cache=False)
     return GPT2LMHeadModel(config).eval()
 
 
 def loss(net: nn.Module, ids: Int[Tensor, "batch seq"]) -> Float[Tensor, ""]:
     logits = net(input_ids=ids).logits
-    return cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()) * SCALE[0]
+    return cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()) * SCALE["loss"]
 
 
-IDS = torch.arange(12).reshape(2, 6) % 11
-OPTIONS: dict[str, Any] = {"backend": "compiled", "assume": ["seq <= 8"]}
+IDS = torch.arange(32).reshape(2, 16)
+OPTIONS: dict[str, Any] = {"backend": "compiled", "assume": ["seq <= 32"]}
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ CHANGES: dict[str, Callable[[Any, pytest.MonkeyPatch], None]] = {
     "a wrapped method": lambda net, patch: patch.setattr(gpt2().GPT2Model, "forward", another),
     "a global function": lambda net, patch: patch.setattr(gpt2(), "create_causal_mask", another),
     "a function in a table": attention,
-    "a global of the loss": lambda net, patch: patch.setitem(SCALE, 0, 2.0),  # type: ignore[call-overload]
+    "a global of the loss": lambda net, patch: patch.setitem(SCALE, "loss", 2.0),
     "a hook": lambda net, patch: net.transformer.register_forward_hook(another) and None,
     "a method of one module": lambda net, patch: patch.setattr(net.transformer, "forward", another),
 }
