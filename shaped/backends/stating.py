@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 import torch
 
-from shaped.backends.gathering import BACKWARD, FORWARD, GATHER, Turn
+from shaped.backends.gathering import BACKWARD, FORWARD, GATHER, SCATTER, Turn
 
 
 class Shared(Protocol):
@@ -14,10 +14,12 @@ class Shared(Protocol):
     sharded: bool
     layouts: dict[int, Any]
     units: list[list[int]]
-    buckets: Any
-    order: Any
     exchange: Any
 
+    @property
+    def buckets(self) -> list[list[int]]: ...
+    @property
+    def order(self) -> list[Turn]: ...
     def shape(self, index: int) -> tuple[int, ...]: ...
     def widths(self, index: int) -> tuple[torch.dtype, torch.dtype]: ...
 
@@ -62,7 +64,7 @@ def _turns(shared: Shared, phase: str) -> str:
     """`3 gathers of 9,600 bytes in all; 3 reduce-scatters of 19,200`: what each rank gives."""
     turns: list[Turn] = [turn for turn in shared.order if (turn.phase or BACKWARD) == phase]
     said = []
-    for kind, noun in ((GATHER, "gather"), ("scatter", "reduce-scatter")):
+    for kind, noun in ((GATHER, "gather"), (SCATTER, "reduce-scatter")):
         mine = [turn for turn in turns if turn.kind == kind]
         parts = 1 if kind == GATHER else shared.exchange.size  # a sum is of whole gradients
         given = sum(

@@ -254,9 +254,9 @@ def a_batch_that_does_not_count_changes_nothing() -> None:
 
 @check
 def what_fails_on_one_rank_where_gradients_wait_is_an_error_on_all_and_the_update_comes_later() -> None:
-    for options in ({"zero": 0}, {"zero": 3}):
-        together, one = (new(accumulate=2, max_norm=0.3, mesh=mesh, **more) for mesh, more in
-                         ((join(), options), ("alone", {})))  # fmt: skip
+    for zero in (0, 3):
+        together = new(accumulate=2, max_norm=0.3, mesh=join(), zero=zero)
+        one = new(accumulate=2, max_norm=0.3, mesh="alone")
         together.train_step(*mine(0, *batch(0)))
         one.train_step(*batch(0))
         group = together._shared.own_optimizer().param_groups[0]
