@@ -1,5 +1,5 @@
 """Lowering: one flat function of tensors to one compiled callable. Only this file, `kernels.py`,
-`lowerings.py`, `surroundings.py` and `vectors.py` name Inductor.
+`lowerings.py`, `ordering.py`, `surroundings.py` and `vectors.py` name Inductor.
 
 The function is traced with Inductor's decompositions, at concrete sizes or with symbols for the free ones, made
 functional (writes become copies at the end) and given to Inductor's inner compiler. What comes back is called
@@ -26,6 +26,7 @@ from torch.fx import GraphModule, Node
 from shaped.backends.draws import Draws, draws
 from shaped.backends.executors import CompileError, Lowered, Run
 from shaped.backends.lowerings import MENDED, decompositions, mended
+from shaped.backends.ordering import ORDERED, ordered
 from shaped.backends.products import choose_products
 from shaped.backends.vectors import remembered
 from shaped.errors import ShapedError, first_line
@@ -306,9 +307,9 @@ def _settings() -> Iterator[None]:
 
     # Torch's on-disk cache goes by the settings too. This one has an entry for a function that there is not, so that no
     # code is found there that was made without what is mended here.
-    cacheable = {**config.unsafe_marked_cacheable_functions, "shaped": MENDED}
+    cacheable = {**config.unsafe_marked_cacheable_functions, "shaped": f"{MENDED}; {ORDERED}"}
     ours = config.patch(size_asserts=False, unsafe_marked_cacheable_functions=cacheable)
-    with torch.no_grad(), warnings.catch_warnings(), ours, mended(), remembered():
+    with torch.no_grad(), warnings.catch_warnings(), ours, mended(), ordered(), remembered():
         warnings.simplefilter("ignore")
         yield
 
