@@ -23,7 +23,7 @@ def model() -> Any:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    sizes = {"vocab_size": 65, "n_positions": 32, "n_embd": 32, "n_layer": 1, "n_head": 2}
+    sizes: dict[str, Any] = {"vocab_size": 65, "n_positions": 32, "n_embd": 32, "n_layer": 1, "n_head": 2}
     config = GPT2Config(**sizes, bos_token_id=0, eos_token_id=0, use_cache=False)
     return GPT2LMHeadModel(config).eval()
 

@@ -78,6 +78,16 @@ def test_a_resumed_run_compiles_nothing_again(
     assert torch.equal(again.trainer.params.w, whole.trainer.params.w)  # type: ignore[attr-defined]
 
 
+def test_a_trainer_that_keeps_in_the_folder_of_its_run_is_not_proved_anew(
+    project: Project, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shaped.backends.program.prove_setting", None)
+    given: dict[str, Any] = {"backend": "compiled", "keep": run / "programs"}
+    trainer = ScalarTrainer(project.module.loss, project.params(), **given)
+
+    assert trainer._program.kept is not None
+
+
 SPOILED: dict[str, Callable[[Project, Path], Any]] = {
     "damaged": lambda project, file: file.write_bytes(file.read_bytes()[:-9]),
     "empty": lambda project, file: file.write_bytes(b""),
