@@ -86,9 +86,9 @@ class Compiled:
 
         Where it was not, nothing has changed. With `nonfinite="skip"` the flag is always True and the device counts.
         """
-        self._step(optimizer)  # refuses what cannot be compiled before anything waits
-        step = self._step(optimizer, last)
+        step = self._step(optimizer)  # refuses what cannot be compiled before anything waits
         if not last:
+            step = self._step(optimizer, last)
             for update in optimizer.updates(self.program.used_tensors):
                 update.scalars()  # out of range: an error before any work
         case, inputs = self._admit(inputs, layout=not last)

@@ -95,6 +95,8 @@ class Inputs:
 
     def present(self, inputs: Sequence[Any]) -> Sequence[Any]:
         """A flat batch without what it leaves out."""
+        if not self._optional:
+            return inputs
         left = {i for name in self.absent(inputs) for i in self._optional[name]}
         return [x for i, x in enumerate(inputs) if i not in left] if left else inputs
 
