@@ -4,10 +4,10 @@
 
 `pip install --no-deps --target FOLDER nerfstudio==1.1.5 transformer-lens==4.3.0` puts the packages there; what they
 import and is not installed is hollow: modules whose every name is a class that does nothing. Each file is checked in a
-process of its own, which has 4 GB, and each function has a limit of time. What no annotation tells is said in
-`FACTORIES`, as the users of a package would say it in `[tool.shaped]` of their project; what is decided by means of it
-is counted apart. A function counts if its annotations name a shape; one whose
-body is `raise NotImplementedError` is `declared`, and nothing is asked of it.
+process of its own, which has 4 GB, and each function has a limit of time: as the file is, and where that leaves it open
+once more with what no annotation tells. That is said in `FACTORIES`, as the users of a package would say it in
+`[tool.shaped]` of their project; what is decided by means of it is counted apart. A function counts if its annotations
+name a shape; one whose body is `raise NotImplementedError` is `declared`, and nothing is asked of it.
 """
 
 import argparse
@@ -263,29 +263,27 @@ def check(packages: Path, file: Path, seconds: int, known: frozenset[str] = froz
         if line in declared:
             status, summary = "declared", "for others to define"
         elif "<locals>" not in name:
-            signal.setitimer(signal.ITIMER_PROF, seconds)
-            try:
-                status, summary, how = _verdict(module, file, name, FACTORIES[relative.parts[0]])
-            except _Late:
-                status, summary = "late", f"more than {seconds} s"
-            except Exception as error:
-                status, summary = "error", f"{type(error).__name__}: {error}"
-            finally:
-                signal.setitimer(signal.ITIMER_PROF, 0)
+            for way, factories in (("", ()), ("factories", FACTORIES[relative.parts[0]])):
+                signal.setitimer(signal.ITIMER_PROF, seconds)
+                try:
+                    (status, summary), how = _verdict(module, file, name, factories), way
+                except _Late:
+                    status, summary = "late", f"more than {seconds} s"
+                except Exception as error:
+                    status, summary = "error", f"{type(error).__name__}: {error}"
+                finally:
+                    signal.setitimer(signal.ITIMER_PROF, 0)
+                if status in ("proved", "refuted"):
+                    break
         _print(file, name, line, status, summary, time.perf_counter() - start, how)
 
 
-def _verdict(module: ModuleType, file: Path, name: str, factories: Sequence[str]) -> tuple[str, str, str]:
-    """Status and message: as the file is, or with the factories where that leaves it open."""
+def _verdict(module: ModuleType, file: Path, name: str, factories: Sequence[str]) -> tuple[str, str]:
+    """Status and message."""
     from shaped.check import check_file
 
-    found = []
-    for how, some in (("", ()), ("factories", factories)):
-        verdict = next(v for v in check_file(module, file, name, (), {}, some, auto=True) if v.function == name)
-        found.append((verdict.status, verdict.message, how))
-        if verdict.status in ("proved", "refuted"):
-            break
-    return found[-1]
+    verdict = next(v for v in check_file(module, file, name, (), {}, factories, auto=True) if v.function == name)
+    return verdict.status, verdict.message
 
 
 def _print(file: Path, name: str, line: int, status: str, summary: str, seconds: float, how: str) -> None:
