@@ -99,6 +99,7 @@ class CaseProgram:
         self.refusals: dict[str, None] = {}
         self.numbers: dict[str, None] = {}
         self.counted: dict[str, str] = {}  # names of sizes that data tell, with the line at which they do
+        self.told: list[str] = []  # the names of these, in whichever attempt
         self.untold: Unprovable | None = None  # what is said where these lead nowhere
 
     def prove(self, assume: Sequence[str], static: Mapping[str, int | None]) -> Held:
@@ -134,7 +135,7 @@ class CaseProgram:
         why: Exception | None = None
         for _ in range(_ROUNDS):
             try:
-                first = self._once(assume, {**given, **numbers_for(names, 0, self.counted)})
+                first = self._once(assume, {**given, **numbers_for(names, 0, self.told)})
                 pinned = self._pinned(first, (*names, *given))
                 if not pinned:
                     break
@@ -153,7 +154,7 @@ class CaseProgram:
                     self.copied = True  # what a call does to its arguments is no matter of shapes
                     continue
                 reason = error
-            may = None if self.auto else {*self.ints, *self.counted}
+            may = None if self.auto else {*self.ints, *self.told}
             named = [n for n in getattr(reason, "names", ()) if (may is None or n in may) and n not in (*names, *given)]
             why = why if named else why or reason
             more = named or [n for n in self._sizes(reason, names) if n not in (*names, *given)]
@@ -220,12 +221,12 @@ class CaseProgram:
             raise error
         held.found = self.result.found
         self._with_lines(held)
-        held.refused.insert(0, f"{at_numbers(numbers_for(names, 0, self.counted))}: {_reason(error)}")
+        held.refused.insert(0, f"{at_numbers(numbers_for(names, 0, self.told))}: {_reason(error)}")
         return held
 
     def _may_refuse(self, error: Exception, names: Sequence[str]) -> bool:
         """Whether a number may be left out. Nobody chooses what data tell: only the program's own `raise` may."""
-        if not set(self.counted) & set(names):
+        if not set(self.told) & set(names):
             return True
         goal = error.goal if isinstance(error, ProofError | Unprovable) else None
         return bool(goal.raised) if goal is not None else is_raised(error)
@@ -234,7 +235,7 @@ class CaseProgram:
         for i in range(1, 4 if len(names) > 1 else 3 if names else 1):
             if self.once and held.proofs:
                 break
-            numbers = numbers_for(names, i, self.counted)
+            numbers = numbers_for(names, i, self.told)
             if len(names) > 1 and len(held.proofs) >= _ENOUGH:
                 break
             try:
@@ -251,9 +252,9 @@ class CaseProgram:
 
     def _once(self, assume: Sequence[str], static: Mapping[str, int]) -> list[Proof]:
         """A proof, or one for each way that data may take."""
+        self.counted = {}  # what was in the way for other numbers may not be for these
         try:
-            if not self.counted:
-                return [prove_setting(*self._asked(assume, static))]
+            return [prove_setting(*self._asked(assume, static))]
         except Unprovable as error:
             if not (error.on_data or error.counts):
                 raise
@@ -269,18 +270,16 @@ class CaseProgram:
 
     def _decided(self, assume: Sequence[str], static: Mapping[str, int]) -> Decided:
         """Each way of its data; where whole numbers that these tell are in the way, with a size for each number."""
-        known = list(self.counted)
-        if not known:
-            try:
-                return prove_ways(*self._asked(assume, static))
-            except Unprovable as error:
-                if not error.counts:
-                    raise
-                self.untold = error
-        every = (f"data{i}" for i in range(1, 99))
-        free = [name for name in every if name not in self.names or name in known][:_COUNTED]
-        for count in range(max(1, len(known)), _COUNTED + 1):
-            self.counted = {name: self.counted.get(name, "") for name in free[:count]}
+        try:
+            return prove_ways(*self._asked(assume, static))
+        except Unprovable as error:
+            if not error.counts:
+                raise
+            self.untold = error
+        free = [name for i in range(1, 99) if (name := f"data{i}") not in self.names][:_COUNTED]
+        for count in range(max(1, len(self.told)), _COUNTED + 1):
+            self.told = free[:count]
+            self.counted = dict.fromkeys(self.told, "")
             try:
                 return prove_ways(*self._asked(assume, static), free[:count])
             except Uncounted:
