@@ -104,8 +104,12 @@ def explain(error: Exception, setting: Setting, world: World, recorder: Recorder
         step.writes = True
         return step
     if recorder.returned:
-        said = first_line(error)
-        return Unprovable(f"the gradient of `{name}` could not be traced.", source, Goal(said=_named(said, world)))
+        said = _named(first_line(error), world)
+        if "use_reentrant" in said:  # torch's advice names an argument of a call that is ours
+            hint = "checkpoint(..., use_reentrant=False) keeps as little, and its gradients are the same"
+            title = f"`{name}` runs a reentrant checkpoint, which torch cannot differentiate within a step."
+            return Unprovable(title, source, Goal(hint=hint))
+        return Unprovable(f"the gradient of `{name}` could not be traced.", source, Goal(said=said))
     if call is None or place is None or not _from_torch(error):
         return _users_own(error, name, place, world)
     if call.place is None or place.frame is not call.place.frame:

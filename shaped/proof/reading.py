@@ -3,6 +3,7 @@
 Where an object goes somewhere that is not followed (into C, into a library), everything in it counts as read.
 """
 
+import inspect
 import os
 import sys
 import types
@@ -271,6 +272,12 @@ class Reading:
         if function is globals:
             self.log.root(frame.f_globals)
             return frame.f_globals
+        if function is inspect.signature and given and isinstance(function_of(given[0]), types.FunctionType):
+            for name in ("__defaults__", "__kwdefaults__"):  # which the signature shows as they are now
+                defaults = getattr(function_of(given[0]), name)
+                self._read(frame, ATTRIBUTE, function_of(given[0]), name, defaults)
+                self._use([defaults])
+            return UNKNOWN
         if function is os.getenv:
             self.log.root(os.environ, "os.environ")
             self._use([os.environ])

@@ -1,5 +1,6 @@
 """What a loss reads from outside: both backends follow it, or say that they do not."""
 
+import inspect
 import warnings
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -157,6 +158,10 @@ READ: dict[str, tuple[Callable[..., Any], Callable[[float], Any]]] = {
     "an item": (reading(lambda: sum(LIST)), lambda v: LIST.__setitem__(1, v)),
     "an array": (reading(lambda: float(ARRAY[0])), lambda v: ARRAY.fill(v)),
     "a default": (reading(lambda: scale()), lambda v: setattr(scale, "__defaults__", (v,))),
+    "a default that a signature shows": (
+        reading(lambda: inspect.signature(scale).parameters["k"].default),
+        lambda v: setattr(scale, "__defaults__", (v,)),
+    ),
     "a closure": (loss_of_closure, change_closure),
     "the second of two closures of one code": (reading(lambda: first_of_two() + second_of_two()), change_second),
     "a default of the second of two functions of one code": (

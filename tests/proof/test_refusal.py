@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from shaped import ProofError, prove
+from shaped import ProofError, Unprovable, prove
 from tests.models import MLP
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -245,3 +246,15 @@ def test_a_length_that_data_decides_is_told_in_words():
 
     assert "result   [as many as data has, m], declared [n, m]\n" in said
     assert "goal     as many as data has = n\n" in said
+
+
+def checkpointed(p: MLP, x: Float[Tensor, "batch pixels"]) -> Float[Tensor, ""]:
+    return checkpoint(torch.relu, x @ p.w1, use_reentrant=True).mean()
+
+
+def test_a_reentrant_checkpoint_is_refused_with_the_word_that_makes_it_run():
+    with pytest.raises(Unprovable) as caught:
+        prove(checkpointed)
+
+    assert "`checkpointed` runs a reentrant checkpoint" in str(caught.value)
+    assert "use_reentrant=False" in str(caught.value)
