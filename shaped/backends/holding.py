@@ -19,6 +19,7 @@ from shaped.errors import Goal, ShapeError, Unprovable, listing
 from shaped.params import ParamList
 from shaped.proof.keeping import contents, put_dict, put_items
 
+_OLD = ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm")  # whose hooks put a tensor in an attribute
 _MANY = 20_000  # things in a module that are looked at, the nearest first; a data set may hang on it
 _PLAIN = (str, bytes, int, float, complex, Tensor)
 _CLOSED = (*_PLAIN, type, ModuleType, FunctionType, BuiltinFunctionType, MethodType, logging.Logger, logging.Handler)
@@ -181,5 +182,14 @@ def kept_as_they_are(module: nn.Module) -> Iterator[None]:
         raise Unprovable(
             f"the program stores a tensor in {listing(stored)}, which is no part of a step.",
             None,
-            Goal(hint="register it as a buffer, or compute it anew"),
+            Goal(hint=_instead(module)),
         )
+
+
+def _instead(module: nn.Module) -> str:
+    """What to do where a tensor is stored; for torch's old norms of weights there are new forms, which store none."""
+    hooks = [type(hook) for m in module.modules() for hook in m._forward_pre_hooks.values()]
+    old = sorted({kind.__module__ for kind in hooks if kind.__module__ in _OLD})
+    if old:
+        return "take " + " and ".join(f"torch.nn.utils.parametrizations.{name.rpartition('.')[2]}" for name in old)
+    return "register it as a buffer, or compute it anew"

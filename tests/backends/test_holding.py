@@ -290,6 +290,14 @@ def test_a_tensor_that_is_kept_in_a_list_is_refused_and_taken_out():
     assert net.kept == []
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("name", ["weight_norm", "spectral_norm"])
+def test_the_old_norms_of_weights_are_refused_with_their_new_forms(name: str) -> None:
+    net = nn.Sequential(getattr(torch.nn.utils, name)(nn.Linear(6, 3))).double()
+    with pytest.raises(Unprovable, match=rf"hint +take torch\.nn\.utils\.parametrizations\.{name}"):
+        ScalarTrainer(loss, net)
+
+
 class Averages(nn.Module):
     """A buffer that is written as `way` says."""
 
