@@ -171,7 +171,7 @@ def test_a_resumed_run_sees_the_rows_of_the_uninterrupted_one(kind: str, stop: i
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_torchdatas_loader_works_as_it_is(workers: int, tmp_path: Path) -> None:
     stateful = pytest.importorskip("torchdata.stateful_dataloader")
     KINDS["torchdata"] = lambda: stateful.StatefulDataLoader(
