@@ -62,7 +62,13 @@ class Shelter(TorchDispatchMode):
         changes, draws = _kind(func)
         if changes and any(_address(tensor) not in (None, *self._own) for tensor in written(func, args, kwargs)):
             raise refuse_write()
-        result = self._drawn(func, args, dict(kwargs)) if draws else func(*args, **kwargs)
+        try:
+            result = self._drawn(func, args, dict(kwargs)) if draws else func(*args, **kwargs)
+        except IndexError as error:  # of some operations torch does not say which index it was
+            places = [t for t in _tensors(args) if t.dtype in (torch.int32, torch.int64) and t.numel()]
+            for place in places:
+                error.add_note(f"indices {int(place.min())} to {int(place.max())}")
+            raise
         made = [tensor for tensor in _tensors((result,)) if _address(tensor) not in self._own]
         if made:
             lifted = func is torch.ops.aten.lift_fresh.default

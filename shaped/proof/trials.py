@@ -41,8 +41,10 @@ _VALUES = re.compile(
     re.IGNORECASE,
 )
 _INDEX = re.compile(r"out of (bounds|range)|out-of-bounds|ZeroDivisionError")
+_POSITION = re.compile(r"(index|Target|value|indices) -?\d+")  # which says where
 _DIVISOR = "ZeroDivisionError"  # as torch says of integers: of a size, or of data, and those may be 1
 _SIGNED = 3  # how tensors are filled: with numbers of either sign
+_WHOLE = {4: 1, 5: -1, 6: 6}  # whole numbers with these, and all else as ever
 _LENGTH = "Length of all samples"  # of what is packed: zeros are none
 
 Sizes = Mapping[str, int]
@@ -69,11 +71,17 @@ class Trials:
         if any(found) or all(dtype.is_floating_point for dtype in self.setting.dtypes):  # no input is an index
             return found
         # An index that is out of range, or a divisor that is 0, whatever the sizes is a matter of its values.
-        return [None if passes is False and self._index(sizes) else passes
-                for sizes, passes in zip(several, found, strict=True)]  # fmt: skip
+        with self._aside():
+            return [None if passes is False and self._index(sizes) else passes
+                    for sizes, passes in zip(several, found, strict=True)]  # fmt: skip
 
     def _index(self, sizes: Sizes) -> bool:
-        return bool(_INDEX.search(str(self.failure(sizes))))
+        """Whether what stopped a run may be the value of an input: one index for all of these is the program's own."""
+        said = _told(self.failure(sizes))
+        if not _INDEX.search(said):
+            return False
+        shapes = self._shapes(sizes)
+        return not _POSITION.search(said) or any(_told(self._error(shapes, sizes, fill)) != said for fill in _WHOLE)
 
     def _outcome(self, sizes: Sizes) -> bool | None:
         key = tuple(sizes[name] for name in self.names)
@@ -222,6 +230,11 @@ def _depends_on_values(error: Exception) -> bool:
     return not isinstance(error, ZeroDivisionError) and bool(_VALUES.search(str(error)))
 
 
+def _told(error: Exception | None) -> str:
+    """What an error says, with what was noted of it."""
+    return " ".join([str(error), *getattr(error, "__notes__", ())])
+
+
 def is_memory(error: BaseException) -> bool:
     """Whether the process has no more memory, which says nothing of shapes."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
@@ -235,11 +248,14 @@ def _forget(error: BaseException | None) -> None:
 
 
 def _filled(shape: Sequence[int], dtype: torch.dtype, fill: int, generator: torch.Generator) -> Tensor:
-    """Floats in (0, 1), zeros for integers (an index into anything), true booleans; or all 0; or all 1; or drawn."""
+    """Floats in (0, 1), zeros for integers (an index into anything), true booleans; or all 0; or all 1; or drawn; or
+    the first with other integers."""
     if fill == _SIGNED:
         drawn = torch.randn(shape, generator=generator)
         return drawn.to(dtype) if dtype.is_floating_point or dtype.is_complex else (drawn > 0).to(dtype)
-    if fill:
+    if fill in _WHOLE and dtype is not torch.bool and not (dtype.is_floating_point or dtype.is_complex):
+        return torch.full(shape, _WHOLE[fill], dtype=dtype)
+    if fill and fill not in _WHOLE:
         return torch.full(shape, fill - 1, dtype=dtype)
     if dtype.is_floating_point or dtype.is_complex:
         return torch.rand(shape, generator=generator).clamp_min(1e-3).to(dtype)
