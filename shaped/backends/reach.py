@@ -11,6 +11,7 @@ bytecode is told too. Whatever cannot be described is an `Untold`: a program tha
 import enum
 import functools
 import hashlib
+import logging
 import re
 import sys
 import types
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from shaped.backends.bytecode import digest_of_code, imports_of, is_library, names_of
+from shaped.backends.contents import hidden_part, own_dictionary, slots_of
 from shaped.params import ParamList
 from shaped.proof.reads import is_array
 
@@ -52,6 +54,8 @@ _NAMED_ALONE = (  # of C, told by their names
 # Numbers that are others in each process; a program that reads one is told by what it read.
 _OF_A_PROCESS = {("transformers", "_original_object_hash")}
 _ABSENT: Any = object()
+_COMPUTED = {"getattr", "vars", "__dict__", "attrgetter", "getattr_static"}  # by which any name may be read
+_OF_MODULES = {"__doc__", "__file__", "__cached__", "__name__", "__package__"}
 
 
 class Untold(Exception):
@@ -98,7 +102,7 @@ class Reach:
             return f"{value.dtype} {tuple(value.shape)} on {value.device}"
         if type(value) in (tuple, frozenset):
             parts = [self.token(one) for one in value]
-            return f"{type(value).__name__} of {sorted(parts) if isinstance(value, frozenset) else parts}"
+            return f"{type(value).__name__} of {parts}"
         if is_array(value):
             return _array(value, "an array")
         if isinstance(value, types.MethodType):
@@ -161,7 +165,8 @@ class Reach:
         told = [plain(one) for one in value]
         if None in told:
             raise Untold(f"`{path}` is a set of what has no order in another process")
-        return sorted(map(str, told))
+        # In the order in which it is walked, which a program may go by: of texts it is another in most processes.
+        return sorted(map(str, told)) if path.endswith("._non_persistent_buffers_set") else list(map(str, told))
 
     def _function(self, path: str, function: types.FunctionType) -> None:
         code = function.__code__
@@ -203,6 +208,11 @@ class Reach:
         if id(owner) not in self.numbers:
             self._say(f"{path}.__globals__", f"of {owner.get('__name__')}", owner)
         used, named_by = names_of(code)
+        asked = {*used, *named_by}
+        if {"import_module", "__import__"} & asked:
+            raise Untold(f"`{path}` imports by a name that is computed")
+        if _COMPUTED & asked:
+            named_by = (*named_by, "*")
         for name in used:
             if (id(owner), name) not in self._bound or isinstance(owner.get(name), types.ModuleType):
                 self._bound.add((id(owner), name))
@@ -227,6 +237,11 @@ class Reach:
             return
         self._mine(module.__name__)
         held = vars(module)
+        if "*" in names:
+            names = (
+                *names,
+                *(name for name, one in held.items() if name not in _OF_MODULES and plain(one) is not None),
+            )
         for name in names:
             if name in held and ((id(held), name) not in self._bound or isinstance(held[name], types.ModuleType)):
                 if isinstance(held[name], types.ModuleType) and (id(held), name, *names) in self._bound:
@@ -291,9 +306,11 @@ class Reach:
     def _object(self, path: str, value: Any) -> None:
         kind = type(value)
         own = own_dictionary(value)
-        slots = [s for one in kind.__mro__ for s in _slots(one)]
+        slots = [s for one in kind.__mro__ for s in slots_of(one)]
         if own is None and not slots and not isinstance(value, list | tuple | dict) and kind not in _EMPTY:
             raise Untold(f"`{path}` is {named(kind)}, and what it holds cannot be read")
+        if (hidden := hidden_part(kind)) is not None and kind not in _EMPTY:
+            raise Untold(f"`{path}` is {named(kind)}, and what it holds as {named(hidden)} cannot be read")
         if isinstance(value, Iterator):
             raise Untold(f"`{path}` is an iterator, which gives something else each time")
         self._say(path, f"a {named(kind)}", value)
@@ -315,6 +332,7 @@ class Reach:
 # -- what things are ---------------------------------------------------------------------------------------------------
 
 _EMPTY = (object,)
+_OF_ENUMS = ("_name_", "__objclass__", "_sort_order_")
 
 
 def plain(value: Any) -> str | None:
@@ -323,13 +341,18 @@ def plain(value: Any) -> str | None:
         data = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
         return f"{type(value).__name__} {len(value)} {hashlib.sha256(data).hexdigest()[:24]}"
     if isinstance(value, enum.Enum):
-        return f"{named(type(value))}.{value.name} {value.value if isinstance(value.value, int) else ''}"
+        told = [plain(one) for name, one in vars(value).items() if name not in _OF_ENUMS]
+        return None if None in told else f"{named(type(value))}.{value.name} {told}"
     if type(value) in _PLAIN or isinstance(value, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
         return f"{type(value).__name__} {value!r}"
     if type(value).__module__ == "numpy" and not is_array(value) and hasattr(value, "tobytes"):
         return f"{type(value).__name__} {value.tobytes().hex()}"
-    if isinstance(value, PurePath | re.Pattern):
+    if isinstance(value, re.Pattern):
+        return f"Pattern {plain(value.pattern)} {value.flags}"
+    if isinstance(value, PurePath):
         return f"{type(value).__name__} {hashlib.sha256(str(value).encode()).hexdigest()[:24]}"
+    if isinstance(value, logging.Logger):
+        return f"{named(type(value))} {value.getEffectiveLevel()} {value.disabled} {value.manager.disable}"
     if isinstance(value, torch.Generator):
         return f"generator on {value.device}{'' if value is not torch.default_generator else ', the default one'}"
     if type(value).__module__ == "logging" or type(value).__name__ in ("lock", "RLock"):
@@ -359,6 +382,8 @@ def _held(value: Any) -> list[tuple[str, Any]] | None:
     if isinstance(value, functools.partial):
         return [(name, getattr(value, name)) for name in ("func", "args", "keywords")]
     if isinstance(value, functools._lru_cache_wrapper):
+        if not is_library(value.__module__):
+            raise Untold(f"`{named(value)}` has a cache, which may hold what it would not compute again")
         return [("__wrapped__", value.__wrapped__)]
     if isinstance(value, weakref.ref):
         return [("()", value())]
@@ -382,26 +407,6 @@ def named(value: Any) -> str:
     module = getattr(value, "__module__", None) or getattr(kind, "__module__", "")
     name = getattr(value, "__qualname__", None) or getattr(value, "__name__", None) or kind.__qualname__
     return f"{module}.{name}"
-
-
-def own_dictionary(value: Any) -> dict[str, Any] | None:
-    """An object's own dictionary, found without code of its own."""
-    try:
-        own = object.__getattribute__(value, "__dict__")
-    except AttributeError:
-        return None
-    return own if isinstance(own, dict) else None
-
-
-def _slots(kind: type) -> list[str]:
-    slots = vars(kind).get("__slots__", ())
-    names = (slots,) if isinstance(slots, str) else tuple(slots)
-    private = f"_{kind.__name__.lstrip('_')}"
-    return [
-        f"{private}{s}" if s.startswith("__") and not s.endswith("__") else s
-        for s in names
-        if s not in ("__dict__", "__weakref__")
-    ]
 
 
 def _at_its_name(function: types.FunctionType) -> bool:

@@ -56,8 +56,10 @@ def shelf_for(keep: bool | str | os.PathLike[str], static: Any, verify: bool) ->
         raise ValueError(
             "keep= keeps what was held against eager, and with verify=False nothing is: leave one of them out"
         )
+    if keep is not True and not os.fspath(keep):
+        raise ValueError("keep is an empty text; it is a folder, True or False")
     try:
-        return Shelf(own_folder() if keep is True else keep)
+        return Shelf(own_folder() if keep is True else Path(keep).expanduser())
     except RuntimeError:  # a user without a home
         tell("shaped: nothing is kept for the next start: no home folder is known; set SHAPED_CACHE_DIR")
         return None

@@ -101,14 +101,27 @@ def _is_set(config: Any, name: str) -> bool:
 
 
 def _replaced() -> Iterator[str]:
-    """Functions of torch that are none of torch's, with what they do."""
+    """What torch's functions are, so that one that was replaced is told, and hooks of all modules."""
+    told = []
     for where, space in (("torch", vars(torch)), ("torch.nn.functional", vars(F)), ("torch.Tensor", vars(Tensor))):
         for name, one in list(space.items()):
+            if not callable(one) or isinstance(one, type) or name.startswith("__"):
+                continue
+            told.append(f"{where}.{name} {type(one).__qualname__} {getattr(one, '__qualname__', '')}")
+            told.append(
+                str([d for d in getattr(one, "__defaults__", None) or () if type(d) in (bool, int, float, str)])
+            )
             code = getattr(one, "__code__", None)
             if isinstance(one, types.FunctionType) and isinstance(code, types.CodeType):
                 file = code.co_filename
                 if not file.startswith("<") and not is_installed(file) and not file.startswith(str(OWN)):
                     yield f"{where}.{name} {digest_of_code(code)}"
+    yield _digest(sorted(told))
+    for name, hooks in sorted(vars(torch.nn.modules.module).items()):
+        if name.startswith("_global_") and isinstance(hooks, dict):
+            for hook in hooks.values():
+                code = getattr(hook, "__code__", None)
+                yield f"{name} {getattr(hook, '__qualname__', type(hook))} {digest_of_code(code) if code else ''}"
 
 
 def _processor() -> list[str]:

@@ -1,5 +1,6 @@
 """A kept program: what another process takes up, and everything that must make it a miss."""
 
+import functools
 import json
 import zipfile
 from collections.abc import Callable
@@ -140,6 +141,11 @@ def test_another_version_of_an_installed_package_is_a_miss(
         ("torch.get_float32_matmul_precision", lambda: "high"),
         ("shaped.backends.surroundings._of_folder", lambda folder: "another"),
         ("torch.nn.functional.relu", lambda x: x),
+        ("torch.tanh", torch.sin),
+        ("torch.nn.functional.relu", torch.nn.functional.relu6),
+        ("torch.nn.functional.elu.__defaults__", (0.5, False)),
+        ("torch.nn.functional.gelu", functools.partial(torch.nn.functional.leaky_relu)),
+        ("torch.nn.modules.module._global_forward_hooks", {0: lambda module, given, result: result * 2}),
     ],
 )
 def test_other_surroundings_are_a_miss(

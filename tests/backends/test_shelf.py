@@ -168,6 +168,8 @@ def test_a_program_of_a_folder_that_gives_other_numbers_is_not_taken_twice(proje
 def test_what_cannot_be_kept_in_a_folder_is_refused_or_said(
     project: Project, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    with pytest.raises(ValueError, match="keep is an empty text"):
+        project.load(keep="")
     with pytest.raises(ValueError, match="with verify=False nothing is"):
         project.load(keep=tmp_path, verify=False)
     with pytest.raises(ValueError, match='not "auto"'):
