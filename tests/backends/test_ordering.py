@@ -64,7 +64,7 @@ def loss(net: Chain, x: Float[Tensor, "rows 4"]) -> Float[Tensor, ""]:
 
 
 @pytest.mark.slow
-def test_checkpoints_save_memory_in_a_compiled_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoints_save_memory_in_a_compiled_step() -> None:
     peaks: dict[str, int] = {}
 
     class Told(logging.Handler):
@@ -74,12 +74,16 @@ def test_checkpoints_save_memory_in_a_compiled_step(monkeypatch: pytest.MonkeyPa
                 peaks[values[0]] = values[1]
 
     log, told = logging.getLogger("torch._inductor.memory"), Told()
-    monkeypatch.setattr(log, "level", logging.INFO)
+    before = log.level
+    log.setLevel(logging.INFO)  # a level that is set otherwise is not seen where it was asked for before
     log.addHandler(told)
     trainer = ScalarTrainer(loss, Chain(), backend="compiled")
-    with torch._inductor.config.patch(force_disable_caches=True):  # type: ignore[no-untyped-call]
-        trainer.step(torch.randn(256, 4), lr=0.1)
-    log.removeHandler(told)
+    try:
+        with torch._inductor.config.patch(force_disable_caches=True):  # type: ignore[no-untyped-call]
+            trainer.step(torch.randn(256, 4), lr=0.1)
+    finally:
+        log.removeHandler(told)
+        log.setLevel(before)
     mine = peaks.pop("in_order_of_trace")
 
     assert len(peaks) == 3
