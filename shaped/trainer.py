@@ -87,7 +87,7 @@ class ScalarTrainer(Stepping):
             each rank, and gathers a parameter where it is read, as fully_shard does.
         program: A file of `save_program`, as `load_program` takes it: nothing is proved or compiled that is in it.
         keep: A folder, or True for the user's own: what is compiled is kept there as soon as it was held against eager,
-            and a process that makes this very trainer again starts with it; see `own_folder` in the docs.
+            and a process that makes this very trainer again starts with it; see Kept programs in docs/compiled-step.md.
 
     Raises:
         SignatureError, ProofError, Unprovable, GradientError: The loss or its annotations are wrong.
