@@ -25,6 +25,7 @@ from shaped.backends.kept import KeptProgram
 from shaped.backends.kernels import KeptCode, Unkeepable, taken_apart
 from shaped.backends.outlines import outline
 from shaped.backends.reach import Reach, Untold, named
+from shaped.backends.registered import own_operation
 from shaped.backends.step import Runner
 from shaped.backends.surroundings import OWN, sources, surroundings
 from shaped.errors import listing
@@ -197,7 +198,11 @@ def _code(executor: Executor, case: AdmittedCase) -> KeptCode:
         raise Unkeepable("it draws at random")
     if executor.code is None:
         raise Unkeepable("there is no C++ compiler, so that it has no code")
-    return executor.code if isinstance(executor.code, KeptCode) else taken_apart(executor.code)
+    if isinstance(executor.code, KeptCode):
+        return executor.code
+    if own := own_operation(case.graph):
+        raise Unkeepable(f"it calls {own}")
+    return taken_apart(executor.code)
 
 
 def _told_case(case: AdmittedCase, program: "Program", places: Sequence[tuple[Read, bool]]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shaped.backends.bytecode import digest_of_code, is_installed, sites
+from shaped.backends.registered import replaced
 
 _PROCESSOR = Path("/proc/cpuinfo")
 _TELLING = ("vendor_id", "model name", "flags", "Features", "CPU implementer", "CPU part")
@@ -73,6 +74,7 @@ def _settings() -> dict[str, str]:
         "oneDNN": (backends.mkldnn.is_available(), backends.mkldnn.enabled, backends.mkl.is_available()),
         "the precision of products": _precisions(),
         "functions of torch that were replaced": sorted(_replaced()),
+        "kernels of torch that were replaced": replaced(),
         "the compiler's settings": _configured(),
     }
     return {name: str(value) for name, value in told.items()}

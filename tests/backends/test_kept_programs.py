@@ -140,6 +140,7 @@ def test_another_version_of_an_installed_package_is_a_miss(
         ("torch.get_num_threads", lambda: 77),
         ("torch.get_float32_matmul_precision", lambda: "high"),
         ("shaped.backends.surroundings._of_folder", lambda folder: "another"),
+        ("torch.library._impls", {"aten/tanh/CPU"}),
         ("torch.nn.functional.relu", lambda x: x),
         ("torch.tanh", torch.sin),
         ("torch.nn.functional.relu", torch.nn.functional.relu6),
