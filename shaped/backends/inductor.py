@@ -1,5 +1,5 @@
 """Lowering: one flat function of tensors to one compiled callable. Only this file, `kernels.py`,
-`lowerings.py`, `ordering.py`, `surroundings.py` and `vectors.py` name Inductor.
+`lowerings.py`, `ordering.py`, `surroundings.py`, `units.py` and `vectors.py` name Inductor.
 
 The function is traced with Inductor's decompositions, at concrete sizes or with symbols for the free ones, made
 functional (writes become copies at the end) and given to Inductor's inner compiler. What comes back is called
@@ -28,7 +28,8 @@ from shaped.backends.executors import CompileError, Lowered, Run
 from shaped.backends.lowerings import MENDED, decompositions, mended
 from shaped.backends.ordering import ORDERED, ordered
 from shaped.backends.products import choose_products
-from shaped.backends.vectors import remembered
+from shaped.backends.units import together
+from shaped.backends.vectors import doubted, unasked
 from shaped.errors import ShapedError, first_line
 
 Flat = Callable[..., tuple[Any, ...]]
@@ -309,7 +310,7 @@ def _settings() -> Iterator[None]:
     # code is found there that was made without what is mended here.
     cacheable = {**config.unsafe_marked_cacheable_functions, "shaped": f"{MENDED}; {ORDERED}"}
     ours = config.patch(size_asserts=False, unsafe_marked_cacheable_functions=cacheable)
-    with torch.no_grad(), warnings.catch_warnings(), ours, mended(), ordered(), remembered():
+    with torch.no_grad(), warnings.catch_warnings(), ours, mended(), ordered(), unasked(), together():
         warnings.simplefilter("ignore")
         yield
 
@@ -326,7 +327,14 @@ def _tracing(mode: Any) -> Iterator[None]:
 def _compiled(graph: GraphModule, examples: Sequence[Any]) -> Any:
     from torch._inductor.compile_fx import compile_fx_inner
 
-    compiled = compile_fx_inner(graph, list(examples))
+    copy = torch.fx.Graph()
+    copy.output(copy.graph_copy(graph.graph, {}))  # the compiler's passes change what they are given
+    try:
+        compiled = compile_fx_inner(graph, list(examples))
+    except Exception as error:
+        if not doubted(error):
+            raise
+        compiled = compile_fx_inner(GraphModule(graph, copy), list(examples))
     if isinstance(compiled, str):
         raise CompileError("the compiler returned a file instead of a callable: unset its ahead-of-time options")
     return compiled

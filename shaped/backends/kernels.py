@@ -26,7 +26,7 @@ from shaped.backends.products import onednn
 from shaped.errors import first_line
 
 _LEFT_OUT = ("get_args", "benchmark_compiled_module")  # functions with which a module of Inductor's tries itself
-_KERNEL = "kernel"  # what a library calls its function
+_KERNEL = "kernel"  # what a library is called, and its functions, with their numbers
 _ADDRESS = "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"  # where a library looks for how a tensor's memory is found
 _STANDING = ("async_compile", "extern_kernels", "AsyncCompile")
 
@@ -40,7 +40,7 @@ class KeptCode:
     """The generated code of one executor.
 
     Attributes:
-        source: A Python module that defines `call`. `kernels[...]` stands for a library's function.
+        source: A Python module that defines `call`. `kernels[...].kernel0` stands for a library's function.
         libraries: By their digests.
         constants: Tensors that the module names.
     """
@@ -56,7 +56,7 @@ class KeptCode:
             CompileError: It cannot be loaded here.
         """
         space: dict[str, Any] = {"__name__": "shaped.kept", **self.constants}
-        space |= {"extern_kernels": _operations(), "kernels": {d: _function(d, c) for d, c in self.libraries.items()}}
+        space |= {"extern_kernels": _operations(), "kernels": {d: _library(d, c) for d, c in self.libraries.items()}}
         try:
             if "ops.shaped.product" in self.source:
                 onednn()
@@ -118,9 +118,11 @@ def _statement(node: ast.stmt, space: Mapping[str, Any], libraries: dict[str, by
         if not isinstance(function, ast.Attribute) or function.attr != "cpp_pybinding":
             raise Unkeepable(f"it has kernels made by {ast.unparse(function)}")
         assert isinstance(node.targets[0], ast.Name)
-        content = _library(space.get(node.targets[0].id))
+        kernel: Any = space.get(node.targets[0].id)
+        content = _content(kernel)
         libraries[digest(content)] = content
-        node.value = ast.Subscript(ast.Name("kernels", ast.Load()), ast.Constant(digest(content)), ast.Load())
+        library = ast.Subscript(ast.Name("kernels", ast.Load()), ast.Constant(digest(content)), ast.Load())
+        node.value = ast.Attribute(library, kernel.__name__, ast.Load())
     return node
 
 
@@ -130,10 +132,10 @@ def _root(node: ast.expr) -> str:
     return node.id if isinstance(node, ast.Name) else ""
 
 
-def _library(function: Any) -> bytes:
+def _content(function: Any) -> bytes:
     """The content of the library that a kernel was loaded from."""
     file = getattr(getattr(function, "__self__", None), "__file__", None)
-    if not isinstance(function, BuiltinFunctionType) or function.__name__ != _KERNEL or not file:
+    if not isinstance(function, BuiltinFunctionType) or not function.__name__.startswith(_KERNEL) or not file:
         raise Unkeepable("it has a kernel that is no library's")
     try:
         return Path(file).read_bytes()
@@ -209,8 +211,8 @@ def _operations() -> Any:
 _loaded: dict[str, Any] = {}
 
 
-def _function(name: str, content: bytes) -> Any:
-    """The function of a library, which is loaded once in a process."""
+def _library(name: str, content: bytes) -> Any:
+    """A library, which is loaded once in a process."""
     if name in _loaded:
         return _loaded[name]
     os.environ[_ADDRESS] = str(vars(torch._C._dynamo.guards)["_torchinductor_pyobject_tensor_data_ptr"])
@@ -226,5 +228,5 @@ def _function(name: str, content: bytes) -> Any:
             spec.loader.exec_module(module)
     except (OSError, ImportError) as error:
         raise CompileError(f"a kept library cannot be loaded: {first_line(error)}") from error
-    _loaded[name] = getattr(module, _KERNEL)
-    return _loaded[name]
+    _loaded[name] = module
+    return module

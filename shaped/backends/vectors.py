@@ -1,63 +1,84 @@
-"""Which vector instructions compiled CPU code may use: found out once on a machine, instead of once a process.
+"""Which vector instructions compiled CPU code may use: the widest that the processor has, unasked until code fails.
 
-Inductor builds a small library for each set of instructions and has a new process load it, at each start anew, though
-it keeps the libraries. Here it is remembered that one was loaded, in Inductor's own cache folder, under a name made of
-all that the answer depends on: the code, the compiler and its flags, torch, the processor's instructions and where
-libraries are looked for. Only a yes is remembered; where anything is new or cannot be read, it is asked as ever.
+Inductor asks the compiler first: it builds up to ten small libraries, of which four read all of its headers, and has
+a new process load each. The code of a step answers the same question, since it is built with the same flags and
+loaded. So the answer is taken for granted here; where a step cannot be built or loaded, Inductor asks as ever, and
+what it then says holds from there on. On other processors than x86 it asks nothing.
 """
 
-import hashlib
 import os
+import platform
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
+from functools import cache
 from typing import Any
 from unittest.mock import patch
 
-import torch
-
-from shaped import files
-
-_PROCESSOR = Path("/proc/cpuinfo")
-_TELLING = ("vendor_id", "model name", "stepping", "microcode", "flags", "Features", "CPU implementer", "CPU part")
+_asks = False  # whether code could not be built with what was taken for granted
 
 
 @contextmanager
-def remembered() -> Iterator[None]:
-    """Within, Inductor's question whether code for a set of instructions can be built and loaded is asked once."""
-    from torch._inductor.cpu_vec_isa import VecISA
+def unasked() -> Iterator[None]:
+    """Within, Inductor takes the widest instructions of the processor; what it knows outside is untouched."""
+    from torch._inductor import cpu_vec_isa
 
-    theirs = VecISA.check_build
+    theirs = cpu_vec_isa.valid_vec_isa_list
 
-    def check_build(self: Any, code: str) -> bool:
-        record = _record(self.build_arch_flags(), code)
-        if record is not None and record.is_file():
-            return True
-        answer = theirs(self, code)
-        if answer and record is not None:
-            with suppress(OSError):  # a folder that cannot be written: the next process asks again
-                record.parent.mkdir(parents=True, exist_ok=True)
-                files.replace(record, b"")
-        return answer
+    def instructions() -> list[Any]:
+        return [_widest()] if _takes() else theirs()
 
-    with patch.object(VecISA, "check_build", check_build):
+    with patch.object(cpu_vec_isa, "valid_vec_isa_list", instructions):
         yield
 
 
-def _record(flags: str, code: str) -> Path | None:
-    """The empty file that stands for a yes; None where the processor cannot be told from another."""
-    from torch._inductor.cpp_builder import get_compiler_version_info, get_cpp_compiler
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
+def doubted(error: BaseException) -> bool:
+    """Whether code that failed so may have been built for too much; it is asked then, and another try is due."""
+    global _asks
+    from torch._inductor import cpu_vec_isa
 
-    try:
-        first = _PROCESSOR.read_text().split("\n\n")[0].splitlines()
-    except (OSError, UnicodeDecodeError):
+    if not _takes() or not _of_building(error):
+        return False
+    _asks = True
+    found: Any = cpu_vec_isa.pick_vec_isa()
+    return _flags(found) != _flags(_widest())
+
+
+def _takes() -> bool:
+    """Whether it is taken for granted: nobody has asked, nobody has chosen, and the processor can be told."""
+    from torch._inductor import config
+
+    chosen = (config.cpp.simdlen, config.cpp.vec_isa_ok, os.environ.get("ATEN_CPU_CAPABILITY"))
+    return not _asks and chosen == (None, None, None) and _widest() is not None
+
+
+def _of_building(error: BaseException) -> bool:
+    """Whether a compiler or the loader said it, however it was wrapped since."""
+    from torch._inductor.exc import CppCompileError
+
+    chain: list[BaseException] = []
+    while error not in chain:
+        chain.append(error)
+        error = getattr(error, "inner_exception", None) or error.__cause__ or error.__context__ or error
+    return any(isinstance(one, CppCompileError | ImportError | OSError) for one in chain)
+
+
+def _flags(isa: Any) -> tuple[Any, ...]:
+    return str(isa), isa.build_macro(), isa.build_arch_flags()
+
+
+@cache
+def _widest() -> Any:
+    """The first of torch's list whose instructions the processor has; None where torch is to choose."""
+    from torch._inductor import cpu_vec_isa
+
+    if sys.platform != "linux" or platform.machine() != "x86_64":
         return None
-    processor = [line for line in first if line.split(":")[0].strip() in _TELLING]
-    if not processor:
+    has = cpu_vec_isa.x86_isa_checker()
+    listed: list[Any] = cpu_vec_isa.supported_vec_isa_list
+    found = next((isa for isa in listed if set(str(isa).split()) <= {*has}), None)
+    if found is None:
         return None
-    compiler = get_cpp_compiler()
-    sought = [os.environ.get(name, "") for name in ("LD_LIBRARY_PATH", "LD_PRELOAD")]
-    told = [code, flags, compiler, get_compiler_version_info(compiler), torch.__version__, torch.__file__]
-    name = hashlib.sha256("\0".join([*told, *sought, *processor]).encode()).hexdigest()
-    return Path(cache_dir()) / "shaped" / f"vectors-{name}"
+    # A class of its own, for which what torch caches of the others does not count.
+    isa = type(type(found).__name__, (type(found),), {"check_build": lambda self, code: True})()
+    return isa if isa else None

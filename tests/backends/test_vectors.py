@@ -1,82 +1,96 @@
-"""What a machine can run is asked once, and again where anything could have changed."""
+"""What a machine can run is taken for granted until code cannot be built for it; torch's own answer stays its own."""
 
-from pathlib import Path
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
-from torch._inductor.cpu_vec_isa import VecISA
+from torch._inductor import config, cpu_vec_isa
+from torch._inductor.exc import CppCompileError
 
 from shaped.backends import vectors
 
-
-class Wide(VecISA):
-    _arch_flags = "-mwide"
+WIDE, NARROW = cpu_vec_isa.VecAVX512(), cpu_vec_isa.VecAVX2()
+FAILED = CppCompileError(["g++"], "no such instruction")
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-    """What Inductor is asked, with a folder and a processor of its own; it says yes but to `no`."""
-    questions: list[str] = []
+def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """How often torch was asked, on a processor with AVX-512 whose compiler knows AVX2 alone."""
+    questions: list[Any] = []
 
     def check_build(self: Any, code: str) -> bool:
-        questions.append(code)
-        return code != "no"
+        questions.append(self)
+        return isinstance(self, cpu_vec_isa.VecAVX2)
 
-    monkeypatch.setattr(VecISA, "check_build", check_build)
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(vectors, "_PROCESSOR", tmp_path / "cpuinfo")
-    processor(tmp_path, "wide")
-    return questions
+    def forget() -> None:
+        for cached in (vectors._widest, cpu_vec_isa.valid_vec_isa_list, vars(cpu_vec_isa.VecAVX512)["__bool__"]):
+            cached.cache_clear()
+        vars(cpu_vec_isa.VecISA)["_VecISA__bool__impl"].cache_clear()
 
-
-def processor(folder: Path, flags: str) -> None:
-    (folder / "cpuinfo").write_text(f"processor : 0\nflags : {flags}\ncpu MHz : 2400\n\nprocessor : 1\n")
-
-
-def ask(code: str = "yes") -> bool:
-    with vectors.remembered():
-        return Wide().check_build(code)
-
-
-def test_a_yes_is_remembered_and_a_no_is_asked_again(asked):
-    answers = [ask(), ask(), ask("no"), ask("no")]
-
-    assert (answers, asked) == ([True, True, False, False], ["yes", "no", "no"])
+    monkeypatch.setattr(cpu_vec_isa.VecISA, "check_build", check_build)
+    monkeypatch.setattr(cpu_vec_isa, "supported_vec_isa_list", [WIDE, NARROW])
+    monkeypatch.setattr(cpu_vec_isa, "x86_isa_checker", lambda: ["avx512", "avx2"])
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(vectors, "_asks", False)
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
+    forget()
+    yield questions
+    forget()
 
 
-@pytest.mark.parametrize("changed", ["processor", "code", "flags", "LD_LIBRARY_PATH", "folder"])
-def test_a_change_of_anything_that_it_depends_on_asks_again(asked, changed, monkeypatch, tmp_path):
-    ask()
-    if changed == "processor":
-        processor(tmp_path, "narrow")
-    if changed == "flags":
-        monkeypatch.setattr(Wide, "_arch_flags", "-mwider")
-    if changed == "LD_LIBRARY_PATH":
-        monkeypatch.setenv("LD_LIBRARY_PATH", "/elsewhere")
-    if changed == "folder":
-        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "other"))
-    ask("other" if changed == "code" else "yes")
-
-    assert len(asked) == 2
+def picked() -> str:
+    with vectors.unasked():
+        return str(cpu_vec_isa.pick_vec_isa())
 
 
-def test_where_the_processor_is_unknown_it_is_asked_each_time(asked, tmp_path):
-    (tmp_path / "cpuinfo").unlink()
-
-    assert [ask(), ask()] == [True, True]
-    assert len(asked) == 2
+def test_the_widest_instructions_of_the_processor_are_taken_unasked(asked):
+    assert (picked(), asked) == ("avx512", [])
 
 
-def test_a_folder_that_cannot_be_written_is_no_error(asked, tmp_path):
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / "shaped").write_text("a file where the folder would be")
+def test_what_torch_is_asked_outside_is_its_own_answer(asked):
+    picked()
 
-    assert [ask(), ask()] == [True, True]
-    assert len(asked) == 2
+    assert str(cpu_vec_isa.pick_vec_isa()) == "avx2"
 
 
-def test_torchs_own_question_is_as_it_was_afterwards(asked):
-    before = VecISA.check_build
-    ask()
+def test_code_that_cannot_be_built_is_another_try_once(asked):
+    picked()
+    with vectors.unasked():
+        tries = [vectors.doubted(FAILED), vectors.doubted(FAILED)]
 
-    assert VecISA.check_build is before
+    assert (tries, picked()) == ([True, False], "avx2")
+
+
+@pytest.mark.parametrize("how", ["cause", "wrapped", "loader"])
+def test_what_a_compiler_or_the_loader_said_is_found_however_it_is_wrapped(asked, how):
+    error = RuntimeError("inductor")
+    if how == "cause":
+        error.__cause__ = FAILED
+    elif how == "wrapped":
+        vars(error)["inner_exception"] = FAILED
+    else:
+        error.__context__ = ImportError("undefined symbol: Sleef_expf16_u10")
+
+    assert vectors.doubted(error)
+
+
+def test_another_error_asks_nothing(asked):
+    assert (vectors.doubted(ValueError("an operation")), asked) == (False, [])
+
+
+@pytest.mark.parametrize("chosen", ["simdlen", "ATEN_CPU_CAPABILITY"])
+def test_what_a_user_has_chosen_is_torchs_to_find(asked, chosen, monkeypatch):
+    if chosen == "simdlen":
+        chosen_by: Any = config.patch({"cpp.simdlen": 256})
+    else:
+        chosen_by = nullcontext()
+        monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
+    with chosen_by:
+        found = picked()
+
+    assert found == "avx2"
+    assert asked
