@@ -1,7 +1,6 @@
 """Trainers made of trainers: copies, and the same run under another mask of what is trained."""
 
 import copy
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch.optim import Optimizer
 
 from shaped.optim import FusedOptimizer
 from shaped.optim.foreign import own
+from shaped.optim.noticed import NoticedState
 from shaped.state import TrainingState
 
 
@@ -60,7 +60,7 @@ def _over(optimizer: FusedOptimizer, now: Mapping[int, Tensor], used: Sequence[T
     groups = [{**group, "params": [now[id(p)] for p in group["params"]]} for group in optimizer.param_groups]
     made.param_groups = groups if used is None else [{**groups[0], "params": list(used)}]
     kept = {id(p) for group in made.param_groups for p in group["params"]}
-    state = {now[id(p)]: dict(entry) for p, entry in optimizer.state.items()}
-    made.state = defaultdict(dict, {p: entry for p, entry in state.items() if id(p) in kept})
+    state = {now[id(p)]: entry for p, entry in optimizer.state.items()}
+    made.state = NoticedState({p: entry for p, entry in state.items() if id(p) in kept})
     made._forget_plans()
     return made

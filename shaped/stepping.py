@@ -105,8 +105,11 @@ class Stepping(Sharing):
         Raises:
             As for `step`, and ValueError where no optimizer was given.
         """
+        program = self._program
+        if program.together is None:
+            return self._take(self._shared.own_optimizer(), program.arrange(inputs, named))
         with self._together():
-            return self._take(self._shared.own_optimizer(), self._program.arrange(inputs, named))
+            return self._take(self._shared.own_optimizer(), program.arrange(inputs, named))
 
     def train_steps(self, batches: Iterable[Any]) -> Float[Tensor, " steps"]:
         """Take a step by `train_step` for each of several batches: the same numbers bit for bit, for less.

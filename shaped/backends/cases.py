@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from shaped.backends.executors import Key, Lowered
+from shaped.backends.outside import tensors_of
+from shaped.backends.standing import Standing
 from shaped.proof import Proof
 from shaped.proof.reads import Read
 from shaped.shapes import Entry
@@ -60,6 +62,28 @@ class AdmittedCase:
         return ", ".join(f"{name} = {size}" for name, size in self.sizes.items()) or "no named sizes"
 
 
+class SeenBatch:
+    """A batch that was taken as it came, so that one like it is admitted by one look.
+
+    Args:
+        case: As which it was admitted.
+        inputs: All of it, contiguous, without gradients, and nothing beside it.
+        program: Whose batch it is.
+    """
+
+    def __init__(self, case: AdmittedCase, inputs: Sequence[Tensor], program: Any) -> None:
+        self.case, self._standing = case, Standing(inputs)
+        self._world, self._training = program.outside.now, [module.training for module in program.modules]
+
+    def is_like(self, inputs: Sequence[Any], program: Any) -> bool:
+        """Whether a batch is of the same shapes, strides, dtypes and devices, in the same world."""
+        return (
+            self._world is program.outside.now
+            and self._standing.alike(inputs)
+            and (not self._training or [module.training for module in program.modules] == self._training)
+        )
+
+
 class KeptFacts(Protocol):
     """What another process proved and compiled of a program.
 
@@ -78,3 +102,15 @@ class KeptFacts(Protocol):
 
     def refuted(self) -> None:
         """Something of it proved wrong."""
+
+
+def free_shape(entry: Entry, sizes: Mapping[str, int], free: Sequence[str]) -> tuple[int | None, ...]:
+    """A shape with None for every size that is free."""
+    return tuple(None if set(dim.names) & set(free) else int(dim.evaluate(sizes)) for dim in entry.spec.dims)
+
+
+def shapes_of(case: AdmittedCase, sizes: Mapping[str, Any]) -> list[list[Any]]:
+    """The shapes of a batch with other values, or symbols, for its free sizes."""
+    known = {**case.sizes, **sizes}
+    outside = [list(tensor.shape) for tensor in tensors_of(case.outside)]
+    return [*([dim.evaluate(known) for dim in entry.spec.dims] for entry in case.entries), *outside]

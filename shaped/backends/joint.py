@@ -278,8 +278,8 @@ class JointCompiled(Compiled):
         self._together = _of(program)
         self._eager = JointEager(program, options, counters)
 
-    def _admit(self, inputs: Sequence[Tensor], layout: bool = True) -> tuple[AdmittedCase, list[Tensor]]:
-        case, given = super()._admit(inputs, layout)
+    def _admit(self, inputs: Sequence[Tensor]) -> tuple[AdmittedCase, list[Tensor]]:
+        case, given = super()._admit(inputs)
         self._together.admit(case)
         return case, given
 
@@ -311,7 +311,7 @@ class JointCompiled(Compiled):
         step = self._step(optimizer, last)
         if not last:
             optimizer.read(self.program.used_tensors)
-        case, inputs = self._admit(inputs, layout=not last)
+        case, inputs = self._admit(inputs)
         state = step.prepare(case.samples, self._layout)
         runner = step.runs.get(case) or self._runner(step, case, inputs)
         with Whole(), together.drawing(case.graph):

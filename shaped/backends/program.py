@@ -25,6 +25,7 @@ from shaped.backends.modules import lasting, module_program
 from shaped.backends.options import floating
 from shaped.backends.outside import PROOFS, Outside, keep, tensors_of
 from shaped.backends.samples import FACTOR, CountGraph, Form, Given, Samples
+from shaped.backends.standing import Standing
 from shaped.backends.trainable import refuse_shared_writes, refuse_untrainable
 from shaped.errors import GradientError, ProofError, ShapeError, SignatureError, listing
 from shaped.params import ParamList
@@ -256,16 +257,12 @@ class Program:
 
     def _remember_storage(self) -> None:
         self.plain = [t.detach() for t in self.tensors]  # the same storage, as compiled code wants it
-        self._addresses = [t.data_ptr() for t in self.tensors]
+        self.standing = Standing(self.tensors)
         self.storages = {t.untyped_storage().data_ptr() for t in self.tensors}
         self.strides = tuple(t.stride() for t in self.tensors)
 
-    def follow_storage(self, layout: bool = True) -> None:
-        """Notice `.data` assigned, a module moved, a parameter frozen or replaced; compiled code would go on as before.
-
-        Args:
-            layout: Look for another shape or stride at the same address too; an optimizer does that by itself.
-        """
+    def follow_storage(self) -> None:
+        """Notice `.data` assigned, a module moved, a parameter frozen or replaced, which compiled code does not."""
         if torch.is_autocast_enabled(self._device_type):
             raise ValueError(
                 "torch.autocast is on around a trainer, which would run another program than was proved: pass "
@@ -276,13 +273,16 @@ class Program:
                 f"torch's default dtype was {self._default} when the loss was proved, and is "
                 f"{torch.get_default_dtype()} now: set it back, or make a new trainer"
             )
-        if list(map(Tensor.data_ptr, self.tensors)) != self._addresses or (layout and self._laid_out_anew()):
-            self._take_new_storage()
         self.places.check()
+        if self.standing.holds(self.tensors):
+            return
+        if [t.data_ptr() for t in self.tensors] != [t.data_ptr() for t in self.plain] or self._laid_out_anew():
+            self._take_new_storage()
         if list(map(_requires_grad, self.tensors)) != self._mask:
             changed = [n for n, t, was in zip(self.params.names, self.tensors, self._mask, strict=True)
                        if t.requires_grad != was]  # fmt: skip
             raise GradientError(f"requires_grad of {listing(changed)} was changed; make a new trainer for this mask")
+        self.standing = Standing(self.tensors) if self.standing.known else self.standing
 
     def _laid_out_anew(self) -> bool:
         now = zip(self.tensors, self.plain, strict=True)

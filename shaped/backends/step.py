@@ -30,10 +30,11 @@ from shaped.backends.inductor import Flat
 from shaped.backends.options import TrainerOptions
 from shaped.backends.program import Program
 from shaped.backends.samples import FACTOR
+from shaped.backends.standing import Standing
 from shaped.backends.values import Checked, Runs
 from shaped.optim import FusedOptimizer, GroupUpdate
 from shaped.optim.foreign import Foreign
-from shaped.optim.updates import CheckedRule
+from shaped.optim.updates import CheckedRule, CheckedRules
 from shaped_kernels.rule import Rule, refuse_misshapen
 
 NOT_FINITE, WRONG_VALUE, NO_SAMPLES = 1, 2, 3  # why a step changed nothing
@@ -87,6 +88,8 @@ class TrainStep:
         self._rows: list[list[Tensor]] = []
         self._rules: list[Rule] = []
         self._scalars: list[tuple[float, ...]] = []
+        self._read: CheckedRules | None = None
+        self._standing: Standing | None = None  # under which what was read was looked at
         self.state: list[Tensor] = []
         self.rows: list[int] = []  # where in the state the rows of scalars lie
         self.layout = 0
@@ -104,10 +107,26 @@ class TrainStep:
 
     def prepare(self, samples: float, number: Callable[[Hashable], int]) -> list[Tensor]:
         """The flat state, with every scalar as it is now; `number` names a layout when it is a new one."""
-        updates = self._optimizer.updates(self._program.used_tensors) if self._optimizer is not None else []
-        readings = [update.read() for update in updates]
+        if self._optimizer is None:
+            if self._plain is not self._program.plain or not self.state:
+                self._take([], [], number)
+        else:
+            standing = self._program.standing
+            laid_out = standing is self._standing and standing.known
+            read = self._optimizer.read(self._program.used_tensors, laid_out)
+            self._standing = standing
+            if read is not self._read or self._plain is not self._program.plain:
+                self._take(read.plan.updates, [update.read() for update in read.plan.updates], number)
+                self._read = read
+        if samples != self._samples_now:
+            self._samples.fill_(samples)
+            self._samples_now = samples
+        return self.state
+
+    def _take(self, updates: list[GroupUpdate], readings: list[CheckedRule], number: Callable[[Hashable], int]) -> None:
+        """Go on with other updates, rules or numbers."""
         rules = [reading.rule for reading in readings]
-        same = rules == self._rules and all(map(is_, updates, self._updates))
+        same = rules == self._rules and len(updates) == len(self._updates) and all(map(is_, updates, self._updates))
         if not same:
             self._program.take_new_layout()
         if not same or self._plain is not self._program.plain or not self.state:
@@ -119,10 +138,6 @@ class TrainStep:
         for i, reading in enumerate(readings):
             if reading.numbers != self._scalars[i]:
                 self._write_row(i, reading.numbers)
-        if samples != self._samples_now:
-            self._samples.fill_(samples)
-            self._samples_now = samples
-        return self.state
 
     def _write_row(self, index: int, scalars: tuple[float, ...]) -> None:
         """Entry by entry: filling a tensor on a device does not wait for it, as copying from the host may."""

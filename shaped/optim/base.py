@@ -36,14 +36,14 @@ from .born import BornInterface
 from .byreference import by_reference, says_own_reference
 from .groups import check_flags, listed, named_like, read_group, refuse_no_sequence, unsupported
 from .loading import LoadTarget, checked_state, own_step
+from .noticed import NoticedState, by_groups, put
 from .options import Options, split_options
 from .shards import global_norm
 from .sorting import Sorting, sort
 from .updates import CheckedRule, CheckedRules, Group, GroupUpdate, UpdatePlan, parameters_of
 
 _grad: Callable[[Tensor], Tensor | None] = attrgetter("grad")
-# More sets of parameters than this taking turns, and the oldest plan is made again.
-_MAX_PLANS = 8
+_MAX_PLANS = 8  # sets of parameters that take turns; with one more the oldest plan is made again
 
 
 class FusedOptimizer(BornInterface, Optimizer, ABC):
@@ -88,6 +88,7 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
         defaults = {**{name: value for name, value in numbers.items() if name not in own}, **own}
         self._check_group(defaults)
         super().__init__(listed(params), defaults)
+        self.state = NoticedState()
 
     def _default_rule(self, given: Mapping[str, Any]) -> type[Rule]:
         """The rule whose numbers the defaults are."""
@@ -95,6 +96,7 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
             raise ValueError(f"{type(self).__name__} names no rule: use SGD, AdamW, ..., or a subclass that does")
         return self.rule
 
+    @by_groups
     def rule_of(self, group: Group) -> Rule:
         """The variant of the rule that a group asks for.
 
@@ -103,6 +105,7 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
         """
         return self.rule.of(group, self.options.store, self.options.moments == "8bit")
 
+    @by_groups
     def rule_for(self, update: GroupUpdate) -> Rule:
         """The rule that an update is stepped by: its group's, or this class's own `reference`."""
         rule = self.rule_of(update.group)
@@ -164,14 +167,16 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
         """
         return self._plan(params).updates
 
-    def read(self, params: Sequence[Tensor] | None = None) -> CheckedRules:
-        """Read and check the hyper-parameters of the next step, for `update` to take.
+    def read(self, params: Sequence[Tensor] | None = None, laid_out: bool = False) -> CheckedRules:
+        """Read and check the hyper-parameters of the next step, for `update` to take (the same while none changes).
+
+        Args:
+            laid_out: Whether shapes, dtypes and strides of `params` are known to be those of the last call.
 
         Raises:
             ValueError: One is out of range, or one of `params` cannot be updated; nothing has changed.
         """
-        plan = self._plan(params)
-        return CheckedRules(plan, [u.admitted() for u in plan.updates])
+        return self._plan(params, laid_out).checked()
 
     def update(
         self,
@@ -232,11 +237,7 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
         refuse_no_sequence("grads", grads)
         if len(grads) != plan.count:
             raise ValueError(f"grads: expected {plan.count} gradients, one for each parameter, got {len(grads)}")
-        read = (
-            readings.readings
-            if readings is not None and readings.plan is plan
-            else [u.admitted() for u in plan.updates]
-        )
+        read = (readings if readings is not None and readings.plan is plan else plan.checked()).readings
         try:
             with torch.no_grad():
                 given = zip(plan.updates, read, strict=True)
@@ -364,7 +365,7 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
         packed = bare(super().state_dict)()
         groups = {key: group for group in packed["param_groups"] for key in group["params"]}
         packed["state"] = {
-            key: {**entry, "step": own_step(entry["step"], groups[key])} if "step" in entry else entry
+            key: {**entry, **({"step": own_step(entry["step"], groups[key])} if "step" in entry else {})}
             for key, entry in packed["state"].items()
         }
         return packed
@@ -391,7 +392,7 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             loaded = hook(self, loaded) or loaded
         groups, state = checked_state(self._target(), loaded)
-        self.__setstate__({"state": state, "param_groups": groups})
+        self.__setstate__({"state": NoticedState(state), "param_groups": groups})
         for done in self._optimizer_load_state_dict_post_hooks.values():
             done(self)
 
@@ -415,7 +416,7 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
         self._plans: dict[tuple[int, ...] | None, UpdatePlan] = {}
         self._asked: tuple[Sequence[Tensor] | None, tuple[int, ...] | None] = (None, None)
 
-    def _plan(self, params: Sequence[Tensor] | None) -> UpdatePlan:
+    def _plan(self, params: Sequence[Tensor] | None, laid_out: bool = False) -> UpdatePlan:
         asked, key = self._asked
         if params is not asked:
             if params is not None:
@@ -424,14 +425,14 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
             if params is None or isinstance(params, tuple):  # which cannot change, as a list can
                 self._asked = params, key
         plan = self._plans.get(key)
-        if plan is None or not plan.holds(self.param_groups, self.state, self.rule_of):
+        if plan is None or not plan.holds(self, laid_out):
             if plan is None and len(self._plans) >= _MAX_PLANS:
                 del self._plans[next(iter(self._plans))]
             everyone = parameters_of(self.param_groups)
             wanted = [p for p in everyone if p.requires_grad] if params is None else list(params)
             by = Sorting(self.param_groups, self.state, self.options, self.rule_of, self)
             plan = UpdatePlan(None if params is None else wanted, sort(by, wanted))
-            self._plans[key] = plan.witness(self.param_groups, self.state, self.rule_of)
+            self._plans[key] = plan.witness(self)
         return plan
 
     def adopt(self, update: GroupUpdate) -> None:
@@ -439,12 +440,11 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
         self._opt_called = True
         if not update.unsaved:
             return
-        now = self.param_groups, self.state, self.rule_of
-        holding = [plan for plan in self._plans.values() if update in plan.updates and plan.holds(*now)]
+        holding = [plan for plan in self._plans.values() if update in plan.updates and plan.holds(self)]
         for i, p in enumerate(update.params):
             entry: dict[str, Any] = {} if update.step is None else {"step": update.step}
             entry |= {name: tensors[i] for name, tensors in update.named.items()}
-            self.state[p] = {**self.state.get(p, {}), **entry}
+            put(self.state, p, {**self.state.get(p, {}), **entry})
         update.fresh, update.unsaved = False, False
         for plan in holding:
-            plan.witness(*now)
+            plan.witness(self)

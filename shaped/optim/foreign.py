@@ -64,7 +64,7 @@ class Foreign(FusedOptimizer):
     def state(self, state: Any) -> None:
         self.inner.state = state
 
-    def read(self, params: Sequence[Tensor] | None = None) -> CheckedRules:
+    def read(self, params: Sequence[Tensor] | None = None, laid_out: bool = False) -> CheckedRules:
         """Nothing: it reads its groups itself."""
         return CheckedRules(UpdatePlan(None, []), [])
 

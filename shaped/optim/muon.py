@@ -22,6 +22,7 @@ from shaped_kernels.polar import MUON
 from shaped_kernels.rule import Rule
 
 from .base import FusedOptimizer
+from .noticed import by_groups
 from .options import Fusing
 from .updates import Group
 
@@ -124,6 +125,7 @@ class Muon(FusedOptimizer):
             groups.setdefault(key, {**shared, "params": []})["params"].append((name, p))
         super().__init__(list(groups.values()), **own, **fusing)
 
+    @by_groups
     def rule_of(self, group: Group) -> Rule:
         """Muon for a group of matrices, AdamW for that of the rest."""
         if group.get("axes") == ADAMW:

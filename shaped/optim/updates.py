@@ -15,6 +15,7 @@ from torch import Tensor
 from shaped_kernels.lists import TensorLists
 from shaped_kernels.rule import Numbers, Rule
 
+from .noticed import GroupsSeen, NoticedState, Writes
 from .shards import local_gradient, sharded
 
 Group = dict[str, Any]
@@ -27,6 +28,12 @@ _requires_grad: Callable[[Tensor], bool] = attrgetter("requires_grad")
 
 class RuleOwner(Protocol):
     """Whose updates they are."""
+
+    param_groups: Any
+    state: Any
+
+    def rule_of(self, group: Group) -> Rule:
+        """The variant of the rule that a group asks for."""
 
     def rule_for(self, update: "GroupUpdate") -> Rule:
         """The rule that an update is stepped by now."""
@@ -144,8 +151,9 @@ class GroupUpdate:
 class UpdatePlan:
     """The updates for one set of parameters, and all that must be unchanged for them to hold.
 
-    Compared by identity in C loops, at about 25 ns per tensor: the parameters of every group, what
-    requires a gradient, and every state tensor. That sees any way a user may replace one.
+    The parameters of every group, what requires a gradient, and every state tensor are compared by identity in C
+    loops. A state that counts what is written into it is looked through only when something was; rules and numbers
+    are read only when a group has other values. That sees any way a user may replace one.
     """
 
     def __init__(self, params: list[Tensor] | None, updates: list[GroupUpdate]) -> None:
@@ -153,15 +161,38 @@ class UpdatePlan:
         self.count = sum(len(update.params) for update in updates)
         self._in_order = len(updates) == 1 and updates[0].indices == list(range(self.count))
         self._params = params  # keeps ids, by which plans are found, from being recycled
+        self._checked: CheckedRules | None = None
 
-    def witness(self, groups: Groups, state: State, rule_of: RuleOf) -> "UpdatePlan":
+    def witness(self, owner: RuleOwner) -> "UpdatePlan":
         """Note what is there now, which must be there later too."""
-        self._groups = [(group, _form(rule_of(group))) for group in groups]
+        groups, state = owner.param_groups, owner.state
+        self._groups, self._forms = [*groups], [_form(owner.rule_of(group)) for group in groups]
         self._everyone = [*parameters_of(groups)]
         self._trainable = list(map(_requires_grad, self._everyone)) if self._params is None else []
         self._owners = [*state]
         self._state = [*_state_tensors(state)]
+        self._seen, self._checked = GroupsSeen.of(owner), None
+        self._note_writes(state)
         return self
+
+    def _note_writes(self, state: State) -> None:
+        """Remember how often a state was written into, where it tells."""
+        self._writes: Writes | None = None
+        if type(state) is NoticedState and state.told:
+            self._writes, self._written = state.writes, state.writes.count
+
+    def checked(self) -> "CheckedRules":
+        """The rules and numbers of all updates; the same object until one of them may be another.
+
+        Raises:
+            ValueError: A number is out of range.
+        """
+        if self._checked is not None:
+            return self._checked
+        made = CheckedRules(self, [update.admitted() for update in self.updates])
+        if self._seen is not None:
+            self._checked = made
+        return made
 
     def share(self, update: GroupUpdate, grads: Sequence[Tensor]) -> Sequence[Tensor]:
         """The gradients of one update, this rank's shards of them where there are several ranks."""
@@ -170,20 +201,45 @@ class UpdatePlan:
             return mine
         return [local_gradient(p, g) for p, g in zip(update.params, mine, strict=True)]
 
-    def holds(self, groups: Groups, state: State, rule_of: RuleOf) -> bool:
-        """Whether all that was noted is as it was."""
+    def holds(self, owner: RuleOwner, laid_out: bool = False) -> bool:
+        """Whether all that was noted is as it was; `laid_out` where shapes, dtypes and strides are known to be."""
+        groups = owner.param_groups
         return (
             len(groups) == len(self._groups)
-            and all(g is h and _form(rule_of(g)) == s for g, (h, s) in zip(groups, self._groups, strict=True))
+            and all(map(is_, groups, self._groups))
+            and ((self._seen is not None and self._seen.hold(owner)) or self._seen_anew(owner))
             and _same(parameters_of(groups), self._everyone)
             and (self._params is not None or list(map(_requires_grad, self._everyone)) == self._trainable)
-            and _same(state, self._owners)
-            and sum(map(len, state.values())) == len(self._state)
-            and all(map(is_, _state_tensors(state), self._state))
+            and self._has_state(owner.state)
             # Module.to() puts other data under the same parameters. A new dtype or device shows in the gradients;
             # a new layout would not, and before the first step there may be no gradients yet.
-            and all(u.lists.as_checked() if u.fresh else u.lists.laid_out_as_checked() for u in self.updates)
+            and (
+                laid_out
+                or all(u.lists.as_checked() if u.fresh else u.lists.laid_out_as_checked() for u in self.updates)
+            )
         )
+
+    def _seen_anew(self, owner: RuleOwner) -> bool:
+        """Whether rules that may be others are of the forms that lists were made for."""
+        self._checked = None
+        if [_form(owner.rule_of(group)) for group in self._groups] != self._forms:
+            return False
+        self._seen = GroupsSeen.of(owner)
+        return True
+
+    def _has_state(self, state: State) -> bool:
+        """Whether the state has the tensors that it had."""
+        writes = self._writes
+        if writes is not None and writes.count == self._written and getattr(state, "writes", None) is writes:
+            return True
+        if not (
+            _same(state, self._owners)
+            and sum(map(len, state.values())) == len(self._state)
+            and all(map(is_, _state_tensors(state), self._state))
+        ):
+            return False
+        self._note_writes(state)
+        return True
 
 
 @dataclass(frozen=True)
