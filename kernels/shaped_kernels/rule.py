@@ -16,7 +16,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
@@ -55,7 +55,7 @@ class Hyper:
         number("least", self.least)
         number("below", self.below)
 
-    @property
+    @cached_property
     def spelled(self) -> tuple[str, ...]:
         """What messages call each of its numbers: `lr`; `betas[0]`, `betas[1]`."""
         if isinstance(self.default, tuple):
@@ -71,6 +71,8 @@ class Hyper:
         if not isinstance(self.default, tuple):
             return (number(self.name, value),)
         count = len(self.default)
+        if type(value) is tuple and len(value) == count and all(type(one) is float for one in value):
+            return value
         if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != count:
             many = "a pair of numbers" if count == 2 else f"{count} numbers"
             raise ValueError(f"{self.name} must be {many}, got {value!r}")

@@ -116,7 +116,8 @@ class TrainStep:
             read = self._optimizer.read(self._program.used_tensors, laid_out)
             self._standing = standing
             if read is not self._read or self._plain is not self._program.plain:
-                self._take(read.plan.updates, [update.read() for update in read.plan.updates], number)
+                both = zip(read.plan.updates, read.readings, strict=True)
+                self._take(read.plan.updates, [u.read() if u.lr_on_device else r for u, r in both], number)
                 self._read = read
         if samples != self._samples_now:
             self._samples.fill_(samples)

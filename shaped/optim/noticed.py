@@ -121,6 +121,8 @@ class GroupsSeen:
     def __init__(self, owner: Any) -> None:
         self._of = [(group, tuple(group), [*group.values()]) for group in owner.param_groups]
         self._rule, self._options, self._how = owner.rule, owner.options, owner.rule_of
+        # SGD's rule follows from whether there is momentum; ours from no learning rate, and another's may.
+        self._free = "lr" if owner.rule.of.__module__.startswith("shaped_kernels.") else None
 
     @classmethod
     def of(cls, owner: Any) -> "GroupsSeen | None":
@@ -138,6 +140,22 @@ class GroupsSeen:
         for group, keys, values in self._of:
             if tuple(group) != keys or not all(map(is_, group.values(), values)):
                 return False
+        return self._belong_to(owner)
+
+    def follow(self, owner: Any) -> bool:
+        """Whether nothing but learning rates is other than it was; they are noted as they are."""
+        for group, keys, values in self._of:
+            if tuple(group) != keys:
+                return False
+            for i, (key, now) in enumerate(group.items()):
+                if now is not values[i]:
+                    if key != self._free or type(now) is not float:
+                        return False
+                    values[i] = now
+        return self._belong_to(owner)
+
+    def _belong_to(self, owner: Any) -> bool:
+        """Whether the optimizer asks for rules as it did."""
         return owner.options is self._options and owner.rule is self._rule and bool(owner.rule_of == self._how)
 
 

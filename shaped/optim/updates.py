@@ -112,13 +112,16 @@ class GroupUpdate:
         """Put the slots and the step in `optimizer.state`, whoever counted."""
         self.owner.adopt(self)
 
-    def read(self) -> CheckedRule:
+    def read(self, ruled: bool = False) -> CheckedRule:
         """The rule and its numbers as they are in the group now; tensors are read.
+
+        Args:
+            ruled: Whether the rule is known to be that of the last call.
 
         Raises:
             ValueError: One of them is out of range.
         """
-        rule = self.rule
+        rule = self._admitted.rule if ruled and self._admitted is not None else self.rule
         reading = CheckedRule(rule, rule.read(self.group))
         if reading != self._admitted:
             rule.check(reading.numbers)
@@ -131,9 +134,9 @@ class GroupUpdate:
         lr, lists = self.group["lr"], self.lists
         return isinstance(lr, Tensor) and lists.path == "triton" and lr.device == lists.device
 
-    def admitted(self) -> CheckedRule:
+    def admitted(self, ruled: bool = False) -> CheckedRule:
         """The same as `read`; a learning rate on the device is read at the first step only: reading waits."""
-        return self._admitted if self._admitted is not None and self.lr_on_device else self.read()
+        return self._admitted if self._admitted is not None and self.lr_on_device else self.read(ruled)
 
     def points(self) -> list[tuple[Tensor, Tensor]]:
         """Each parameter with where its gradient is taken, for a rule that leads."""
@@ -171,7 +174,7 @@ class UpdatePlan:
         self._trainable = list(map(_requires_grad, self._everyone)) if self._params is None else []
         self._owners = [*state]
         self._state = [*_state_tensors(state)]
-        self._seen, self._checked = GroupsSeen.of(owner), None
+        self._seen, self._checked, self._ruled = GroupsSeen.of(owner), None, False
         self._note_writes(state)
         return self
 
@@ -189,9 +192,9 @@ class UpdatePlan:
         """
         if self._checked is not None:
             return self._checked
-        made = CheckedRules(self, [update.admitted() for update in self.updates])
+        made = CheckedRules(self, [update.admitted(self._ruled) for update in self.updates])
         if self._seen is not None:
-            self._checked = made
+            self._checked, self._ruled = made, True
         return made
 
     def share(self, update: GroupUpdate, grads: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -222,6 +225,9 @@ class UpdatePlan:
     def _seen_anew(self, owner: RuleOwner) -> bool:
         """Whether rules that may be others are of the forms that lists were made for."""
         self._checked = None
+        if self._seen is not None and self._seen.follow(owner):
+            return True
+        self._ruled = False
         if [_form(owner.rule_of(group)) for group in self._groups] != self._forms:
             return False
         self._seen = GroupsSeen.of(owner)

@@ -122,6 +122,31 @@ def test_what_may_change_without_being_replaced_is_read_at_each_step() -> None:
         assert [reading.numbers for reading in optimizer.read(params).readings] != known
 
 
+def test_a_rule_that_follows_from_a_number_follows_it_through_a_schedule() -> None:
+    optimizer, params = stepped(SGD)
+    for momentum, lr in ((0.0, 0.2), (0.9, 0.2), (0.9, 0.3), (0.0, 0.4), (0.5, 0.4)):
+        optimizer.param_groups[0].update(momentum=momentum, lr=lr)
+        read = optimizer.read(params)
+        known = [(reading.numbers[:2], reading.rule.slots) for reading in read.readings]
+
+        assert known == [((lr, momentum), ("momentum_buffer",) if momentum else ())]
+        optimizer.update([torch.ones_like(p) for p in params], params, readings=read)
+
+
+def test_a_learning_rate_that_a_schedule_takes_out_of_range_is_refused() -> None:
+    optimizer, params = stepped()
+    optimizer.param_groups[0]["lr"] = 0.2
+    optimizer.read(params)
+    for wrong in (-1.0, float("nan"), float("inf")):
+        optimizer.param_groups[0]["lr"] = wrong
+        for _ in range(2):
+            with pytest.raises(ValueError, match="lr must be a finite number >= 0"):
+                optimizer.read(params)
+    optimizer.param_groups[0]["lr"] = 0.2
+
+    assert optimizer.read(params).readings[0].numbers[0] == 0.2
+
+
 def test_an_attribute_that_a_rule_of_ones_own_reads_is_followed() -> None:
     class Own(AdamW):
         scale = 1.0
