@@ -57,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--seed", type=int, default=0, help="default: 0")
     train.add_argument("--out", type=Path, default=Path("runs"), help="folder for what a job writes (default: runs)")
     train.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint")
+    train.add_argument("--fresh", action="store_true", help="compile anew what an earlier start has compiled, too")
     train.add_argument(
         "--zero", type=int, choices=(0, 3), default=0, help="under torchrun: 3 keeps a part of all state on each rank"
     )
@@ -134,7 +135,7 @@ def _train(options: argparse.Namespace) -> int:
 
     train = find(options.job)
     check_device(options.device)
-    names = ("backend", "optimizer", "device", "epochs", "seed", "out", "resume", "zero")
+    names = ("backend", "optimizer", "device", "epochs", "seed", "out", "resume", "zero", "fresh")
     train(Settings(**{name: getattr(options, name) for name in names}))
     return 0
 

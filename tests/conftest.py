@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import torch
@@ -23,6 +24,12 @@ if not torch.cuda.is_available():
 
 settings.register_profile("shaped", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("shaped")
+
+
+@pytest.fixture(autouse=True)
+def kept_apart(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test keeps for the next start is of no other test, and never among what a user has kept."""
+    monkeypatch.setenv("SHAPED_CACHE_DIR", str(tmp_path_factory.getbasetemp() / f"kept-{uuid4().hex}"))
 
 
 @pytest.fixture(autouse=True, scope="session")

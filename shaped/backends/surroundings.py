@@ -25,6 +25,10 @@ _TELLING = ("vendor_id", "model name", "flags", "Features", "CPU implementer", "
 OWN = Path(__file__).resolve().parents[1]  # this package
 _VARIABLES = ("TORCHINDUCTOR_", "TORCH_", "PYTORCH_", "OMP_", "GOMP_", "MKL_", "KMP_", "DNNL_", "ONEDNN_", "ATEN_")
 _APART = ("CACHE", "DIR", "LOG", "TRACE", "DEBUG")  # where things are kept, and what is told
+_OTHERS = (
+    "KMP_DUPLICATE_LIB_OK",
+    "KMP_INIT_AT_FORK",
+)  # which scikit-learn sets; no code hangs on them
 _CONFIG = "torch._inductor.config"
 
 
@@ -48,7 +52,7 @@ def surroundings() -> dict[str, str]:
 def _variables() -> Iterator[str]:
     """Those that torch, its compiler and the libraries under it read."""
     for name, value in os.environ.items():
-        if name.startswith(_VARIABLES) and not any(part in name for part in _APART):
+        if name.startswith(_VARIABLES) and name not in _OTHERS and not any(part in name for part in _APART):
             yield f"{name}={value}"
 
 

@@ -41,6 +41,7 @@ class Settings:
     out: str | Path = Path("runs")
     resume: bool = False
     zero: Zero = 0
+    fresh: bool = False
 
     def __post_init__(self) -> None:
         for name, known in (("backend", BACKENDS), ("optimizer", SCHEDULED)):
@@ -52,6 +53,11 @@ class Settings:
         """Where a job writes, apart from runs with other settings; `by_epochs` where another number is another run."""
         name = f"{job}-{self.backend}-{self.optimizer}-seed{self.seed}"
         return Path(self.out) / (f"{name}-epochs{self.epochs}" if by_epochs and self.epochs else name)
+
+    @property
+    def keep(self) -> bool:
+        """A trainer's `keep`: whether what a job compiles is there for its next start, in the user's own folder."""
+        return not self.fresh and self.device == "cpu" and processes_here() == 1
 
     @property
     def goes_on(self) -> bool:

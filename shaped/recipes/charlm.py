@@ -106,7 +106,7 @@ def train(settings: Settings) -> Outcome:
     params = GPT.init(vocab=256, dim=DIM, context=CONTEXT, blocks=LAYERS, seed=settings.seed, device=settings.device)
     optimizer = make_optimizer(settings.optimizer, params)
     trainer = ScalarTrainer(loss, params, backend=settings.backend, optimizer=optimizer, max_norm=1.0,
-                            mesh=mesh, zero=settings.zero if mesh is not None else 0)  # fmt: skip
+                            keep=settings.keep, mesh=mesh, zero=settings.zero if mesh is not None else 0)  # fmt: skip
     say(trainer.proof)
     text, held_out = stdlib_text("train"), stdlib_text("validation")
     say(f"data         {len(text) / 1e6:.1f} MB to train on, {len(held_out) / 1e6:.1f} MB held out; "

@@ -58,7 +58,7 @@ def train(settings: Settings) -> Outcome:
     (folder / "log.jsonl").unlink(missing_ok=True)  # of a run before
     params = MLP.init(pixels=64, hidden=HIDDEN, classes=10, seed=settings.seed, device=settings.device)
     optimizer = make_optimizer(OptimizerConfig(settings.optimizer, *OPTIMIZERS[settings.optimizer]), params)
-    trainer = ScalarTrainer(loss, params, backend=settings.backend, optimizer=optimizer)
+    trainer = ScalarTrainer(loss, params, backend=settings.backend, optimizer=optimizer, keep=settings.keep)
     assert trainer.optimizer is not None
     print(trainer.proof, flush=True)
     test = list(batches("test", settings))

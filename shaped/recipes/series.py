@@ -119,7 +119,8 @@ def fit(inputs: Tensor, labels: Tensor, settings: Settings, seed: int, backend: 
     """A forecaster trained for some epochs. Eager: a compile for each fold would take longer than its training."""
     params = Forecaster.init(inputs=inputs.shape[1], hidden=HIDDEN, seed=seed, device=settings.device)
     optimizer = make_optimizer(OptimizerConfig(settings.optimizer, *OPTIMIZERS[settings.optimizer]), params)
-    trainer = ScalarTrainer(loss, params, backend=backend, optimizer=optimizer)
+    keep = settings.keep and backend != "eager"
+    trainer = ScalarTrainer(loss, params, backend=backend, optimizer=optimizer, keep=keep)
     loop = Loop(trainer, metrics={"direction": direction})
     epochs = EPOCHS if settings.epochs is None else settings.epochs
     loop.run_epochs(Batches(inputs, labels, batch_size=BATCH, seed=seed), epochs)

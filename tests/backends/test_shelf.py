@@ -190,3 +190,13 @@ def test_what_one_process_kept_is_kept_by_the_next_beside_its_own(project: Proje
     assert [e["mode"] for e in content.about["executors"]] == ["another", *(e["mode"] for e in about["executors"])]
     assert content.about["cases"] == about["cases"]
     assert {*members} <= {*content.members}
+
+
+def test_what_a_library_sets_when_it_is_imported_makes_no_other_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = surroundings()
+    monkeypatch.setenv("KMP_INIT_AT_FORK", "FALSE")  # scikit-learn, between the trainer and its first step
+    with_sklearn = surroundings()
+    monkeypatch.setenv("KMP_AFFINITY", "disabled")
+
+    assert with_sklearn == before
+    assert surroundings() != before

@@ -1,5 +1,6 @@
 """Recipes: found by name or file, they train, report and leave a picture."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,20 @@ def test_a_run_is_a_function_of_its_seed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_compiled_digits_reach_97_percent(tmp_path: Path) -> None:
-    assert find("digits")(Settings(out=tmp_path)).figures["accuracy"] >= 0.97
+def test_the_compiled_digits_reach_97_percent_and_the_next_start_is_compiled_from_its_first_step_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = find("digits")(Settings("compiled", out=tmp_path))
+    capsys.readouterr()
+    find("digits")(Settings(epochs=1, out=tmp_path))
+
+    assert first.figures["accuracy"] >= 0.97
+    assert re.findall(r"(?m)^ +(\w+) +kept", capsys.readouterr().out) == ["AdamW", "forward"]
+
+
+@pytest.mark.parametrize(("how", "kept"), [({}, True), ({"fresh": True}, False), ({"device": "cuda"}, False)])
+def test_what_a_job_compiles_is_kept_on_a_cpu_unless_all_is_to_be_fresh(how: dict[str, Any], kept: bool) -> None:
+    assert Settings(**how).keep is kept
 
 
 def test_every_recipe_is_there() -> None:
