@@ -259,10 +259,8 @@ def check(packages: Path, file: Path, seconds: int, known: frozenset[str] = froz
     signal.signal(signal.SIGPROF, _late)  # of processor time, whatever else runs
     for name, line in names:
         start, how = time.perf_counter(), ""
-        status, summary = "unreachable", "within another function"
-        if line in declared:
-            status, summary = "declared", "for others to define"
-        elif "<locals>" not in name:
+        status, summary = "declared", "for others to define"
+        if line not in declared:
             for way, factories in (("", ()), ("factories", FACTORIES[relative.parts[0]])):
                 signal.setitimer(signal.ITIMER_PROF, seconds)
                 try:

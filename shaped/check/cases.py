@@ -10,7 +10,7 @@ from typing import Any, get_args
 from shaped.check.choices import MOST, Inventor, ValueChoice, combined
 from shaped.check.instances import Instances, hints_of
 from shaped.check.programs import Case, CaseProgram, Held, admits_both
-from shaped.check.refusals import Refusal, Unbuilt
+from shaped.check.refusals import Refusal, Unbuilt, words
 from shaped.check.targets import Target
 from shaped.check.written import Fresh, axes_of, read_written
 from shaped.errors import ProofError, SignatureError, Unprovable, first_line
@@ -77,7 +77,8 @@ class Prover:
 
     def _examine(self, owner: str) -> Examined:
         hints = hints_of(inspect.unwrap(self.target.function))
-        names, given = frozenset(dimensions(hints.values())), self.instances.factories.given
+        around = hints_of(inspect.unwrap(self.target.within)) if self.target.within is not None else {}
+        names, given = frozenset(dimensions([*hints.values(), *around.values()])), self.instances.factories.given
         inventor = Inventor(names, self.instances, given, self.target.name)
         cases, left = self._cases(inventor, hints, owner)
         examined = Examined(self.target, hints.get("return"))
@@ -103,7 +104,7 @@ class Prover:
                     raise where from None
                 examined.failed.append((case, where))
             except Exception as error:
-                if not isinstance(error, Refusal) and not (case.said and raises(error)):
+                if not isinstance(error, Refusal) and not (case.said and (raises(error) or _lacks(case, error))):
                     raise
                 refusals.append((case, error))
         if examined.failed:
@@ -143,20 +144,33 @@ class Prover:
 
     def _cases(self, inventor: Inventor, hints: Mapping[str, Any], owner: str) -> tuple[list[Case], list[str]]:
         target = self.target
-        parameters = list(inspect.signature(inspect.unwrap(target.function)).parameters.values())
+        first = inspect.unwrap(target.within or target.function)
+        parameters = list(inspect.signature(first).parameters.values())
         parameters = parameters[1:] if target.kind != "function" else parameters
         inventor.plain = owner not in ("", "made", "new")
-        options = inventor.arguments(parameters, hints)
+        options = self._options(inventor, hints_of(first), parameters, target.name.partition(".<locals>.")[0])
+        if target.within is not None:
+            more = list(inspect.signature(target.function).parameters.values())
+            options += self._options(inventor, hints, more, target.name.replace(".<locals>", ""))
         owners: list[ValueChoice | None] = [None]
         if target.kind == "method" and target.owner is not None:
             owners = list(self._owners(inventor, target.owner, owner))
-        given = [parameter for parameter in parameters if parameter.name in options]
-        every: list[Sequence[Any]] = [owners, *(options[parameter.name] for parameter in given)]
+        given = [parameter for parameter, _ in options]
+        every: list[Sequence[Any]] = [owners, *(some for _, some in options)]
         chosen, left = combined(every)
         combinations = [(some[0], tuple(zip(given, some[1:], strict=True))) for some in chosen]
         cases, skipped = _with_axes(combinations)
         count = left + skipped
         return cases, [f"{count} of {count + len(cases)} combinations"] if count else []
+
+    @staticmethod
+    def _options(
+        inventor: Inventor, hints: Mapping[str, Any], parameters: Sequence[inspect.Parameter], owner: str
+    ) -> list[tuple[inspect.Parameter, list[ValueChoice]]]:
+        """What each argument of a function may be."""
+        inventor.owner = owner
+        options = inventor.arguments(parameters, hints)
+        return [(parameter, options[parameter.name]) for parameter in parameters if parameter.name in options]
 
     def _owners(self, inventor: Inventor, kind: type, owner: str) -> list[ValueChoice]:
         """What a method is called on, in a way to come by it."""
@@ -197,6 +211,12 @@ def raises(error: Exception) -> bool:
     return place is not None and place.source().text.startswith("raise ") and not isinstance(error, Unbuilt)
 
 
+def _lacks(case: Case, error: Exception) -> bool:
+    """Whether it is for want of an attribute that its class lets be absent, and nobody said that the function does."""
+    absent = any(text.endswith(" absent") and "." in text for text in case.said)
+    return absent and isinstance(error, TypeError | AttributeError) and "NoneType" in str(error)
+
+
 def _refusing(case: Case, refusal: Refusal) -> Unprovable:
     """The program refuses every alternative that was made for it, whatever the sizes: others may be what it wants."""
     error = _in(case, refusal.error)
@@ -207,7 +227,7 @@ def _refusing(case: Case, refusal: Refusal) -> Unprovable:
 def _said(error: Exception) -> str:
     if isinstance(error, ProofError | Unprovable) and error.goal.raised:
         return error.goal.raised
-    return str(error) if isinstance(error, Refusal) else f"{type(error).__name__}: {first_line(error)}"
+    return str(error) if isinstance(error, Refusal) else words(error)
 
 
 def _in(case: Case, error: ProofError | Unprovable) -> ProofError | Unprovable:

@@ -14,11 +14,12 @@ from shaped.check.cases import Examined, Prover, dimensions
 from shaped.check.choices import has_shape, without_none
 from shaped.check.instances import Factories, Instances, constructor, hints_of
 from shaped.check.programs import admits_both, names_of
-from shaped.check.refusals import Unbuilt
+from shaped.check.refusals import Unbuilt, words
 from shaped.check.statements import conditions, statement, summary, values
 from shaped.check.targets import Target, declares_only, functions_of, methods_of, named
 from shaped.check.verdicts import Shape, Status, Verdict
-from shaped.errors import ProofError, ShapedError, SignatureError, Unprovable, first_line, nearest
+from shaped.check.within import inner_of
+from shaped.errors import ProofError, ShapedError, SignatureError, Unprovable, nearest
 from shaped.proof import Proof, Step
 from shaped.proof.source import place_of_traceback
 from shaped.proof.trials import is_memory
@@ -50,6 +51,8 @@ def check_file(
         ShapedError: There is no such function, or none that is annotated; or no function has a name of `static`.
     """
     functions, methods = functions_of(module), methods_of(module)
+    outer = [*(Target(key, function) for key, function in functions.items()), *methods.values()]
+    methods |= inner_of(module, outer)
     found = _found(functions, methods, name)
     if name and not found:
         known = [*functions, *methods, *(key.rpartition(".")[0] for key in methods)]
@@ -110,7 +113,9 @@ def _verdict(
         at = f"at {error.source}: " if error.source else ""
         said = f"{at}{goal}" if isinstance(error, ProofError) and goal else f"{at}{error.title}"
         context = tuple(error.goal.context)
-        return Verdict(*where, status, said, _text(error), error.source, context=context, hint=error.goal.hint)
+        return Verdict(
+            *where, status, said, words(error, str(error)), error.source, context=context, hint=error.goal.hint
+        )
     except Unbuilt as unbuilt:
         said = f"its arguments could not be made: {unbuilt}"
         return Verdict(*where, "unprovable", said, f"Unprovable: `{target.name}`: {said}")
@@ -126,7 +131,7 @@ def _erroneous(where: tuple[str, str, int], error: Exception) -> Verdict:
     source = place.source() if place is not None else None
     at = f"at {source}: " if source is not None else ""
     shown = f"\n  {source}   {source.text}" if source is not None else ""
-    return Verdict(*where, "error", f"{at}{type(error).__name__}: {first_line(error)}", _text(error) + shown, source)
+    return Verdict(*where, "error", f"{at}{words(error)}", words(error, str(error)) + shown, source)
 
 
 def _otherwise(prover: Prover, error: Exception) -> Examined:
@@ -186,15 +191,15 @@ def _header(target: Target) -> int:
     return max(1, node.body[0].lineno - 1) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else 1
 
 
-def _text(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
-
-
 def _is_plain(target: Target) -> bool:
     """Whether one proof says it all: tensors and lists of parameters, and defaults for the rest."""
     from shaped.shapes import read_signature
 
-    if target.owner is not None or inspect.iscoroutinefunction(inspect.unwrap(target.function)):
+    if (
+        target.owner is not None
+        or target.within is not None
+        or inspect.iscoroutinefunction(inspect.unwrap(target.function))
+    ):
         return False
     annotations = hints_of(inspect.unwrap(target.function))
     if any(has_shape(hint) and without_none(hint)[1] for hint in annotations.values()):
@@ -217,11 +222,14 @@ def _dimensions(target: Target) -> list[str]:
     from shaped.shapes import read_signature
 
     try:
-        entries = [] if target.owner is not None else read_signature(target.function).entries
+        entries = (
+            [] if target.owner is not None or target.within is not None else read_signature(target.function).entries
+        )
     except SignatureError:
         entries = ()
     names = [name for entry in entries for dim in entry.spec.dims for name in dim.names]
     makers = [inspect.unwrap(target.function), *([constructor(target.owner)] if target.owner is not None else [])]
+    makers += [inspect.unwrap(target.within)] if target.within is not None else []
     annotations = [hint for maker in makers for hint in hints_of(maker).items() if hint[0] != "return"]
     names += [*dimensions(hint for _, hint in annotations), *(name for name, hint in annotations if hint is int)]
     return list(dict.fromkeys(names))

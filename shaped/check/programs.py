@@ -1,7 +1,9 @@
 """One case as a program over tensors: its instance is made, it is called, its result is held; and its proof."""
 
 import inspect
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,14 +12,14 @@ import torch
 
 from shaped.check.choices import ValueChoice, whole
 from shaped.check.devices import OnTheCPU
-from shaped.check.refusals import Refusal, Unbuilt
+from shaped.check.refusals import Refusal, Unbuilt, is_refusal
 from shaped.check.results import Result
 from shaped.check.targets import Target
 from shaped.check.trying import at_numbers, numbers_for
+from shaped.check.within import Within, in_order, without_stars
 from shaped.check.written import with_ranks
 from shaped.errors import ProofError, SignatureError, Unprovable, first_line
 from shaped.proof import ROUNDS, Decided, Proof, Setting, Uncounted, prove_setting, prove_ways
-from shaped.proof.ways import is_raised
 from shaped.shapes import Argument, Container, Dim, Signature, TensorSpec, Term
 
 _SECONDS = 10.0  # of runs on real tensors, for one proof
@@ -49,6 +51,11 @@ class Case:
     def said(self) -> tuple[str, ...]:
         """What was chosen."""
         return tuple(text for choice in self.choices for text in choice.said)
+
+    @property
+    def lengths(self) -> set[int]:
+        """How long its lists are."""
+        return {int(found[1]) for text in self.said if (found := re.match(r"len\(.+\) = (\d+)$", text))}
 
     @property
     def axes(self) -> str:
@@ -154,6 +161,9 @@ class CaseProgram:
                     self.copied = True  # what a call does to its arguments is no matter of shapes
                     continue
                 reason = error
+            if names and set(names) <= set(self.ints) and is_refusal(reason):  # of these numbers, before sizes are
+                with suppress(ProofError, Unprovable):
+                    return self._elsewhere(reason, assume, given, names)
             may = None if self.auto else {*self.ints, *self.told}
             named = [n for n in getattr(reason, "names", ()) if (may is None or n in may) and n not in (*names, *given)]
             why = why if named else why or reason
@@ -226,10 +236,7 @@ class CaseProgram:
 
     def _may_refuse(self, error: Exception, names: Sequence[str]) -> bool:
         """Whether a number may be left out. Nobody chooses what data tell: only the program's own `raise` may."""
-        if not set(self.told) & set(names):
-            return True
-        goal = error.goal if isinstance(error, ProofError | Unprovable) else None
-        return bool(goal.raised) if goal is not None else is_raised(error)
+        return not set(self.told) & set(names) or is_refusal(error)
 
     def _others(self, held: Held, assume: Sequence[str], given: Mapping[str, int], names: Sequence[str]) -> Held:
         for i in range(1, 4 if len(names) > 1 else 3 if names else 1):
@@ -334,18 +341,21 @@ class CaseProgram:
 
     def _called(self, tensors: Sequence[Any]) -> Any:
         tensors = [tensor.clone() for tensor in tensors] if self.copied else tensors
-        values, positional, keywords = self._made(tensors), [], {}
+        values, first = self._made(tensors), []
         self.built += 1
         if self.case.owner is not None:
-            positional.append(values.pop(0))
+            first.append(values.pop(0))
         elif self.target.kind == "class":
-            positional.append(self.target.owner)
-        for (parameter, _), value in zip(self.case.arguments, values, strict=True):
-            if parameter.kind is parameter.KEYWORD_ONLY:
-                keywords[parameter.name] = value
-            else:
-                positional.append(value)
-        return self.result.hold(inspect.unwrap(self.target.function)(*positional, **keywords))
+            first.append(self.target.owner)
+        arguments = list(zip((parameter for parameter, _ in self.case.arguments), values, strict=True))
+        function = self.target.function
+        if self.target.within is not None:
+            around = without_stars(self.target.within)[self.target.kind != "function" :]
+            positional, keywords = in_order(arguments[: len(around)])
+            function = Within(self.target.within, self.target.name).function([*first, *positional], keywords)
+            arguments, first = arguments[len(around) :], []
+        positional, keywords = in_order(arguments)
+        return self.result.hold(inspect.unwrap(function)(*first, *positional, **keywords))
 
     def _made(self, tensors: Sequence[Any]) -> list[Any]:
         values, at = [], 0
@@ -370,6 +380,8 @@ class CaseProgram:
             others = set(other.names)
             if not others and self.case.is_given and name not in self.ints:
                 return _tied(name, other)  # what the factory's has
+            if not others and other.evaluate({}) in self.case.lengths:
+                return _tied(name, other)  # as many as a list has, of which no annotation tells
             if name in self.ints and name not in self.dims and not others & set(self.ints):
                 return _tied(name, other)
             if name not in self.ints and others and others <= set(self.ints) - self.dims:
@@ -380,8 +392,7 @@ class CaseProgram:
         """Raise Unbuilt where it is a constructor that fails at the sizes of a refutation."""
         if not self.built:
             raise Unbuilt(error) from error
-        entries = self.signature.entries
-        names = {name for entry in entries for dim in entry.spec.dims for name in dim.names}
+        entries, names = self.signature.entries, set(self.names)
         if not names <= set(error.goal.sizes) or not names:
             return
         try:

@@ -1,6 +1,17 @@
 """Why a case says nothing of the program: no instance can be made, or the program refuses what it is given."""
 
 from shaped.errors import ProofError, Unprovable, first_line
+from shaped.proof.ways import is_raised
+
+
+def words(error: Exception, text: str = "") -> str:
+    """`TypeError: ...`: its kind, and what it says or its first line; tensors of a trace are the user's tensors."""
+    return f"{type(error).__name__}: {text or first_line(error)}".replace("FakeTensor", "Tensor")
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether it is a `raise` or an `assert` of the program's own."""
+    return bool(error.goal.raised) if isinstance(error, ProofError | Unprovable) else is_raised(error)
 
 
 class Unbuilt(Exception):

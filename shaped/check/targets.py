@@ -23,6 +23,12 @@ class Target:
     function: Callable[..., Any]
     owner: type | None = None
     kind: Kind = "function"  # of a static method, too: it is called on nothing
+    within: Callable[..., Any] | None = None  # the function that makes it, which `owner` and `kind` are then about
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether it is a function of no class and of no other function."""
+        return self.owner is None and self.within is None
 
     @property
     def has_shapes(self) -> bool:

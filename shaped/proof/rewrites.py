@@ -4,13 +4,16 @@ The others are those that torch reads as numbers at symbolic sizes, or that hide
 trace only, and give the same up to rounding.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import reduce
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import SymInt, Tensor
+from torch import SymBool, SymFloat, SymInt, Tensor
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensor
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -22,6 +25,7 @@ from shaped.proof.ranges import arange, linspace
 from shaped.proof.reads import is_traced
 from shaped.proof.triangles import combinations, tril_indices, triu_indices
 from shaped.proof.views import reshape
+from shaped.proof.ways import way_under_way
 
 
 def one_hot(labels: Tensor, num_classes: Any = -1) -> Tensor:
@@ -63,6 +67,43 @@ def equal(a: Tensor, b: Tensor) -> bool:
     if a.dim() != b.dim() or any(n != m for n, m in zip(a.shape, b.shape, strict=True)):
         return False
     return bool((a == b).all())
+
+
+def tensor_of(create: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`torch.tensor` of a list with numbers in tensors, which C++ reads one by one; gradients end there."""
+
+    def made(data: Any, *args: Any, dtype: torch.dtype | None = None, **kwargs: Any) -> Tensor:
+        if args or not isinstance(data, list | tuple) or set(kwargs) - {"device", "requires_grad"}:
+            return create(data, *args, dtype=dtype, **kwargs)
+        leaves = list(_leaves(data))
+        if not any(isinstance(leaf, FakeTensor) for leaf in leaves):
+            return create(data, dtype=dtype, **kwargs)
+        kinds = [leaf.dtype if isinstance(leaf, Tensor) else _dtype_of(leaf) for leaf in leaves]
+        kind = dtype or reduce(torch.promote_types, kinds)
+        result = _stacked(data, kind).to(kwargs.get("device"))
+        return result.requires_grad_() if kwargs.get("requires_grad") else result
+
+    return made
+
+
+def _leaves(data: Any) -> Iterator[Any]:
+    for part in data:
+        yield from _leaves(part) if isinstance(part, list | tuple) else (part,)
+
+
+def _dtype_of(number: Any) -> torch.dtype:
+    known = {SymBool: torch.bool, SymInt: torch.int64, SymFloat: torch.get_default_dtype()}.get(type(number))
+    return known or torch.tensor(number).dtype
+
+
+def _stacked(data: Any, dtype: torch.dtype) -> Tensor:
+    if isinstance(data, Tensor):
+        if data.numel() != 1:
+            raise ValueError("only one element tensors can be converted to Python scalars")
+        return data.detach().to(dtype).reshape(())
+    if isinstance(data, list | tuple):
+        return torch.stack([_stacked(part, dtype) for part in data]) if data else torch.empty(0, dtype=dtype)
+    return torch.full((), data, dtype=dtype)
 
 
 def kron(a: Tensor, b: Tensor) -> Tensor:
@@ -117,6 +158,9 @@ def _not_empty(operation: Callable[..., Any]) -> Callable[..., Any]:
         axis = kwargs.get("dim", args[0] if args and isinstance(args[0], int) else None)
         if isinstance(x, Tensor) and not (args and isinstance(args[0], Tensor)):
             length = x.numel() if axis is None else x.shape[axis] if -x.dim() <= axis < x.dim() else 1
+            way = way_under_way()
+            if way is not None and not way.sizes and isinstance(length, SymInt) and free_unbacked_symbols(length):
+                raise DynamicOutputShapeException(getattr(torch.ops.aten, operation.__name__).default)  # of how many?
             if not length >= 1:
                 raise IndexError("a maximum, minimum, median or mode needs an axis that is not empty")
         return operation(x, *args, **kwargs)
@@ -178,6 +222,14 @@ def as_array(read: Callable[..., Any]) -> Callable[..., Any]:
     return outside
 
 
+def deep_copy(x: Tensor, memo: dict[int, Any]) -> Tensor:
+    """`copy.deepcopy` of a tensor: torch's own writes into a storage, which no graph sees."""
+    if type(x) not in (Tensor, FakeTensor) or not x.is_leaf or id(x) in memo:
+        return Tensor.__deepcopy__(x, memo)  # type: ignore[no-any-return]
+    memo[id(x)] = x.detach().clone().requires_grad_(x.requires_grad)
+    return memo[id(x)]  # type: ignore[no-any-return]
+
+
 _REDUCTIONS = ("max", "min", "median", "nanmedian", "mode")
 _REWRITES: dict[Any, Callable[..., Any]] = {
     getattr(Tensor.data, "__get__"): Tensor.detach,  # noqa: B009  # `.data` hides what is written through it
@@ -200,6 +252,9 @@ _REWRITES: dict[Any, Callable[..., Any]] = {
     F.affine_grid: affine_grid,
     F.interpolate: interpolate,
     torch.equal: equal,
+    Tensor.__deepcopy__: deep_copy,
+    torch.tensor: tensor_of(torch.tensor),
+    torch.as_tensor: tensor_of(torch.as_tensor),
     Tensor.equal: equal,
     torch.as_strided: as_strided,
     Tensor.as_strided: as_strided,
@@ -232,6 +287,8 @@ class Standing(TorchFunctionMode):
     ) -> Any:
         if self._for:
             args, kwargs = self._put(args), {name: self._put(value) for name, value in (kwargs or {}).items()}
+        if func is Tensor.__deepcopy__:  # of a run on real tensors, too: torch writes into storages, which seem others'
+            func = deep_copy
         return func(*args, **(kwargs or {}))
 
     def _put(self, value: Any) -> Any:

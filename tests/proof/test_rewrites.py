@@ -1,5 +1,7 @@
 """Operations written in terms of others give what torch's own give: values, gradients and running statistics."""
 
+import copy
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,12 +11,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import grad, vmap
 
 from shaped import ParamList, ProofError, ScalarTrainer, init, prove
 from shaped.proof.isolation import tracing
-from shaped.proof.rewrites import Rewrites, batch_norm, cross_entropy, one_hot
+from shaped.proof.rewrites import Rewrites, batch_norm, cross_entropy, one_hot, tensor_of
 from shaped.proof.symbolic import Plan, World
 
 EXACT: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-12}  # float64, a few roundings
@@ -220,3 +223,34 @@ def test_running_statistics_are_written_and_the_statement_says_so():
     assert proof.writes == ("mean", "var")
     assert "writes       mean, var" in str(proof)
     assert "batch >= 2" in proof.conditions
+
+
+def skewed(v: Float[Tensor, "3"], n: Float[Tensor, "batch 3"]) -> Float[Tensor, "batch 3"]:
+    return n @ torch.tensor([[0, -v[2], v[1]], [v[2], 0, -v[0]], [-v[1], v[0], 0]])
+
+
+def of_rows(x: Float[Tensor, "rows 3"]) -> Float[Tensor, "2"]:
+    return torch.tensor([x[0], x[0]])
+
+
+def copied(x: Float[Tensor, "rows 3"]) -> Float[Tensor, "rows 3"]:
+    return copy.deepcopy(LAYER)(copy.deepcopy(x)) + copy.deepcopy(OUTSIDE)
+
+
+LAYER, OUTSIDE = nn.Linear(3, 3), torch.ones(3)
+
+
+def test_numbers_in_tensors_make_a_tensor() -> None:
+    assert not prove(skewed).conditions
+    with pytest.raises(ProofError, match="only one element tensors"):
+        prove(of_rows)
+    for one, other in itertools.product((torch.int32, torch.float16, torch.float64), (2, 2.0, True, torch.ones(1))):
+        real = torch.tensor([torch.ones((), dtype=one), other])
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            made = tensor_of(torch.tensor)([torch.ones((), dtype=one), other])
+
+        assert (made.dtype, made.shape) == (real.dtype, real.shape)
+
+
+def test_a_deep_copy_of_a_tensor_has_its_shape_and_values_of_its_own() -> None:
+    assert not prove(copied).conditions
