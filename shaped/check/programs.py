@@ -15,7 +15,7 @@ from shaped.check.devices import OnTheCPU
 from shaped.check.refusals import Refusal, Unbuilt, is_refusal
 from shaped.check.results import Result
 from shaped.check.targets import Target
-from shaped.check.trying import at_numbers, numbers_for
+from shaped.check.trying import at_numbers, numbers_for, others_for
 from shaped.check.within import Within, in_order, without_stars
 from shaped.check.written import with_ranks
 from shaped.errors import ProofError, SignatureError, Unprovable, first_line
@@ -26,6 +26,7 @@ _SECONDS = 10.0  # of runs on real tensors, for one proof
 _TIES = 4  # sizes that a program needs to be equal
 _ROUNDS = 6  # of finding the names that it reads as numbers
 _ENOUGH = 2  # sets of numbers for several names
+_BEYOND = ("list index out of range", "tuple index out of range", "pop from empty list")
 _COUNTED = 6  # whole numbers that data tell
 
 
@@ -202,6 +203,8 @@ class CaseProgram:
         taken = {*self.read, *(name for name in self.ints if name not in self.dims and name in goal.sizes)}
         if taken and error.source is not None and error.source.text.startswith(("raise ", "assert ")):
             return False  # the program's own refusal of numbers that were taken for it
+        if self.case.lengths and any(text in goal.said for text in _BEYOND):
+            return False  # a list of our making is as long as it is
         return bool(goal.sizes or goal.silent or goal.operation == "claim" or not goal.raised) or not self.names
 
     def refuses(self, error: ProofError | Unprovable) -> bool:
@@ -239,7 +242,7 @@ class CaseProgram:
         return not set(self.told) & set(names) or is_refusal(error)
 
     def _others(self, held: Held, assume: Sequence[str], given: Mapping[str, int], names: Sequence[str]) -> Held:
-        for i in range(1, 4 if len(names) > 1 else 3 if names else 1):
+        for i in others_for(names, self.told):
             if self.once and held.proofs:
                 break
             numbers = numbers_for(names, i, self.told)

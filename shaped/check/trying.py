@@ -6,7 +6,7 @@ from shaped.proof.refuting import PRIMES
 
 _MULTIPLES = 4  # names whose numbers divide each other
 _ALONE = (2, 3, 1, 4)
-_TOLD = (3, 5, 1, 7, 11, 13, 17, 19)  # two numbers that data tell are never equal by accident
+_TOLD = (3, 5, 1, 4, 2, 7, 11, 13)  # two numbers that data tell are never equal by accident
 
 
 def numbers_for(names: Sequence[str], which: int, told: Container[str] = ()) -> dict[str, int]:
@@ -24,6 +24,13 @@ def numbers_for(names: Sequence[str], which: int, told: Container[str] = ()) -> 
     multiples = {name: (2 + which // 2) * 2**i for i, name in enumerate(order[:_MULTIPLES])}
     rest = dict(zip(order[_MULTIPLES:], (3, *PRIMES), strict=False))
     return numbers | {name: (multiples | rest).get(name, 2) for name in own}
+
+
+def others_for(names: Sequence[str], told: Container[str] = ()) -> range:
+    """Which numbers to try after the first: more where what data tell is alone, which nobody chooses."""
+    if len(names) == 1:
+        return range(1, 5 if names[0] in told else 3)
+    return range(1, 4 if names else 1)
 
 
 def at_numbers(numbers: Mapping[str, int]) -> str:

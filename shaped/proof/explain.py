@@ -29,6 +29,7 @@ from shaped.proof.source import (
 )
 from shaped.proof.symbolic import OF_DATA, World
 from shaped.proof.trace import Recorder, shape_text
+from shaped.proof.trials import is_memory
 
 _UNBACKED = re.compile(
     r"truth value of Relational: .*\bz?uf?\d|Cannot convert symbols to int"
@@ -69,7 +70,7 @@ def explain(error: Exception, setting: Setting, world: World, recorder: Recorder
 
     Looks for a hint, which runs the program some times.
     """
-    if isinstance(error, ProofError | Unprovable):
+    if isinstance(error, ProofError | Unprovable) or is_memory(error):
         return error
     name = setting.signature.name
     tensors = recorder.tensors

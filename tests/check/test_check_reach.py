@@ -208,6 +208,9 @@ def one(m: Bool[Tensor, " n"], c: Int[Tensor, " n"]) -> Float[Tensor, " k"]:
 
 def flat(x: Float[Tensor, "n d"], m: Bool[Tensor, " n"]) -> Float[Tensor, "n d"]:
     return x.reshape(int(m.sum()), -1)
+
+def four(x: Float[Tensor, "n d"], m: Bool[Tensor, " n"]) -> Float[Tensor, "n d"]:
+    return {4: x[:, :1]}.get(int(m.sum()), x)
 """
 
 

@@ -103,3 +103,18 @@ def middle(x: Float[Tensor, "n 3"], y: Float[Tensor, "n"]) -> Float[Tensor, "3"]
 """)
 
     assert "for all n, data1 >= 1" in found["middle"].message
+
+
+def test_what_is_beyond_a_list_of_our_making_or_of_the_memory_refutes_nothing(check) -> None:  # type: ignore[no-untyped-def]
+    found = check("""
+def named(names: list[float], which: int) -> Float[Tensor, "1"]:
+    return torch.full((1,), names[which])
+
+def large(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    y = x.t()
+    numpy.zeros((2**20, 2**20))
+    return y.t()
+""")
+
+    assert found["named"].status != "refuted"
+    assert found["large"].summary == "it takes more memory than the process may have (--memory)"
