@@ -1,11 +1,14 @@
 """What was proved of a target, as a statement: for which sizes, alternatives, numbers and axes."""
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from shaped.check.cases import Examined
 from shaped.check.programs import Held, spelled
 from shaped.proof import NUMBER, Proof
+
+_LEAST = re.compile(r"(\w+) >= (\d+)$")
 
 
 def statement(examined: Examined) -> str:
@@ -55,6 +58,12 @@ def conditions(examined: Examined) -> list[str]:
         ties = [f"{name} == {dim}" for name, dim in held.ties.items()]
         for text in dict.fromkeys([*ties, *(c for proof in held.proofs for c in proof.conditions)]):
             found.setdefault(text, []).append(held)
+    least: dict[str, int] = {}
+    for text, some in found.items():
+        if (bound := _LEAST.match(text)) and len(some) == len(examined.held):
+            least[bound[1]] = max(least.get(bound[1], 0), int(bound[2]))
+    found = {text: some for text, some in found.items()
+             if not (bound := _LEAST.match(text)) or int(bound[2]) >= least.get(bound[1], 0)}  # fmt: skip
     return [text if len(some) == len(examined.held) else f"{text} where {_cases(some)}" for text, some in found.items()]
 
 

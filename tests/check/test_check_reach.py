@@ -233,4 +233,4 @@ def test_a_number_that_data_tell_may_be_refused_by_the_programs_own_raise_alone(
     found = check(COUNTED, "ranked")["ranked"]
 
     assert found.status == "proved"
-    assert found.conditions == ("d >= 3", "d >= 5")
+    assert found.conditions == ("d >= 5",)
