@@ -15,6 +15,7 @@ from shaped import ScalarTrainer
 from shaped.backends import DisagreementError, archive
 from shaped.backends.kept import KeptProgram
 from shaped.backends.packing import packed
+from shaped.backends.surroundings import surroundings
 from tests.backends.projects import CHANGES, HELPER, PROJECT, Project, X, wrong_numbers
 
 
