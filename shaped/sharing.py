@@ -16,6 +16,7 @@ from shaped.proof import Proof
 if TYPE_CHECKING:
     from shaped.backends.placed import PlacedGraph
     from shaped.ranks.exchange import Exchange
+    from shaped.ranks.module_names import NamedEntries
     from shaped.ranks.naming import NamedAxis
     from shaped.ranks.peers import Peers
     from shaped.ranks.rows import Rows
@@ -52,19 +53,25 @@ def share(
     shard: Mapping[str, str] | None,
     zero: int,
     save_frozen: bool = True,
+    names: Mapping[str, str] | None = None,
 ) -> None:
     """Let the ranks of a mesh run a program together, with the parameters of rank 0.
 
     Args:
         program: The proved loss; where parameters are to lie in parts, they do afterwards.
         options: Which ranks must have alike.
-        mesh, shard, zero, save_frozen: As for `ScalarTrainer`.
+        mesh, shard, zero, save_frozen, names: As for `ScalarTrainer`.
 
     Raises:
         ValueError: There is no such mesh or axis, several processes are there and no mesh was given, or ranks made
             different trainers. SignatureError: The batch has no such dimension, or ranks cannot share the loss.
     """
-    plan = _plan_of(mesh, shard, zero, program)
+    named = None
+    if shard is not None or names is not None:
+        from shaped.ranks.module_names import named_entries
+
+        named = named_entries(program.params, program.modules[0] if program.modules else None, names)
+    plan = _plan_of(mesh, shard, zero, program, named)
     if plan.axis is None and plan.named is None:
         return
     _refuse(program)
@@ -75,22 +82,26 @@ def share(
 
     if plan.axis is not None:
         hold_to_mean(program, plan.name)
-    found = _placed(program, plan, save_frozen) if plan.named is not None else None
+    found = _placed(program, plan, named, save_frozen) if plan.named is not None and named is not None else None
     exchange = Exchange(mesh, plan.axis if plan.named is None else None)
     _compare(exchange, program, options, plan, zero)
     peers_of(exchange)  # makes a group, which all ranks do at one place
     exchange.spread([t.detach() for t in program.tensors])
-    if plan.named is None or found is None:
+    if plan.named is None or named is None or found is None:
         program.share(Together(program, exchange, zero == 3, plan.name, str(plan.axis)))
         return
     from shaped.backends.planned import Planned
+    from shaped.backends.planned_parts import PlannedParts
 
     columns = Exchange(mesh, plan.axis) if plan.axis is not None else None
     across = Exchange(mesh, plan.named.axis)
-    program.share(Planned(program, exchange, columns, across, plan.named, plan.name, *found))
+    kind = PlannedParts if zero and columns is not None else Planned
+    program.share(kind(program, exchange, columns, across, plan.named, plan.name, named, *found, str(plan.axis)))
 
 
-def _plan_of(mesh: Any, shard: Mapping[str, str] | None, zero: int, program: Program) -> SharedAxes:
+def _plan_of(
+    mesh: Any, shard: Mapping[str, str] | None, zero: int, program: Program, named_params: "NamedEntries | None"
+) -> SharedAxes:
     """What lies over which axis; nothing where there is nothing to share."""
     if mesh is None or mesh == ALONE:
         if shard or zero:
@@ -110,7 +121,7 @@ def _plan_of(mesh: Any, shard: Mapping[str, str] | None, zero: int, program: Pro
         raise ValueError(f"the parameters are on {device}, and the mesh is one of {mesh.device_type} devices")
     axes: Sequence[Any] = mesh.mesh_dim_names or range(mesh.ndim)
     sizes = dict(zip(axes, mesh.shape, strict=True))
-    name, axis, inner = _planned(shard, sizes, program)
+    name, axis, inner = _planned(shard, sizes, program, named_params)
     used = {axis, *inner.values()}
     if others := [f"{other} = {size}" for other, size in sizes.items() if other not in used and size > 1]:
         raise ValueError(
@@ -119,10 +130,10 @@ def _plan_of(mesh: Any, shard: Mapping[str, str] | None, zero: int, program: Pro
         )
     wide = axis if axis is not None and sizes[axis] > 1 else None
     named = _named(inner, sizes, axis, name)
-    if named is not None and zero:
+    if named is not None and zero and axis is None:
         raise ValueError(
-            f"zero={zero} keeps even flat parts of parameters, and shard has {listing(list(named.names))} of them in "
-            "parts along their axes: both at once is not done as yet; leave zero out"
+            f"zero={zero} keeps even parts of parameters over the ranks that share the batch out, and shard has no "
+            f'dimension of the batch: shard={{"{_leading(program) or "batch"}": "dp", ...}}, or leave zero out'
         )
     return SharedAxes(wide, sizes[axis] if wide is not None else 1, name, named)
 
@@ -149,7 +160,7 @@ def _named(inner: Mapping[str, Any], sizes: Mapping[Any, int], axis: Any, name: 
 
 
 def _planned(
-    shard: Mapping[str, str] | None, sizes: Mapping[Any, int], program: Program
+    shard: Mapping[str, str] | None, sizes: Mapping[Any, int], program: Program, named: "NamedEntries | None"
 ) -> tuple[str, Any, dict[str, Any]]:
     """The dimension that is shared out and its axis of the mesh (None for none), and what lies within the program."""
     leading = _leading(program)
@@ -161,13 +172,14 @@ def _planned(
                 'the ranks could share: name one, shard={"batch": "dp"}'
             )
         return leading, wide[0], {}
-    free = [n for e in program.inputs for dim in e.spec.dims for n in dim.names if n not in program.params.dims]
-    known = list(dict.fromkeys([*free, *program.params.dims]))
+    own = dict.fromkeys(n for e in (named.entries if named else ()) for dim in e.spec.dims for n in dim.names)
+    free = [n for e in program.inputs for dim in e.spec.dims for n in dim.names if n not in own]
+    known = list(dict.fromkeys([*free, *own]))
     for name, axis in shard.items():
         if name not in known:
             why = ""
             if program.modules:
-                why = " (a module's parameters have sizes without names; a ParamList has both)"
+                why = " (of a module: what its classes declare, and what names= says of paths)"
             raise SignatureError(
                 f"shard: `{name}` is no dimension of `{program.signature.name}`'s parameters and inputs{why}"
                 f"{nearest(name, known)}"
@@ -185,7 +197,9 @@ def _planned(
     return outside or leading, shard[outside] if outside else None, inner
 
 
-def _placed(program: Program, plan: SharedAxes, save_frozen: bool) -> "tuple[PlacedGraph, Proof]":
+def _placed(
+    program: Program, plan: SharedAxes, entries: "NamedEntries", save_frozen: bool
+) -> "tuple[PlacedGraph, Proof]":
     """Prove a plan by name, before any group is made: where values lie, and the statement with the plan."""
     from shaped.backends.placed import placed, said
     from shaped.backends.planned import counts_by_parts
@@ -197,9 +211,9 @@ def _placed(program: Program, plan: SharedAxes, save_frozen: bool) -> "tuple[Pla
             f"`{program.signature.name}` has *{program.signature.axes[0]}, any number of axes, and a plan by name is "
             "for a known number: name each axis"
         )
-    named.hold_even(program.params.dims)
-    layouts = named.layouts(program.params.entries, program.params.dims)
-    found = placed(program, program.proof.graph, program.inputs, named)
+    named.hold_even(entries.sizes)
+    layouts = named.layouts(entries.entries, [tuple(t.shape) for t in program.tensors], entries.sizes)
+    found = placed(program, program.proof.graph, program.inputs, named, entries)
     if counting := counts_by_parts(program, layouts):
         raise SignatureError(
             f"`{program.signature.name}` counts its samples by {listing(counting)}, of which a rank has a part: say "
@@ -212,7 +226,7 @@ def _placed(program: Program, plan: SharedAxes, save_frozen: bool) -> "tuple[Pla
         )
     sums = sum(layouts[i].numel * program.tensors[i].element_size() for i in program.used)
     batch = f"{plan.name} over {plan.axis} = {plan.size}" if plan.axis is not None else ""
-    lines = said(program, found, named, batch, sums if plan.axis is not None else 0)
+    lines = said(entries.entries, found, named, batch, sums if plan.axis is not None else 0)
     return found, replace(program.proof, plan=tuple(lines), divided=tuple(found.walk.sizes.conditions))
 
 
@@ -304,4 +318,4 @@ class Sharing:
     @property
     def zero(self) -> int:
         """0 where parameters, gradients and moments are whole on each rank, 3 where a rank has parts of them."""
-        return 3 if self._program.together is not None and self._program.together.sharded else 0
+        return self._program.together.zero if self._program.together is not None else 0

@@ -149,6 +149,9 @@ class Gathering(Checked):
 
     def __init__(self, plan: GatherPlan, order: Sequence[Turn], samples: Tensor) -> None:
         super().__init__(plan.graph)
+        self._begin(plan, order, samples)
+
+    def _begin(self, plan: GatherPlan, order: Sequence[Turn], samples: Tensor) -> None:
         self._plan, self._sharing, self._samples = plan, plan.sharing, samples
         self._turns = deque(order)
         self._parts: dict[int, Tensor] = {}
@@ -199,9 +202,13 @@ class Gathering(Checked):
         if not made:
             return result
         for i in made:
-            self._ready[i] = result
+            self._ready[i] = self._gradient(n, i, result)
         self._scatter_ready()
         return None if len(n.users) == 1 else result  # the output alone
+
+    def _gradient(self, n: Node, i: int, value: Tensor) -> Tensor:
+        """The gradient of a parameter as it is scattered."""
+        return value
 
     def fetch_args_kwargs_from_env(self, n: Node) -> Any:
         """The arguments of a node; parameters among them whole."""
@@ -315,7 +322,8 @@ class Gathering(Checked):
         of_row = {row: i for i, row in self._plan.rows.items()}
         for row, node in enumerate(self._plan.outputs):
             if row in of_row and of_row[row] not in self._ready and of_row[row] not in self._scattered:
-                self._ready[of_row[row]] = self._value(node, n)  # a parameter's own view, or of several
+                given = self._value(node, n)  # a parameter's own view, or of several
+                self._ready[of_row[row]] = self._gradient(node, of_row[row], given)
         while self._turns:
             self._take(self._turns[-1])
         for row, node in enumerate(self._plan.outputs):

@@ -340,7 +340,9 @@ class JointCompiled(Compiled):
         together, plain = self._together, self.program.plain
         if not together.parted:
             return super()._wrong(mode, case, inputs)
-        self.program.plain = [together.hollow(i, t) if i in together.layouts else t for i, t in enumerate(plain)]
+        self.program.plain = [
+            t.new_zeros(()).expand(together.whole_shape(i)) if i in together.layouts else t for i, t in enumerate(plain)
+        ]
         try:
             return super()._wrong(mode, case, inputs)
         finally:
@@ -348,7 +350,7 @@ class JointCompiled(Compiled):
 
     def _holds(self, trial: FirstRun, first: bool, only_loss: bool = False) -> bool:
         executor = trial.executor
-        if self._together.sharded and not executor.held and not self._together.exchange.stands_in:
+        if self._together.zero and not executor.held and not self._together.exchange.stands_in:
             executor.held, executor.note = True, "not held against eager: this torch has no group of one to try it on"
         with self._together.trial() if self._together.in_graph(trial.executor.mode) else nullcontext():
             return super()._holds(trial, first, only_loss)

@@ -5,7 +5,7 @@ it is given its share. Sums over the ranks are taken where the walk says, in the
 on all ranks.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -63,8 +63,7 @@ class LocalRun(Checked):
         if n.op == "placeholder":
             return self._placed(n, super().run_node(n))
         task = self._walk.tasks.get(n)
-        for operand in task.sums if task is not None else ():
-            self.env[operand] = self._across.total(self.env[operand])
+        self._sum(task.sums if task is not None else ())
         if n.op == "output":
             return self._ended(n)
         if n.op != "call_function":
@@ -73,25 +72,38 @@ class LocalRun(Checked):
             return self._whole_size(n)
         return super().run_node(n) if task is None else self._run_task(n, task)
 
+    def _sum(self, operands: Iterable[Node]) -> None:
+        """Take sums that are due."""
+        for operand in operands:
+            self.env[operand] = self._across.total(self.env[operand])
+
+    def _of(self, node: Node, by: Node) -> Any:
+        """A value that a node reads."""
+        return self.env[node]
+
     def _placed(self, n: Node, value: Any) -> Any:
         held = self._starts.get(n)
         whole = n in self._cuts or not isinstance(held, Shard)
         if isinstance(value, Tensor):
-            for axis, size in enumerate(n.meta["val"].shape):
-                length = value.shape[axis]
-                if not whole and isinstance(held, Shard) and held.axis == axis:
-                    length = length * self._across.size
-                number, symbol = extent(size).as_coeff_Mul()
-                if symbol.is_Symbol:
-                    self._sizes.setdefault(symbol, length // int(number))
+            shape = list(value.shape)
+            if not whole and isinstance(held, Shard):
+                shape[held.axis] = shape[held.axis] * self._across.size
+            self._learn(n, shape)
         return self._part(value, held) if n in self._cuts and isinstance(held, Shard) else value
+
+    def _learn(self, n: Node, shape: Sequence[Any]) -> None:
+        """Take sizes from the whole shape of an argument."""
+        for size, length in zip(n.meta["val"].shape, shape, strict=True):
+            number, symbol = extent(size).as_coeff_Mul()
+            if symbol.is_Symbol:
+                self._sizes.setdefault(symbol, length // int(number))
 
     def _part(self, value: Tensor, shard: Shard) -> Tensor:
         return part_of(value, shard.axis, number_of(shard.before, self._sizes), self._across.rank, self._across.size)
 
     def _whole_size(self, n: Node) -> Any:
         x: Any = n.args[0]
-        value, held = self.env[x], self._walk.of(x)
+        value, held = self._of(x, n), self._walk.of(x)
         size = self._across.size if isinstance(held, Shard) else 1
         if operation(n) == "sym_numel":
             return value.numel() * size
@@ -99,8 +111,8 @@ class LocalRun(Checked):
         return value.shape[axis] * (size if isinstance(held, Shard) and held.axis == axis else 1)
 
     def _run_task(self, n: Node, task: Task) -> Any:
-        cuts = {operand: self._part(self.env[operand], shard) for operand, shard in task.cuts.items()}
-        given: Any = map_arg((n.args, n.kwargs), lambda each: cuts.get(each, self.env[each]))
+        cuts = {operand: self._part(self._of(operand, n), shard) for operand, shard in task.cuts.items()}
+        given: Any = map_arg((n.args, n.kwargs), lambda each: cuts[each] if each in cuts else self._of(each, n))
         args, kwargs = [*given[0]], given[1]
         for at, index in task.sizes:
             if index is None:
@@ -116,12 +128,16 @@ class LocalRun(Checked):
         return self.call_function(n.target, tuple(args), kwargs)
 
     def _ended(self, n: Node) -> list[Any]:
-        found: list[Any] = []
-        for result, end in zip(n.args[0], self._ends, strict=True):  # type: ignore[arg-type, call-overload]
-            value = self.env[result] if isinstance(result, Node) else result
-            cut = isinstance(value, Tensor) and not isinstance(self._walk.of(result), Shard)
-            found.append(self._part(value, end) if cut and isinstance(end, Shard) else value)
-        return found
+        results: Any = n.args[0]
+        return [
+            self._at_end(result, end, self._of(result, n)) if isinstance(result, Node) else result
+            for result, end in zip(results, self._ends, strict=True)
+        ]
+
+    def _at_end(self, result: Node, end: Held | None, value: Any) -> Any:
+        """A result as it is to lie."""
+        cut = isinstance(value, Tensor) and isinstance(end, Shard) and not isinstance(self._walk.of(result), Shard)
+        return self._part(value, end) if cut and isinstance(end, Shard) else value
 
     def note(self, index: Tensor, operation_: str, size: Any, ignored: int | None = None) -> Tensor:
         """An index held to a whole size, and mended."""

@@ -9,6 +9,8 @@ from torch import Tensor
 from shaped.backends.turns import Turns
 from shaped.optim import FusedOptimizer
 from shaped.optim.foreign import Foreign, name_of
+from shaped.ranks.exchange import Exchange
+from shaped.ranks.layout import Placement
 
 
 class ProgramOwner(Protocol):
@@ -39,7 +41,12 @@ class Parts(Turns):
         return self.sharded
 
     @property
-    def place(self) -> int:
+    def zero(self) -> int:
+        """3 where a rank has flat parts of the parameters, 0 where it has not."""
+        return 3 if self.sharded else 0
+
+    @property
+    def place(self) -> Any:
         """Which of the parts are this rank's."""
         return self.exchange.rank
 
@@ -75,29 +82,39 @@ class Parts(Turns):
                 if name != "step" and isinstance(value, Tensor) and tuple(value.shape) == layout.shape:
                     entry[name] = layout.cut(value, self.place)
 
+    @property
+    def summing(self) -> Exchange:
+        """The ranks that gradients are summed over, and among which flat parts lie."""
+        return self.exchange
+
+    def flat(self, index: int) -> Placement:
+        """How a parameter lies in flat parts over those ranks."""
+        return self.layouts[index]  # type: ignore[no-any-return]
+
     def gathered(self, unit: int, parts: Sequence[Tensor]) -> list[Tensor]:
         """The whole parameters of a unit."""
-        members, size = self.units[unit], self.exchange.size
+        members, size = self.units[unit], self.summing.size
         if len(parts) == 1:
-            return [self.layouts[members[0]].whole(self.exchange.gather(parts[0]))]
-        flat = self.exchange.gather(torch.cat(list(parts)))
-        rows, lengths = flat.view(size, -1), [self.layouts[i].length for i in members]
+            return [self.flat(members[0]).whole(self.summing.gather(parts[0]))]
+        rows, lengths = self.summing.gather(torch.cat(list(parts))).view(size, -1), self._widths(members)
         each = torch.split(rows, lengths, 1)
-        return [self.layouts[i].whole(own.reshape(-1)) for i, own in zip(members, each, strict=True)]
+        return [self.flat(i).whole(own.reshape(-1)) for i, own in zip(members, each, strict=True)]
+
+    def _widths(self, members: Sequence[int]) -> list[int]:
+        return [self.flat(i).length for i in members]
 
     def scattered(self, unit: int, weighed: Sequence[Tensor]) -> list[Tensor]:
         """This rank's parts of samples*gradient, summed over the ranks."""
-        members, size = self.units[unit], self.exchange.size
-        flat = [self.layouts[i].flat(g) for i, g in zip(members, weighed, strict=True)]
+        members, size = self.units[unit], self.summing.size
+        flat = [self.flat(i).flat(g) for i, g in zip(members, weighed, strict=True)]
         if len(flat) == 1:
-            return [self.exchange.scatter(flat[0])]
-        lengths = [self.layouts[i].length for i in members]
+            return [self.summing.scatter(flat[0])]
         rows = torch.cat([one.view(size, -1) for one in flat], 1)
-        return list(torch.split(self.exchange.scatter(rows.reshape(-1)), lengths))
+        return list(torch.split(self.summing.scatter(rows.reshape(-1)), self._widths(members)))
 
     def hollow(self, index: int, part: Tensor) -> Tensor:
         """A tensor of the whole's shape and dtype without values of its own."""
-        return part.new_zeros(()).expand(self.layouts[index].shape)
+        return part.new_zeros(()).expand(self.flat(index).shape)
 
     def whole(self, index: int, part: Tensor) -> Tensor:
         """A whole tensor of an entry's layout from this rank's part; itself where there are no parts. Collective."""

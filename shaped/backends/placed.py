@@ -12,6 +12,7 @@ from shaped.errors import Goal, ProofError
 from shaped.proof.setting import STEP, Step
 from shaped.ranks import layer_rules, rules, view_rules
 from shaped.ranks.extents import Extents, extent
+from shaped.ranks.module_names import NamedEntries
 from shaped.ranks.naming import NamedAxis
 from shaped.ranks.placements import WHOLE, Held, Shard
 from shaped.ranks.walk import Collective, PlacementWalk, Unplaced, operation
@@ -37,7 +38,9 @@ class PlacedGraph:
     cuts: set[Node]
 
 
-def placed(program: Program, graph: GraphModule, inputs: Sequence[Entry], plan: NamedAxis) -> PlacedGraph:
+def placed(
+    program: Program, graph: GraphModule, inputs: Sequence[Entry], plan: NamedAxis, named: NamedEntries | None = None
+) -> PlacedGraph:
     """PlacementWalk over a graph.
 
     Args:
@@ -45,6 +48,7 @@ def placed(program: Program, graph: GraphModule, inputs: Sequence[Entry], plan: 
         graph: One of a program's: the loss with gradients, or the loss alone.
         inputs: That it takes after the parameters.
         plan: The names.
+        named: The parameters with the names of their axes; a ParamList's are its own.
 
     Raises:
         ProofError: It cannot be run in parts; at the user's line.
@@ -52,13 +56,16 @@ def placed(program: Program, graph: GraphModule, inputs: Sequence[Entry], plan: 
     places = [node for node in graph.graph.nodes if node.op == "placeholder"]
     outputs = next(node for node in reversed(graph.graph.nodes) if node.op == "output").args[0]
     wanted = len(program.trainable) if len(outputs) > 1 + program.more else 0
-    entries = [*program.params.entries, *inputs]
+    named = named or NamedEntries(program.params.entries, program.params.dims)
+    entries = [*named.entries, *inputs]
     names: dict[str, sympy.Expr] = {}
     for node, entry in zip(places, entries, strict=False):
         for dim, size in zip(entry.spec.dims, node.meta["val"].shape, strict=True):
             if dim.is_name:
                 names.setdefault(dim.text, extent(size))
-    known = {**program.params.dims, **program.proof.static}
+    known = {**named.sizes, **program.proof.static}
+    for name, number in known.items():
+        names.setdefault(name, sympy.Integer(number))
     sizes = Extents(names, known, [n for n in plan.names if n in names], plan.size, plan.axis)
     starts: dict[Node, Held] = dict.fromkeys(places, WHOLE)
     for node, entry in zip(places, entries, strict=False):
@@ -107,20 +114,23 @@ def _step(steps: Sequence[Step], node: Node) -> tuple[Step | None, bool]:
     return None, backward
 
 
-def said(program: Program, found: PlacedGraph, plan: NamedAxis, batch: str, gradients: int) -> list[tuple[str, str]]:
+def said(
+    entries: Sequence[Entry], found: PlacedGraph, plan: NamedAxis, batch: str, gradients: int
+) -> list[tuple[str, str]]:
     """Lines of a statement: how parameters lie, and what a step sends.
 
     Args:
+        entries: The parameters.
         batch: "batch over dp = 2"; empty where it is not shared out.
         gradients: Bytes of gradients that each rank gives to the ranks that share out the batch.
     """
     sizes, lies = found.walk.sizes, []
-    for entry, start in zip(program.params.entries, found.starts.values(), strict=False):
+    for entry, start in zip(entries, found.starts.values(), strict=False):
         if isinstance(start, Shard):
             dims = [f"{d}/{plan.axis}" if i == start.axis else str(d) for i, d in enumerate(map(str, entry.spec.dims))]
             lies.append(f"{entry.path} [{', '.join(dims)}]")
     shown = lies if len(lies) <= 12 else [*lies[:6], f"... {len(lies) - 8} more ...", *lies[-2:]]
-    whole = len(program.params.entries) - len(lies)
+    whole = len(entries) - len(lies)
     lines = [("ranks", "; ".join(filter(None, [batch, str(plan)])))]
     lines.append(("a rank has", f"{', '.join(shown)}{f'; {whole} others whole' if whole else ''}"))
     for phase, backward in (("forward", False), ("backward", True)):

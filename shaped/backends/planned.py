@@ -22,7 +22,6 @@ from torch.fx import GraphModule, Node
 
 from shaped.backends.agreed import Passed
 from shaped.backends.cases import AdmittedCase
-from shaped.backends.gradients import finite_flag
 from shaped.backends.local import LocalRun
 from shaped.backends.parts import refuse_whole
 from shaped.backends.placed import PlacedGraph, placed
@@ -34,6 +33,7 @@ from shaped.errors import RankError
 from shaped.optim import FusedOptimizer
 from shaped.proof import Proof
 from shaped.ranks.exchange import Exchange
+from shaped.ranks.module_names import NamedEntries
 from shaped.ranks.naming import NamedAxis
 from shaped.ranks.peers import peers_of, together
 from shaped.shapes import Entry
@@ -49,8 +49,10 @@ class Planned(Together):
         across: The ranks that share names out.
         plan: Which names.
         name: The dimension of the batch that is shared out.
+        named: The parameters with the names of their axes.
         found: Where the values of the graph lie that was proved first.
         proof: The statement, with the plan in it.
+        axis: Of the mesh, over which the batch lies.
     """
 
     def __init__(
@@ -61,14 +63,16 @@ class Planned(Together):
         across: Exchange,
         plan: NamedAxis,
         name: str,
+        named: NamedEntries,
         found: PlacedGraph,
         proof: Proof,
+        axis: str = "",
     ) -> None:
-        super().__init__(program, everyone, False, name)
+        super().__init__(program, everyone, False, name, axis)
         self.columns, self.across, self.over = columns, across, plan
         self._whole = program
-        known = dict(program.params.dims)
-        self.layouts: dict[int, Any] = plan.layouts(program.params.entries, known)
+        self._named = named
+        self.layouts: dict[int, Any] = plan.layouts(named.entries, [t.shape for t in program.tensors], named.sizes)
         self._placed = {program.proof.graph: found}
         self._entries: dict[GraphModule, Sequence[Entry]] = {program.proof.graph: program.inputs}
         self._met = False
@@ -80,7 +84,7 @@ class Planned(Together):
         return True
 
     @property
-    def place(self) -> int:
+    def place(self) -> Any:
         """Which of the parts are this rank's."""
         return self.across.rank
 
@@ -157,7 +161,7 @@ class Planned(Together):
     def _lies(self, graph: GraphModule) -> PlacedGraph:
         """Where the values of a graph lie."""
         if graph not in self._placed:
-            self._placed[graph] = placed(self._whole, graph, self._entries[graph], self.over)
+            self._placed[graph] = placed(self._whole, graph, self._entries[graph], self.over, self._named)
         return self._placed[graph]
 
     def local(self, graph: GraphModule) -> LocalRun:
@@ -171,10 +175,7 @@ class Planned(Together):
         """Run what computes a graph, and sum gradients over the ranks that share out the batch."""
         if isinstance(made, Checked) and not isinstance(made, LocalRun):
             made = self.local(graph)
-        outputs = made.run(*tensors, *inputs)
-        own = [outputs[1 + self.trainable.index(i)] for i in self._program.used]
-        fine = finite_flag(outputs[0], own)
-        return Passed(outputs[0], self.summed(own, samples), list(outputs[1:]), fine, made.right())
+        return self.passed(made.run(*tensors, *inputs), made.right(), samples)
 
     def summed(self, gradients: list[Tensor], samples: Tensor, in_place: bool = False) -> list[Tensor]:
         """samples*gradient summed over the ranks that share out the batch."""
@@ -212,16 +213,16 @@ class Planned(Together):
     ) -> tuple[Tensor, Tensor]:
         """Squares that this rank answers for: of its parts, and of what all have the same of on the first alone."""
         used = self._program.used
-        mine = [
-            at
-            for at, i in enumerate(used)
-            if self.share[0] == 0 and (self.across.rank == 0 or self.layouts[i].shard is not None)
-        ]
+        mine = [at for at, i in enumerate(used) if self._answers(i)]
         if not mine:
             zero = torch.zeros((), dtype=torch.float64, device=gradients[0].device)
             return zero, zero
         kept = None if waiting is None else ([waiting[0][at] for at in mine], waiting[1])
         return super()._squares([gradients[at] for at in mine], kept)
+
+    def _answers(self, index: int) -> bool:
+        """Whether the squares of a gradient are this rank's to give."""
+        return self.share[0] == 0 and (self.across.rank == 0 or self.layouts[index].shard is not None)
 
     def in_graph(self, mode: str) -> bool:
         """Whether executors of a mode have collectives in them."""

@@ -17,6 +17,10 @@ class Shared(Protocol):
     exchange: Any
 
     @property
+    def summing(self) -> Any: ...
+    def flat(self, index: int) -> Any: ...
+
+    @property
     def buckets(self) -> list[list[int]]: ...
     @property
     def order(self) -> list[Turn]: ...
@@ -54,21 +58,21 @@ def _parted(shared: Shared, axis: str, parameters: int) -> list[tuple[str, str]]
     rest = f"; {others} others whole" if others else ""
     return [
         ("a rank has", f"1/{shared.exchange.size} of each parameter that is trained, {held:,} bytes{rest}"),
-        ("forward", f"{_turns(shared, FORWARD)} over {axis}"),
-        ("backward", f"{_turns(shared, BACKWARD)} over {axis}"),
+        ("forward", f"{turns_told(shared, FORWARD)} over {axis}"),
+        ("backward", f"{turns_told(shared, BACKWARD)} over {axis}"),
         ("update", "one agreement of 72 bytes"),
     ]
 
 
-def _turns(shared: Shared, phase: str) -> str:
+def turns_told(shared: Shared, phase: str) -> str:
     """`3 gathers of 9,600 bytes in all; 3 reduce-scatters of 19,200`: what each rank gives."""
     turns: list[Turn] = [turn for turn in shared.order if (turn.phase or BACKWARD) == phase]
     said = []
     for kind, noun in ((GATHER, "gather"), (SCATTER, "reduce-scatter")):
         mine = [turn for turn in turns if turn.kind == kind]
-        parts = 1 if kind == GATHER else shared.exchange.size  # a sum is of whole gradients
+        parts = 1 if kind == GATHER else shared.summing.size  # a sum is of whole gradients
         given = sum(
-            parts * shared.layouts[i].length * shared.widths(i)[kind != GATHER].itemsize
+            parts * shared.flat(i).length * shared.widths(i)[kind != GATHER].itemsize
             for turn in mine
             for i in shared.units[turn.unit]
         )

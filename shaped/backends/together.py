@@ -99,11 +99,6 @@ class Together(Parts):
         """Hold a batch to what the ranks can run."""
 
     @property
-    def summing(self) -> Exchange:
-        """The ranks that gradients are summed over."""
-        return self.exchange
-
-    @property
     def share(self) -> tuple[int, int]:
         """Which share of a batch is this rank's, and of how many."""
         return self.exchange.rank, self.exchange.size
@@ -204,23 +199,25 @@ class Together(Parts):
             inputs: The batch.
             samples: How many it has, float64 and 0-dim.
         """
-        used, rows = self._program.used, [1 + self.trainable.index(i) for i in self._program.used]
         if self.sharded and isinstance(made, Checked):
             return self.run_parts(self.gathering(graph, samples), tensors, inputs, samples)
-        if self.sharded:
-            outputs = made.run(*self.wholes(tensors), *inputs)
-            own = dict(zip(used, [outputs[row] for row in rows], strict=True))
+        outputs = made.run(*(self.wholes(tensors) if self.sharded else tensors), *inputs)
+        return self.passed(outputs, made.right(), samples)
+
+    def passed(self, outputs: Sequence[Any], right: Tensor | None, samples: Tensor) -> Passed:
+        """A pass that gave whole gradients, with them summed: whole, or this rank's parts."""
+        used = self._program.used
+        own = {i: outputs[1 + self.trainable.index(i)] for i in used}
+        if self.units:
             parts: dict[int, Tensor] = {}
             for at, members in enumerate(self.units):
                 found = self.scattered(at, [self.weighed(own[i], samples) for i in members])
                 parts |= dict(zip(members, found, strict=True))
             gradients = [parts[i] for i in used]
         else:
-            outputs = made.run(*tensors, *inputs)
-            own = dict(zip(used, [outputs[row] for row in rows], strict=True))
             gradients = self.summed(list(own.values()), samples)
         fine = finite_flag(outputs[0], list(own.values()))
-        return Passed(outputs[0], gradients, list(outputs[1:]), fine, made.right())
+        return Passed(outputs[0], gradients, list(outputs[1:]), fine, right)
 
     def beside(self, at: EagerAt, graph: GraphModule, flat: Sequence[Tensor], inputs: Sequence[Tensor]) -> EagerResult:
         """What an executor over parts is held against: loss, gradients and what is written.

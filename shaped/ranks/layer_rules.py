@@ -49,7 +49,7 @@ def layer_norm_backward(walk: PlacementWalk, node: Node) -> tuple[Held, ...]:
     grad, x, over, mean, rstd, *weights = args_of(node)[:7]
     walk.whole(node, *weights)
     walk.settle(node, grad, x, mean, rstd)
-    held = along(walk, node, [grad, x, mean, rstd], result=0)
+    held = along(walk, node, [grad, x, mean, rstd], like=x)
     _hold_leading(walk, node, held, over)
     others: Held = PENDING if isinstance(held, Shard) else WHOLE
     return held, others, others
@@ -61,7 +61,7 @@ def rms_norm_backward(walk: PlacementWalk, node: Node) -> tuple[Held, ...]:
     grad, x, over, rstd, weight = args_of(node)[:5]
     walk.whole(node, weight)
     walk.settle(node, grad, x, rstd)
-    held = along(walk, node, [grad, x, rstd], result=0)
+    held = along(walk, node, [grad, x, rstd], like=x)
     _hold_leading(walk, node, held, over)
     return held, PENDING if isinstance(held, Shard) else WHOLE
 
@@ -75,7 +75,7 @@ def _leading(walk: PlacementWalk, node: Node, x: Any, over: Any) -> Held:
 
 
 def _hold_leading(walk: PlacementWalk, node: Node, held: Held, over: Any) -> None:
-    if isinstance(held, Shard) and held.axis >= len(node.meta["val"][0].shape) - len(over):
+    if isinstance(held, Shard) and held.axis >= len(walk.shape(args_of(node)[1])) - len(over):
         walk.whole(node, *[n for n in args_of(node)[:2] if isinstance(walk.of(n), Shard)])
 
 

@@ -55,21 +55,39 @@ class NamedAxis:
                 "name that axis by itself, or leave the name out"
             )
         before: Any = 1
+        if unknown := [f for f in factors[: mine[0]] if not f.isdecimal() and f not in sizes]:
+            raise SignatureError(
+                f"shard: {entry.path} : {entry.spec} has {self.axis} behind {listing(unknown)} of unknown size: "
+                f"name an axis {unknown[0]} by itself somewhere, or write its number"
+            )
         for factor in factors[: mine[0]]:
             before = before * (int(factor) if factor.isdecimal() else sizes[factor])
         return before
 
-    def layouts(self, entries: Sequence[Entry], sizes: Mapping[str, int]) -> dict[int, AxisPlacement]:
+    def layouts(
+        self, entries: Sequence[Entry], shapes: Sequence[tuple[int, ...]], sizes: Mapping[str, int]
+    ) -> dict[int, AxisPlacement]:
         """How each parameter lies, by its position.
 
+        Args:
+            entries: The parameters.
+            shapes: Of the whole tensors.
+            sizes: Of the names.
+
         Raises:
-            SignatureError: As `shard`.
+            SignatureError: As `shard`. ShapeError: An axis has no even parts.
         """
-        shapes = [tuple(int(dim.evaluate(sizes)) for dim in entry.spec.dims) for entry in entries]
-        return {
-            i: AxisPlacement(shape, self.size, self.shard(entry, sizes))
-            for i, (entry, shape) in enumerate(zip(entries, shapes, strict=True))
-        }
+        found = {}
+        for i, (entry, shape) in enumerate(zip(entries, shapes, strict=True)):
+            shard = self.shard(entry, sizes)
+            if shard is not None and shape[shard.axis] % (int(shard.before) * self.size):
+                dim = entry.spec.dims[shard.axis]
+                raise ShapeError(
+                    f"the plan does not fit: {entry.path} : {entry.spec} has {dim} = {shape[shard.axis]} over "
+                    f"{self.axis} = {self.size}, which has no even parts"
+                )
+            found[i] = AxisPlacement(tuple(shape), self.size, shard)
+        return found
 
     def hold_even(self, sizes: Mapping[str, int]) -> None:
         """Hold the sizes that are known to be divided by the axis.

@@ -68,16 +68,20 @@ def _is_scaled(walk: PlacementWalk, node: Node, operands: list[Node]) -> bool:
     return b not in operands or (walk.of(b) == WHOLE and not walk.shape(b))
 
 
-def along(walk: PlacementWalk, node: Node, operands: list[Node], result: int | None = None) -> Held:
-    """Parts along the axis of the result that some operand has in parts; whole operands are cut to them."""
-    value = node.meta["val"]
-    axes = len((value if result is None else value[result]).shape)
+def along(walk: PlacementWalk, node: Node, operands: list[Node], like: Node | None = None) -> Held:
+    """Parts along the axis of the result that some operand has in parts; whole operands are cut to them.
+
+    Args:
+        walk, node, operands: What is placed, and what it takes.
+        like: A value of the axes of the result, where that is not the node's own.
+    """
+    shape = walk.shape(node if like is None else like)
+    axes = len(shape)
     found = dict.fromkeys(_aligned(walk, operands, axes))
     if not found:
         return WHOLE
     if len(found) > 1:
         first, second = list(found)[:2]
-        shape = (value if result is None else value[result]).shape
         raise Unplaced(
             node,
             f"one axis in parts, and the result of {len(shape)} axes would have axis {first.axis} and {second.axis} in "

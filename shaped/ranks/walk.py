@@ -213,6 +213,10 @@ class PlacementWalk:
                     or f"leave {name} out of shard; or write the operation so that each part is computed by itself",
                 )
 
+    def is_due(self, node: Node) -> bool:
+        """Whether a value is a sum that is yet to be taken where it is made."""
+        return node in self._pending
+
     # -- the walk ----------------------------------------------------------------------------------------------------
 
     def _placed(self, node: Node) -> Held | tuple[Held, ...]:

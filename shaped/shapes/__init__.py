@@ -14,6 +14,7 @@ from shaped.shapes.annotations import read_tensor as read_tensor
 from shaped.shapes.annotations import resolve_annotations as resolve_annotations
 from shaped.shapes.annotations import spell as spell
 from shaped.shapes.annotations import split_annotated as split_annotated
+from shaped.shapes.annotations import without_none as without_none
 from shaped.shapes.binding import Binding as Binding
 from shaped.shapes.binding import bind as bind
 from shaped.shapes.binding import describe as describe

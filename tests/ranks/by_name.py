@@ -1,20 +1,20 @@
 """What is checked in two processes of plans by name; run by processes.py."""
 
 import json
-import tempfile
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
-from shaped import Checkpoints, Loop, NonFiniteError, RankError, ScalarTrainer, ShapeError
+from shaped import Checkpoints, Loop, NonFiniteError, RankError, ScalarTrainer, ShapeError, dims
 from shaped.data import Batches
 from shaped.optim import AdamW, Muon
-from shaped.ranks import join, peers_of
-from tests.ranks.processes import EXACT, MLP, batch, dropped, mlp, new, raises, rank, same
+from shaped.ranks import join
+from tests.ranks.processes import EXACT, MLP, alone, batch, dropped, folder, mlp, new, raises, rank, same
 
 NAMED: dict[str, Callable[[], None]] = {}
 
@@ -30,14 +30,13 @@ def plan(*names: str, **options: Any) -> ScalarTrainer:
     loss = options.pop("loss", mlp)
     if names:
         options |= {"mesh": join(tp=2), "shard": dict.fromkeys(names, "tp")}
-    else:
-        options |= {"mesh": "alone"}
     return ScalarTrainer(loss, params, optimizer=AdamW(params, lr=0.01), **options)
 
 
 def follows(*names: str, backend: str = "eager", **options: Any) -> ScalarTrainer:
     """A trainer by name after some steps, held against one process."""
-    together, one = plan(*names, backend=backend, **options), plan(**options)
+    one = alone(make=plan, **{name: value for name, value in options.items() if name != "sizes"})
+    together = plan(*names, backend=backend, **options)
     for k in range(4):
         value, want = together.train_step(*batch(k)), one.train_step(*batch(k))
         if options.get("accumulate", 1) == 1:
@@ -66,7 +65,7 @@ def compiled_ranks_by_name_step_as_one_process() -> None:
 
 @named
 def errors_and_nans_of_one_rank_by_name_are_those_of_all_and_change_nothing() -> None:
-    together, one = plan("hidden"), plan()
+    together, one = plan("hidden"), alone(make=plan)
     x, y = batch(0)
     before = together.get_params()
     named_rank = () if rank() == 1 else ("on rank 1",)
@@ -86,7 +85,7 @@ def errors_and_nans_of_one_rank_by_name_are_those_of_all_and_change_nothing() ->
 
 @named
 def what_fails_by_name_where_gradients_wait_is_an_error_on_all() -> None:
-    together, one = plan("hidden", accumulate=2, max_norm=0.3), plan(accumulate=2, max_norm=0.3)
+    together, one = plan("hidden", accumulate=2, max_norm=0.3), alone(make=plan, accumulate=2, max_norm=0.3)
     together.train_step(*batch(0))
     one.train_step(*batch(0))
     group = together._shared.own_optimizer().param_groups[0]
@@ -95,6 +94,41 @@ def what_fails_by_name_where_gradients_wait_is_an_error_on_all() -> None:
     group["lr"] = lr
     assert together.step_waiting() == one.step_waiting() == 1
     same(together, one)
+
+
+class Layered(nn.Module):
+    up: Annotated[nn.Linear, dims(in_features="pixels", out_features="hidden")]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down, self.norm = nn.Linear(6, 8), nn.Linear(8, 5), nn.LayerNorm(6)
+
+    def forward(self, x: Float[Tensor, "batch 6"]) -> Float[Tensor, "batch 5"]:
+        out: Tensor = self.down(torch.tanh(self.up(self.norm(x))))
+        return out
+
+
+def over(out: Float[Tensor, "batch 5"], y: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
+    return F.cross_entropy(out, y)
+
+
+@named
+def a_module_steps_as_on_one_process_by_names_that_it_declares_and_that_are_said() -> None:
+    torch.manual_seed(rank())
+    made = [Layered().double() for _ in range(2)]
+    options: dict[str, Any] = {"max_norm": 0.3, "accumulate": 2}
+    together = ScalarTrainer(
+        over, made[0], mesh=join(tp=2), shard={"hidden": "tp"}, names={"down.weight": "classes hidden"}, **options
+    )
+    one = ScalarTrainer(over, made[1], mesh="alone", **options)
+    one.load_state_dict(together.state_dict())
+    for k in range(4):
+        together.adamw_step(*batch(k), lr=0.01)
+        one.adamw_step(*batch(k), lr=0.01)
+    same(together, one)
+    assert [tuple(t.shape) for t in made[0].parameters()] == [(4, 6), (4,), (5, 4), (5,), (6,), (6,)]
+    assert "up.weight [hidden/tp, pixels], up.bias [hidden/tp], down.weight [classes, hidden/tp]" in str(together.proof)
+    raises(lambda: ScalarTrainer(over, made[1], mesh=join(tp=2), shard={"hiden": "tp"}), TypeError, "of a module: what")
 
 
 def highest(p: MLP, x: Float[Tensor, "batch pixels"], y: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
@@ -106,7 +140,7 @@ def highest(p: MLP, x: Float[Tensor, "batch pixels"], y: Int[Tensor, " batch"]) 
 def a_nan_in_the_part_of_one_rank_is_in_the_largest_of_all() -> None:
     together = plan("pixels", loss=highest)
     x, y = batch(0)
-    want = plan(loss=highest).forward(x, y)
+    want = alone(highest, plan).forward(x, y)
     torch.testing.assert_close(together.forward(x, y), want, rtol=EXACT, atol=EXACT)
     for at in (0, 5):  # gloo's maximum leaves one out that is not the first rank's
         found = x.clone()
@@ -121,7 +155,7 @@ def plans_that_do_not_fit_are_refused_on_all_ranks() -> None:
     raises(lambda: new(shard={"hidden": "tp"}, **options), ShapeError, "hidden % tp == 0, and hidden = 7")
     raises(lambda: new(shard={"hiden": "tp"}, **options), TypeError, "did you mean `hidden`?")
     raises(lambda: new(shard={"batch": "tp", "hidden": "tp"}, **options), TypeError, "two of its axes")
-    raises(lambda: new(shard={"pixels": "tp"}, zero=3, **options), ValueError, "leave zero out")
+    raises(lambda: new(shard={"pixels": "tp"}, zero=3, **options), ValueError, "no dimension of the batch")
     params = MLP.init(pixels=6, hidden=8, classes=5, seed=0)
     raises(lambda: ScalarTrainer(mlp, params, optimizer=Muon, shard={"hidden": "tp"}, **options), ValueError, "Muon")
 
@@ -144,8 +178,8 @@ def dropout_of_parts_is_drawn_as_one_process_draws_it_and_agrees_by_name() -> No
 def a_run_by_name_goes_on_from_checkpoints_in_one_process_and_by_another_plan() -> None:
     x, y = torch.randn(19, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64), torch.arange(19) % 5
     data = Batches(x, y, batch_size=6, seed=0)
-    place = peers_of(new(mesh=join()).ranks).tell("a folder", tempfile.mkdtemp() if rank() == 0 else None)[0]
-    one = Loop(plan(max_norm=0.3))
+    place = folder()
+    one = Loop(alone(make=plan, max_norm=0.3))
     one.run_epochs(data, 3)
     want = one.evaluate(data)
     for names, steps in ((("hidden",), 3), (("pixels",), 6), ((), 9), (("hidden",), 12)):

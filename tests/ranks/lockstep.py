@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,7 +10,9 @@ from torch import Tensor
 
 from shaped import ScalarTrainer
 from shaped.backends.local import LocalRun
-from shaped.backends.placed import PlacedGraph, placed
+from shaped.backends.placed import PlacedGraph, placed, said
+from shaped.backends.planned_parts import PlannedParts
+from shaped.ranks.module_names import NamedEntries
 from shaped.ranks.naming import NamedAxis
 
 
@@ -19,6 +22,16 @@ class Meeting:
     def __init__(self, rank: int, size: int, barrier: threading.Barrier, table: list[Any]) -> None:
         self.rank, self.size, self._barrier, self._table = rank, size, barrier, table
         self.sums = 0
+        self.said = torch.tensor([1.0, 0.0], dtype=torch.float64)
+
+    @classmethod
+    def of(cls, size: int) -> "list[Meeting]":
+        """All ranks of a group."""
+        barrier, table = threading.Barrier(size, timeout=30), [None] * size
+        return [cls(rank, size, barrier, table) for rank in range(size)]
+
+    def abort(self) -> None:
+        self._barrier.abort()
 
     def _all(self, t: Tensor) -> Tensor:
         self.sums += 1
@@ -35,6 +48,12 @@ class Meeting:
         found = self._all(t)
         return found.amax(0) if kind == "max" else found.amin(0)
 
+    def gather(self, part: Tensor) -> Tensor:
+        return self._all(part).reshape(-1)
+
+    def scatter(self, flat: Tensor) -> Tensor:
+        return self._all(flat).sum(0).view(self.size, -1)[self.rank]
+
 
 def walked(trainer: ScalarTrainer, names: Sequence[str], size: int = 2) -> PlacedGraph:
     """Where the values of a proved graph lie under a plan."""
@@ -43,30 +62,55 @@ def walked(trainer: ScalarTrainer, names: Sequence[str], size: int = 2) -> Place
     return placed(program, program.proof.graph, program.inputs, plan)
 
 
-def on_parts(trainer: ScalarTrainer, batch: Sequence[Tensor], names: Sequence[str], size: int = 2) -> list[Tensor]:
-    """Loss and gradients of a batch from runs on parts, put together; holds ranks to the same of what is whole."""
+def on_parts(
+    trainer: ScalarTrainer, batch: Sequence[Tensor], names: Sequence[str], size: int = 2, columns: int = 0
+) -> list[Tensor]:
+    """Loss and gradients of a batch from runs on parts, put together; holds ranks to the same of what is whole.
+
+    Args:
+        trainer, batch, names: What is run, and the plan.
+        size: Ranks along the names' axis.
+        columns: Ranks along the batch's, over which what a rank has lies in flat parts, as with zero=3; each is given
+            the batch. 0 for none.
+    """
     program, plan = trainer._program, NamedAxis("tp", size, tuple(names))
     case = program.admit(batch)
+    named = NamedEntries(program.params.entries, program.params.dims)
     found = placed(program, case.graph, case.entries, plan)
-    layouts = plan.layouts(program.params.entries, program.params.dims)
-    barrier, table = threading.Barrier(size, timeout=30), [None] * size
+    layouts = plan.layouts(named.entries, [tuple(t.shape) for t in program.params], named.sizes)
+    across = [Meeting.of(size) for _ in range(max(columns, 1))]
+    down = [Meeting.of(columns) for _ in range(size)] if columns else []
     results: list[Any] = [None] * size
 
-    def work(rank: int) -> None:
-        meeting = Meeting(rank, size, barrier, table)
-        run = LocalRun(found.walk, found.starts, found.ends, meeting, found.cuts)
+    def work(rank: int, column: int) -> None:
+        meeting = across[column][rank]
         try:
-            with torch.no_grad():
-                parts = [layouts[i].cut(t.detach(), rank) for i, t in enumerate(program.params)]
-                results[rank] = run.run(*parts, *batch)
-            right = run.right()
-            assert right is None or bool(right), run.first_wrong()
-            assert meeting.sums == len(found.walk.collectives)
+            parts = [layouts[i].cut(t.detach(), rank) for i, t in enumerate(program.params)]
+            if columns:
+                proof = replace(program.proof, plan=tuple(said(named.entries, found, plan, "", 0)))
+                of = down[rank][column], meeting, plan, "batch", named, found, proof, "dp"
+                run, one = PlannedParts(program, meeting, *of), torch.ones((), dtype=torch.float64)
+                made = run.gathering(case.graph, one)
+                flat = [run.layouts[i].cut(t.detach(), (rank, column)) for i, t in enumerate(program.params)]
+                with torch.no_grad():
+                    loss, *own = made.run(*flat, *batch)
+                    sums = [run.layouts[i].flat for i in program.used]
+                    parts = [f.whole(run.summing.gather(g)).clone() / columns for f, g in zip(sums, own, strict=True)]
+                outputs = [loss, *parts]
+            else:
+                made = LocalRun(found.walk, found.starts, found.ends, meeting, found.cuts)
+                with torch.no_grad():
+                    outputs = made.run(*parts, *batch)
+                assert meeting.sums == len(found.walk.collectives)
+            right = made.right()
+            assert right is None or bool(right), made.first_wrong()
+            results[rank] = outputs if column == 0 else results[rank]
         except BaseException as error:
             results[rank] = error
-            barrier.abort()
+            for meet in (*across, *down):
+                meet[0].abort()
 
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(size)]
+    threads = [threading.Thread(target=work, args=(r, c)) for r in range(size) for c in range(max(columns, 1))]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -22,6 +22,7 @@ LONG = [
     "errors_and_nans_of_one_rank_by_name_are_those_of_all_and_change_nothing",
     "dropout_of_parts_is_drawn_as_one_process_draws_it_and_agrees_by_name",
     "a_run_by_name_goes_on_from_checkpoints_in_one_process_and_by_another_plan",
+    "a_module_steps_as_on_one_process_by_names_that_it_declares_and_that_are_said",
     "compiled_ranks_by_name_step_as_one_process",
     "eager_ranks_step_in_float32_as_one_process_in_float64",
     "batches_are_weighed_by_what_their_mask_keeps_or_samples_says",
@@ -37,9 +38,6 @@ LONG = [
     "a_rank_that_leaves_the_compiler_goes_on_with_those_that_stay",
     "compiled_ranks_with_whole_parameters_step_as_one_process",
     "compiled_ranks_with_parts_of_parameters_step_as_one_process",
-    "compiled_sgd_steps_as_one_process_whole_and_in_parts",
-    "compiled_adamw_steps_as_one_process_whole_and_in_parts",
-    "compiled_muon_steps_as_one_process",
 ]
 
 

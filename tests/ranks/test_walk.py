@@ -154,9 +154,11 @@ def test_parts_put_together_are_the_loss_and_gradients_of_the_whole(name: str, p
     trainer, batch = trained(name)
     loss, gradients = trainer.loss_and_backward(*batch)
     found = on_parts(trainer, batch, plan, size)
+    nested = on_parts(trainer, batch, plan, size, columns=2)
 
-    for a, b in zip(found, [loss, *gradients], strict=True):
-        torch.testing.assert_close(a, b, rtol=EXACT, atol=EXACT * float(b.abs().max()))
+    for a, b, c in zip(found, nested, [loss, *gradients], strict=True):
+        torch.testing.assert_close(a, c, rtol=EXACT, atol=EXACT * float(c.abs().max()))
+        torch.testing.assert_close(b, c, rtol=EXACT, atol=EXACT * float(c.abs().max()))
 
 
 @SLOW
