@@ -77,7 +77,7 @@ def named_entries(params: ParamList, module: nn.Module | None, said: Mapping[str
     for pattern, axes in (said or {}).items():
         paths = [path for path in places if fnmatchcase(path, pattern)]
         if not paths:
-            raise SignatureError(f"names: `{pattern}` fits no parameter{nearest(pattern, places)}")
+            raise SignatureError(f"names: `{pattern}` fits no parameter{nearest(pattern, list(places))}")
         declared |= {path: _written(path, axes, places[path]) for path in paths}
     by_id: dict[int, list[str]] = {}
     for path, tensor in places.items():

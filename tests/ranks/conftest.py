@@ -15,26 +15,28 @@ PROGRAM = Path(__file__).with_name("processes.py")
 Answers = Callable[[str], str]
 
 
-def run(names: list[str], folder: Path) -> dict[str, str]:
-    """What both ranks answer: by check, nothing or what was wrong on the ranks."""
+def run(names: list[str], folder: Path, count: int) -> dict[str, str]:
+    """What all ranks answer: by check, nothing or what was wrong on the ranks."""
     env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1", "SHAPED_KERNELS": "torch"}
-    command = [sys.executable, str(PROGRAM)]
+    answers = str(folder / "answers")
     ranks = [
-        subprocess.Popen([*command, str(rank), str(folder / "answers"), *names], env=env, stderr=subprocess.PIPE)
-        for rank in range(2)
+        subprocess.Popen(
+            [sys.executable, str(PROGRAM), str(rank), str(count), answers, *names], env=env, stderr=subprocess.PIPE
+        )
+        for rank in range(count)
     ]
     said = [rank.communicate()[1].decode() for rank in ranks]
     found: dict[str, str] = {}
-    for rank in range(2):
+    for rank in range(count):
         file = folder / f"answers.{rank}"
-        answers = json.loads(file.read_text()) if file.exists() else {}
+        told = json.loads(file.read_text()) if file.exists() else {}
         for name in names:
-            wrong = answers.get(name, f"rank {rank} did not come to it: {said[rank][-2000:]}")
+            wrong = told.get(name, f"rank {rank} did not come to it: {said[rank][-2000:]}")
             found[name] = "\n".join(filter(None, [found.get(name, ""), wrong and f"rank {rank}: {wrong}"]))
     return found
 
 
-def checked(request: pytest.FixtureRequest, folder: Path) -> Answers:
+def checked(request: pytest.FixtureRequest, folder: Path, count: int = 2) -> Answers:
     """The answers to all checks of this fixture that are among the tests of the session."""
     if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
         pytest.skip("needs torch.distributed with gloo")
@@ -42,7 +44,7 @@ def checked(request: pytest.FixtureRequest, folder: Path) -> Answers:
     assert fixture is not None
     items = [item for item in request.session.items if fixture in getattr(item, "fixturenames", ())]
     names = [item.callspec.params["name"] for item in items]  # type: ignore[attr-defined]
-    answers = run(names, folder)
+    answers = run(names, folder, count)
     return answers.__getitem__
 
 
@@ -56,3 +58,9 @@ def two_ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 def two_ranks_long(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Answers:
     """The same of those that compile much."""
     return checked(request, tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.fixture(scope="session")
+def four_ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Answers:
+    """What four processes answer to each check."""
+    return checked(request, tmp_path_factory.mktemp("ranks"), 4)

@@ -12,6 +12,7 @@ from shaped import ScalarTrainer
 from shaped.backends.local import LocalRun
 from shaped.backends.placed import PlacedGraph, placed, said
 from shaped.backends.planned_parts import PlannedParts
+from shaped.backends.values import Checked
 from shaped.ranks.module_names import NamedEntries
 from shaped.ranks.naming import NamedAxis
 
@@ -90,7 +91,7 @@ def on_parts(
                 proof = replace(program.proof, plan=tuple(said(named.entries, found, plan, "", 0)))
                 of = down[rank][column], meeting, plan, "batch", named, found, proof, "dp"
                 run, one = PlannedParts(program, meeting, *of), torch.ones((), dtype=torch.float64)
-                made = run.gathering(case.graph, one)
+                made: Checked = run.gathering(case.graph, one)
                 flat = [run.layouts[i].cut(t.detach(), (rank, column)) for i, t in enumerate(program.params)]
                 with torch.no_grad():
                     loss, *own = made.run(*flat, *batch)

@@ -1,6 +1,6 @@
-"""What is checked in two processes: each function here runs on both, and says what is wrong by raising.
+"""What is checked in several processes: each function here runs on all, and says what is wrong by raising.
 
-Run by conftest.py: python processes.py RANK FILE NAME...; the answers of a rank are a JSON object in FILE.RANK.
+Run by conftest.py: python processes.py RANK COUNT FILE NAME...; the answers of a rank are a JSON object in FILE.RANK.
 """
 
 import json
@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from shaped import Checkpoints, Loop, NonFiniteError, ParamList, ScalarTrainer, ShapeError, init
+from shaped.backends import CompileError
 from shaped.data import Batches
 from shaped.optim import SGD, AdamW, Muon
 from shaped.ranks import join, leave
@@ -88,10 +89,10 @@ def batch(k: int, dtype: torch.dtype = WIDE) -> tuple[Tensor, Tensor]:
     return x, torch.randint(0, 5, (size,), generator=generator)
 
 
-def mine(k: int, *whole: Tensor) -> list[Tensor]:
-    """This rank's rows: 3 and 4, 1 and 5, 4 and 1, 2 and 7."""
-    cut = (3, 1, 4, 2)[k % 4]
-    return [t[:cut] if rank() == 0 else t[cut:] for t in whole]
+def mine(k: int, *whole: Tensor, first: bool | None = None) -> list[Tensor]:
+    """This rank's rows, or those of the first or second share: 3 and 4, 1 and 5, 4 and 1, 2 and 7."""
+    cut, first = (3, 1, 4, 2)[k % 4], rank() == 0 if first is None else first
+    return [t[:cut] if first else t[cut:] for t in whole]
 
 
 def new(
@@ -144,9 +145,8 @@ def follows(
     for a, b in zip(together.get_params(), one.get_params(), strict=True):
         torch.testing.assert_close(a.double(), b, rtol=tolerance, atol=tolerance * float(b.detach().abs().max()))
     if options.get("max_norm"):
-        norms = [float(trainer.grad_norm) for trainer in (together, one) if trainer.grad_norm is not None]
-        assert len(norms) == 2
-        assert abs(norms[0] / norms[1] - 1) <= max(tolerance, 1e-6)
+        norm, exact = (float(trainer.grad_norm) for trainer in (together, one) if trainer.grad_norm is not None)
+        assert abs(norm / exact - 1) <= max(tolerance, 1e-6)
     assert (together.steps, together.skipped, together.waiting) == (one.steps, one.skipped, one.waiting)
     return together
 
@@ -416,10 +416,7 @@ def ranks_that_made_different_trainers_are_refused() -> None:
 def a_rank_that_leaves_the_compiler_goes_on_with_those_that_stay() -> None:
     together, one = new(mesh=join(), backend="auto" if rank() == 0 else "eager"), alone()
     if rank() == 0:
-        from shaped.backends import CompileError
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             together._backend.leave(CompileError("no compiler"))  # type: ignore[attr-defined]
     for k in range(3):
         together.train_step(*mine(k, *batch(k)))
@@ -427,11 +424,12 @@ def a_rank_that_leaves_the_compiler_goes_on_with_those_that_stay() -> None:
     same(together, one)
 
 
-def main(number: int, file: str, names: list[str]) -> None:
+def main(number: int, count: int, file: str, names: list[str]) -> None:
     from tests.ranks.by_name import NAMED
+    from tests.ranks.of_both import BOTH
 
-    CHECKS.update(NAMED)
-    dist.init_process_group("gloo", init_method=f"file://{file}.meeting", rank=number, world_size=2)
+    CHECKS.update(NAMED | BOTH)
+    dist.init_process_group("gloo", init_method=f"file://{file}.meeting", rank=number, world_size=count)
     answers = {}
     for name in names:
         try:
@@ -449,4 +447,4 @@ def main(number: int, file: str, names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], sys.argv[3:])
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4:])

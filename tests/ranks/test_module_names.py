@@ -65,6 +65,10 @@ def test_names_of_paths_come_before_what_classes_declare_and_may_leave_sizes_ope
     assert found.sizes == {"vocab": 10, "dim": 6, "hidden": 8, "inner": 4}
 
 
+class Table(ParamList):
+    w: Float[torch.Tensor, "a b"]
+
+
 class Odd(nn.Module):
     layer: Annotated[nn.Linear, dims(out="hidden")]
 
@@ -89,8 +93,8 @@ def test_names_that_do_not_fit_are_refused(module: nn.Module, said: Any, kind: t
 
 
 def test_a_list_of_parameters_has_names_and_takes_no_others() -> None:
-    params = ParamList[Float[torch.Tensor, "a b"]](torch.ones(2, 3))
+    params = Table(w=torch.ones(2, 3))
 
     assert named_entries(params, None, None).sizes == {"a": 2, "b": 3}
     with pytest.raises(SignatureError, match="names is for modules"):
-        named_entries(params, None, {"0": "a b"})
+        named_entries(params, None, {"w": "a b"})

@@ -1,4 +1,4 @@
-"""Two ranks of gloo against one process on the whole batch; each test is a function of this name in processes.py."""
+"""Two and four ranks of gloo against one process on the whole batch; each test is a function of its name there."""
 
 from collections.abc import Callable
 
@@ -52,5 +52,13 @@ def test_two_ranks_in_short(name: str, two_ranks: Callable[[str], str]) -> None:
 @pytest.mark.parametrize("name", LONG)
 def test_two_ranks_at_length(name: str, two_ranks_long: Callable[[str], str]) -> None:
     wrong = two_ranks_long(name)
+
+    assert not wrong
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["parts_by_name_and_over_the_batch_step_as_one_process_and_share_errors"])
+def test_four_ranks(name: str, four_ranks: Callable[[str], str]) -> None:
+    wrong = four_ranks(name)
 
     assert not wrong

@@ -1,0 +1,54 @@
+"""What is checked in four processes: a plan by name, and flat parts of what a rank has by it; run by processes.py."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shaped import NonFiniteError, RankError, ScalarTrainer, ShapeError
+from shaped.optim import AdamW
+from shaped.ranks import join
+from tests.ranks.processes import EXACT, MLP, alone, batch, mine, mlp, raises, rank, same
+
+BOTH: dict[str, Callable[[], None]] = {}
+
+
+def wide(loss: Callable[..., Any] = mlp, **options: Any) -> ScalarTrainer:
+    params = MLP.init(pixels=6, hidden=8, classes=5, seed=0, dtype=torch.float32).to(dtype=torch.float64)
+    return ScalarTrainer(loss, params, optimizer=AdamW(params, lr=0.01), max_norm=0.3, accumulate=2, **options)
+
+
+def parts_by_name_and_over_the_batch_step_as_one_process_and_share_errors() -> None:
+    """Unequal batches, of which one has one row on some ranks; an axis of 5 classes that two ranks do not divide."""
+    mesh = join(dp=2, tp=2)
+    together = wide(mesh=mesh, shard={"batch": "dp", "hidden": "tp"}, zero=3)
+    one, row = alone(make=wide), mesh.get_local_rank("dp")
+    assert [tuple(t.shape) for t in together._program.tensors] == [(12,), (2,), (10,), (3,)]
+    assert "1/2 over dp of: w1 [pixels, hidden/tp], b1 [hidden/tp], w2 [hidden/tp, classes]" in str(together.proof)
+    assert "1 gather of 216 bytes; 1 reduce-scatter of 432 bytes over dp" in str(together.proof)
+
+    def given(k: int) -> list[Tensor]:
+        return mine(k, *batch(k), first=row == 0)
+
+    x, y = given(0)
+    raises(lambda: together.train_step(x[:, :5] if rank() == 3 else x, y), ShapeError)
+    raises(lambda: together.train_step(x + rank(), y), RankError, "one batch along tp")
+    raises(lambda: together.train_step(x * float("nan") if row == 1 else x, y), NonFiniteError)
+    for k in range(6):
+        together.train_step(*given(k))
+        one.train_step(*batch(k))
+    same(together, one)
+    state = together.state_dict()
+    torch.testing.assert_close(together.forward(*given(0)), one.forward(*given(0)), rtol=EXACT, atol=EXACT)
+    together.load_state_dict(one.state_dict())
+    one.load_state_dict(state)
+    for k in range(6, 8):
+        together.train_step(*given(k))
+        one.train_step(*batch(k))
+    same(together, one)
+
+
+BOTH[parts_by_name_and_over_the_batch_step_as_one_process_and_share_errors.__name__] = (
+    parts_by_name_and_over_the_batch_step_as_one_process_and_share_errors
+)
