@@ -32,7 +32,7 @@ from shaped.backends.interrupts import Whole
 from shaped.backends.options import TrainerOptions
 from shaped.backends.outside import tensors_of
 from shaped.backends.program import Program
-from shaped.backends.refusals import refuse_hooks, refuse_redrawn
+from shaped.backends.refusals import refuse_hooks, refuse_modes, refuse_redrawn
 from shaped.backends.samples import checked_count
 from shaped.backends.step import NO_SAMPLES, WHY, WRONG_VALUE, Runner, TrainStep
 from shaped.backends.values import Checked, Runs
@@ -232,6 +232,7 @@ class Compiled:
                 yield case, self._under(runner.executor.key), runner, step.state
 
     def _admit(self, inputs: Sequence[Tensor]) -> tuple[AdmittedCase, list[Tensor]]:
+        refuse_modes()
         self.program.follow_storage()
         return self._looked(inputs)
 

@@ -1,13 +1,17 @@
-"""What a graph would not do as the program does it: hooks on gradients, and draws of a pass that is run again."""
+"""What a graph would not do as the program does it: hooks, modes around a step, draws of a pass that is run again."""
 
 from collections.abc import Sequence
 
+import torch
 from torch.fx import GraphModule, Node
 
 from shaped.backends.draws import draws
 from shaped.backends.executors import CompileError
 from shaped.backends.program import Program
 from shaped.errors import listing
+
+_functions, _dispatches = torch._C._len_torch_function_stack, torch._C._len_torch_dispatch_stack
+_TORCH = "torch", "shaped"  # whose modes change no values: a default device, a count of operations
 
 
 def refuse_hooks(program: Program) -> None:
@@ -17,6 +21,20 @@ def refuse_hooks(program: Program) -> None:
         raise CompileError(
             f"{listing(hooked)} has a hook on its gradient, which a graph would not run: remove it, or use "
             "backend='eager'; a gradient strategy can do the same on both"
+        )
+
+
+def refuse_modes() -> None:
+    """Raise CompileError where a TorchFunctionMode or a TorchDispatchMode of the user's is active around the step."""
+    if not _functions() and not _dispatches():
+        return
+    modes = [torch._C._get_function_stack_at(i) for i in range(_functions())]
+    modes += [torch._C._get_dispatch_stack_at(i) for i in range(_dispatches())]
+    kinds = [type(mode) for mode in modes if type(mode).__module__.split(".")[0] not in _TORCH]
+    if kinds:
+        raise CompileError(
+            f"{listing([kind.__name__ for kind in kinds])} is active around the step, which compiled code does not "
+            "see: enter it within the loss, or use backend='eager'"
         )
 
 

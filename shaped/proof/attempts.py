@@ -73,7 +73,7 @@ def attempt_at(setting: Setting, names: Sequence[str], plan: Plan) -> FoundTrace
         if repr(plan) in seen or sizes is None or sizes_of(names, plan) != sizes:
             continue
         seen.add(repr(plan))
-        world = World(names, plan)
+        world = World(names, plan, grants=True)
         world.env.notice = partial(_divide, world, sizes)
         try:
             return FoundTrace(trace(setting, world, Recorder(world)), plan)

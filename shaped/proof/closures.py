@@ -2,6 +2,7 @@
 
 import gc
 import types
+from collections.abc import Callable
 from functools import partial
 from types import CodeType
 from typing import Any
@@ -18,10 +19,15 @@ class Functions:
         self._parents: dict[CodeType, CodeType] = {}
         self._sought: set[CodeType] = set()
 
-    def add(self, function: types.FunctionType) -> bool:
-        """A function that was met. False where it is known, or the program has made functions of its code by now."""
+    def add(self, function: types.FunctionType, outside: Callable[[], bool] | None = None) -> bool:
+        """A function that was met. False where it is known, or may be one that the program has made.
+
+        Args:
+            function: The one.
+            outside: Whether it was read from outside, asked where the program has made functions of its code by now.
+        """
         code = function.__code__
-        if code in self._made or self._is_outside(function):
+        if self._is_outside(function) or (code in self._made and not (outside is not None and outside())):
             return False
         self._outside.setdefault(code, []).append(function)
         for inner in (c for c in code.co_consts if isinstance(c, CodeType)):

@@ -135,6 +135,16 @@ def follows(condition: Condition, assumptions: Sequence[Assumption]) -> bool:
         return False
 
 
+def needed(conditions: Sequence[Condition]) -> list[Condition]:
+    """Those that do not follow from the others: `n >= 5` of `n >= 3` and `n >= 5`."""
+    left = list(conditions)
+    for one in conditions:
+        others = [Assumption(other.term) for other in left if other is not one and not other.where]
+        if others and not one.where and follows(one, others):
+            left = [other for other in left if other is not one]
+    return left
+
+
 def _shown(goal: Term, known: Sequence[Term]) -> bool:
     import sympy
 

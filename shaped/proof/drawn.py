@@ -1,5 +1,6 @@
-"""What gives another value at each call, so that no trace of it is the program: generators, the clock, a file."""
+"""What gives another value at each call, so that no trace of it is the program: generators, the clock, the system."""
 
+import io
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,8 +11,15 @@ import torch
 from shaped.errors import Source
 from shaped.proof.reads import own
 
-CLOCK, FILE = "the clock", "a file"
+CLOCK, FILE, FILES, PROCESS = "the clock", "a file", "the file system", "another process"
+READ = {CLOCK, FILE, FILES, PROCESS}  # not drawn, but read
 _OPENERS = {"read_text", "read_bytes", "open", "load", "loadtxt", "fromfile", "genfromtxt"}  # pathlib's and the like
+_LOOKS = {  # whether a file is there, how large it is, what a folder holds
+    *("exists", "lexists", "isfile", "isdir", "islink", "getsize", "getmtime", "getatime", "getctime", "samefile"),
+    *("is_file", "is_dir", "is_symlink", "stat", "lstat", "fstat", "listdir", "scandir", "access", "readlink"),
+    *("iterdir", "glob", "iglob", "rglob", "walk"),
+}
+_SYSTEM = {"posix", "nt", "os", "genericpath", "posixpath", "ntpath", "pathlib", "glob"}
 _CLOCKS = {
     *("time", "time_ns", "perf_counter", "perf_counter_ns", "monotonic", "monotonic_ns"),
     *("process_time", "process_time_ns", "thread_time", "thread_time_ns", "localtime", "gmtime"),
@@ -59,10 +67,24 @@ def draws(function: Any, given: int) -> str:
 
 
 def opens(function: Any, given: Sequence[Any]) -> str:
-    """That a call reads a file, if it does; a log that is written is none of a loss's values."""
+    """That a call reads a file, if it does, or what the system says; a log that is written is no value of a loss's."""
     function = own(function, "__func__", function)
     module, name = own(function, "__module__", None) or "", own(function, "__name__", "")
+    if asked := asks(str(module), name):
+        return asked
+    if function is io.FileIO:
+        return "" if any(set(m) & set("wax") for m in given[1:] if isinstance(m, str)) else FILE
     if function is not open and not (name in _OPENERS and str(module).split(".")[0] in ("pathlib", "numpy", "torch")):
         return ""
     modes = [mode for mode in given[function is open :] if isinstance(mode, str) and len(mode) < 4]
     return "" if any(set(mode) & set("wax") for mode in modes) else FILE
+
+
+def asks(module: str, name: str) -> str:
+    """What a function of the standard library, by its module and its name, asks the system for; empty if nothing."""
+    if module.split(".")[0] in _SYSTEM and name in _LOOKS:
+        return FILES
+    if module == "subprocess" or (module == "os" and name == "popen"):
+        return PROCESS
+    read = (module in ("posix", "nt") and name in ("read", "pread")) or name in ("read_text", "read_bytes")
+    return FILE if read and module.split(".")[0] in _SYSTEM else ""

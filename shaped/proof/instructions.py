@@ -49,6 +49,8 @@ def instructions(code: CodeType) -> dict[int, Instruction]:
         following = listed[i + 1].offset if i + 1 < len(listed) else -1
         arg = one.arg if one.opcode >= dis.HAVE_ARGUMENT else None
         effect, jumped = (dis.stack_effect(one.opcode, arg, jump=jump) for jump in (False, True))
+        if one.opname == "CALL":  # Python 3.11 counts a part of it to PRECALL
+            effect = jumped = -int(one.arg or 0) - 1
         counts = _counts(listed[i + 1 : i + 8])
         for offset in (*waiting, one.offset):
             found[offset] = Instruction(one.opname, one.arg, one.argval, effect, jumped, following, counts)

@@ -17,9 +17,10 @@ from typing import Any
 
 from torch import Tensor
 
+from shaped.errors import Source
 from shaped.params import ParamList
 from shaped.proof.closures import Functions, function_of
-from shaped.proof.drawn import CLOCK, FILE, Drawn, draws, opens
+from shaped.proof.drawn import READ, Drawn, draws, opens
 from shaped.proof.instructions import ASKED, PURE, UNKNOWN, Shadow
 from shaped.proof.isolation import say, stands_in
 from shaped.proof.lookups import looked_up
@@ -39,7 +40,9 @@ from shaped.proof.reads import (
     is_traced,
     own,
 )
+from shaped.proof.scripted import asks_sizes
 from shaped.proof.source import Place, is_users
+from shaped.proof.standing import real_of
 
 _SOLE = {id(f) for f in (isinstance, issubclass, id, type, callable, super, repr, print, say)}  # read nothing of a loss
 _WRITES = {"append", "add", "update", "extend", "insert", "clear"}  # methods of containers that only write
@@ -52,12 +55,14 @@ class Reading:
     Attributes:
         log: What was read.
         drawn: What gives another value each time, and where it was read first.
+        scripted: Where a function of TorchScript is called that reads sizes.
         followed: By code object: whether its frames are followed.
     """
 
     def __init__(self) -> None:
         self.log = Log()
         self.drawn: Drawn | None = None
+        self.scripted: Source | None = None
         self.followed: dict[Any, bool] = {}
         self.functions = Functions()
         self._set: set[ContextVar[Any]] = set()  # by the program itself
@@ -126,9 +131,9 @@ class Reading:
         shadow.push(self._attribute_of(frame, shadow, owner, argval))
 
     def _attribute_of(self, frame: FrameType, shadow: Shadow, owner: Any, name: str) -> Any:
-        if isinstance(owner, Tensor) and name == "requires_grad" and not is_traced(owner):
-            self._read(frame, ATTRIBUTE, owner, name, owner.requires_grad)
-        if owner is UNKNOWN or isinstance(owner, Tensor) or is_leaf(owner):
+        if isinstance(owner, Tensor):
+            return self._of_tensor(frame, owner, name)
+        if owner is UNKNOWN or is_leaf(owner):
             return UNKNOWN
         if isinstance(owner, ParamList):
             return self._of_parameters(frame, owner, name)
@@ -138,11 +143,22 @@ class Reading:
                 self.log.deep(owner)
             return shadow.result
         if isinstance(owner, types.ModuleType) and (drawn := draws(found[1], -1)):
-            self._note(frame, drawn)
+            self.note(frame, drawn)
         for kind, holder, key, value in found[0]:
             self.log.alias(holder, owner)
             self._read(frame, kind, holder, key, value)
         return shadow.result if found[1] is UNKNOWN and shadow.called else found[1]
+
+    def _of_tensor(self, frame: FrameType, owner: Tensor, name: str) -> Any:
+        """An attribute that the user put on a tensor; of a stand-in for a parameter, that of the parameter."""
+        real = real_of(owner)
+        if is_traced(real) or (name != "requires_grad" and hasattr(type(real), name)):
+            return UNKNOWN
+        value = getattr(real, name, MISSING)
+        if name != "requires_grad":
+            self.log.root(real)
+        self._read(frame, ATTRIBUTE, real, name, value)
+        return UNKNOWN if value is MISSING else value
 
     def _of_super(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
         shadow.pops(3)
@@ -253,10 +269,12 @@ class Reading:
             self._use(given)
             return UNKNOWN
         self.meet(function)
+        if self.scripted is None and asks_sizes(function):
+            self.scripted = Place(frame, frame.f_lasti, frame.f_lineno).source()
         owner, name = own(function, "__self__", None), own(function, "__name__", "")
         drawn = draws(function, len(given)) or opens(function, given)
-        if drawn == FILE or (drawn and (owner is None or isinstance(owner, types.ModuleType | type))):
-            self._note(frame, drawn)  # a generator that is made within has a seed; others are told where they are read
+        if drawn in READ or (drawn and (owner is None or isinstance(owner, types.ModuleType | type))):
+            self.note(frame, drawn)  # a generator that is made within has a seed; others are told where they are read
         if shadow.called and self._follows(function):
             return UNKNOWN if isinstance(function, type) else shadow.result
         if isinstance(owner, ContextVar) and name in ("set", "reset"):
@@ -313,23 +331,30 @@ class Reading:
     # -- what is read ------------------------------------------------------------------------------------------------
 
     def _read(self, frame: FrameType, kind: str, owner: Any, key: Any, value: Any) -> None:
-        self.meet(value)
+        self.meet(value, outside=partial(self.log.is_outside, owner))
         if self._counts and isinstance(value, int | float):
             self.log.count(kind, owner, key)
             return
         self.log.add(kind, owner, key, value)
         drawn = draws(value, -1)
         if drawn and self.log.is_outside(owner):
-            self._note(frame, drawn)
+            self.note(frame, drawn)
 
-    def _note(self, frame: FrameType, what: str) -> None:
+    def note(self, frame: FrameType, what: str) -> None:
+        """What gives another value each time is read in a frame, which counts where it is the user's."""
         # A log, a collector's hook, or a table that a library keeps in a file.
-        libraries = what in (CLOCK, FILE) and "site-packages" in frame.f_code.co_filename
+        libraries = what in READ and "site-packages" in frame.f_code.co_filename
         if self.drawn is None and is_users(frame) and not libraries:
             self.drawn = Drawn(what, Place(frame, frame.f_lasti, frame.f_lineno).source())
 
-    def meet(self, value: Any, root: bool = False) -> None:
-        """A function that may be called: its closure and defaults are part of what it reads."""
+    def meet(self, value: Any, root: bool = False, outside: Callable[[], bool] | None = None) -> None:
+        """A function that may be called: its closure and defaults are part of what it reads.
+
+        Args:
+            value: The function, or anything else.
+            root: It is called first of all.
+            outside: Whether it was read from outside.
+        """
         while isinstance(value, types.MethodType | staticmethod | classmethod):
             if isinstance(value, types.MethodType):
                 self.log.add(ATTRIBUTE, value, "__self__", value.__self__)
@@ -337,7 +362,7 @@ class Reading:
         if isinstance(value, types.FunctionType):
             if root:
                 self.followed[value.__code__] = True
-            if self.functions.add(value) and not is_library(value.__module__):
+            if self.functions.add(value, outside) and not is_library(value.__module__):
                 self.log.root(value)  # what edits a running program gives its functions another code
                 self.log.add(ATTRIBUTE, value, "__code__", value.__code__)
         elif isinstance(value, partial):

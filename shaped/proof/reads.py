@@ -7,6 +7,7 @@ after anything on the way was replaced. Values are compared, tensors are held to
 
 import logging
 import types
+import weakref
 from array import array
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -176,6 +177,8 @@ def same(old: Any, new: Any) -> bool:
         return len(old) == len(new) and all(map(same, old, new))
     if isinstance(old, Tensor):
         return False
+    if isinstance(old, weakref.ref):
+        return old() is new()
     if isinstance(old, float | complex):
         return repr(old) == repr(new)  # with the sign of zero, and NaN as itself
     if is_array(old):
@@ -200,6 +203,7 @@ class Log:
         self._found: dict[tuple[int, str, Any], Read] = {}
         self._roots: dict[int, tuple[Any, str]] = {}
         self._dictionaries: dict[int, Any] = {}  # of which object a dictionary is
+        self._within: dict[int, tuple[Any, list[Any]]] = {}  # what has no place in a set, a weak reference, as a key
         self._seen: dict[int, Any] = {}
         self._counted: set[tuple[int, str, Any]] = set()
         self._budget = _LIMIT
@@ -244,6 +248,7 @@ class Log:
                 seen.add(id(one))
                 waiting += sources.get(id(one), [])
                 waiting += [self._dictionaries[id(one)]] if id(one) in self._dictionaries else []
+                waiting += self._within[id(one)][1] if id(one) in self._within else []
         return False
 
     def values(self, tensor: Tensor) -> None:
@@ -258,6 +263,9 @@ class Log:
             if id(one) in self._seen or not _holds(one):
                 continue
             self._seen[id(one)] = one
+            for part in filter(_holds, _placeless(one)):
+                self._within.setdefault(id(part), (part, []))[1].append(one)
+                waiting.append(part)
             for kind, owner, key, held in _contents(one):
                 self._budget -= 1
                 if kind == PLAIN and owner is not one:
@@ -276,6 +284,10 @@ class Log:
         owned: dict[int, list[int]] = {}
         for holder, owner in self._dictionaries.items():
             owned.setdefault(id(owner), []).append(holder)
+        inside: dict[int, list[Any]] = {}
+        for part, holders in self._within.values():
+            for holder in holders:
+                inside.setdefault(id(holder), []).append(part)
         found: list[Read] = []
         reached: set[int] = set()
         waiting: list[tuple[int, int, str, bool]] = [
@@ -287,6 +299,7 @@ class Log:
                 continue
             reached.add(at)
             waiting.extend((holder, parent, text, True) for holder in owned.get(at, ()))
+            waiting.extend((id(part), -1, _name_of(part), False) for part in inside.get(at, ()))
             for read in by_owner.get(at, ()):
                 if is_traced(read.value):  # an input of the graph; and a proof that is over keeps none of its tensors
                     continue
@@ -294,7 +307,7 @@ class Log:
                 if isinstance(read.value, Tensor):
                     read.first, read.proved = read.value, (read.value.shape, read.value.dtype, read.value.device)
                 found.append(read)
-                if id(read.value) in by_owner or id(read.value) in owned:
+                if any(id(read.value) in known for known in (by_owner, owned, inside)):
                     waiting.append((id(read.value), len(found) - 1, read.text, False))
         beyond = next((r.text for r in found if r.value is self.beyond), "") if self.beyond is not None else ""
         changed = [r for r in found if (id(r.owner), r.kind, r.key) in self._counted or _is_changed(r)]
@@ -312,7 +325,7 @@ def _is_changed(read: Read) -> bool:
 
 def _holds(value: Any) -> bool:
     """Whether there is something in a value that a program may read."""
-    if is_container(value):
+    if is_container(value) or isinstance(value, weakref.ref):
         return True
     if isinstance(value, (Tensor, nn.Module, types.ModuleType, type, *_SPEAKERS)) or is_leaf(value):
         return False
@@ -323,6 +336,13 @@ def _holds(value: Any) -> bool:
     if isinstance(value, ParamList) or hasattr(type(value), "__slots__"):
         return True
     return own(value, "__dict__", None) is not None  # without a `__getattr__` of its own
+
+
+def _placeless(value: Any) -> list[Any]:
+    """What a value holds that no key finds: the entries of a set, a mapping's keys, what is referred to weakly."""
+    if isinstance(value, weakref.ref):
+        return [value()]
+    return list(value) if isinstance(value, dict | set | frozenset) else []
 
 
 def _contents(value: Any) -> Iterator[tuple[str, Any, Any, Any]]:
@@ -391,7 +411,7 @@ def is_node(read: Read) -> bool:
     value = read.value
     if read.kind == WHOLE or value is MISSING or is_leaf(value):
         return False
-    return not isinstance(value, types.FunctionType | types.BuiltinFunctionType | type)
+    return not isinstance(value, types.FunctionType | types.BuiltinFunctionType | type | weakref.ref)
 
 
 def is_traced(value: Any) -> bool:

@@ -22,10 +22,10 @@ from shaped.errors import Goal, ProofError, Unprovable, first_line
 from shaped.proof.conditions import Condition
 from shaped.proof.isolation import uncompiled
 from shaped.proof.keeping import putting_back
-from shaped.proof.rewrites import Standing
 from shaped.proof.setting import Setting, checking
 from shaped.proof.shelter import Shelter
 from shaped.proof.source import place_of_traceback
+from shaped.proof.standing import Standing
 from shaped.proof.trials import ABSENT, NEGATIVE
 from shaped.proof.ways import way_under_way
 from shaped.shapes import TensorSpec, Term

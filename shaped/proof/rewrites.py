@@ -273,27 +273,3 @@ class Rewrites(TorchFunctionMode):
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         return _REWRITES.get(func, func)(*args, **(kwargs or {}))
-
-
-class Standing(TorchFunctionMode):
-    """Puts the tensors of a trace in the place of the real ones that they stand for, wherever these are read from."""
-
-    def __init__(self, real: Sequence[Tensor], traced: Sequence[Tensor]) -> None:
-        super().__init__()
-        self._for = {id(tensor): stand for tensor, stand in zip(real, traced, strict=False)}
-
-    def __torch_function__(
-        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if self._for:
-            args, kwargs = self._put(args), {name: self._put(value) for name, value in (kwargs or {}).items()}
-        if func is Tensor.__deepcopy__:  # of a run on real tensors, too: torch writes into storages, which seem others'
-            func = deep_copy
-        return func(*args, **(kwargs or {}))
-
-    def _put(self, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return self._for.get(id(value), value)
-        if type(value) in (list, tuple):
-            return type(value)(map(self._put, value))
-        return value

@@ -18,7 +18,7 @@ from shaped.proof.alternatives import Beginning, Equality
 from shaped.proof.arithmetic import divides, divisions, holds, holds_exactly
 from shaped.proof.attempts import Failure, FoundTrace, attempts
 from shaped.proof.branches import Branches, Settled, together
-from shaped.proof.conditions import Assumption, Condition, follows
+from shaped.proof.conditions import Assumption, Condition, follows, needed
 from shaped.proof.explain import explain
 from shaped.proof.plans import size_hints_where, sizes_of
 from shaped.proof.proof import Proof, count_operations, forward_graph
@@ -58,7 +58,7 @@ class ProofSearch:
         self.setting = setting
         self.assumptions = tuple(Assumption.parse(text) for text in assume)
         self.names = _statement_order(setting)
-        self._runs = 0
+        self._runs, self._grants = 0, False
         guessed = dict(zip(static, (3, *PRIMES), strict=False))  # a size that no other name is likely to have
         self.static: Mapping[str, int] = dict(static) if isinstance(static, Mapping) else guessed
         mentioned = itertools.chain(self.static, *(assumption.names for assumption in self.assumptions))
@@ -75,7 +75,7 @@ class ProofSearch:
     def proof(self) -> Proof:
         started = time.perf_counter()
         stated = self._stated(self.initial_plan())
-        found, conditions = stated.found, list(stated.conditions)
+        found, conditions = stated.found, needed(stated.conditions)
         self._check_follows(conditions)
         if self.assumptions:  # from which all that was found follows
             conditions = [assumption.condition for assumption in self.assumptions]
@@ -156,7 +156,7 @@ class ProofSearch:
 
     def _beginning(self) -> Beginning:
         def conditions(found: FoundTrace) -> list[Condition]:
-            self._runs = 0
+            self._runs, self._grants = 0, True
             return self._conditions(found.trace, found.plan)
 
         return Beginning(self.setting, self.names, self.initial_plan(), _of_parameters(self.setting), conditions)
@@ -325,7 +325,7 @@ class ProofSearch:
         self._runs += 1
         if self._runs > _RUNS or sizes_of(self.names, plan) is None:  # or its sizes define each other
             return None
-        world = World(self.names, plan)
+        world = World(self.names, plan, self._grants)
         try:
             run_forward(self.setting, world)
         except Exception:

@@ -20,7 +20,7 @@ from torch._dynamo.source import ConstantSource
 from torch.fx.experimental.symbolic_shapes import DimDynamic, GuardOnDataDependentSymNode, ShapeEnv, _lru_cache
 
 from shaped.errors import Goal, Source, Unprovable
-from shaped.proof.arithmetic import constant, divided_exactly, divisions, flat, holds, whole
+from shaped.proof.arithmetic import constant, divided_exactly, divisions, flat, holds, value_at, whole
 from shaped.proof.conditions import is_dim
 from shaped.proof.expressions import sympy_of, term_of, without_fractions
 from shaped.proof.fake import RememberingMode
@@ -206,11 +206,18 @@ class NegativeSize(RuntimeError):
 
 
 class World:
-    """Symbols for one trace, made from a plan, and the fake tensors over them."""
+    """Symbols for one trace, made from a plan, and the fake tensors over them.
 
-    def __init__(self, names: Sequence[str], plan: Plan) -> None:
+    Args:
+        names: The dimensions.
+        plan: What each stands for.
+        grants: Whether a result may have a declared size by a condition: `min(n, m)//2` where `m//2` is declared.
+    """
+
+    def __init__(self, names: Sequence[str], plan: Plan, grants: bool = False) -> None:
         self.names = tuple(names)
         self.plan = plan
+        self._grants = grants
         self.begin()
 
     def begin(self) -> None:
@@ -380,6 +387,14 @@ class World:
             return True
         divisible = [question.fact for question in self.env.asked if isinstance(question.fact, sympy.Eq)]
         return bool(sympy.expand(divided_exactly(a, divisible) - divided_exactly(b, divisible)) == 0)
+
+    def granted(self, a: Any, b: Any) -> bool:
+        """Ask that two rounded sizes are equal, `n//2 == m//2`, where this world may and they are at its size hints."""
+        fact = sympy.Eq(flat(whole(sympy.sympify(_bare(a)))), flat(whole(sympy.sympify(_bare(b)))), evaluate=False)
+        if not self._grants or not divisions(fact) or value_at(fact, self.size_hints) != sympy.true:
+            return False
+        self.env.asked.append(Question(fact, None))
+        return True
 
     @cached_property
     def _names_of_symbols(self) -> dict[Any, Any]:

@@ -21,9 +21,9 @@ from torch import Tensor
 from shaped.errors import ShapeError, Unprovable
 from shaped.proof.isolation import uncompiled, unwarned
 from shaped.proof.keeping import putting_back
-from shaped.proof.rewrites import Standing
 from shaped.proof.setting import Setting, checking
 from shaped.proof.shelter import Shelter
+from shaped.proof.standing import Standing
 from shaped.proof.ways import way_under_way
 from shaped.shapes import Dim, TensorSpec
 

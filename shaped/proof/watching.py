@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from shaped.errors import Goal, Unprovable
-from shaped.proof.drawn import CLOCK, FILE, Drawn
+from shaped.proof.drawn import READ, Drawn, asks
 from shaped.proof.instructions import UNKNOWN, Shadow, instructions
 from shaped.proof.reading import Reading
 from shaped.proof.reads import Reads, is_array, is_traced
@@ -55,6 +55,7 @@ class Watching:
         self._found = Reads()
         self._frames: dict[FrameType, Shadow] = {}
         self._ran: dict[CodeType, str] = {}
+        self._asking: dict[CodeType, str] = {}  # what functions of the standard library ask the system for
         self._before: Any = None
         self._paused = False
         self.returns = False  # code of the user's may run in the backward pass: a checkpoint, a hook, a function
@@ -83,11 +84,19 @@ class Watching:
         """What was read from outside.
 
         Raises:
-            Unprovable: A loss draws from what torch does not seed, or reads the clock or a file.
+            Unprovable: A loss draws from what torch does not seed, or reads the clock or a file; or TorchScript reads
+                sizes.
         """
-        drawn = self._reading.drawn
+        drawn, scripted = self._reading.drawn, self._reading.scripted
+        if scripted is not None:
+            raise Unprovable(
+                f"`{name}` calls a function of TorchScript here that reads sizes, which are plain numbers to it, so "
+                "this holds for one size only.",
+                scripted,
+                Goal(hint="call the function that it was made of, without torch.jit; or declare static=(...)"),
+            )
         if drawn is not None and is_loss:
-            is_read = drawn.what in (CLOCK, FILE)
+            is_read = drawn.what in READ
             raise Unprovable(
                 f"`{name}` {'reads' if is_read else 'draws from'} {drawn.what}, which a compiled step would not do "
                 "again.",
@@ -140,7 +149,12 @@ class Watching:
         if follow is None:
             follow = self._reading.followed[code] = _is_followed(frame)
             self.returns = self.returns or code.co_filename in _RETURNING
+            asked = "" if follow else asks(str(frame.f_globals.get("__name__")), code.co_name)
+            if asked:
+                self._asking[code] = asked
         if not follow:
+            if code in self._asking and frame.f_back is not None:
+                self._reading.note(frame.f_back, self._asking[code])
             return None
         caller = self._frames.get(frame.f_back) if frame.f_back is not None else None
         if caller is not None:

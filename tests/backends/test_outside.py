@@ -193,6 +193,22 @@ def test_both_backends_follow_what_a_loss_reads_from_outside(kind: str) -> None:
         assert seen == [1.0, 2.0, 2.0, 1.0]
 
 
+@pytest.mark.parametrize("backend", ["eager", "compiled"])
+def test_what_the_user_puts_on_a_parameter_is_followed(backend: Any) -> None:
+    def loss(p: P, x: Float[Tensor, "b n"]) -> Scalar:
+        return (x @ p.w).mean() * 0 + getattr(p.w, "scale", 0.0)
+
+    params = P(w=torch.ones(3))
+    trainer = ScalarTrainer(loss, params, backend=backend)
+    seen = []
+    for value in (0.0, 2.0, 3.0):
+        if value:
+            params.w.scale = value  # type: ignore[attr-defined]
+        seen.append(trainer.step(X, lr=0.1).item())
+
+    assert seen == [0.0, 2.0, 3.0]
+
+
 def test_a_value_that_comes_back_finds_its_executor() -> None:
     trainer = ScalarTrainer(READ["a global"][0], P(w=torch.ones(3)), backend="compiled")
     for value in (1.0, 2.0, 1.0, 2.0):

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from shaped import ParamList, Proof, ScalarTrainer, SignatureError, init, prove
-from shaped.proof.conditions import Assumption, Condition, follows
+from shaped.proof.conditions import Assumption, Condition, follows, needed
 from shaped.shapes import read_signature
 
 
@@ -162,3 +162,9 @@ def test_what_a_proof_lists_may_be_assumed(function):
     conditions = proved(function).conditions
 
     assert prove(function, assume=conditions).conditions == conditions
+
+
+def test_a_condition_that_follows_from_the_others_is_not_stated() -> None:
+    several = ["n >= 3", "n >= 5", "m % 4 == 0", "m <= n", "n >= 5", "m <= n + 1"]
+
+    assert [c.text for c in needed(list(map(Condition.parse, several)))] == ["m % 4 == 0", "m <= n", "n >= 5"]

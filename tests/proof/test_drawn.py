@@ -1,9 +1,11 @@
 """A loss that gives something else at each call is refused, and one that seeds what it draws from is not."""
 
 import datetime
+import io
 import itertools
 import os
 import random
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +20,16 @@ from shaped.proof.watching import Watching
 
 OWN, NUMPY = random.Random(3), np.random.default_rng(0)
 GENERATOR, FACTORS, PATH = torch.Generator(), itertools.count(1), Path(__file__)
+DESCRIPTOR = os.open(os.devnull, os.O_RDONLY)
 
 
 def by_file(x: float) -> float:
     with open(__file__) as file:
+        return len(file.read()) * x
+
+
+def by_file_in_c(x: float) -> float:
+    with io.FileIO(__file__) as file:
         return len(file.read()) * x
 
 
@@ -42,6 +50,13 @@ DRAWN: list[tuple[Callable[[Any], Any], str]] = [
     (lambda x: next(FACTORS) * x, "draws from an iterator"),
     (by_file, "reads a file"),
     (lambda x: len(PATH.read_text()) * x, "reads a file"),
+    (lambda x: float(PATH.exists()) * x, "reads the file system"),
+    (lambda x: len(list(PATH.parent.iterdir())) * x, "reads the file system"),
+    (lambda x: os.path.getsize(__file__) * x, "reads the file system"),
+    (lambda x: len(os.listdir(".")) * x, "reads the file system"),
+    (lambda x: len(os.read(max(DESCRIPTOR, DESCRIPTOR), 8)) * x, "reads a file"),
+    (by_file_in_c, "reads a file"),
+    (lambda x: subprocess.run(["true"], check=True).returncode * x, "reads another process"),
     (lambda x: time.time() * x, "reads the clock"),
     (lambda x: time.perf_counter() * x, "reads the clock"),
     (lambda x: datetime.datetime.now().second * x, "reads the clock"),
@@ -64,6 +79,7 @@ SEEDED: list[Callable[[Any], Any]] = [
     lambda x: random.Random(0).random() * x,
     lambda x: np.random.default_rng(0).normal() * x,
     lambda x: time.sleep(0),
+    lambda x: len(os.path.join("a", PATH.parent.name)) * x,
     by_log,
 ]
 

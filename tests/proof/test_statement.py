@@ -134,12 +134,16 @@ def pooled_together(x: Float[Tensor, "a m"], y: Float[Tensor, "a n"]) -> Float[T
     return F.avg_pool1d(torch.cat([x, y], 1), 2, 2, ceil_mode=True)
 
 
+def every_other_of_as_many(x: Float[Tensor, "n d"], y: Float[Tensor, " m"]) -> Float[Tensor, "m//2 d"]:
+    return x[: y.shape[0]][1::2]
+
+
 PROGRAMS: list[Callable[..., Any]] = [
     parts, odd_and_not_too_small, one_side_fails, scattered, over_one_entry, chosen, chosen_beyond,
     indexed_by_another, claims_few, either_way, uneven_parts, halved_twice, last, last_of_each, ends,
     before_the_first, written_at_a_size, enlarged, taken_along, divided_by_what_may_be_nothing,
     every_other_in_thirds, second_of_three, three_of_the_pairs, two_where_odd, looks_up_in_nothing,
-    counts_around, two_of_the_thirds, pooled_together,
+    counts_around, two_of_the_thirds, pooled_together, every_other_of_as_many,
 ]  # fmt: skip
 
 
@@ -157,7 +161,7 @@ def run(function: Callable[..., Any], proof: Any, sizes: dict[str, int]) -> bool
     return list(result.shape) == [int(dim.evaluate(sizes)) for dim in signature.result[0].dims]
 
 
-LONG = (claims_few, either_way)  # whose conditions take seconds to find
+LONG = (claims_few, either_way, every_other_of_as_many)  # whose conditions take seconds to find
 
 
 @pytest.mark.parametrize(

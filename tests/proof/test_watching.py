@@ -60,6 +60,25 @@ OF_THREAD, TEACHER = threading.local(), torch.zeros(2)
 OF_THREAD.rate = 0.5
 CONTEXT, WEAK = ContextVar("CONTEXT", default=0.5), cast(Callable[[], Rates], weakref.ref(RATES))
 CONTEXT.set(0.5)
+BY_NAME = weakref.WeakValueDictionary({"a": RATES})
+
+
+class Point:
+    def __init__(self, a: float) -> None:
+        self.a = a
+
+
+PLACELESS, KEYS = {Point(1.0)}, {Point(1.0): 0}
+
+
+def rated(rate: float) -> Callable[[], float]:
+    def read() -> float:
+        return rate
+
+    return read
+
+
+RATED = rated(1.0)
 
 
 class Scaled(nn.Module):
@@ -333,6 +352,15 @@ READ: list[tuple[str, Callable[[Any], Any], set[str]]] = [
     ("a context variable that the program sets", within_a_context, {"weight"}),
     ("a context variable", lambda x: CONTEXT.get() * x, {"CONTEXT"}),
     ("a weak reference", lambda x: WEAK().a * x, {"Rates.a"}),
+    ("a mapping of weak references", lambda x: BY_NAME["a"].a * x,
+     {"BY_NAME.data['a'].key", "Rates.a", "Rates.b"}),
+    ("a set of objects", lambda x: x * sum(p.a for p in PLACELESS), {"Point.a"}),
+    ("keys that are objects", lambda x: x * sum(p.a + KEYS[p] for p in KEYS),
+     {"Point.a", f"KEYS[{next(iter(KEYS))!r}]"}),
+    ("an attribute of a tensor", lambda x: x * getattr(TEACHER, "rate", 2.0), {"Tensor.rate"}),
+    ("a call within a call", lambda x: max(helper(RATES), float(max(x, SLOTS.q))),
+     {"helper.__defaults__[0]", "RATES.a", "SLOTS.q"}),
+    ("a function whose code the program makes others of", lambda x: rated(2.0)() * x * RATED(), {"rate"}),
     ("partial", functools.partial(helper, RATES), {"partial.args[0].a", "partial.args[0].b", "helper.__defaults__[0]"}),
     ("a module", lambda x: SCALED(x), 
      {"SCALED.beta", "SCALED.forward", "SCALED.drop", "SCALED.drop.p"}),

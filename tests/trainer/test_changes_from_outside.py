@@ -5,9 +5,13 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from shaped import ExecutorError, ParamList, ProofError, ScalarTrainer, ShapeError, Unprovable
+from shaped.backends.refusals import refuse_modes
 from shaped.optim import SGD
 from tests.models import batch, mlp, mlp_loss
 
@@ -34,6 +38,27 @@ def test_autocast_around_a_trainer_is_refused(backend):
     trainer = ScalarTrainer(mlp_loss, mlp(), backend=backend)
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match=r"autocast=torch\.bfloat16"):
         trainer.step(*batch(), lr=0.1)
+
+    assert trainer.steps == 0
+
+
+class Doubling(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+class Watched(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("mode", [Doubling, Watched])
+def test_a_mode_around_a_compiled_step_is_refused_by_its_name(mode):
+    trainer = ScalarTrainer(mlp_loss, mlp(), backend="compiled")
+    with mode(), pytest.raises(ExecutorError, match=f"`{mode.__name__}` is active around the step"):
+        trainer.step(*batch(), lr=0.1)
+    with torch.device("cpu"), FlopCounterMode(display=False):
+        refuse_modes()
 
     assert trainer.steps == 0
 

@@ -1,0 +1,35 @@
+"""Functions of TorchScript: those that read sizes are told, and the others are proved."""
+
+import pytest
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from shaped import Unprovable, prove
+
+
+@torch.jit.script
+def doubled(x: Tensor) -> Tensor:
+    return x * 2
+
+
+@torch.jit.script
+def where_large(x: Tensor) -> Tensor:
+    if x.size(0) > 3:
+        return x * 2
+    return x
+
+
+def test_what_reads_no_size_is_proved() -> None:
+    def function(x: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
+        return doubled(x)
+
+    assert prove(function).conditions == ()
+
+
+def test_what_reads_sizes_is_told_with_its_line() -> None:
+    def function(x: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
+        return where_large(x)
+
+    with pytest.raises(Unprovable, match=r"TorchScript here that reads sizes(.|\n)*return where_large\(x\)"):
+        prove(function)
