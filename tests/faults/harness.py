@@ -57,6 +57,7 @@ def rows(scale: float) -> list[Row]:
         ("R4", "SIGTERM to one rank: all stop at one step, same run", lambda: ranks.signals_to_one_rank(n(100))),
         ("R5", "an error on one rank ends all at one step, saved", lambda: ranks.errors_on_one_rank(n(100))),
         ("R6", "a wrong batch, NaN or one row on one rank: all or none", lambda: training.wrong_batches(n(102))),
+        ("R6c", "the same, compiled", lambda: training.wrong_batches(n(102), "compiled")),
         ("R7", "a rank killed within a step: the others say so", lambda: training.killed_in_steps(n(100))),
         ("R8", "a rank that raises: the others say so", lambda: training.killed_in_steps(n(100), by_error=True)),
         ("R9", "a rank of a loop killed, resumed otherwise", lambda: training.loops_interrupted(n(100), kill=True)),
