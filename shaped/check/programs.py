@@ -16,7 +16,7 @@ from shaped.check.refusals import Refusal, Unbuilt, is_refusal
 from shaped.check.results import Result
 from shaped.check.targets import Target
 from shaped.check.trying import at_numbers, numbers_for, others_for
-from shaped.check.within import Within, in_order, without_stars
+from shaped.check.within import Within, in_order
 from shaped.check.written import with_ranks
 from shaped.errors import ProofError, SignatureError, Unprovable, first_line
 from shaped.proof import ROUNDS, Decided, Proof, Setting, Uncounted, prove_setting, prove_ways
@@ -98,6 +98,7 @@ class CaseProgram:
         self.target, self.case, self.ints, self.dims = target, case, tuple(ints), dims
         self.auto, self.whole, self.runs = auto, whole, 400
         self.result = Result(hint, dict(case.ranks))
+        self.within = Within(target) if target.within is not None else None
         self.ties: dict[str, Dim] = {}
         self.copied = False  # whether it is given copies, since it writes into its arguments
         self.once = False  # prove it at one set of numbers
@@ -126,7 +127,7 @@ class CaseProgram:
                 tie = self._tie(error) if len(self.ties) < _TIES else None
                 if tie is None:
                     self._hold_built(error)
-                    raise
+                    raise error if self.within is None else self.within.blamed(error) from None
                 self.ties |= tie
             except Exception as error:
                 if not self.built:
@@ -352,11 +353,9 @@ class CaseProgram:
             first.append(self.target.owner)
         arguments = list(zip((parameter for parameter, _ in self.case.arguments), values, strict=True))
         function = self.target.function
-        if self.target.within is not None:
-            around = without_stars(self.target.within)[self.target.kind != "function" :]
-            positional, keywords = in_order(arguments[: len(around)])
-            function = Within(self.target.within, self.target.name).function([*first, *positional], keywords)
-            arguments, first = arguments[len(around) :], []
+        if self.within is not None:
+            function, arguments = self.within.taken(first, arguments)
+            first = []
         positional, keywords = in_order(arguments)
         return self.result.hold(inspect.unwrap(function)(*first, *positional, **keywords))
 

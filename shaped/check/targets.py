@@ -24,6 +24,7 @@ class Target:
     owner: type | None = None
     kind: Kind = "function"  # of a static method, too: it is called on nothing
     within: Callable[..., Any] | None = None  # the function that makes it, which `owner` and `kind` are then about
+    lines: range = range(0)  # of its own, where it is within another
 
     @property
     def is_alone(self) -> bool:

@@ -19,6 +19,13 @@ def wrong(delta: Float[Tensor, "batch d"]):
 
     return hook
 
+def around(delta: Float[Tensor, "batch d"], other: Float[Tensor, "pos d"]):
+    def hook(x: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
+        return x + delta
+
+    delta = delta + other
+    return hook
+
 class Net(nn.Module):
     def __init__(self, d: int) -> None:
         super().__init__()
@@ -46,6 +53,8 @@ def test_a_function_within_a_function_is_proved_for_whatever_encloses_it(check) 
 
     assert found["adds.<locals>.hook"].conditions == ("head < heads",)
     assert found["wrong.<locals>.hook"].status == "refuted"
+    assert found["around"].status == "refuted"
+    assert found["around.<locals>.hook"].status == "unprovable"
     assert found["Net.forward.<locals>.scaled"].status == "proved"
     assert "for all d, batch, e >= 1" in found["Net.forward.<locals>.scaled"].message
     assert "`never` is not made" in found["early.<locals>.never"].message
