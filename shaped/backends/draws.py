@@ -34,19 +34,28 @@ class Draws:
     """The random operations of one compiled graph.
 
     Attributes:
-        make: Compiles a function of the graph's arguments to the numbers, in order.
+        make: Compiles, or loads, a function of the graph's arguments to the numbers, in order; and gives its code.
         own: How many draws it leaves to torch's kernels, whose order is not known.
-        table: What random operations are made of.
+        table: Gives what random operations are made of.
     """
 
-    make: Callable[[], Callable[[list[Any]], Sequence[Tensor]]]
+    make: Callable[[], tuple[Callable[[list[Any]], Sequence[Tensor]], Any]]
     own: int
-    table: dict[Any, Callable[..., Any]]
+    table: Callable[[], dict[Any, Callable[..., Any]]]
 
     @cached_property
+    def _made(self) -> tuple[Callable[[list[Any]], Sequence[Tensor]], Any]:
+        return self.make()
+
+    @property
     def numbers(self) -> Callable[[list[Any]], Sequence[Tensor]]:
         """The compiled function; it advances the default generator as the whole graph does."""
-        return self.make()
+        return self._made[0]
+
+    @property
+    def code(self) -> Any:
+        """What Inductor compiled, or what was kept of it."""
+        return self._made[1]
 
 
 def draws(node: Node) -> bool:
@@ -73,7 +82,7 @@ def replayed(draws: Draws, arguments: list[Any]) -> Iterator[None]:
 
     from shaped.proof.rewrites import Rewrites  # imports sympy: half a second that an eager run does not need
 
-    mode = _Replay(list(draws.numbers(arguments)), draws.table)
+    mode = _Replay(list(draws.numbers(arguments)), draws.table())
     with Rewrites(), enable_python_dispatcher(), mode:  # as the program was traced
         yield
     if mode.left:

@@ -12,7 +12,7 @@ from shaped.backends.surroundings import sources, surroundings
 from shaped.proof.reads import MISSING
 from shaped.shapes import Signature
 
-FORMAT = 1
+FORMAT = 2
 _NOT_IN_CODE = ("max_executors", "capture", "verify", "save_frozen", "keep")  # change neither proof nor code
 
 

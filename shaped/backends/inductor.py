@@ -165,17 +165,16 @@ class Prepared:
             return pickle.dumps((config.save_config(), GraphPickler.dumps((graphs, self.examples), options)))
 
     def _draws(self) -> Draws | None:
-        from torch._inductor.decomposition import select_decomp_table
-
         if self.drawing is None:
             return None
         alone, own = self.drawing
 
-        def make() -> Run:
+        def make() -> tuple[Run, Any]:
             with _LOWERING, _settings(), _tracing(self.mode):
-                return _run_of(_compiled(alone, self.examples))
+                compiled = _compiled(alone, self.examples)
+                return _run_of(compiled), compiled
 
-        return Draws(make, own, select_decomp_table())
+        return Draws(make, own, decomposed)
 
 
 def compile_pickled(pickled: bytes) -> None:
@@ -196,6 +195,13 @@ def compile_pickled(pickled: bytes) -> None:
     graphs, examples = read
     for graph in graphs:
         Prepared(graph, examples, mode, bare=False, region=None, drawing=None).compiled()
+
+
+def decomposed() -> dict[Any, Callable[..., Any]]:
+    """What a graph is made of in place of other operations."""
+    from torch._inductor.decomposition import select_decomp_table
+
+    return select_decomp_table()
 
 
 def keeps() -> bool:

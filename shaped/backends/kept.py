@@ -22,8 +22,10 @@ from torch import Tensor
 from shaped.backends import archive
 from shaped.backends.addresses import found_again
 from shaped.backends.cases import AdmittedCase, Traced
+from shaped.backends.draws import Draws
 from shaped.backends.executors import CompileError, Key, Lowered, tell
 from shaped.backends.identity import FORMAT, digest_of, metas, reached, spelled, token_of
+from shaped.backends.inductor import decomposed
 from shaped.backends.kernels import KeptCode
 from shaped.backends.outlines import outlined
 from shaped.backends.reach import Reach, Untold
@@ -155,13 +157,19 @@ class KeptProgram:
             if all(told[name] == value for name, value in wanted.items()) and told["layout"] == digest_of(layout):
                 kernels = self._kernels(told["code"])
                 try:
-                    return Lowered(kernels.load(), "kept", code=kernels)
+                    return Lowered(kernels.load(), "kept", draws=self._draws(told["draws"]), code=kernels)
                 except CompileError as error:
                     if not self.ours:
                         raise
                     self.refuted()
                     tell(f"shaped: {first_line(error)}: it is compiled anew")
         return None
+
+    def _draws(self, told: Mapping[str, Any] | None) -> Draws | None:
+        if told is None:
+            return None
+        kernels = self._kernels(told["code"])
+        return Draws(lambda: (kernels.load(), kernels), told["own"], decomposed)
 
     def refuted(self) -> None:
         """Something of it proved wrong: no other process is to take it up."""

@@ -34,6 +34,7 @@ from shaped.proof.reads import Read
 if TYPE_CHECKING:
     from shaped.backends.program import Program
 
+_NO_CODE = {"code": "", "draws": None}
 _MOST = 64  # executors in a file that an earlier one adds to
 Made = tuple[AdmittedCase, Hashable, Runner, Sequence[Tensor]]  # as `Compiled.made` gives them
 
@@ -59,7 +60,7 @@ class Packed:
     def take_along(self, before: KeptProgram) -> None:
         """Take what an earlier file of the same program has and this one has not."""
         about, plain = self.about, json.loads(json.dumps(self.about))
-        old, members = before.content
+        old, _ = before.content
         if plain["reads"][: len(old["reads"])] != old["reads"]:
             return  # cases name them by number
         for told in old["executors"][: _MOST - len(about["executors"])]:
@@ -68,15 +69,24 @@ class Packed:
                 plain["cases"].append(case)
                 about["cases"].append(case)
             where = {**told, "case": plain["cases"].index(case)}
-            if any({**one, "code": ""} == {**where, "code": ""} for one in plain["executors"]):
+            if any({**one, **_NO_CODE} == {**where, **_NO_CODE} for one in plain["executors"]):
                 continue
-            where["code"], name = f"code-{len(about['libraries'])}", told["code"]
+            where["code"] = self._take(told["code"], before)
+            if told["draws"] is not None:
+                where["draws"] = {**told["draws"], "code": self._take(told["draws"]["code"], before)}
             about["executors"].append(where)
-            about["libraries"][where["code"]] = old["libraries"][name]
-            for end in (".py", ".safetensors"):
-                if name + end in members:
-                    self.members[where["code"] + end] = members[name + end]
-            self.members |= {f"{d}.so": members[f"{d}.so"] for d in old["libraries"][name]}
+
+    def _take(self, code: str, before: KeptProgram) -> str:
+        """Take the generated code of that name from an earlier file; its name here."""
+        old, members = before.content
+        libraries = self.about["libraries"]
+        name = f"code-{len(libraries)}"
+        libraries[name] = old["libraries"][code]
+        for end in (".py", ".safetensors"):
+            if code + end in members:
+                self.members[name + end] = members[code + end]
+        self.members |= {f"{d}.so": members[f"{d}.so"] for d in old["libraries"][code]}
+        return name
 
 
 def keep_program(path: str | os.PathLike[str], program: "Program", made: Sequence[Made], given: Any) -> list[str]:
@@ -130,13 +140,22 @@ def _pack(found: Packed, cases: dict[AdmittedCase, dict[str, Any]], made: Made, 
     case, layout, runner, state = made
     executor = runner.executor
     try:
-        code = _code(executor, case)
+        code, drawing = _code(executor, case), _drawing(executor)
         told = cases.get(case) or _told_case(case, program, program.outside.now.places())
         under = digest_of(layout)
     except (Unkeepable, Untold) as error:
         found.left.append(f"{executor.mode} at {executor.sizes}: {error}")
         return
     cases[case] = told
+    where = {"mode": executor.mode, "case": [*cases].index(case), "layout": under, "state": metas(state)}
+    where |= {"code": _put(found, code), "draws": None}
+    if executor.draws is not None and drawing is not None:
+        where["draws"] = {"code": _put(found, drawing), "own": executor.draws.own}
+    found.about["executors"].append(where)
+
+
+def _put(found: Packed, code: KeptCode) -> str:
+    """Add generated code under a name of its own."""
     libraries, members = found.about["libraries"], found.members
     name = f"code-{len(libraries)}"
     libraries[name] = [*code.libraries]
@@ -144,8 +163,15 @@ def _pack(found: Packed, cases: dict[AdmittedCase, dict[str, Any]], made: Made, 
     members |= {f"{d}.so": content for d, content in code.libraries.items()}
     if code.constants:
         members[f"{name}.safetensors"] = save({n: t.contiguous() for n, t in code.constants.items()})
-    where = {"mode": executor.mode, "case": [*cases].index(case), "layout": under, "state": metas(state)}
-    found.about["executors"].append({**where, "code": name})
+    return name
+
+
+def _drawing(executor: Executor) -> KeptCode | None:
+    """The code of its random numbers alone, by which the next process holds it against eager."""
+    if executor.draws is None:
+        return None
+    code = executor.draws.code
+    return code if isinstance(code, KeptCode) else taken_apart(code)
 
 
 def _refuse(program: "Program", options: Mapping[str, Any]) -> None:
@@ -194,8 +220,6 @@ def _code(executor: Executor, case: AdmittedCase) -> KeptCode:
         raise Unkeepable("it was not held against eager as yet")
     if executor.holds is not None:
         raise Unkeepable("it is for all sizes, of which a proof says where it is right")
-    if executor.draws is not None:
-        raise Unkeepable("it draws at random")
     if executor.code is None:
         raise Unkeepable("there is no C++ compiler, so that it has no code")
     if isinstance(executor.code, KeptCode):

@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
 
-from shaped import ScalarTrainer, ShapeError, StateError
+from shaped import ParamList, ScalarTrainer, ShapeError, StateError
 from shaped.backends import DisagreementError, archive
 from shaped.backends.outlines import outline, outlined
 from shaped.backends.samples import FACTOR
@@ -40,6 +43,33 @@ def test_a_kept_program_takes_the_same_step_without_a_proof_or_a_compiler(projec
     assert torch.equal(trainer.params.w, project.after)  # type: ignore[attr-defined]
     assert [(e.how, e.held) for e in trainer.executors] == [("kept", True)]
     assert "ScalarTrainer(loss : Line" in repr(trainer)
+
+
+class Noisy(ParamList):
+    w: Float[Tensor, "n m"]
+
+
+def noisy_loss(p: Noisy, x: Float[Tensor, "batch n"]) -> Float[Tensor, ""]:
+    h = F.dropout(x @ p.w, 0.5)
+    return (h + 0.1 * torch.randn_like(h)).square().mean()
+
+
+@pytest.mark.slow
+def test_a_kept_program_draws_what_it_drew_when_it_was_compiled(tmp_path: Path, request: Any) -> None:
+    losses, hows = [], []
+    for start in range(3):
+        params = Noisy(w=torch.linspace(-1.0, 1.0, 12).reshape(4, 3))
+        keep = tmp_path if start else False  # compiled by itself, compiled and kept, kept
+        trainer = ScalarTrainer(noisy_loss, params, backend="compiled", keep=keep)
+        torch.manual_seed(7)
+        losses.append([trainer.step(X, lr=0.1).item() for _ in range(3)])
+        hows.append([(e.how, e.held, e.note) for e in trainer.executors])
+        if start:
+            request.getfixturevalue("nothing_is_proved")
+
+    assert losses[0] == losses[1] == losses[2]
+    assert len({*losses[0]}) == 3
+    assert hows == [[("inductor", True, "")], [("inductor", True, "")], [("kept", True, "")]]
 
 
 @pytest.mark.usefixtures("interpreted")
