@@ -59,7 +59,7 @@ def test_a_kept_program_draws_what_it_drew_when_it_was_compiled(tmp_path: Path, 
     losses, hows = [], []
     for start in range(3):
         params = Noisy(w=torch.linspace(-1.0, 1.0, 12).reshape(4, 3))
-        keep = tmp_path if start else False  # compiled by itself, compiled and kept, kept
+        keep: bool | Path = tmp_path if start else False  # compiled by itself, compiled and kept, kept
         trainer = ScalarTrainer(noisy_loss, params, backend="compiled", keep=keep)
         torch.manual_seed(7)
         losses.append([trainer.step(X, lr=0.1).item() for _ in range(3)])
