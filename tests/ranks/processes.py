@@ -32,7 +32,7 @@ EXACT = 1e-12
 # float32 keeps 2**-24 of each number; 6 AdamW updates of lr 0.01 move a parameter by up to lr each in whatever way
 # rounding turns a gradient near 0, which the inputs here do not have: 64 roundings of parameters of about 1.
 SINGLE = 64 * 2**-24
-LARGE = 2, 3, 0, 2  # batches of which no rank has one row, which would be a compile of its own
+LARGE = 3, 0, 3, 0  # batches of which no rank has one row, which would be a compile of its own
 
 
 class MLP(ParamList):
