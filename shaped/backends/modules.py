@@ -45,6 +45,12 @@ def module_program(loss: Callable[..., Any], module: nn.Module) -> tuple[ParamLi
     if isinstance(declared, type) and issubclass(declared, nn.Module):
         run = partial(run_over, places, partial(bare, module))
         return params, replace(read_signature(bare, {name: params._layout}), function=run), places
+    if declared is None:
+        kind = type(module).__name__
+        raise SignatureError(
+            f"`{getattr(bare, '__name__', loss)}`, argument `{name}` has no annotation: write `{name}: {kind}` where "
+            f'it takes the module, or for example `{name}: Float[Tensor, "batch classes"]` where it takes its output'
+        )
     forward = module_inputs(module)
     result = read_signature(bare)
     rest = result.arguments[1:]

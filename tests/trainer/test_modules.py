@@ -98,3 +98,11 @@ def test_new_storage_is_followed_and_a_new_dtype_is_refused(backend):
 def test_a_module_whose_forward_is_not_annotated_says_what_to_write():
     with pytest.raises(SignatureError, match=r"Annotate Sequential.forward, or write the loss over the module"):
         ScalarTrainer(output_loss, nn.Sequential(nn.Linear(6, 3)))
+
+
+def test_a_loss_that_does_not_say_what_its_first_argument_is_says_what_to_write():
+    def loss(net, x: Float[Tensor, "batch 6"]) -> Float[Tensor, ""]:
+        return net(x).square().mean()
+
+    with pytest.raises(SignatureError, match=r"argument `net` has no annotation: write `net: Linear` where it takes"):
+        ScalarTrainer(loss, nn.Linear(6, 3))
