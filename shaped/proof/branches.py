@@ -123,10 +123,9 @@ def equal_at(size: Any, value: int, world: World, plan: Plan) -> list[Plan] | No
             return multiples
     if len(symbols) == 1:
         (symbol,) = symbols
-        if not holds(sympy.Ne(size, value), [sympy.Ge(symbol, _SEARCHED)]):
+        name, found = world.symbols[symbol], _whole_roots(size - value, symbol)
+        if found is None:
             return None
-        found = [n for n in range(2, _SEARCHED) if value_at(sympy.Eq(size, value), {symbol: n}) == sympy.true]
-        name = world.symbols[symbol]
         plans = [replace(plan, constants={**plan.constants, name: n}) for n in found]
         return plans if len(plans) <= _WITNESSES else None
     factors = sympy.Mul.make_args(sympy.factor(size)) if value == 0 else ()
@@ -149,6 +148,16 @@ def equal_at(size: Any, value: int, world: World, plan: Plan) -> list[Plan] | No
         parts = [equal_at(over, first + rest, world, plan) for rest in range(min(int(under), _WITNESSES))]
         return None if None in parts or under > _WITNESSES else [one for some in parts for one in some or []]
     return None
+
+
+def _whole_roots(size: Any, symbol: sympy.Symbol) -> list[int] | None:
+    """The numbers from 2 on at which a size expression in one symbol is 0; None where they are not all known."""
+    polynomial = size.as_poly(symbol)
+    if polynomial is not None and polynomial.domain.is_ZZ:
+        return sorted(int(root) for root in polynomial.ground_roots() if root.is_Integer and root >= 2)
+    if not holds(sympy.Ne(size, 0), [sympy.Ge(symbol, _SEARCHED)]):
+        return None
+    return [n for n in range(2, _SEARCHED) if value_at(sympy.Eq(size, 0), {symbol: n}) == sympy.true]
 
 
 def _multiples(over: Any, under: Any, world: World, plan: Plan) -> list[Plan] | None:

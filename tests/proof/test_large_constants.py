@@ -1,0 +1,80 @@
+"""Constants of the size that models have: what is said of 12 is said of 200."""
+
+import pytest
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from shaped import ScalarTrainer, prove
+
+
+def positions(length: int):
+    table = torch.ones(length, length)
+
+    def program(x: Float[Tensor, "batch n d"]) -> Float[Tensor, "batch n n"]:
+        n = x.shape[1]
+        return (x @ x.transpose(1, 2)).masked_fill(table[:n, :n] == 0, 0.0)
+
+    return program
+
+
+def turned(length: int):
+    table = torch.ones(length, length)
+
+    def program(x: Float[Tensor, "n m"]) -> Float[Tensor, "m n"]:
+        return (table[: x.shape[0], : x.shape[1]] * x).t().reshape(x.shape[1], x.shape[0])
+
+    return program
+
+
+def branching(length: int):
+    def program(x: Float[Tensor, "batch n"]) -> Float[Tensor, "batch n"]:
+        return x.sin() if x.shape[1] != length else x.cos()
+
+    return program
+
+
+def quadratic(length: int):
+    def program(x: Float[Tensor, "batch n"]) -> Float[Tensor, "batch n"]:
+        return x.sin() if x.shape[1] ** 2 != length**2 else x.cos()
+
+    return program
+
+
+@pytest.mark.parametrize("length", [12, 200])
+@pytest.mark.parametrize(
+    ("make", "conditions"),
+    [
+        (positions, ("n <= {}",)),
+        (turned, ("n <= {}", "m <= {}")),
+        (branching, ()),
+        (quadratic, ()),
+    ],
+)
+def test_a_condition_is_the_same_whatever_the_size_of_a_constant(make, conditions, length):
+    assert prove(make(length)).conditions == tuple(one.format(length) for one in conditions)
+
+
+class Causal(nn.Module):
+    """A mask that is sliced to the length of a batch, as nanoGPT's is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3))
+        self.register_buffer("mask", torch.ones(128, 128).tril())
+
+    def forward(self, x: Float[Tensor, "batch n 3"]) -> Float[Tensor, "batch n 3"]:
+        n = x.shape[1]
+        scores = (x * self.scale) @ x.transpose(1, 2)
+        return scores.masked_fill(self.mask[:n, :n] == 0, -torch.inf).softmax(-1) @ x
+
+
+def test_a_causal_mask_serves_batches_up_to_its_whole_length():
+    def loss(net: Causal, x: Float[Tensor, "batch n 3"]) -> Float[Tensor, ""]:
+        return net(x).square().mean()
+
+    trainer = ScalarTrainer(loss, Causal())
+
+    assert trainer.proof.conditions == ("n <= 128",)
+    for n in (127, 128):
+        assert trainer.step(torch.ones(1, n, 3), lr=0.0) == 1
