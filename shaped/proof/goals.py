@@ -10,8 +10,8 @@ from torch.utils._sympy.functions import PythonMod
 
 from shaped.proof.arithmetic import holds
 from shaped.proof.calls import Call
-from shaped.proof.symbolic import World
-from shaped.proof.trace import expression, same_size
+from shaped.proof.symbolic import World, expression
+from shaped.proof.trace import same_size
 from shaped.shapes import Term
 
 MATMUL = ("matmul", "mm", "bmm", "mv")

@@ -13,7 +13,7 @@ from torch import Tensor
 # What gives the same numbers, in another order or shape.
 _SAME = {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "transpose", "t", "permute", "contiguous"}
 _SAME |= {"to", "long", "int", "clone", "detach", "expand", "expand_as", "repeat", "ravel", "movedim", "swapaxes"}
-_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def uses(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[tuple[Tensor, Any, bool]]:
@@ -50,7 +50,7 @@ class Indices:
     """
 
     def __init__(self, inputs: Mapping[str, Tensor], show: Callable[[Any], str]) -> None:
-        self._known = {id(t): (t, path) for path, t in inputs.items() if t.dtype in _WHOLE}  # kept: ids are not reused
+        self._known = {id(t): (t, path) for path, t in inputs.items() if t.dtype in WHOLE}  # kept: ids are not reused
         self._show = show
         self.values: dict[str, None] = {}
 
@@ -64,6 +64,6 @@ class Indices:
                 shown = self._show(length)
                 least = f"-{shown}" if shown.isidentifier() or shown.isdecimal() else f"-({shown})"
                 self.values[f"{least if counts_back else 0} <= {path} < {shown}"] = None
-        whole = isinstance(result, Tensor) and result.dtype in _WHOLE
+        whole = isinstance(result, Tensor) and result.dtype in WHOLE
         if name in _SAME and args and id(args[0]) in self._known and whole:
             self._known[id(result)] = result, self._known[id(args[0])][1]

@@ -28,8 +28,8 @@ from shaped.proof.relations import effort, in_one, plainly, weakest, without_max
 from shaped.proof.setting import Setting
 from shaped.proof.small import EXCLUDED, needed_of_small, small_dimensions, small_expressions
 from shaped.proof.statement import Alternative, Fails, held
-from shaped.proof.symbolic import Plan, Question, World, size_hint
-from shaped.proof.trace import Trace, expression, run_forward
+from shaped.proof.symbolic import Plan, Question, World, expression, size_hint
+from shaped.proof.trace import Trace, run_forward
 from shaped.proof.trials import Trials
 from shaped.shapes import Dim, Term
 

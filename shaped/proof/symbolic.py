@@ -339,6 +339,10 @@ class World:
         """A relation over names as one over this world's symbols."""
         return sympy_of(term, {name: sympy.sympify(_bare(self.values[name])) for name in term.names})
 
+    def asks(self, fact: sympy.Basic) -> bool:
+        """Whether a relation over this world's symbols is so, asked as torch asks."""
+        return bool(self.env.evaluate_expr(fact))
+
     def hold_sizes(self) -> None:
         """A size below 0 is an error that torch's shape functions do not see: ask that each is at least 0."""
         asked = [question.fact for question in self.env.asked]
@@ -409,6 +413,11 @@ class World:
                 multiple = replaced[symbol] - self.plan.rests.get(base, 0)
                 replaced[symbol] = multiple / divisor.evaluate(names)
         return replaced
+
+
+def expression(size: Any) -> sympy.Basic:
+    """The sympy form of an int or a symbolic size."""
+    return size.node.expr if isinstance(size, SymInt) else sympy.Integer(size)
 
 
 def size_hint(size: Any) -> int:

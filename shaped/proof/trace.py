@@ -10,7 +10,7 @@ from typing import Any
 
 import sympy
 import torch
-from torch import SymInt, Tensor
+from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode
 from torch.overrides import TorchFunctionMode
@@ -31,6 +31,7 @@ from shaped.proof.calls import (
     contracts,
 )
 from shaped.proof.claims import Claims
+from shaped.proof.counted import Counted
 from shaped.proof.indices import Indices
 from shaped.proof.isolation import follow, tracing
 from shaped.proof.keeping import putting_back
@@ -40,7 +41,7 @@ from shaped.proof.rewrites import Rewrites
 from shaped.proof.setting import INNER, MORE, PLAIN, STEP, Setting, Step, checking
 from shaped.proof.source import Place, place_of_caller
 from shaped.proof.standing import Standing
-from shaped.proof.symbolic import Question, World
+from shaped.proof.symbolic import Question, World, expression
 from shaped.proof.tracer import graph_of
 from shaped.proof.watching import Watching
 from shaped.shapes import Signature, TensorSpec, annotated_part, dtype_name
@@ -84,6 +85,7 @@ class Recorder(TorchFunctionMode):
         self.returned = False  # the forward pass is over
         self.tensors: Sequence[Tensor] = ()  # what the function was called on
         self.indices = Indices({}, self.world.show)
+        self.counted = Counted(self.world.show, self.world.asks)
         self.broadcasts = Broadcasts(expression)
         self.claims: Claims | None = None
         self.watching: Watching | None = None
@@ -126,6 +128,7 @@ class Recorder(TorchFunctionMode):
         if hidden is not None:
             raise self._blame(hidden, name)
         self.indices.note(name, call.args, call.kwargs, result)
+        self.counted.note(name, call.args, call.kwargs, result)
         if results:
             source = call.place.source() if call.place else None
             place = str(source) if source else "?"
@@ -412,11 +415,6 @@ def check_result(actual: Any, declared: TensorSpec, world: World, own: dict[str,
 def _check_within(world: World, own: dict[str, Any], value: Any, spec: TensorSpec) -> None:
     with disable_proxy_modes_tracing():
         check_result(value, spec, world, own)
-
-
-def expression(size: Any) -> sympy.Basic:
-    """The sympy form of an int or a symbolic size."""
-    return size.node.expr if isinstance(size, SymInt) else sympy.Integer(size)
 
 
 def _sizes(tensor: Tensor) -> list[Any]:
