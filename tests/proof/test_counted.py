@@ -2,6 +2,7 @@
 
 import itertools
 from contextlib import nullcontext
+from typing import TypeAlias
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 
 from shaped import Proof, ProofError, ShapeError, prove
 
-Table, Rows = Float[Tensor, "vocab d"], Float[Tensor, "n d"]
+Table: TypeAlias = Float[Tensor, "vocab d"]
+Rows: TypeAlias = Float[Tensor, "n d"]
 
 
 def counted(table: Table, x: Rows) -> Rows:

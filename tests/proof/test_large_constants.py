@@ -58,6 +58,8 @@ def test_a_condition_is_the_same_whatever_the_size_of_a_constant(make, condition
 class Causal(nn.Module):
     """A mask that is sliced to the length of a batch, as nanoGPT's is."""
 
+    mask: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.ones(3))
