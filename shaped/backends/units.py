@@ -145,8 +145,6 @@ static PyObject* callNUMBER(PyObject*, PyObject* const* given, Py_ssize_t count)
     return nullptr;
 }
 """
-_ROW = """    {"kernelNUMBER", (PyCFunction)(void*)callNUMBER, METH_FASTCALL, ""},
-"""
 _TAIL = """
 static PyMethodDef functions[] = {
 ROWS    {NULL, NULL, 0, NULL}};
