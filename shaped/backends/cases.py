@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from shaped.backends.executors import Key, Lowered
+from shaped.backends.guards import Guards
 from shaped.backends.outside import tensors_of
-from shaped.backends.standing import Standing
 from shaped.proof import Proof
 from shaped.proof.reads import Read
 from shaped.shapes import Entry
@@ -72,14 +72,14 @@ class SeenBatch:
     """
 
     def __init__(self, case: AdmittedCase, inputs: Sequence[Tensor], program: Any) -> None:
-        self.case, self._standing = case, Standing(inputs)
+        self.case, self._guards = case, Guards(inputs)
         self._world, self._training = program.outside.now, [module.training for module in program.modules]
 
     def is_like(self, inputs: Sequence[Any], program: Any) -> bool:
         """Whether a batch is of the same shapes, strides, dtypes and devices, in the same world."""
         return (
             self._world is program.outside.now
-            and self._standing.alike(inputs)
+            and self._guards.alike(inputs)
             and (not self._training or [module.training for module in program.modules] == self._training)
         )
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from shaped.backends.cases import CASES, AdmittedCase, KeptFacts
+from shaped.backends.guards import Guards
 from shaped.backends.holding import Places, kept_as_they_are
 from shaped.backends.inputs import Inputs
 from shaped.backends.losses import loss_signature
@@ -25,7 +26,6 @@ from shaped.backends.modules import lasting, module_program
 from shaped.backends.options import floating
 from shaped.backends.outside import PROOFS, Outside, keep, tensors_of
 from shaped.backends.samples import FACTOR, CountGraph, Form, Given, Samples
-from shaped.backends.standing import Standing
 from shaped.backends.trainable import refuse_shared_writes, refuse_untrainable
 from shaped.errors import GradientError, ProofError, ShapeError, SignatureError, listing
 from shaped.params import ParamList
@@ -257,7 +257,7 @@ class Program:
 
     def _remember_storage(self) -> None:
         self.plain = [t.detach() for t in self.tensors]  # the same storage, as compiled code wants it
-        self.standing = Standing(self.tensors)
+        self.guards = Guards(self.tensors)
         self.storages = {t.untyped_storage().data_ptr() for t in self.tensors}
         self.strides = tuple(t.stride() for t in self.tensors)
 
@@ -274,7 +274,7 @@ class Program:
                 f"{torch.get_default_dtype()} now: set it back, or make a new trainer"
             )
         self.places.check()
-        if self.standing.holds(self.tensors):
+        if self.guards.holds(self.tensors):
             return
         if [t.data_ptr() for t in self.tensors] != [t.data_ptr() for t in self.plain] or self._laid_out_anew():
             self._take_new_storage()
@@ -282,7 +282,7 @@ class Program:
             changed = [n for n, t, was in zip(self.params.names, self.tensors, self._mask, strict=True)
                        if t.requires_grad != was]  # fmt: skip
             raise GradientError(f"requires_grad of {listing(changed)} was changed; make a new trainer for this mask")
-        self.standing = Standing(self.tensors) if self.standing.known else self.standing
+        self.guards = Guards(self.tensors) if self.guards.known else self.guards
 
     def _laid_out_anew(self) -> bool:
         now = zip(self.tensors, self.plain, strict=True)

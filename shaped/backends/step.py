@@ -26,11 +26,11 @@ from shaped.backends.cases import AdmittedCase
 from shaped.backends.counters import Counters
 from shaped.backends.executors import CompileError, Executor, Run
 from shaped.backends.gradients import clipped, finite_flag, global_norm, mean_with, of_counted
+from shaped.backends.guards import Guards
 from shaped.backends.inductor import Flat
 from shaped.backends.options import TrainerOptions
 from shaped.backends.program import Program
 from shaped.backends.samples import FACTOR
-from shaped.backends.standing import Standing
 from shaped.backends.values import Checked, Runs
 from shaped.optim import FusedOptimizer, GroupUpdate
 from shaped.optim.foreign import Foreign
@@ -89,7 +89,7 @@ class TrainStep:
         self._rules: list[Rule] = []
         self._scalars: list[tuple[float, ...]] = []
         self._read: CheckedRules | None = None
-        self._standing: Standing | None = None  # under which what was read was looked at
+        self._guards: Guards | None = None  # under which what was read was looked at
         self.state: list[Tensor] = []
         self.rows: list[int] = []  # where in the state the rows of scalars lie
         self.layout = 0
@@ -111,10 +111,10 @@ class TrainStep:
             if self._plain is not self._program.plain or not self.state:
                 self._take([], [], number)
         else:
-            standing = self._program.standing
-            laid_out = standing is self._standing and standing.known
+            guards = self._program.guards
+            laid_out = guards is self._guards and guards.known
             read = self._optimizer.read(self._program.used_tensors, laid_out)
-            self._standing = standing
+            self._guards = guards
             if read is not self._read or self._plain is not self._program.plain:
                 both = zip(read.plan.updates, read.readings, strict=True)
                 self._take(read.plan.updates, [u.read() if u.lr_on_device else r for u, r in both], number)

@@ -13,7 +13,7 @@ from torch import Tensor
 _address: Callable[[Tensor], int] = Tensor.data_ptr
 
 
-class Standing:
+class Guards:
     """Tensors as they are now.
 
     Args:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from shaped import GradientError, ScalarTrainer, ShapeError
-from shaped.backends.standing import Standing
+from shaped.backends.guards import Guards
 from shaped.optim import AdamW
 from tests.models import MLP, batch, mlp, mlp_loss
 
@@ -37,27 +37,27 @@ CHANGES: dict[str, Callable[[Tensor], object]] = {
 def test_whatever_changes_in_one_of_many_tensors_is_seen(change: Callable[[Tensor], object], grad: bool) -> None:
     tensors = [square() for _ in range(20)]
     with torch.set_grad_enabled(grad):
-        standing = Standing(tensors)
-    assert standing.known
-    assert standing.holds(tensors)
+        guards = Guards(tensors)
+    assert guards.known
+    assert guards.holds(tensors)
     before = tensors[13].data  # which keeps its memory
     change(tensors[13])
 
-    assert not standing.holds(tensors)
+    assert not guards.holds(tensors)
     with torch.no_grad():
-        assert not standing.holds(tensors)
+        assert not guards.holds(tensors)
     assert before.numel() == 16
 
 
 def test_what_is_no_tensor_or_no_such_number_of_them_is_not_alike() -> None:
-    standing = Standing([square()])
+    guards = Guards([square()])
 
     given: list[list[Any]] = [[3.0], [None], [], [square(), square()]]
 
-    assert not any(map(standing.alike, given))
-    assert standing.alike([square()])
-    assert not standing.holds([square()])
-    assert not Standing([torch.eye(3).to_sparse()]).known
+    assert not any(map(guards.alike, given))
+    assert guards.alike([square()])
+    assert not guards.holds([square()])
+    assert not Guards([torch.eye(3).to_sparse()]).known
 
 
 BATCHES: dict[str, Callable[[Tensor], Tensor]] = {
