@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import _lru_cache_wrapper, cached_property, lru_cache, partial
+from math import prod
 from types import FrameType
 from typing import Any
 
@@ -63,6 +64,7 @@ class Question:
     source: Source | None  # no frame: a question outlives the trace
 
 
+_CLAUSES = 8  # of a normal form; torch makes that of a question, of its negation, and of the negation of that
 _DEFERS = "guard_or_defer_runtime_assert"
 _CACHED = {name: method for name, method in vars(ShapeEnv).items() if hasattr(method, "cache_clear")}
 
@@ -95,6 +97,11 @@ class _Questions(ShapeEnv):
         before = len(self.guards)
         orig_expr = self._settle(orig_expr)
         symbolic = isinstance(orig_expr, sympy.Basic) and bool(orig_expr.free_symbols)
+        if isinstance(orig_expr, sympy.And | sympy.Or) and max(_clauses(orig_expr)) > _CLAUSES:
+            enough = isinstance(orig_expr, sympy.Or)
+            fallback = kwargs.get("fallback_value")
+            parts = (self.evaluate_expr(part, fallback_value=fallback) for part in orig_expr.args)
+            return sympy.true if any(bool(part) == enough for part in parts) == enough else sympy.false
         try:
             answer = super().evaluate_expr(orig_expr, *args, **kwargs)
         except GuardOnDataDependentSymNode:
@@ -172,6 +179,18 @@ class _Questions(ShapeEnv):
             numbers = {atom: number for atom in divisions(expression) if (number := constant(atom)) is not None}
             self._settled[expression] = flat(whole(expression.xreplace(numbers) if numbers else expression))
         return self._settled[expression]
+
+
+def _clauses(question: sympy.Basic) -> tuple[int, int]:
+    """How many clauses a question and its negation have in conjunctive normal form, at most."""
+    if isinstance(question, sympy.Not):
+        return _clauses(question.args[0])[::-1]
+    if not isinstance(question, sympy.And | sympy.Or):
+        return 1, 1
+    parts = [*zip(*map(_clauses, question.args), strict=True)]
+    one, other = parts if isinstance(question, sympy.And) else parts[::-1]
+    both = sum(one), prod(other)
+    return both if isinstance(question, sympy.And) else both[::-1]
 
 
 OF_DATA = "as many as data has"  # instead of torch's u0, in messages
