@@ -179,8 +179,14 @@ def _periods(facts: Sequence[Any]) -> dict[Any, int]:
 
 
 def _holds_in_case(fact: Any, given: Sequence[Any], written: dict[Any, Any], least: dict[Any, int]) -> bool:
+    """With the least sizes that are given; or with the largest ones, where that is not enough."""
+    if _holds_written(fact, *_with(given, written, least)):
+        return True
+    return bool(given) and _holds_written(fact, *_with(given, written, least, largest=True))
+
+
+def _holds_written(fact: Any, written: dict[Any, Any], bounds: dict[Any, int]) -> bool:
     """Relations are taken apart before anything is put into them: sympy would try to decide each, at length."""
-    written, bounds = _with(given, written, least)
     left, right = (_plain(side.xreplace(written), bounds) for side in fact.args)
     if isinstance(fact, sympy.Eq):
         return bool(sympy.expand(left - right) == 0)
@@ -196,9 +202,12 @@ def _slack(fact: Any, left: Any, right: Any) -> Any:
 
 
 def _with(
-    given: Sequence[Any], written: dict[Any, Any], least: dict[Any, int]
+    given: Sequence[Any], written: dict[Any, Any], least: dict[Any, int], largest: bool = False
 ) -> tuple[dict[Any, Any], dict[Any, int]]:
-    """Use what is given: a larger smallest value, or a variable put as the others' sum and a rest of at least 0."""
+    """Use what is given: a larger smallest value, or a variable put as the others' sum and a rest of at least 0.
+
+    Or a variable put as its largest value less a rest, of which then no least value is known.
+    """
     least, spare = dict(least), iter(_SPARE)
     for fact in given:
         slack = _slack(fact, *(_plain(side.xreplace(written), least) for side in fact.args))
@@ -210,6 +219,10 @@ def _with(
             slope, offset = slack.coeff(symbol, 1), slack.coeff(symbol, 0)
             if slope * symbol + offset == slack and slope > 0:
                 least[symbol] = max(least[symbol], int(sympy.ceiling(-offset / slope)))
+            elif slope * symbol + offset == slack and largest and (rest := next(spare, None)) is not None:
+                value = sympy.floor(offset / -slope) - rest
+                written = {old: new.xreplace({symbol: value}) for old, new in written.items()} | {symbol: value}
+                least[rest] = 0
             continue
         unit = [s for s in sorted(symbols, key=str) if slack.coeff(s, 1) == 1 and s not in (slack - s).free_symbols]
         rest = next(spare, None) if unit else None

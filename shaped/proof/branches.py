@@ -76,6 +76,7 @@ class Branches:
         known.append(self.world.translate(fact, world))
         terms = {world.term(form) for k in known if k is not None for form in (k, sympy.Not(k))}
         given = self.translated(self.given, world)
+        given += [sympy.Ge(world.expression(dim), 1) for dim in world.plan.equal.values()]  # as every size is
         return [q.fact for q in world.env.asked if world.term(q.fact) not in terms and not holds(q.fact, given)]
 
     def translated(self, facts: Sequence[Any], world: World) -> list[Any]:
@@ -124,10 +125,9 @@ def equal_at(size: Any, value: int, world: World, plan: Plan) -> list[Plan] | No
     if len(symbols) == 1:
         (symbol,) = symbols
         name, found = world.symbols[symbol], _whole_roots(size - value, symbol)
-        if found is None:
-            return None
-        plans = [replace(plan, constants={**plan.constants, name: n}) for n in found]
-        return plans if len(plans) <= _WITNESSES else None
+        if found is not None:
+            plans = [replace(plan, constants={**plan.constants, name: n}) for n in found]
+            return plans if len(plans) <= _WITNESSES else None
     factors = sympy.Mul.make_args(sympy.factor(size)) if value == 0 else ()
     if len(factors) > 1:
         parts = [
@@ -139,8 +139,13 @@ def equal_at(size: Any, value: int, world: World, plan: Plan) -> list[Plan] | No
         for symbol in sorted(symbols, key=lambda s: world.symbols[s]):
             name, rest = world.symbols[symbol], linear - sign * symbol
             if linear.coeff(symbol, 1) == sign and symbol not in rest.free_symbols and plan.is_free(name):
-                dim = world.dim(sympy.expand(-sign * rest))
-                return [replace(plan, equal={**plan.equal, name: dim})] if dim is not None else None
+                other = sympy.expand(-sign * rest)
+                dim = world.dim(other)
+                if dim is None:
+                    return None
+                if value_at(sympy.Ge(other, 2), world.size_hints) != sympy.true:  # 200 - n, and n is 240 so far
+                    plan = replace(plan, size_hints=size_hints_where(sympy.Ge(other, 2), world, plan, sympy.true) or {})
+                return [replace(plan, equal={**plan.equal, name: dim})] if plan.size_hints else None
     quotients = [atom for atom in size.atoms(sympy.Function) if type(atom).__name__ == "FloorDiv"]
     if len(quotients) == 1 and quotients[0].args[1].is_Integer and (size - quotients[0]).is_Integer:
         over, under = quotients[0].args

@@ -19,6 +19,7 @@ from shaped.shapes import Dim
 # Far apart and without small relations first, so that no two sizes meet by accident.
 _MORE = (6, 9, 10, 12, 14, 16, 22, 26, 34)
 _DRAWS = 400
+_ORDER = sympy.Le | sympy.Lt | sympy.Ge | sympy.Gt
 _FINEST = 12  # a multiple of a multiple
 _RESTS = 4  # divisors up to this one are tried at every rest
 _TRIED = (53, 211, 1009, 4001, 15, 8, 7, 5, 4, 3, 2)
@@ -173,14 +174,18 @@ def size_hints_where(
     generator = random.Random(0)
     count = _DRAWS if len(symbols) > 2 or len(more) > len(symbols) else 0
     draws = ([generator.choice((*_TRIED, *_MORE)) for _ in more] for _ in range(count))
+    edge: Mapping[str, int] | None = None  # where both sides of an inequality are equal: it is that by accident
     for names, sizes in itertools.chain(((symbols, s) for s in grid), ((more, s) for s in draws)):
         chosen = {**world.size_hints, **dict(zip(names, sizes, strict=True))}
         kept = all(value_at(g, chosen) == sympy.true for g in given if g.free_symbols <= set(chosen))
         if kept and len(set(sizes)) == len(sizes) and value_at(fact, chosen) == wanted:
             base = {plan.quotient(name): name for name in plan.multiples}
             changed = {world.symbols[s]: size for s, size in zip(names, sizes, strict=True)}
-            return {**plan.size_hints, **{base.get(name, name): size for name, size in changed.items()}}
-    return None
+            found = {**plan.size_hints, **{base.get(name, name): size for name, size in changed.items()}}
+            if not isinstance(fact, _ORDER) or value_at(sympy.Eq(*fact.args), chosen) != sympy.true:
+                return found
+            edge = edge or found
+    return edge
 
 
 def needed_multiple(fact: Any, number: bool, world: World) -> tuple[str, Dim] | None:
