@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from shaped.proof.explain import is_unprovable
 from shaped.proof.isolation import hush
-from shaped.proof.plans import divided, needed_multiple, repairs, sizes_of, splits, with_multiple
+from shaped.proof.plans import divided, larger, needed_multiple, repairs, sizes_of, splits, with_multiple
 from shaped.proof.setting import Setting
 from shaped.proof.symbolic import Plan, World, size_hint
 from shaped.proof.trace import Recorder, Trace, trace
@@ -53,12 +53,13 @@ def attempts(setting: Setting, names: Sequence[str], plan: Plan, most: int) -> "
             return FoundTrace(trace(setting, world, recorder), plan)
         except _Substitution as needed:
             whole = with_multiple(plan, needed.multiple)
-            waiting[:0] = [whole, _as_it_was(whole, needed.multiple, world)]
+            waiting[:0] = larger(world, plan) or [whole, _as_it_was(whole, needed.multiple, world)]
         except Exception as error:
             failures.append(Failure(error, world, recorder))
             if is_unprovable(error):
                 break
-            waiting.extend(repairs(world, plan))  # the user's own `assert seq <= 16` too may need other size hints
+            # The user's own `assert seq <= 16` too may need other size hints.
+            waiting.extend([*larger(world, plan), *repairs(world, plan)])
         finally:
             hush()
     return max(failures, key=lambda failure: len(failure.recorder.steps))

@@ -19,6 +19,7 @@ from shaped.shapes import Dim
 # Far apart and without small relations first, so that no two sizes meet by accident.
 _MORE = (6, 9, 10, 12, 14, 16, 22, 26, 34)
 _DRAWS = 400
+_QUOTIENT, _MOST = 4, 10**6
 _ORDER = sympy.Le | sympy.Lt | sympy.Ge | sympy.Gt
 _FINEST = 12  # a multiple of a multiple
 _RESTS = 4  # divisors up to this one are tried at every rest
@@ -143,6 +144,21 @@ def repairs(world: World, plan: Plan) -> list[Plan]:
         if size_hints is not None and not isinstance(question.fact, sympy.Eq | sympy.Ne):
             plans.append(replace(plan, size_hints=size_hints))
     return plans + rests_only
+
+
+def larger(world: World, plan: Plan) -> list[Plan]:
+    """Larger hints for what was divided by a large number, so that the quotient is 4 at least: n = 1008 for n//200.
+
+    A quotient of 0 or 1 is a size apart, and what a trace says of it holds for few sizes.
+    """
+    hints = dict(plan.size_hints)
+    for asked, _ in world.env.answers:
+        for atom in divisions(asked):
+            over, under = atom.args
+            for name in (world.symbols.get(s, "") for s in over.free_symbols if under.is_Integer and under < _MOST):
+                if plan.is_free(name) and hints[name] < _QUOTIENT * int(under):
+                    hints[name] *= -(-_QUOTIENT * int(under) // hints[name])
+    return [replace(plan, size_hints=hints)] if hints != plan.size_hints else []
 
 
 def _finer(over: Any, under: int, world: World, plan: Plan) -> list[Plan]:

@@ -101,7 +101,7 @@ def _sound(proof: Alternative, passing: Sequence[Sizes], failing: Sequence[Sizes
 
 def either(proved: Sequence[Alternative], passing: Sequence[Sizes]) -> Alternative:
     """What all alternatives ask, and that one of them holds; with the first one's trace."""
-    useful = [one for one in proved if any(map(one.admits, passing))] or list(proved)
+    useful = [one for one in proved if one.admits_its_own or any(map(one.admits, passing))] or list(proved)
     kept = list(useful)
     for one in reversed(useful):
         if any(_covers(other, one) for other in kept if other is not one):

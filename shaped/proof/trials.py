@@ -136,7 +136,7 @@ class Trials:
         most = next((n for n in _EVERY if n ** len(free) <= _RUNS), 1)
         every = [dict(zip(free, some, strict=True)) for some in itertools.product(range(1, most + 1), repeat=len(free))]
         generator.shuffle(every)
-        pool = (*_POOL, *(n + more for n in near for more in (-1, 0, 1, 11)))
+        pool = (*_POOL, *(n + more for n in near for more in (-1, 0, 1, 11, n + 3)))
         drawn = [{name: generator.choice(pool) for name in free} for _ in range(_RUNS if free else 0)]
         seen = set[tuple[int, ...]]()
         for n, some in enumerate([*drawn[: _RUNS // 4 if near else 0], *every, *drawn]):
