@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from shaped import ScalarTrainer, prove
+from shaped import ScalarTrainer, ShapeError, prove
 
 
 def positions(length: int):
@@ -41,6 +42,26 @@ def quadratic(length: int):
     return program
 
 
+def added(length: int):
+    table = torch.ones(length, length)
+
+    def program(x: Float[Tensor, " n"], y: Float[Tensor, " m"]) -> Float[Tensor, "n+m n+m"]:
+        both = x.shape[0] + y.shape[0]
+        return table[:both, :both].sin()
+
+    return program
+
+
+def halved(length: int):
+    table = torch.ones(length, length)
+
+    def program(x: Float[Tensor, "batch n"]) -> Float[Tensor, "n//2 n//2"]:
+        half = x.shape[1] // 2
+        return table[:half, :half].sin()
+
+    return program
+
+
 @pytest.mark.parametrize("length", [12, 200])
 @pytest.mark.parametrize(
     ("make", "conditions"),
@@ -49,10 +70,26 @@ def quadratic(length: int):
         (turned, ("n <= {}", "m <= {}")),
         (branching, ()),
         (quadratic, ()),
+        (added, ("m + n <= {}",)),
+        (halved, ("n//2 <= {}",)),
     ],
 )
 def test_a_condition_is_the_same_whatever_the_size_of_a_constant(make, conditions, length):
     assert prove(make(length)).conditions == tuple(one.format(length) for one in conditions)
+
+
+@pytest.mark.parametrize("by", [12, 200, 1024])
+def test_a_pooling_over_many_entries_needs_so_many(by):
+    def program(x: Float[Tensor, "batch channels n"]) -> Tensor:
+        return F.avg_pool1d(x, by)
+
+    program.__annotations__["return"] = Float[Tensor, f"batch channels n//{by}"]
+    proof = prove(program)
+
+    for n in (by, by + 1, 2 * by + 3, 5 * by):
+        proof.check({"batch": 2, "channels": 3, "n": n})
+    with pytest.raises(ShapeError):
+        proof.check({"batch": 2, "channels": 3, "n": by - 1})
 
 
 class Causal(nn.Module):
