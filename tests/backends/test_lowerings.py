@@ -125,7 +125,10 @@ def test_operations_on_edge_values_are_the_same_compiled(start: int):
     assert not wrong, "\n".join(wrong)
 
 
-BOTH = torch.arange(8)
+def _bent(x: Tensor) -> Tensor:
+    return F.gelu(x * 1.3) + x
+
+
 # One of each entry of the table that can be had without more than one thread.
 FAULTS: dict[str, tuple[Function, Tensor]] = {
     "avg_pool1d": (lambda x: F.avg_pool1d(x, 3, 2, 1, ceil_mode=True), torch.rand(2, 3, 6)),
@@ -143,6 +146,10 @@ FAULTS: dict[str, tuple[Function, Tensor]] = {
     "minima and maxima of bytes": (
         lambda x: torch.cat([x.to(torch.uint8).view(4, 18).amin(1), x.to(torch.uint8).view(4, 18).argmin(1)]),
         torch.arange(72.0) + 1,
+    ),
+    "the largest of halves": (
+        lambda x: (_bent(x) == _bent(x).amax(1, keepdim=True)).to(torch.bfloat16),
+        torch.linspace(-2, 3, 64, dtype=torch.bfloat16).view(8, 8),
     ),
     "maxima of small integers": (lambda x: x.to(torch.int8).view(4, 18).max(1).values, -torch.arange(72.0) - 1),
     "softmax over a tensor that is written": (
