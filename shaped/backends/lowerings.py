@@ -58,7 +58,7 @@ KNOWN: tuple[Fault, ...] = (
         "another form in the proof",
     ),
     Fault(
-        "eq of bfloat16 and float16",
+        "comparisons of bfloat16 and float16",
         "2.13",
         "what is computed again for it is not rounded: a maximum equals no entry, and its gradient is 0",
         "not reported",
@@ -307,7 +307,8 @@ def _kept_out(stack: ExitStack) -> None:
     aten = torch.ops.aten
     pools = (aten.avg_pool2d_backward.default, aten.avg_pool3d_backward.default)
     kept = {pool: unless(pool, _has_ceil_mode) for pool in pools}
-    kept[aten.eq.Tensor] = unless(aten.eq.Tensor, _are_halves)
+    compared = (getattr(aten, name).Tensor for name in ("eq", "ne", "lt", "le", "gt", "ge"))
+    kept |= {comparison: unless(comparison, _are_halves) for comparison in compared}
     stack.enter_context(patch.dict(lowerings, kept))
 
 

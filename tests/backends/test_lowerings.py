@@ -151,6 +151,10 @@ FAULTS: dict[str, tuple[Function, Tensor]] = {
         lambda x: (_bent(x) == _bent(x).amax(1, keepdim=True)).to(torch.bfloat16),
         torch.linspace(-2, 3, 64, dtype=torch.bfloat16).view(8, 8),
     ),
+    "halves that reach their maximum": (
+        lambda x: (_bent(x) >= _bent(x).amax(1, keepdim=True)).to(torch.bfloat16),
+        torch.linspace(-2, 3, 64, dtype=torch.bfloat16).view(8, 8),
+    ),
     "maxima of small integers": (lambda x: x.to(torch.int8).view(4, 18).max(1).values, -torch.arange(72.0) - 1),
     "softmax over a tensor that is written": (
         lambda x: (
