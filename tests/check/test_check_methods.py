@@ -12,8 +12,7 @@ HEAD = """
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Literal, Optional, Union
-import numpy
-import torch
+import numpy, torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 """

@@ -1,4 +1,7 @@
-"""Functions of TorchScript: those that read sizes are told, and the others are proved."""
+"""Functions of TorchScript: those that read sizes are told, and the others are proved.
+
+From torch 2.14 on its interpreter reads the sizes of whatever it is given, so that none is.
+"""
 
 import pytest
 import torch
@@ -20,6 +23,10 @@ def where_large(x: Tensor) -> Tensor:
     return x
 
 
+READS_ALL = torch.__version__ >= "2.14"  # compared as versions
+
+
+@pytest.mark.skipif(READS_ALL, reason="its interpreter reads all sizes")
 def test_what_reads_no_size_is_proved() -> None:
     def function(x: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
         return doubled(x)
@@ -31,5 +38,6 @@ def test_what_reads_sizes_is_told_with_its_line() -> None:
     def function(x: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
         return where_large(x)
 
-    with pytest.raises(Unprovable, match=r"TorchScript here that reads sizes(.|\n)*return where_large\(x\)"):
+    said = "return where_large(.|\n)*TorchScript interpreter" if READS_ALL else "TorchScript here that reads sizes"
+    with pytest.raises(Unprovable, match=said):
         prove(function)
