@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+OWN = Path(__file__).resolve().parents[1]  # this package
+
 _NAMING = ("LOAD_GLOBAL", "LOAD_NAME")
 
 
@@ -77,6 +79,11 @@ def _installed() -> tuple[str, ...]:
 def is_installed(file: str) -> bool:
     """Whether a file is Python's own or an installed package's, whose versions tell what is in it."""
     return file.startswith("<frozen") or str(Path(file).resolve()).startswith(_installed())
+
+
+def is_of_project(file: str) -> bool:
+    """Whether a file is neither installed nor of this package, so that no version tells what is in it."""
+    return not is_installed(file) and not file.startswith(str(OWN))
 
 
 _OURS = ("shaped", "shaped_kernels")  # told by what is in their files

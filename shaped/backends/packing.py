@@ -17,7 +17,7 @@ from torch import Tensor
 
 from shaped.backends import archive
 from shaped.backends.addresses import Addresses
-from shaped.backends.bytecode import is_installed, is_library
+from shaped.backends.bytecode import is_library, is_of_project
 from shaped.backends.cases import AdmittedCase
 from shaped.backends.executors import Executor
 from shaped.backends.identity import FORMAT, digest_of, metas, name_of, reached, spelled, token_of
@@ -27,7 +27,7 @@ from shaped.backends.outlines import outline
 from shaped.backends.reach import Reach, Untold, named
 from shaped.backends.registered import own_operation
 from shaped.backends.step import Runner
-from shaped.backends.surroundings import OWN, sources, surroundings
+from shaped.backends.surroundings import sources, surroundings
 from shaped.errors import listing
 from shaped.proof.reads import Read
 
@@ -194,7 +194,7 @@ def _refuse_unread(codes: set[tuple[types.CodeType, str]], reach: Reach) -> None
     for code, module in codes:
         file = code.co_filename
         generated = file.startswith("<") and module and is_library(module)  # by an installed package
-        if not (code in reach.codes or is_installed(file) or file.startswith(str(OWN)) or generated):
+        if code not in reach.codes and is_of_project(file) and not generated:
             raise Unkeepable(
                 f"it runs `{code.co_qualname}` ({file}:{code.co_firstlineno}), which no code that it reaches names"
             )

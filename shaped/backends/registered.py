@@ -3,15 +3,13 @@
 import re
 import types
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from torch._library.custom_ops import OPDEFS
 from torch.fx import GraphModule
 
-from shaped.backends.bytecode import is_installed
+from shaped.backends.bytecode import is_of_project
 
-_OWN = str(Path(__file__).resolve().parents[1])
 _FILE = re.compile(r"registered at (.+?\.py):\d+")
 _COMPUTES = ("CPU", "Autograd", "Composite")  # of dispatch keys; torch's own Python gives its operations others
 
@@ -30,7 +28,7 @@ def own_operation(graph: GraphModule) -> str | None:
     for target in {node.target for node in graph.graph.nodes}:
         if isinstance(target, torch._ops.OpOverload):
             for file in _files(target):
-                if not is_installed(file) and not file.startswith(_OWN):
+                if is_of_project(file):
                     return f"`{target}`, of which a kernel stands in {file}"
     return None
 

@@ -17,12 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shaped.backends.bytecode import digest_of_code, is_installed, sites
+from shaped.backends.bytecode import OWN, digest_of_code, is_of_project, sites
 from shaped.backends.registered import replaced
 
 _PROCESSOR = Path("/proc/cpuinfo")
 _TELLING = ("vendor_id", "model name", "flags", "Features", "CPU implementer", "CPU part")
-OWN = Path(__file__).resolve().parents[1]  # this package
 _VARIABLES = ("TORCHINDUCTOR_", "TORCH_", "PYTORCH_", "OMP_", "GOMP_", "MKL_", "KMP_", "DNNL_", "ONEDNN_", "ATEN_")
 _APART = ("CACHE", "DIR", "LOG", "TRACE", "DEBUG")  # where things are kept, and what is told
 _OTHERS = (
@@ -120,7 +119,7 @@ def _replaced() -> Iterator[str]:
             code = getattr(one, "__code__", None)
             if isinstance(one, types.FunctionType) and isinstance(code, types.CodeType):
                 file = code.co_filename
-                if not file.startswith("<") and not is_installed(file) and not file.startswith(str(OWN)):
+                if not file.startswith("<") and is_of_project(file):
                     yield f"{where}.{name} {digest_of_code(code)}"
     yield _digest(sorted(told))
     for name, hooks in sorted(vars(torch.nn.modules.module).items()):

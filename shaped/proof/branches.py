@@ -143,9 +143,10 @@ def equal_at(size: Any, value: int, world: World, plan: Plan) -> list[Plan] | No
                 dim = world.dim(other)
                 if dim is None:
                     return None
+                hints: Mapping[str, int] | None = plan.size_hints
                 if value_at(sympy.Ge(other, 2), world.size_hints) != sympy.true:  # 200 - n, and n is 240 so far
-                    plan = replace(plan, size_hints=size_hints_where(sympy.Ge(other, 2), world, plan, sympy.true) or {})
-                return [replace(plan, equal={**plan.equal, name: dim})] if plan.size_hints else None
+                    hints = size_hints_where(sympy.Ge(other, 2), world, plan, sympy.true)
+                return None if hints is None else [replace(plan, size_hints=hints, equal={**plan.equal, name: dim})]
     quotients = [atom for atom in size.atoms(sympy.Function) if type(atom).__name__ == "FloorDiv"]
     if len(quotients) == 1 and quotients[0].args[1].is_Integer and (size - quotients[0]).is_Integer:
         over, under = quotients[0].args

@@ -12,13 +12,11 @@ from torch import SymInt, Tensor
 
 from shaped.proof.arithmetic import holds
 from shaped.proof.calls import Mismatch
-from shaped.proof.indices import WHOLE, uses
+from shaped.proof.indices import SAME, WHOLE, uses
 from shaped.proof.symbolic import expression
 
 # All entries stay, or are there several times.
-_SAME = {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "transpose", "t", "permute", "contiguous"}
-_SAME |= {"to", "long", "int", "clone", "detach", "expand", "expand_as", "repeat", "ravel", "movedim", "swapaxes"}
-_SAME |= {"flip", "roll", "tile", "broadcast_to", "view_as", "reshape_as", "type_as", "moveaxis", "swapdims"}
+_SAME = SAME | {"flip", "roll", "tile", "broadcast_to", "view_as", "reshape_as", "type_as", "moveaxis", "swapdims"}
 _SUMS = {"add": 1, "radd": 1, "sub": -1, "subtract": -1}
 Ends = tuple[sympy.Expr, sympy.Expr]
 

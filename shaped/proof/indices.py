@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 # What gives the same numbers, in another order or shape.
-_SAME = {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "transpose", "t", "permute", "contiguous"}
-_SAME |= {"to", "long", "int", "clone", "detach", "expand", "expand_as", "repeat", "ravel", "movedim", "swapaxes"}
+SAME = {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "transpose", "t", "permute", "contiguous"}
+SAME |= {"to", "long", "int", "clone", "detach", "expand", "expand_as", "repeat", "ravel", "movedim", "swapaxes"}
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -65,5 +65,5 @@ class Indices:
                 least = f"-{shown}" if shown.isidentifier() or shown.isdecimal() else f"-({shown})"
                 self.values[f"{least if counts_back else 0} <= {path} < {shown}"] = None
         whole = isinstance(result, Tensor) and result.dtype in WHOLE
-        if name in _SAME and args and id(args[0]) in self._known and whole:
+        if name in SAME and args and id(args[0]) in self._known and whole:
             self._known[id(result)] = result, self._known[id(args[0])][1]

@@ -19,7 +19,7 @@ from shaped.shapes import Dim
 # Far apart and without small relations first, so that no two sizes meet by accident.
 _MORE = (6, 9, 10, 12, 14, 16, 22, 26, 34)
 _DRAWS = 400
-_QUOTIENT, _MOST = 4, 10**6
+_QUOTIENT, _MOST = 4, 10**6  # what a large divisor is to leave, and the largest that is looked at
 _ORDER = sympy.Le | sympy.Lt | sympy.Ge | sympy.Gt
 _FINEST = 12  # a multiple of a multiple
 _RESTS = 4  # divisors up to this one are tried at every rest
