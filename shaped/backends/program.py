@@ -234,11 +234,11 @@ class Program:
             ProofError: The program fails for these dtypes.
         """
         try:
-            key: tuple[Any, ...] = tuple([(x.shape, x.dtype, x.device, x.layout) for x in inputs])
-        except (AttributeError, RuntimeError):  # no tensor, or one without a shape: refused, with the reason
-            key = self._key(inputs) if self.batch.absent(inputs) else ()
-            if not key:
-                return self.admitted(inputs, ())
+            key: tuple[Any, ...] | None = tuple([(x.shape, x.dtype, x.device, x.layout) for x in inputs])
+        except (AttributeError, RuntimeError):  # no tensor, or one without a shape
+            key = (self._key(inputs) or None) if self.batch.absent(inputs) else None
+        if key is None:
+            return self.admitted(inputs, ())  # refuses, with the reason
         if self.modules:
             key += tuple([module.training for module in self.modules])
         cases = self.outside.now.cases

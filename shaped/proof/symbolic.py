@@ -18,7 +18,7 @@ from sympy.core.relational import Relational
 from sympy.logic.boolalg import BooleanFunction
 from torch import SymInt, Tensor
 from torch._dynamo.source import ConstantSource
-from torch.fx.experimental.symbolic_shapes import DimDynamic, GuardOnDataDependentSymNode, ShapeEnv, _lru_cache
+from torch.fx.experimental.symbolic_shapes import DimDynamic, GuardOnDataDependentSymNode, ShapeEnv, SLoc, _lru_cache
 
 from shaped.errors import Goal, Source, Unprovable
 from shaped.proof.arithmetic import constant, divided_exactly, divisions, flat, holds, value_at, whole
@@ -153,6 +153,10 @@ class _Questions(ShapeEnv):
                 self.deferred.append(Question(orig_expr, source))
         return answer
 
+    def _get_stack_summary(self, *args: Any, **kwargs: Any) -> tuple[SLoc, str]:
+        """No place in torch's words, for which it imports torch.export: a question has the user's line."""
+        return SLoc(None, None), ""
+
     def create_unbacked_symint(self, *args: Any, **kwargs: Any) -> SymInt:
         """As torch's, and remembered."""
         made = super().create_unbacked_symint(*args, **kwargs)
@@ -166,7 +170,7 @@ class _Questions(ShapeEnv):
         if symbols and self.course is not None and self.course.counts:
             for symbol in symbols:
                 found.append(values[self.course.size(place_of_caller())])
-                self.replacements[symbol] = sympy.sympify(_bare(found[-1]))
+                self.replacements[symbol] = expression(found[-1])
             self._update_version_counter()
             self.pending_fresh_unbacked_symbols = [s for s in self.pending_fresh_unbacked_symbols if s not in symbols]
         return found
@@ -328,22 +332,22 @@ class World:
 
     def term(self, value: Any) -> Term:
         """A size or a relation over sizes as a term over the user's names."""
-        expression = sympy.sympify(_bare(value))
-        if expression not in self._terms:
-            if isinstance(expression, sympy.Or):
+        fact = expression(value)
+        if fact not in self._terms:
+            if isinstance(fact, sympy.Or):
                 order = list(self.symbols)
-                parts = sorted(expression.args, key=lambda part: min(map(order.index, part.free_symbols)))
-                self._terms[expression] = Term.of("or", *map(self.term, parts))
+                parts = sorted(fact.args, key=lambda part: min(map(order.index, part.free_symbols)))
+                self._terms[fact] = Term.of("or", *map(self.term, parts))
             else:
-                self._terms[expression] = term_of(without_fractions(whole(expression)).xreplace(self._names_of_symbols))
-        return self._terms[expression]
+                self._terms[fact] = term_of(without_fractions(whole(fact)).xreplace(self._names_of_symbols))
+        return self._terms[fact]
 
     def show(self, value: Any) -> str:
         """A size or a relation over sizes in the user's names: `4*dim`; what data decides in words."""
-        expression = sympy.sympify(_bare(value))
-        of_data = sorted(expression.free_symbols - set(self.symbols), key=str)
+        fact = expression(value)
+        of_data = sorted(fact.free_symbols - set(self.symbols), key=str)
         words = {s: sympy.Symbol(f"{OF_DATA} ({n})" if n > 1 else OF_DATA) for n, s in enumerate(of_data, 1)}
-        return str(self.term(expression.xreplace(words)))
+        return str(self.term(fact.xreplace(words)))
 
     def dim(self, size: Any) -> Dim | None:
         """A size as a dimension expression; None where it is none: a maximum, a square root."""
@@ -352,11 +356,11 @@ class World:
 
     def expression(self, dim: Dim) -> Any:
         """A dimension expression over this world's symbols."""
-        return dim.evaluate({name: sympy.sympify(_bare(self.values[name])) for name in dim.names})
+        return dim.evaluate({name: expression(self.values[name]) for name in dim.names})
 
     def fact(self, term: Term) -> Any:
         """A relation over names as one over this world's symbols."""
-        return sympy_of(term, {name: sympy.sympify(_bare(self.values[name])) for name in term.names})
+        return sympy_of(term, {name: expression(self.values[name]) for name in term.names})
 
     def asks(self, fact: sympy.Basic) -> bool:
         """Whether a relation over this world's symbols is so, asked as torch asks."""
@@ -405,7 +409,7 @@ class World:
 
     def same(self, a: Any, b: Any) -> bool:
         """Whether two sizes are equal for all values, also by what was asked to divide; asks nothing itself."""
-        a, b = flat(whole(sympy.sympify(_bare(a)))), flat(whole(sympy.sympify(_bare(b))))
+        a, b = flat(whole(expression(a))), flat(whole(expression(b)))
         if bool(a == b) or bool(sympy.expand(a - b) == 0) or holds(sympy.Eq(a, b)) or sympy.simplify(a - b) == 0:
             return True
         divisible = [question.fact for question in self.env.asked if isinstance(question.fact, sympy.Eq)]
@@ -413,7 +417,7 @@ class World:
 
     def granted(self, a: Any, b: Any) -> bool:
         """Ask that two rounded sizes are equal, `n//2 == m//2`, where this world may and they are at its size hints."""
-        fact = sympy.Eq(flat(whole(sympy.sympify(_bare(a)))), flat(whole(sympy.sympify(_bare(b)))), evaluate=False)
+        fact = sympy.Eq(flat(whole(expression(a))), flat(whole(expression(b))), evaluate=False)
         if not self._grants or not divisions(fact) or value_at(fact, self.size_hints) != sympy.true:
             return False
         self.env.asked.append(Question(fact, None))
@@ -435,14 +439,10 @@ class World:
 
 
 def expression(size: Any) -> sympy.Basic:
-    """The sympy form of an int or a symbolic size."""
-    return size.node.expr if isinstance(size, SymInt) else sympy.Integer(size)
+    """The sympy form of a number or a symbolic size."""
+    return sympy.sympify(size.node.expr if isinstance(size, SymInt) else size)
 
 
 def size_hint(size: Any) -> int:
     """A size's number in this trace."""
     return size if isinstance(size, int) else int(size.node.hint)
-
-
-def _bare(size: Any) -> Any:
-    return size.node.expr if isinstance(size, SymInt) else size
