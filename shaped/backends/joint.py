@@ -130,8 +130,11 @@ class JointEager(Eager):
         """Take a step of all ranks, or with `last=False` gather a batch for it; as `Eager.update`."""
         readings = optimizer.read(self._used)
         self._together.refuse(optimizer)
+        self._together.hold_alike(optimizer, readings)
         with optimizer.ahead(self._used):
             settled, totals, written = self._agreed(inputs, optimizer.options.measures(self._options.max_norm))
+        if totals.unlike:
+            self._together.raise_unlike()
         finite, counters = not totals.not_finite, self._counters
         if not finite and not self._options.skips:
             return settled.loss, False
@@ -152,8 +155,9 @@ class JointEager(Eager):
         failed = None
         try:
             self.program.follow_storage()
-            optimizer.read(self._used)
+            readings = optimizer.read(self._used)
             self._together.refuse(optimizer)
+            self._together.hold_alike(optimizer, readings)
         except Exception as error:
             failed = error
         self._together.meet("the update of gradients that wait", failed)
@@ -309,8 +313,7 @@ class JointCompiled(Compiled):
         together = self._together
         self._step(optimizer)
         step = self._step(optimizer, last)
-        if not last:
-            optimizer.read(self.program.used_tensors)
+        together.hold_alike(optimizer, optimizer.read(self.program.used_tensors))
         case, inputs = self._admit(inputs)
         state = step.prepare(case.samples, self._layout)
         runner = step.runs.get(case) or self._runner(step, case, inputs)
@@ -327,6 +330,8 @@ class JointCompiled(Compiled):
                 return loss, True
         if totals.wrong:
             together.raise_on_all(None if bool(right) else self._wrong(step.name, case, inputs))
+        if totals.unlike:
+            together.raise_unlike()
         own = None
         try:
             checked_count(self.program.count(case, inputs))

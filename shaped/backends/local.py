@@ -272,7 +272,8 @@ def _own_rows(run: LocalRun, n: Node, args: list[Any], kwargs: dict[str, Any]) -
 @how("own classes")
 def _own_classes(run: LocalRun, n: Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
     scores, target, _, reduction, ignored = args
-    axis, count = scores.dim() - 1, scores.shape[-1]
+    axis = min(1, scores.dim() - 1)
+    count = scores.shape[axis]
     target = run.note(target, "nll_loss", count * run.across.size, ignored)
     counted = target != ignored
     own, mine = _own(run, target, count)
@@ -288,7 +289,8 @@ def _own_classes(run: LocalRun, n: Node, args: list[Any], kwargs: dict[str, Any]
 @how("own classes backward")
 def _own_classes_backward(run: LocalRun, n: Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
     grad, scores, target, _, reduction, ignored, total = args
-    axis, count = scores.dim() - 1, scores.shape[-1]
+    axis = min(1, scores.dim() - 1)
+    count = scores.shape[axis]
     target = run.note(target, "nll_loss", count * run.across.size, ignored)
     own, mine = _own(run, target, count)
     share = -(grad / total if reduction == 1 else grad)

@@ -11,6 +11,7 @@ from shaped.backends.program import Program
 from shaped.errors import Goal, ProofError
 from shaped.proof.setting import STEP, Step
 from shaped.ranks import layer_rules, rules, view_rules
+from shaped.ranks.exchange import VECTOR
 from shaped.ranks.extents import Extents, extent
 from shaped.ranks.module_names import NamedEntries
 from shaped.ranks.naming import NamedAxis
@@ -137,9 +138,9 @@ def said(
         told = _told(sizes, [c for c in found.walk.collectives if c.backward == backward])
         lines.append((phase, f"{told or 'nothing'} over {plan.axis}"))
     if gradients:
-        lines.append(("update", f"gradients, {gradients:,} bytes, and one agreement of 72"))
+        lines.append(("update", f"gradients, {gradients:,} bytes, and one agreement of {VECTOR}"))
     else:
-        lines.append(("update", "one agreement of 72 bytes"))
+        lines.append(("update", f"one agreement of {VECTOR} bytes"))
     return lines
 
 

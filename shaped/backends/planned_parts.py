@@ -25,6 +25,7 @@ from shaped.backends.planned import Planned
 from shaped.backends.stating import turns_told
 from shaped.backends.together import Together
 from shaped.backends.values import Checked, Runs
+from shaped.ranks.exchange import VECTOR
 from shaped.ranks.layout import Placement
 from shaped.ranks.placements import AxisPlacement, Held
 
@@ -163,7 +164,7 @@ class PlannedParts(Planned):
                 named = any(c.backward == (what == "backward") for c in sums)
                 said = f"{said}; {gathers}" if named else gathers
             elif what == "update":
-                said = "one agreement of 72 bytes"
+                said = f"one agreement of {VECTOR} bytes"
             made.append((what, said))
         return made
 

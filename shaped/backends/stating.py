@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import torch
 
 from shaped.backends.gathering import BACKWARD, FORWARD, GATHER, SCATTER, Turn
+from shaped.ranks.exchange import VECTOR
 
 
 class Shared(Protocol):
@@ -48,7 +49,7 @@ def _whole(shared: Shared, axis: str) -> list[tuple[str, str]]:
         ("a rank has", f"all parameters whole, {held:,} bytes of those that are trained"),
         ("forward", f"nothing over {axis}"),
         ("backward", f"nothing over {axis}"),
-        ("update", f"gradients, {given:,} bytes in {sums} over {axis}, and one agreement of 72"),
+        ("update", f"gradients, {given:,} bytes in {sums} over {axis}, and one agreement of {VECTOR}"),
     ]
 
 
@@ -60,7 +61,7 @@ def _parted(shared: Shared, axis: str, parameters: int) -> list[tuple[str, str]]
         ("a rank has", f"1/{shared.exchange.size} of each parameter that is trained, {held:,} bytes{rest}"),
         ("forward", f"{turns_told(shared, FORWARD)} over {axis}"),
         ("backward", f"{turns_told(shared, BACKWARD)} over {axis}"),
-        ("update", "one agreement of 72 bytes"),
+        ("update", f"one agreement of {VECTOR} bytes"),
     ]
 
 

@@ -306,7 +306,8 @@ class Together(Parts):
             for i, g in zip(self._program.used, passed.gradients, strict=True)
         ]
         mean = (totals[LOSS] / divisor).to(passed.loss.dtype)
-        return AgreedStep(mean, gradients, count, totals[NOT_FINITE] == 0, totals[WRONG] == 0, totals)
+        alike = (totals[WRONG] == 0) & self.exchange.alike(totals)
+        return AgreedStep(mean, gradients, count, totals[NOT_FINITE] == 0, alike, totals)
 
     def _squares(
         self, gradients: Sequence[Tensor], waiting: tuple[Sequence[Tensor], Tensor] | None

@@ -5,6 +5,7 @@ agreement at their end. All then ask what it was.
 """
 
 import builtins
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -14,8 +15,13 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 import shaped.errors
+from shaped.backends.alike import stepped_by
 from shaped.backends.gathering import Gathering
-from shaped.errors import ExecutorError, RankError, first_line
+from shaped.errors import ExecutorError, RankError
+from shaped.optim import FusedOptimizer
+from shaped.optim.updates import CheckedRules
+from shaped.ranks.exchange import MARK
+from shaped.ranks.join import cause
 from shaped.ranks.peers import peers_of
 
 if TYPE_CHECKING:
@@ -29,6 +35,8 @@ class Turns:
     sharded: bool
     _under_way: bool
     _gathering: Gathering | None
+    _read: CheckedRules | None = None
+    _stepped_by: dict[str, Any] = {}  # noqa: RUF012  replaced, never changed
 
     def gathering(self, graph: GraphModule, samples: Tensor | None = None, forward: bool = False) -> Gathering:
         """A run of a graph on parts."""
@@ -57,9 +65,10 @@ class Turns:
         """Come to collectives that are no step's, with what this rank failed with until here: an error of all.
 
         Raises:
-            The error of a rank that failed, marked as one that all raise.
+            The error of a rank that failed, marked as one that all raise. RankError: They step by different updates.
         """
-        peers_of(self.exchange).meet(place, failed=failed)
+        if len(set(peers_of(self.exchange).meet(place, self.exchange.mark, failed=failed))) > 1:
+            self.raise_unlike()
         self._under_way, self._gathering = True, None
 
     @contextmanager
@@ -91,11 +100,9 @@ class Turns:
 
     def _end(self, error: Exception) -> NoReturn:
         """Raise for a rank that cannot go on with the others, or whose others are gone."""
-        cause = self.exchange.cause
-        if cause is not None:
-            raise RankError(f"another rank is gone: {cause}. Nothing was updated in this step") from error
-        if lost(error):
-            raise RankError(f"another rank is gone or was not heard of: {first_line(error)}") from error
+        if lost(error) or cause() is not None:
+            why = self.exchange.whereabouts(error)
+            raise RankError(f"another rank is gone: {why}. Nothing was updated in this step") from error
         self.exchange.failed(error)
         raise error
 
@@ -124,6 +131,27 @@ class Turns:
         for rank, said in enumerate(told):
             if said is not None:
                 raise self.agreed(_like(said[0], f"on rank {rank}: {said[1]}"))
+
+    def hold_alike(self, optimizer: FusedOptimizer, readings: CheckedRules) -> None:
+        """Mark what this rank steps by next; where ranks differ in it no step is taken."""
+        if readings is not self._read:
+            self._read, self._stepped_by = readings, stepped_by(optimizer, readings)
+            self.exchange.mark = zlib.crc32(repr(self._stepped_by).encode()) % MARK
+
+    def raise_unlike(self) -> NoReturn:
+        """Raise on all ranks that they step by different updates."""
+        told: list[dict[str, Any]] = self.exchange.tell(self._stepped_by)
+        rank = next(rank for rank, theirs in enumerate(told) if theirs != told[0])
+        differing = [what for what in {**told[0], **told[rank]} if told[0].get(what) != told[rank].get(what)][:3]
+        shown = ", ".join(
+            f"{w} is {told[0].get(w)} on rank 0 and {told[rank].get(w)} on rank {rank}" for w in differing
+        )
+        raise self.agreed(
+            RankError(
+                f"the ranks step by different updates: {shown}. Nothing was updated. Make the optimizer and its "
+                "schedule alike on all of them; one that follows a figure takes that of all ranks: loop.evaluate's"
+            )
+        )
 
     @property
     def blame(self) -> str:

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from shaped.ranks.join import cause, post
+from shaped.ranks.join import patience, post, whereabouts
 
 _ops = torch.ops._c10d_functional
 _groups: WeakKeyDictionary[Any, dict[tuple[int, ...], Any]] = WeakKeyDictionary()  # of ours, by the default group
@@ -38,6 +38,8 @@ class Totals:
         culprits: Ranks whose own loss or gradients are not finite.
         culprit: The sum of their numbers: where it is one, its number.
         squares, kept: Squares of the gradients that an update would take, with this batch and without it.
+        marks, squared: Of what each rank steps by (`Exchange.mark`), and their squares.
+        size: How many ranks there are.
     """
 
     samples: float
@@ -49,6 +51,14 @@ class Totals:
     culprit: float
     squares: float
     kept: float
+    marks: float
+    squared: float
+    size: int
+
+    @property
+    def unlike(self) -> bool:
+        """Whether ranks step by different updates."""
+        return self.size * self.squared != self.marks**2
 
     @property
     def where(self) -> str:
@@ -59,7 +69,9 @@ class Totals:
 
 
 NOT_FINITE, WRONG = 2, 3  # where these stand in the vector
-SAMPLES, LOSS, SQUARES, KEPT = 0, 1, 7, 8
+SAMPLES, LOSS, SQUARES, KEPT, MARKS, SQUARED = 0, 1, 7, 8, 9, 10
+VECTOR = 88  # bytes of it
+MARK = 2**20  # so that sums of their squares are exact on 8,192 ranks
 
 
 class Exchange:
@@ -74,7 +86,7 @@ class Exchange:
         stop: Set it to ask all ranks to stop.
         stopping: Whether any rank had asked when the last step was taken; alike on all ranks.
         said: What this rank says of itself in each step, on the device: how its batch weighs (1, or 0 where it has
-            none), and whether it asks to stop.
+            none), whether it asks to stop, and a mark of what it steps by, with its square.
     """
 
     def __init__(self, mesh: DeviceMesh, axis: str | None) -> None:
@@ -89,10 +101,10 @@ class Exchange:
         device = torch.device(mesh.device_type)
         if device.type == "cuda":
             device = torch.device("cuda", torch.cuda.current_device())
-        self.said = torch.tensor([1.0, 0.0], dtype=torch.float64, device=device)
+        self.said = torch.tensor([1.0, 0.0, 0.0, 0.0], dtype=torch.float64, device=device)
         self.stopping = False
         self.last: Totals | None = None  # of the last step
-        self._weight, self._stop = 1.0, False
+        self._weight, self._stop, self._mark = 1.0, False, 0
         self._device = device
 
     # -- in a pass, eager or traced --------------------------------------------------------------------------------
@@ -134,10 +146,15 @@ class Exchange:
         kept: Tensor,
         said: Tensor,
     ) -> Tensor:
-        """The sums of all of it, float64 (9,), as `Totals` names them."""
+        """The sums of all of it, float64 (11,), as `Totals` names them."""
         number = torch.full((), float(self.rank), dtype=torch.float64, device=said.device)
         mine = [samples, loss, not_finite, wrong, said[1], culprit, culprit * number, squares, kept]
+        mine += [said[2], said[3]]
         return self.total(torch.stack([m.to(said.device, torch.float64) for m in mine]))
+
+    def alike(self, totals: Tensor) -> Tensor:
+        """Whether all ranks step by one update: no mark differs from their mean."""
+        return self.size * totals[SQUARED] == totals[MARKS] ** 2
 
     # -- what this rank says ---------------------------------------------------------------------------------------
 
@@ -163,9 +180,20 @@ class Exchange:
         self._weight = weight
         self.said[0] = weight
 
+    @property
+    def mark(self) -> int:
+        """A number below `MARK` for what this rank steps by, the same on all ranks."""
+        return self._mark
+
+    @mark.setter
+    def mark(self, mark: int) -> None:
+        if mark != self._mark:
+            self._mark = mark
+            self.said[2], self.said[3] = float(mark), float(mark) ** 2
+
     def read(self, totals: Tensor) -> Totals:
         """What was agreed on, as numbers of the host; remembers whether to stop."""
-        found = self.last = Totals(*totals.tolist())
+        found = self.last = Totals(*totals.tolist(), self.size)
         self.stopping = found.stop > 0
         return found
 
@@ -196,10 +224,9 @@ class Exchange:
         """Leave word of an error that ends this rank alone, for those that will wait for it."""
         post(error)
 
-    @property
-    def cause(self) -> str | None:
-        """What took some rank down, where it left word."""
-        return cause()
+    def whereabouts(self, error: BaseException) -> str:
+        """What is known of the others where a collective failed."""
+        return whereabouts(error, dist.get_process_group_ranks(self.group))
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -244,5 +271,5 @@ def _own(members: tuple[int, ...]) -> Any:
     """A group of these processes that nobody else uses; made once, by all of them."""
     known = _groups.setdefault(dist.group.WORLD, {})
     if members not in known:
-        known[members] = dist.new_group(list(members), use_local_synchronization=True)
+        known[members] = dist.new_group(list(members), use_local_synchronization=True, timeout=patience())
     return known[members]

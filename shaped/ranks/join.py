@@ -9,7 +9,8 @@ import atexit
 import math
 import os
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from types import TracebackType
 from typing import Any
@@ -19,8 +20,11 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from shaped.arguments import checked
+from shaped.errors import RankError, first_line
 
 FAILED = "shaped/failed"  # in the store: which rank went down, and of what
+WAITED = "shaped/waited"  # and which of them waited in vain
+_GRACE = 3.0  # seconds for the others to say that they wait too
 _joined = False
 _timeout: timedelta | None = None  # that `join` was given
 
@@ -99,8 +103,15 @@ def leave() -> None:
 
 
 def patience() -> timedelta | None:
-    """How long a rank waits for the others, as `join` was told; None is torch's default."""
-    return _timeout
+    """How long a rank waits for the others: as `join` was told, or whoever made the default group.
+
+    A group does not take it over from the default one by itself. None is torch's default.
+    """
+    if _timeout is not None:
+        return _timeout
+    made: Any = dist.group.WORLD
+    options = getattr(made._get_backend(torch.device(_device())), "options", None)
+    return getattr(options, "_timeout", None)
 
 
 def abandon(error: BaseException) -> None:
@@ -122,7 +133,12 @@ def _tell_of_errors() -> None:
 
 
 def post(error: BaseException) -> None:
-    """Leave word in the store of what took this rank down, for those that wait for it; the first one stays."""
+    """Leave word in the store of what took this rank down, for those that wait for it; the first one stays.
+
+    A RankError is what another rank did to this one, and no cause.
+    """
+    if isinstance(error, RankError):
+        return
     try:
         store = dist.distributed_c10d._get_default_store()
         text = f"rank {dist.get_rank()}: {type(error).__name__}: {error}".splitlines()[0]
@@ -138,6 +154,41 @@ def cause() -> str | None:
         return store.get(FAILED).decode() if store.check([FAILED]) else None
     except Exception:  # as above
         return None
+
+
+def whereabouts(error: BaseException, ranks: Sequence[int]) -> str:
+    """What is known of the others where a collective with them failed.
+
+    Args:
+        error: What it failed with.
+        ranks: That take part in it.
+
+    Returns:
+        The word that one left before it ended, or which of them did not come.
+    """
+    if (said := cause()) is not None:
+        return said
+    late = _silent(ranks)
+    if not late:
+        return first_line(error)
+    who = f"rank{'s' if len(late) > 1 else ''} {' and '.join(map(str, late))}"
+    if "timed out" in str(error).lower():
+        return f"{who} did not come within the group's time-out"
+    return f"{who} ended before this, or lost the connection"
+
+
+def _silent(ranks: Sequence[int]) -> list[int]:
+    """The ranks that do not say within a moment that they wait in vain, as this one does."""
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        store.set(f"{WAITED}/{dist.get_rank()}", "1")
+        late, end = [rank for rank in ranks if rank != dist.get_rank()], time.monotonic() + _GRACE
+        while len(late) > 1 and time.monotonic() < end:
+            time.sleep(0.05)
+            late = [rank for rank in late if not store.check([f"{WAITED}/{rank}"])]
+        return late
+    except Exception:  # the store's host is gone
+        return []
 
 
 def say(*things: Any) -> None:

@@ -244,7 +244,7 @@ def gathered(walk: PlacementWalk, node: Node) -> Held:
 # -- cross-entropy ---------------------------------------------------------------------------------------------------
 
 
-@rule("nll_loss_forward")
+@rule("nll_loss_forward", "nll_loss2d_forward")
 def picked(walk: PlacementWalk, node: Node) -> tuple[Held, ...]:
     """The log-probabilities of classes: of classes in parts each rank picks its own."""
     scores, target, weight = args_of(node)[:3]
@@ -259,7 +259,7 @@ def picked(walk: PlacementWalk, node: Node) -> tuple[Held, ...]:
     return PENDING, WHOLE
 
 
-@rule("nll_loss_backward")
+@rule("nll_loss_backward", "nll_loss2d_backward")
 def picked_backward(walk: PlacementWalk, node: Node) -> Held:
     """Their gradients."""
     grad, scores, target, weight, _, _, total = args_of(node)
@@ -275,7 +275,7 @@ def picked_backward(walk: PlacementWalk, node: Node) -> Held:
 
 
 def _of_classes(walk: PlacementWalk, node: Node, scores: Any, held: Shard) -> bool:
-    return held.axis == len(walk.shape(scores)) - 1 and held.before == 1
+    return held.axis == min(1, len(walk.shape(scores)) - 1) and held.before == 1
 
 
 # -- random numbers --------------------------------------------------------------------------------------------------

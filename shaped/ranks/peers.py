@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shaped.errors import RankError, ShapedError, first_line
-from shaped.ranks.join import cause, patience
+from shaped.errors import RankError, ShapedError
+from shaped.ranks.join import patience, whereabouts
 
 _FLAGS = 5  # small numbers that a rank may bring
 _PLACE, _FAILED, _BYTES = range(3)
@@ -133,10 +133,8 @@ class Processes(Peers):
         try:
             dist.all_gather(every, mine, group=self._group)
         except (RuntimeError, ValueError) as error:
-            why = cause() or first_line(error)
-            raise RankError(
-                f"rank {self.rank} is at {place}, and another rank is gone or was not heard of: {why}"
-            ) from error
+            why = whereabouts(error, dist.get_process_group_ranks(self._group))
+            raise RankError(f"rank {self.rank} is at {place}, and another rank is gone: {why}") from error
         return every
 
 

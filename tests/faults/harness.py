@@ -60,8 +60,12 @@ def rows(scale: float) -> list[Row]:
         ("R6c", "the same, compiled", lambda: training.wrong_batches(n(102), "compiled")),
         ("R7", "a rank killed within a step: the others say so", lambda: training.killed_in_steps(n(100))),
         ("R8", "a rank that raises: the others say so", lambda: training.killed_in_steps(n(100), by_error=True)),
+        ("R7c", "as R7, compiled", lambda: training.killed_in_steps(n(100), backend="compiled")),
+        ("R8c", "as R8, compiled", lambda: training.killed_in_steps(n(100), by_error=True, backend="compiled")),
         ("R9", "a rank of a loop killed, resumed otherwise", lambda: training.loops_interrupted(n(100), kill=True)),
         ("R10", "SIGTERM to one rank, resumed otherwise", lambda: training.loops_interrupted(n(100), kill=False)),
+        ("R9c", "as R9, compiled", lambda: training.loops_interrupted(n(100), kill=True, backend="compiled")),
+        ("R10c", "as R10, compiled", lambda: training.loops_interrupted(n(100), kill=False, backend="compiled")),
     ]
     for backend in ("eager", "compiled"):
         for rule in ("sgd", "adam", "adamw"):

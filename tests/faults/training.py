@@ -32,6 +32,7 @@ from tests.faults.runs import Tally, folder, told, wait, whole
 
 WIDE = torch.float64
 LAYOUTS: tuple[dict[str, Any], ...] = ({"zero": 0}, {"zero": 3}, {"shard": {"hidden": "tp"}})
+PATIENCE = 240.0  # seconds, of which compiling may take most
 EXACT = 1e-11  # float64 sums in another order, over tens of updates
 
 
@@ -136,12 +137,13 @@ def wrong_batches(trials: int, backend: str = "eager", seed: int = 0) -> Tally:
 # -- R7, R8: a rank that is gone ---------------------------------------------------------------------------------------
 
 
-def killed_in_steps(trials: int, seed: int = 0, by_error: bool = False) -> Tally:
+def killed_in_steps(trials: int, seed: int = 0, by_error: bool = False, backend: str = "eager") -> Tally:
     """A rank is killed at a random moment of its steps, or raises between them: the others end with an error."""
     draw, good = random.Random(seed), 0
 
     def work(layout: dict[str, Any], victim: int, at: int, met: Path, peers: Peers) -> None:
-        made = trainer(layout)
+        made = trainer(layout, backend=backend, sizes="dynamic")
+        made.train_step(*rows(peers, layout, 0))
         (met / str(peers.rank)).touch()
         try:
             for k in range(100_000):
@@ -156,12 +158,12 @@ def killed_in_steps(trials: int, seed: int = 0, by_error: bool = False) -> Tally
             victim, at = draw.randrange(2), draw.randrange(40)
             pids = begin(partial(work, LAYOUTS[trial % len(LAYOUTS)], victim, at, met))
             if not by_error:
-                end = time.monotonic() + 60
+                end = time.monotonic() + PATIENCE
                 while len(list(met.iterdir())) < 2 and time.monotonic() < end:
                     time.sleep(0.002)
                 time.sleep(draw.uniform(0.0, 0.2))
                 os.kill(pids[victim], signal.SIGKILL)
-            ended = [wait(pid, 30) for pid in pids]
+            ended = [wait(pid, PATIENCE) for pid in pids]
             good += ended[victim] == (7 if by_error else 128 + signal.SIGKILL) and ended[1 - victim] == 9
     return good, trials
 
@@ -169,10 +171,10 @@ def killed_in_steps(trials: int, seed: int = 0, by_error: bool = False) -> Tally
 # -- R9, R10: a loop with checkpoints ----------------------------------------------------------------------------------
 
 
-def trained(place: Path, layout: dict[str, Any] | None, epochs: int) -> list[float]:
+def trained(place: Path, layout: dict[str, Any] | None, epochs: int, backend: str = "eager") -> list[float]:
     g = torch.Generator().manual_seed(3)
     x, y = torch.randn(22, 6, generator=g, dtype=WIDE), torch.randint(0, 5, (22,), generator=g)
-    loop = Loop(trainer(layout))
+    loop = Loop(trainer(layout, backend=backend, sizes="dynamic"))
     checkpoints = loop.attach(Checkpoints(place, every=5))
     checkpoints.resume(loop)
     loop.run_epochs(Batches(x, y, batch_size=4, seed=0), epochs)
@@ -180,7 +182,7 @@ def trained(place: Path, layout: dict[str, Any] | None, epochs: int) -> list[flo
     return [float(t) for p in loop.trainer.get_params() for t in p.flatten()]
 
 
-def loops_interrupted(trials: int, kill: bool, seed: int = 0, epochs: int = 20) -> Tally:
+def loops_interrupted(trials: int, kill: bool, seed: int = 0, epochs: int = 20, backend: str = "eager") -> Tally:
     """SIGKILL or SIGTERM to one rank of a loop: another layout goes on from a whole checkpoint to the same end."""
     draw, good = random.Random(seed), 0
     with folder() as place:
@@ -188,7 +190,7 @@ def loops_interrupted(trials: int, kill: bool, seed: int = 0, epochs: int = 20) 
 
     def go(place: Path, layout: dict[str, Any], peers: Peers) -> None:
         try:
-            found = trained(place, layout, epochs)
+            found = trained(place, layout, epochs, backend)
         except RankError:
             raise SystemExit(9) from None
         right = all(abs(a - b) <= EXACT for a, b in zip(found, expected, strict=True))
@@ -197,18 +199,22 @@ def loops_interrupted(trials: int, kill: bool, seed: int = 0, epochs: int = 20) 
     for trial in range(trials):
         with folder() as place:
             pids = begin(partial(go, place, LAYOUTS[trial % 3]))
-            end = time.monotonic() + 60
+            end = time.monotonic() + PATIENCE
             while not list(place.glob("step-*")) and time.monotonic() < end:
                 time.sleep(0.002)
             time.sleep(draw.uniform(0.0, 0.3))
             victim = draw.randrange(2)
             os.kill(pids[victim], signal.SIGKILL if kill else signal.SIGTERM)
-            ended = [wait(pid, 30) for pid in pids]
+            ended = [wait(pid, PATIENCE) for pid in pids]
             over = ended == [0, 0]
             if kill:
                 stopped = ended[victim] == 128 + signal.SIGKILL and ended[1 - victim] in (0, 9)
             else:
                 stopped = ended == [128 + signal.SIGTERM] * 2
-            later = statuses(partial(go, place, LAYOUTS[(trial // 3) % 3])) if stopped and whole(place) else [1]
+            later = (
+                statuses(partial(go, place, LAYOUTS[(trial // 3) % 3]), seconds=PATIENCE)
+                if stopped and whole(place)
+                else [1]
+            )
             good += over or later == [0, 0]
     return good, trials

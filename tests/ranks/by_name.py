@@ -112,23 +112,34 @@ def over(out: Float[Tensor, "batch 5"], y: Int[Tensor, " batch"]) -> Float[Tenso
     return F.cross_entropy(out, y)
 
 
-@named
-def a_module_steps_as_on_one_process_by_names_that_it_declares_and_that_are_said() -> None:
+def layered(loss: Callable[..., Any] = over, **options: Any) -> ScalarTrainer:
+    """A trainer of a module; by names where it has a plan."""
+    module = Layered().double()
+    if "shard" in options:
+        options["names"] = {"down.weight": "classes hidden"}
+    return ScalarTrainer(loss, module, optimizer=AdamW(module.parameters(), lr=0.01), **options)
+
+
+def module_follows(given: Callable[[int], Any], **options: Any) -> ScalarTrainer:
+    """A trainer of a module by name after some steps, held against one process."""
     torch.manual_seed(rank())
-    made = [Layered().double() for _ in range(2)]
-    options: dict[str, Any] = {"max_norm": 0.3, "accumulate": 2}
-    together = ScalarTrainer(
-        over, made[0], mesh=join(tp=2), shard={"hidden": "tp"}, names={"down.weight": "classes hidden"}, **options
-    )
-    one = ScalarTrainer(over, made[1], mesh="alone", **options)
+    one, together = alone(over, layered, max_norm=0.3, accumulate=2), layered(max_norm=0.3, accumulate=2, **options)
     one.load_state_dict(together.state_dict())
     for k in range(4):
-        together.adamw_step(*batch(k), lr=0.01)
-        one.adamw_step(*batch(k), lr=0.01)
+        together.train_step(*given(k))
+        one.train_step(*batch(k))
     same(together, one)
-    assert [tuple(t.shape) for t in made[0].parameters()] == [(4, 6), (4,), (5, 4), (5,), (6,), (6,)]
-    assert "up.weight [hidden/tp, pixels], up.bias [hidden/tp], down.weight [classes, hidden/tp]" in str(together.proof)
-    raises(lambda: ScalarTrainer(over, made[1], mesh=join(tp=2), shard={"hiden": "tp"}), TypeError, "of a module: what")
+    return together
+
+
+@named
+def a_module_steps_as_on_one_process_by_names_that_it_declares_and_that_are_said() -> None:
+    for backend in ("eager", "compiled"):
+        plan: dict[str, Any] = {"mesh": join(tp=2), "shard": {"hidden": "tp"}}
+        made = module_follows(batch, backend=backend, sizes="dynamic", **plan)
+        assert [tuple(t.shape) for t in made._program.tensors] == [(4, 6), (4,), (5, 4), (5,), (6,), (6,)]
+    assert "up.weight [hidden/tp, pixels], up.bias [hidden/tp], down.weight [classes, hidden/tp]" in str(made.proof)
+    raises(lambda: layered(mesh=join(tp=2), shard={"hiden": "tp"}), TypeError, "of a module: what")
 
 
 def highest(p: MLP, x: Float[Tensor, "batch pixels"], y: Int[Tensor, " batch"]) -> Float[Tensor, ""]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from shaped import NonFiniteError, RankError, ScalarTrainer, ShapeError
 from shaped.optim import AdamW
 from shaped.ranks import join
+from tests.ranks.by_name import module_follows
 from tests.ranks.processes import EXACT, MLP, alone, batch, mine, mlp, raises, rank, same
 
 BOTH: dict[str, Callable[[], None]] = {}
@@ -19,6 +20,22 @@ def wide(loss: Callable[..., Any] = mlp, **options: Any) -> ScalarTrainer:
     return ScalarTrainer(loss, params, optimizer=AdamW(params, lr=0.01), max_norm=0.3, accumulate=2, **options)
 
 
+def both(function: Callable[[], None]) -> Callable[[], None]:
+    BOTH[function.__name__] = function
+    return function
+
+
+@both
+def a_module_steps_as_one_process_in_parts_by_name_and_over_the_batch() -> None:
+    mesh = join(dp=2, tp=2)
+    row = mesh.get_local_rank("dp")
+    for backend in ("eager", "compiled"):
+        plan: dict[str, Any] = {"mesh": mesh, "shard": {"batch": "dp", "hidden": "tp"}, "zero": 3}
+        made = module_follows(lambda k: mine(k, *batch(k), first=row == 0), backend=backend, sizes="dynamic", **plan)
+        assert [tuple(t.shape) for t in made._program.tensors] == [(12,), (2,), (10,), (3,), (3,), (3,)]
+
+
+@both
 def parts_by_name_and_over_the_batch_step_as_one_process_and_share_errors() -> None:
     """Unequal batches, of which one has one row on some ranks; an axis of 5 classes that two ranks do not divide."""
     mesh = join(dp=2, tp=2)
@@ -47,8 +64,3 @@ def parts_by_name_and_over_the_batch_step_as_one_process_and_share_errors() -> N
         together.train_step(*given(k))
         one.train_step(*batch(k))
     same(together, one)
-
-
-BOTH[parts_by_name_and_over_the_batch_step_as_one_process_and_share_errors.__name__] = (
-    parts_by_name_and_over_the_batch_step_as_one_process_and_share_errors
-)

@@ -7,8 +7,8 @@ import json
 import sys
 import tempfile
 import traceback
-import warnings
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from shaped import Checkpoints, Loop, NonFiniteError, ParamList, ScalarTrainer, ShapeError, init
-from shaped.backends import CompileError
 from shaped.data import Batches
 from shaped.optim import SGD, AdamW, Muon
 from shaped.ranks import join, leave
@@ -363,7 +362,7 @@ def a_statement_says_how_parameters_lie_and_what_a_step_sends() -> None:
     whole, parts = (str(new(mesh=join(), zero=zero).proof) for zero in (0, 3))
     assert "batch over dp = 2" in whole
     assert "all parameters whole, 712 bytes" in whole
-    assert "gradients, 712 bytes in 1 sum over dp, and one agreement of 72" in whole
+    assert "gradients, 712 bytes in 1 sum over dp, and one agreement of 88" in whole
     assert "1/2 of each parameter that is trained, 368 bytes" in parts
     assert "forward      1 gather of 368 bytes over dp\n" in parts
     assert "backward     1 gather of 368 bytes; 1 reduce-scatter of 736 bytes over dp\n" in parts
@@ -407,29 +406,15 @@ def several_processes_without_a_mesh_are_refused() -> None:
     raises(new, ValueError, "2 processes", "mesh=ranks.join()", 'mesh="alone"')
 
 
-@check
-def ranks_that_made_different_trainers_are_refused() -> None:
-    raises(lambda: new(mesh=join(), max_norm=1.0 + rank()), ValueError, "max_norm", "rank 1")
-
-
-@check
-def a_rank_that_leaves_the_compiler_goes_on_with_those_that_stay() -> None:
-    together, one = new(mesh=join(), backend="auto" if rank() == 0 else "eager"), alone()
-    if rank() == 0:
-        with warnings.catch_warnings(action="ignore"):
-            together._backend.leave(CompileError("no compiler"))  # type: ignore[attr-defined]
-    for k in range(3):
-        together.train_step(*mine(k, *batch(k)))
-        one.train_step(*batch(k))
-    same(together, one)
-
-
 def main(number: int, count: int, file: str, names: list[str]) -> None:
+    from tests.ranks.alike import ALIKE
     from tests.ranks.by_name import NAMED
     from tests.ranks.of_both import BOTH
 
-    CHECKS.update(NAMED | BOTH)
-    dist.init_process_group("gloo", init_method=f"file://{file}.meeting", rank=number, world_size=count)
+    CHECKS.update(ALIKE | NAMED | BOTH)
+    patience = timedelta(seconds=120)  # for a rank that hangs; torch's own is half an hour
+    method = f"file://{file}.meeting"
+    dist.init_process_group("gloo", init_method=method, rank=number, world_size=count, timeout=patience)
     answers = {}
     for name in names:
         try:

@@ -14,6 +14,7 @@ SHORT = [
     "ranks_are_asked_to_stop_by_one_of_them",
     "eager_ranks_by_name_step_as_one_process_on_parts_of_parameters_and_moments",
     "plans_that_do_not_fit_are_refused_on_all_ranks",
+    "ranks_that_step_by_different_updates_are_refused_and_go_on_once_they_are_alike",
 ]
 LONG = [
     "a_nan_in_the_part_of_one_rank_is_in_the_largest_of_all",
@@ -39,6 +40,10 @@ LONG = [
     "compiled_ranks_with_whole_parameters_step_as_one_process",
     "compiled_ranks_with_parts_of_parameters_step_as_one_process",
 ]
+FOUR = [
+    "parts_by_name_and_over_the_batch_step_as_one_process_and_share_errors",
+    "a_module_steps_as_one_process_in_parts_by_name_and_over_the_batch",
+]
 
 
 @pytest.mark.parametrize("name", SHORT)
@@ -57,7 +62,7 @@ def test_two_ranks_at_length(name: str, two_ranks_long: Callable[[str], str]) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["parts_by_name_and_over_the_batch_step_as_one_process_and_share_errors"])
+@pytest.mark.parametrize("name", FOUR)
 def test_four_ranks(name: str, four_ranks: Callable[[str], str]) -> None:
     wrong = four_ranks(name)
 

@@ -84,6 +84,17 @@ def many(p: Many, x: Float[Tensor, "batch pixels"], y: Int[Tensor, " batch"]) ->
     return spread.mean() + 0.1 * both.sum() + other.sum(-1).mean() + rows + F.huber_loss(h, h.detach() - 2, delta=0.7)
 
 
+class Logits(ParamList):
+    w: Float[Tensor, "dim vocab"]
+
+
+def beside(p: Logits, x: Float[Tensor, "batch seq dim"], y: Int[Tensor, "batch seq"]) -> Float[Tensor, ""]:
+    """Classes on the axis after the batch, as cross_entropy takes a sequence; some ignored, and one by one."""
+    scores = (x @ p.w).transpose(1, 2)
+    each = F.cross_entropy(scores, y, reduction="none")
+    return F.cross_entropy(scores, y.masked_fill(y == 3, -100)) + each.square().mean()
+
+
 class Odd(ParamList):
     w: Float[Tensor, "pixels hidden"]
     v: Float[Tensor, "hidden hidden2"]
@@ -131,6 +142,11 @@ def trained(name: str) -> tuple[ScalarTrainer, tuple[Tensor, ...]]:
         "gpt": (gpt, GPT.init(vocab=8, dim=8, context=6, inner=8, hidden=12, blocks=1, seed=0), (ids[0], ids[1])),
         "einsums": (einsums, Einsums.init(dim=6, heads=4, head=2, seed=0), (x.view(1, 5, 6).expand(3, 5, 6),)),
         "many": (many, many_, (x, y)),
+        "beside": (
+            beside,
+            Logits.init(dim=6, vocab=8, seed=0),
+            (x.view(1, 5, 6).expand(3, 5, 6), ids[0, 0].expand(3, 5)),
+        ),
     }
     if name not in made:
         return ScalarTrainer({f.__name__: f for f in ODD}[name], odd.to(dtype=WIDE)), (x,)
@@ -145,6 +161,7 @@ PLANS = [
     pytest.param("gpt", ["hidden", "inner"], 2, marks=SLOW),
     pytest.param("gpt", ["hidden", "inner", "vocab"], 4, marks=SLOW),
     ("einsums", ["heads"], 4), ("einsums", ["head"], 2), ("einsums", ["dim"], 3),
+    ("beside", ["vocab"], 2), ("beside", ["vocab"], 4), ("beside", ["dim"], 2),
     ("many", ["hidden"], 2), ("many", ["hidden"], 4), ("many", ["classes"], 2), ("many", ["pixels"], 3),
 ]  # fmt: skip
 

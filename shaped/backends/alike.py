@@ -1,0 +1,49 @@
+"""What an update is stepped by, in plain values: what the ranks of a run must have alike."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from torch import Tensor
+
+from shaped.optim import FusedOptimizer
+from shaped.optim.foreign import Foreign
+from shaped.optim.updates import CheckedRules
+
+_PLAIN = (bool, int, float, str, type(None))
+
+
+def stepped_by(optimizer: FusedOptimizer, readings: CheckedRules) -> dict[str, Any]:
+    """The optimizer's kind, its options, and the numbers and switches of each group, by name.
+
+    Args:
+        optimizer: Of a trainer.
+        readings: What it read for the step that comes next.
+    """
+    kind = type(optimizer.inner if isinstance(optimizer, Foreign) else optimizer).__name__
+    found = {
+        "the optimizer": kind,
+        **_plain({f.name: getattr(optimizer.options, f.name) for f in fields(optimizer.options)}),
+    }
+    if isinstance(optimizer, Foreign):
+        groups = [_plain({k: v for k, v in group.items() if k != "params"}) for group in optimizer.param_groups]
+    else:
+        groups = [_of_rule(reading.rule, reading.numbers) for reading in readings.readings]
+    for i, group in enumerate(groups):
+        found |= {f"{name} of group {i}" if len(groups) > 1 else name: value for name, value in group.items()}
+    return found
+
+
+def _of_rule(rule: Any, numbers: tuple[float, ...]) -> dict[str, Any]:
+    switches = _plain({f.name: getattr(rule, f.name) for f in fields(rule)})
+    return {"the rule": rule.name, **switches, **dict(zip([h.name for h in rule.hypers], numbers, strict=False))}
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What compares by value, in any process."""
+    numbers = {name: float(v) if isinstance(v, Tensor) and v.numel() == 1 else v for name, v in values.items()}
+    return {name: v for name, v in numbers.items() if isinstance(v, _PLAIN) or _of_plain(v)}
+
+
+def _of_plain(value: Any) -> bool:
+    return isinstance(value, tuple) and all(isinstance(v, _PLAIN) for v in value)

@@ -1,0 +1,49 @@
+"""A rank that hangs: how long the others wait, and what they say. The ranks are forked processes of their own group."""
+
+import time
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from shaped.errors import RankError
+from shaped.ranks.exchange import _own
+from shaped.ranks.join import patience
+from shaped.ranks.peers import Processes
+from tests.faults.runs import child, wait
+
+pytestmark = pytest.mark.skipif(
+    not dist.is_available() or not dist.is_gloo_available(), reason="needs torch.distributed with gloo"
+)
+
+
+def met(rank: int, count: int, store: Path) -> None:
+    """Two ranks meet, and the last one sleeps; the others say who it is."""
+    shared = dist.FileStore(str(store), count)  # type: ignore[attr-defined]
+    dist.init_process_group("gloo", store=shared, rank=rank, world_size=count, timeout=timedelta(seconds=2))
+    assert patience() == timedelta(seconds=2)
+    peers = Processes(tuple(range(count)))
+    group = _own(tuple(range(count)))
+    if rank == count - 1:
+        time.sleep(7)
+        return
+    with pytest.raises(RankError) as found:
+        peers.meet("a step")
+    said = (
+        f"rank {rank} is at a step, and another rank is gone: rank {count - 1} did not come within the group's time-out"
+    )
+
+    assert str(found.value) == said
+    assert group._get_backend(torch.device("cpu")).options._timeout == timedelta(seconds=2)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_those_that_wait_for_a_rank_that_hangs_name_it_after_the_time_that_the_group_was_given(
+    count: int, tmp_path: Path
+) -> None:
+    pids = [child(partial(met, rank, count, tmp_path / "store")) for rank in range(count)]
+
+    assert [wait(pid, 60) for pid in pids] == [0] * count
