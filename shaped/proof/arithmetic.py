@@ -26,15 +26,17 @@ from torch.utils._sympy.functions import (
     TruncToInt,
 )
 
+from shaped.proof.cycles import decided
+from shaped.proof.expressions import term_of
+from shaped.shapes import Term
+
 _CASES = 128  # combinations of rests that are looked at
-_RESTS = 12  # divisors up to this one are looked at rest by rest
-_TRIED = 64  # sizes up to which the bound of a relation is looked for
 _DENOMINATOR = 2**10  # of a number in floating point that is taken as the fraction that it is
 _LARGE = 2**31  # sizes and counts of elements are far below torch's own limits, which it asks about
 _DIVISIONS = ("FloorDiv", "Mod", "PythonMod")
 _FLOATS = ("FloatPow", "FloatTrueDiv", "IntTrueDiv")
-_ROUNDED = (CeilToInt, FloorToInt, TruncToInt)
-_ORDER = (sympy.Le, sympy.Lt, sympy.Ge, sympy.Gt)
+ROUNDED = (CeilToInt, FloorToInt, TruncToInt)
+ORDER = (sympy.Le, sympy.Lt, sympy.Ge, sympy.Gt)
 
 # The variables of every decision, so that sympy remembers what it made of them.
 _COUNTERS = tuple(sympy.Symbol(f"j{i}", integer=True, nonnegative=True) for i in range(6))
@@ -54,7 +56,7 @@ def holds(fact: Any, given: Sequence[Any] = (), least: Least | None = None) -> b
         given: Relations to take as true.
         least: The smallest size of a symbol, where it is not 2.
     """
-    if fact.has(*_ROUNDED):
+    if fact.has(*ROUNDED):
         fact = whole(fact)
     symbols = sorted(fact.free_symbols.union(*(g.free_symbols for g in given)), key=str)
     start = {symbol: (least or {}).get(symbol, 2) for symbol in symbols}
@@ -62,7 +64,7 @@ def holds(fact: Any, given: Sequence[Any] = (), least: Least | None = None) -> b
     if either is not None:
         rest = [g for g in given if g is not either]
         return holds(fact, rest, least) or all(holds(fact, [*rest, part], least) for part in either.args)
-    relevant = [g for g in given if isinstance(g, _ORDER) and g.free_symbols & fact.free_symbols]
+    relevant = [g for g in given if isinstance(g, ORDER) and g.free_symbols & fact.free_symbols]
     (fact, *relevant), start = _with_products([fact, *relevant], start)
     for facts, least_of in ((fact, *relevant), start), *_with_sums((fact, *relevant), start):
         known, bounds = tuple(facts[1:]), tuple(least_of.items())
@@ -147,14 +149,32 @@ def _holds(fact: Any, given: tuple[Any, ...], least: tuple[tuple[Any, int], ...]
     if not isinstance(fact, sympy.core.relational.Relational):
         return False
     if any(abs(number) > _LARGE for number in fact.atoms(sympy.Integer)):
-        return isinstance(fact, _ORDER) and value_at(fact, {symbol: max(low, 2) for symbol, low in least}) == sympy.true
-    cases = _cases((fact, *given), dict(least))
-    return cases is not None and all(_holds_in_case(fact, given, written, bounds) for written, bounds in cases)
+        return isinstance(fact, ORDER) and value_at(fact, {symbol: max(low, 2) for symbol, low in least}) == sympy.true
+    around = _around(fact, given, dict(least)) if divisions(fact) else None
+    if around is not None:
+        return around
+    cases = rest_by_rest((fact, *given), dict(least))
+    return cases is not None and all(holds_in_case(fact, given, written, bounds) for written, bounds in cases)
 
 
-def _cases(expressions: Sequence[Any], least: dict[Any, int]) -> list[tuple[dict[Any, Any], dict[Any, int]]] | None:
+def _around(fact: Any, given: Sequence[Any], least: Mapping[Any, int]) -> bool | None:
+    """Whether a relation over one size holds, seen size by size: (n + (-n % 9)) % 9 == 0; None if that is not seen."""
+    if len(fact.free_symbols) != 1:
+        return None
+    (symbol,) = fact.free_symbols
+    if least.get(symbol, 2) < 1:
+        return None
+    known = [term_of(other) for other in given if other.free_symbols == {symbol}]
+    known += [Term.of(">=", Term.name(symbol.name), Term.number(least.get(symbol, 2)))]
+    answer = decided(Term.of("or", term_of(fact), *(Term.of("not", one) for one in known)))
+    return answer if answer or len(known) > len(given) else None
+
+
+def rest_by_rest(
+    expressions: Sequence[Any], least: dict[Any, int]
+) -> list[tuple[dict[Any, Any], dict[Any, int]]] | None:
     """Each combination of rests: what to write for the symbols, and the smallest values of the new ones."""
-    periods = _periods(expressions)
+    periods = periods_of(expressions)
     if math.prod(periods.values()) > _CASES or len(periods) > len(_COUNTERS):
         return None
     found = []
@@ -167,7 +187,7 @@ def _cases(expressions: Sequence[Any], least: dict[Any, int]) -> list[tuple[dict
     return found
 
 
-def _periods(facts: Sequence[Any]) -> dict[Any, int]:
+def periods_of(facts: Sequence[Any]) -> dict[Any, int]:
     """For each symbol that is divided by numbers, alone, their least common multiple."""
     periods: dict[Any, int] = {}
     for atom in set().union(*(divisions(fact) for fact in facts)):
@@ -178,7 +198,7 @@ def _periods(facts: Sequence[Any]) -> dict[Any, int]:
     return dict(sorted(periods.items(), key=lambda item: str(item[0])))
 
 
-def _holds_in_case(fact: Any, given: Sequence[Any], written: dict[Any, Any], least: dict[Any, int]) -> bool:
+def holds_in_case(fact: Any, given: Sequence[Any], written: dict[Any, Any], least: dict[Any, int]) -> bool:
     """With the least sizes that are given; or with the largest ones, where that is not enough."""
     if _holds_written(fact, *_with(given, written, least)):
         return True
@@ -192,10 +212,10 @@ def _holds_written(fact: Any, written: dict[Any, Any], bounds: dict[Any, int]) -
         return bool(sympy.expand(left - right) == 0)
     if isinstance(fact, sympy.Ne):
         return nonnegative(left - right - 1, bounds) or nonnegative(right - left - 1, bounds)
-    return nonnegative(_slack(fact, left, right), bounds)
+    return nonnegative(slack_of(fact, left, right), bounds)
 
 
-def _slack(fact: Any, left: Any, right: Any) -> Any:
+def slack_of(fact: Any, left: Any, right: Any) -> Any:
     """What an inequality says is at least 0."""
     over, under = (left, right) if isinstance(fact, sympy.Ge | sympy.Gt) else (right, left)
     return sympy.expand(over - under - int(isinstance(fact, sympy.Gt | sympy.Lt)))
@@ -210,7 +230,7 @@ def _with(
     """
     least, spare = dict(least), iter(_SPARE)
     for fact in given:
-        slack = _slack(fact, *(_plain(side.xreplace(written), least) for side in fact.args))
+        slack = slack_of(fact, *(_plain(side.xreplace(written), least) for side in fact.args))
         symbols = slack.free_symbols
         if not symbols or slack.atoms(Application) or not slack.is_polynomial(*symbols):
             continue
@@ -301,8 +321,11 @@ def _divided(name: str, over: Any, under: Any, least: Least) -> Any:
 
 def constant(size: Any) -> Any:
     """The number that a size expression is for all sizes of at least 2; None if it is none, or not shown to be one."""
+    some = ({symbol: start + 3 * i for i, symbol in enumerate(size.free_symbols)} for start in (2, 5, 99))
+    if len({value_at(size, sizes) for sizes in some}) > 1:
+        return None
     (size,), least = _with_products([size], dict.fromkeys(size.free_symbols, 2))
-    cases = _cases((size,), least)
+    cases = rest_by_rest((size,), least)
     values = {sympy.expand(_plain(size.xreplace(written), bounds)) for written, bounds in cases or []}
     number = values.pop() if len(values) == 1 else None
     return number if number is not None and number.is_Integer else None
@@ -310,7 +333,7 @@ def constant(size: Any) -> Any:
 
 def whole(size: Any) -> Any:
     """A size with `ceil(n / 4)` as (n + 3)//4, and `floor(n / 4)` and `int(0.25*n)` as n//4."""
-    for atom in size.atoms(*_ROUNDED):
+    for atom in size.atoms(*ROUNDED):
         over, under = sympy.together(_fraction(atom.args[0])).as_numer_denom()
         if (under.is_Integer and not over.has(sympy.Float)) or isinstance(atom.args[0], IntTrueDiv):
             above = over + under - 1 if isinstance(atom, CeilToInt) else over
@@ -356,52 +379,6 @@ def flat(size: Any) -> Any:
             numerator, by = inner[0].args
             size = size.xreplace({atom: FloorDiv(numerator + by * (over - inner[0]), by * under)})
     return size
-
-
-def tidy(fact: Any) -> Any:
-    """A relation as people write it: no size twice, nothing subtracted, `n >= 4` for n - 2 >= 2, `n % 2 == 0`."""
-    if isinstance(fact, sympy.Or):
-        return sympy.Or(*map(tidy, fact.args))
-    fact = _by_rest(whole(fact) if fact.has(*_ROUNDED) else fact)
-    if isinstance(fact, _ORDER) and len(fact.free_symbols) == 1 and divisions(fact):
-        (symbol,) = fact.free_symbols
-        false = list(itertools.takewhile(lambda n: value_at(fact, {symbol: n}) == sympy.false, range(1, _TRIED)))
-        bound = sympy.Ge(symbol, len(false) + 1)
-        return bound if false and holds(fact, [bound], {symbol: 1}) else fact
-    if not isinstance(fact, _ORDER) or fact.atoms(Application):
-        return fact
-    if all(side.is_Symbol or side.is_Integer for side in fact.args):
-        return fact
-    slack = _slack(fact, *fact.args)
-    terms = sympy.Add.make_args(slack)
-    over = sympy.Add(*(term for term in terms if term.as_coeff_Mul()[0] > 0 and not term.is_Integer))
-    content = sympy.gcd_terms(over).as_coeff_Mul()[0] if len(sympy.Add.make_args(over)) == 1 else sympy.Integer(1)
-    under = over - slack
-    if content > 1 and under.is_Integer:
-        over, under = over / content, sympy.ceiling(under / content)
-    return sympy.Ge(over, under, evaluate=False) if over != 0 else fact
-
-
-def _by_rest(fact: Any) -> Any:
-    """A relation that hangs on the rest of one size alone, as that: `d % 2 == 0` for d - (d + 1)//2 == (d + 1)//2."""
-    if not isinstance(fact, sympy.core.relational.Relational) or len(fact.free_symbols) != 1 or not divisions(fact):
-        return fact
-    (symbol,) = fact.free_symbols
-    period = _periods([fact]).get(symbol, 1)
-    cases = _cases([fact], {symbol: 1}) if 1 < period <= _RESTS else None
-    true: list[bool] = []
-    for written, bounds in cases or []:
-        answers = [_holds_in_case(side, (), written, bounds) for side in (fact, sympy.Not(fact))]
-        if True not in answers:
-            return fact
-        true.append(answers[0])
-    if not true or len(set(true)) == 1:
-        return fact
-    period = next(p for p in range(2, period + 1) if period % p == 0 and true == true[:p] * (period // p))
-    rests = [rest for rest in range(period) if true[rest]]
-    if len(rests) == period - 1 and period > 2:
-        return sympy.Ne(PythonMod(symbol, period), next(r for r in range(period) if not true[r]))
-    return sympy.Or(*(sympy.Eq(PythonMod(symbol, period), rest) for rest in rests))
 
 
 def value_at(fact: Any, sizes: Mapping[Any, int]) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 import sympy
 
-from shaped.proof.arithmetic import holds, value_at
+from shaped.proof.arithmetic import divides, divisions, holds, value_at
 from shaped.proof.plans import size_hints_where, sizes_of
 from shaped.proof.symbolic import Plan, World
 
@@ -94,7 +94,7 @@ def opposite_plans(fact: Any, world: World, plan: Plan, given: Sequence[Any] = (
     few = list(itertools.islice(_solutions(fact, world), _WITNESSES + 1)) if len(fact.free_symbols) < 3 else []
     if 0 < len(few) <= _WITNESSES and (isinstance(fact, sympy.Ne) or len(fact.free_symbols) == 2):
         return [replace(plan, constants={**plan.constants, **sizes}) for sizes in few]
-    if isinstance(fact, sympy.Ne):
+    if isinstance(fact, sympy.Ne) and not divisions(fact):
         return None
     size_hints = size_hints_where(fact, world, plan, sympy.false, given)
     return None if size_hints is None else [replace(plan, size_hints=size_hints)]
@@ -117,8 +117,8 @@ def equal_at(size: Any, value: int, world: World, plan: Plan) -> list[Plan] | No
     symbols = size.free_symbols
     if not symbols <= set(world.symbols):
         return None
-    if value == 0 and type(size).__name__ in ("Mod", "PythonMod"):
-        over, under = size.args
+    over, under = divides(sympy.Eq(size, 0, evaluate=False)) if value == 0 else (None, None)
+    if under is not None:
         multiples = _multiples(over, under, world, plan)
         if multiples is not None:
             return multiples

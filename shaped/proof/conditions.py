@@ -8,12 +8,14 @@ Each question of a trace ends as one of
     refuted      an equality between differently named dimensions, or of a dimension and a number
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from shaped.errors import SignatureError, Source
+from shaped.proof.cycles import always, plainest
 from shaped.shapes import Dim
 from shaped.shapes.terms import Term
 
@@ -136,13 +138,25 @@ def follows(condition: Condition, assumptions: Sequence[Assumption]) -> bool:
 
 
 def needed(conditions: Sequence[Condition]) -> list[Condition]:
-    """Those that do not follow from the others: `n >= 5` of `n >= 3` and `n >= 5`."""
-    left = list(conditions)
-    for one in conditions:
+    """Those that do not follow from the others, each as plain as it can be: `n >= 5` of `n >= 3` and `n >= 5`."""
+    left = in_one(conditions)
+    for one in list(left):
         others = [Assumption(other.term) for other in left if other is not one and not other.where]
         if others and not one.where and follows(one, others):
             left = [other for other in left if other is not one]
     return left
+
+
+def in_one(conditions: Sequence[Condition]) -> list[Condition]:
+    """Those of one size together: n % 2 == 1 and ((n - 1)//2) % 3 == 0 as n % 6 == 1."""
+    found = [replace(one, term=plainest(one.term)) for one in conditions if not always(one.term)]
+    for one, other in itertools.combinations(found, 2):
+        if one.names == other.names and one.where == other.where:
+            both = plainest(Term.of("and", one.term, other.term))
+            if both.op != "and":
+                joined = replace(other, term=both)
+                return in_one([joined if c is other else c for c in found if c is not one])
+    return found
 
 
 def _shown(goal: Term, known: Sequence[Term]) -> bool:
@@ -151,6 +165,9 @@ def _shown(goal: Term, known: Sequence[Term]) -> bool:
     from shaped.proof.arithmetic import holds
     from shaped.proof.expressions import sympy_of
 
+    alike = [term for term in known if term.names == goal.names]
+    if alike and always(Term.of("or", goal, *(Term.of("not", term) for term in alike))):
+        return True
     names = {name for term in (goal, *known) for name in term.names}
     symbols = {name: sympy.Symbol(name, integer=True, positive=True) for name in names}
     wanted, *facts = (sympy_of(term, symbols) for term in (goal, *known))

@@ -10,8 +10,10 @@ from operator import ne
 from typing import Any
 
 import sympy
+from torch.utils._sympy.functions import FloorDiv
 
 from shaped.proof.arithmetic import divisions, flat, value_at
+from shaped.proof.relations import without_maximum
 from shaped.proof.symbolic import Plan, World
 from shaped.shapes import Dim
 
@@ -210,7 +212,7 @@ def needed_multiple(fact: Any, number: bool, world: World) -> tuple[str, Dim] | 
     Likewise for a size that is read as a plain number, which it may be for the multiples: the parts of a chunk.
     """
     plan = world.plan
-    if not isinstance(fact, sympy.Eq) and not number:
+    if not number and (not isinstance(fact, sympy.Eq) or _is_of_range(fact)):
         return None
     for atom in _in_order(divisions(fact), world):
         over, under = atom.args
@@ -225,6 +227,15 @@ def needed_multiple(fact: Any, number: bool, world: World) -> tuple[str, Dim] | 
         if divisor is not None and all(n in plan.size_hints or n in plan.constants for n in _names(under, world)):
             return name, divisor
     return None
+
+
+def _is_of_range(fact: Any) -> bool:
+    """Whether it is so for a range of sizes, whatever the rests: n//9 == 1, m*(n//200) == 0, max(1, n//2) == n//2."""
+    if not isinstance(without_maximum(fact), sympy.Eq):
+        return True
+    size, number = fact.args
+    factors = sympy.Mul.make_args(size) if number == 0 else (size,)
+    return bool(number.is_Integer and any(type(factor) is FloorDiv for factor in factors))
 
 
 def _staircases(count: int) -> Iterator[tuple[int, ...]]:

@@ -6,12 +6,26 @@ from typing import Any
 
 import sympy
 from sympy.core.function import Application
+from torch.utils._sympy.functions import PythonMod
 
 from shaped.errors import Source
-from shaped.proof.arithmetic import holds, tidy
-from shaped.proof.conditions import Condition
+from shaped.proof.arithmetic import (
+    ORDER,
+    ROUNDED,
+    divisions,
+    holds,
+    holds_in_case,
+    periods_of,
+    rest_by_rest,
+    slack_of,
+    value_at,
+    whole,
+)
 from shaped.proof.symbolic import Plan
 from shaped.shapes import Term
+
+_RESTS = 12  # divisors up to this one are looked at rest by rest
+_TRIED = 64  # sizes up to which the bound of a relation is looked for
 
 
 def without_maximum(fact: Any) -> Any:
@@ -61,6 +75,56 @@ def _joined(facts: list[tuple[Any, Source | None]]) -> list[tuple[Any, Source | 
     return facts
 
 
+def tidy(fact: Any) -> Any:
+    """A relation as people write it: no size twice, nothing subtracted, `n >= 4` for n - 2 >= 2, `n % 2 == 0`."""
+    if isinstance(fact, sympy.Or):
+        return sympy.Or(*map(tidy, fact.args))
+    fact = _by_rest(whole(fact) if fact.has(*ROUNDED) else fact)
+    if isinstance(fact, ORDER) and len(fact.free_symbols) == 1 and divisions(fact):
+        (symbol,) = fact.free_symbols
+        false = list(itertools.takewhile(lambda n: value_at(fact, {symbol: n}) == sympy.false, range(1, _TRIED)))
+        bound = sympy.Ge(symbol, len(false) + 1)
+        return bound if false and holds(fact, [bound], {symbol: 1}) else fact
+    if not isinstance(fact, ORDER) or fact.atoms(Application):
+        return fact
+    if all(side.is_Symbol or side.is_Integer for side in fact.args):
+        return fact
+    slack = slack_of(fact, *fact.args)
+    terms = sympy.Add.make_args(slack)
+    over = sympy.Add(*(term for term in terms if term.as_coeff_Mul()[0] > 0 and not term.is_Integer))
+    content = sympy.gcd_terms(over).as_coeff_Mul()[0] if len(sympy.Add.make_args(over)) == 1 else sympy.Integer(1)
+    under = over - slack
+    if content > 1 and under.is_Integer:
+        over, under = over / content, sympy.ceiling(under / content)
+    if over == 0 and slack != 0:  # m + n <= 64 for 64 - m - n >= 0
+        number = slack.as_coeff_Add()[0]
+        over, content = (number - slack).as_content_primitive()[::-1]
+        return sympy.Le(over, sympy.floor(number / content), evaluate=False)
+    return sympy.Ge(over, under, evaluate=False) if over != 0 else fact
+
+
+def _by_rest(fact: Any) -> Any:
+    """A relation that hangs on the rest of one size alone, as that: `d % 2 == 0` for d - (d + 1)//2 == (d + 1)//2."""
+    if not isinstance(fact, sympy.core.relational.Relational) or len(fact.free_symbols) != 1 or not divisions(fact):
+        return fact
+    (symbol,) = fact.free_symbols
+    period = periods_of([fact]).get(symbol, 1)
+    cases = rest_by_rest([fact], {symbol: 1}) if 1 < period <= _RESTS else None
+    true: list[bool] = []
+    for written, bounds in cases or []:
+        answers = [holds_in_case(side, (), written, bounds) for side in (fact, sympy.Not(fact))]
+        if True not in answers:
+            return fact
+        true.append(answers[0])
+    if not true or len(set(true)) == 1:
+        return fact
+    period = next(p for p in range(2, period + 1) if period % p == 0 and true == true[:p] * (period // p))
+    rests = [rest for rest in range(period) if true[rest]]
+    if len(rests) == period - 1 and period > 2:
+        return sympy.Ne(PythonMod(symbol, period), next(r for r in range(period) if not true[r]))
+    return sympy.Or(*(sympy.Eq(PythonMod(symbol, period), rest) for rest in rests))
+
+
 def plainly(term: Term, plan: Plan) -> Term:
     """n >= 7 for (n - 1)//3 >= 2 where n % 3 is 1, and n >= 2 for n != 1."""
     for name, divisor in plan.multiples.items():
@@ -75,22 +139,6 @@ def plainly(term: Term, plan: Plan) -> Term:
         case Term("!=", (Term("name") as size, Term("number", (1,)))):
             return Term.of(">=", size, Term.number(2))
     return term
-
-
-def in_one(conditions: Sequence[Condition]) -> list[Condition]:
-    """n % 2 == 1 and ((n - 1)//2) % 3 == 0 as n % 6 == 1."""
-    for coarse, finer in itertools.permutations(conditions, 2):
-        match coarse.term, finer.term:
-            case (
-                Term("==", (Term("%", (Term("name") as size, Term("number", (by,)))), Term("number", (rest,)))),
-                Term("==", (Term("%", (quotient, Term("number", (period,)))), Term("number", (more,)))),
-            ):
-                multiple = Term.of("-", size, Term.number(rest)) if rest else size
-                if quotient == Term.of("//", multiple, Term.number(by)):
-                    left = Term.of("%", size, Term.number(by * period))
-                    one = Condition(Term.of("==", left, Term.number(rest + by * more)), finer.source)
-                    return in_one([one, *(c for c in conditions if c is not coarse and c is not finer)])
-    return list(conditions)
 
 
 def effort(fact: Any) -> tuple[bool, int, str]:

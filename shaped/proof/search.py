@@ -18,13 +18,13 @@ from shaped.proof.alternatives import Beginning, Equality
 from shaped.proof.arithmetic import divides, divisions, holds, holds_exactly
 from shaped.proof.attempts import Failure, FoundTrace, attempts
 from shaped.proof.branches import Branches, Settled, together
-from shaped.proof.conditions import Assumption, Condition, follows, needed
+from shaped.proof.conditions import Assumption, Condition, follows, in_one, needed
 from shaped.proof.explain import explain
 from shaped.proof.plans import size_hints_where, sizes_of
 from shaped.proof.proof import Proof, count_operations, forward_graph
 from shaped.proof.refuting import PRIMES, fails_at, refuses, refuted, small_sizes
 from shaped.proof.rehearsal import rehearse
-from shaped.proof.relations import effort, in_one, plainly, weakest, without_maximum
+from shaped.proof.relations import effort, plainly, weakest, without_maximum
 from shaped.proof.setting import Setting
 from shaped.proof.small import EXCLUDED, needed_of_small, small_dimensions, small_expressions
 from shaped.proof.statement import Alternative, Fails, held

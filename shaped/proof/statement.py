@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from shaped.proof.conditions import Condition
+from shaped.proof.cycles import always
 from shaped.proof.missing import excluding, relations
 from shaped.proof.symbolic import Plan, size_hint
 from shaped.proof.trace import Trace
@@ -16,7 +17,6 @@ from shaped.proof.trials import Trials
 from shaped.shapes import Term
 
 _ALTERNATIVES = 4  # proofs that are tried from sizes that the first does not admit
-_COMPARED = 32  # numbers up to this one, and no period that does not show within eight times as many
 _DEEP = 40  # operations; programs of more are stated as they were traced first
 
 _OPPOSITE = {"==": "!=", "!=": "==", "<": ">=", ">=": "<", ">": "<=", "<=": ">"}
@@ -113,7 +113,7 @@ def either(proved: Sequence[Alternative], passing: Sequence[Sizes]) -> Alternati
     shared = [c for c in kept[0].conditions if c.text in common]
     rest = _shortened([[c for c in one.conditions if c.text not in common] for one in kept])
     one_of = Condition(_joined("or", [_joined("and", [c.term for c in some]) for some in rest if some]))
-    if not all(rest) or _always(one_of):
+    if not all(rest) or _always(one_of.term):
         return replace(kept[0], conditions=shared)
     return replace(kept[0], conditions=[*shared, one_of])
 
@@ -125,7 +125,7 @@ def _covers(other: Alternative, one: Alternative) -> bool:
     if not one.conditions or not other.conditions:
         return False
     more, less = (_joined("and", [c.term for c in some.conditions]) for some in (one, other))
-    return _always(Condition(Term.of("or", Term.of("not", more), less)))
+    return _always(Term.of("or", Term.of("not", more), less))
 
 
 def _shortened(several: Sequence[Sequence[Condition]]) -> list[list[Condition]]:
@@ -133,20 +133,18 @@ def _shortened(several: Sequence[Sequence[Condition]]) -> list[list[Condition]]:
     alone = [some[0].term for some in several if len(some) == 1]
 
     def otherwise(condition: Condition) -> bool:
-        return any(_always(Condition(Term.of("or", term, condition.term))) for term in alone)
+        return any(_always(Term.of("or", term, condition.term)) for term in alone)
 
     return [list(some) if len(some) == 1 else [c for c in some if not otherwise(c)] for some in several]
 
 
-def _always(condition: Condition) -> bool:
-    """Whether a relation over one size is true of each: n >= 3 or n == 1 or n == 2. What it compares with is small."""
-    if condition.term.op == "or" and len(condition.term.args) == 2:
-        one, other = condition.term.args
+def _always(term: Term) -> bool:
+    """Whether a relation is true of all sizes: over one size, or one part of it is another's opposite."""
+    if term.op == "or" and len(term.args) == 2:
+        one, other = term.args
         if one.op == _OPPOSITE.get(other.op) and one.args == other.args:
             return True
-    numbers = [part.args[0] for part in condition.term.parts() if part.op == "number"]
-    known = len(condition.names) == 1 and max(numbers, default=0) < _COMPARED
-    return known and all(condition.holds({condition.names[0]: size}) for size in range(1, 8 * _COMPARED))
+    return always(term)
 
 
 def _joined(op: str, terms: Sequence[Term]) -> Term:

@@ -21,7 +21,8 @@ from torch.utils._sympy.functions import (
     ToFloat,
 )
 
-from shaped.proof.arithmetic import constant, holds, nonnegative, tidy, whole
+from shaped.proof.arithmetic import constant, holds, nonnegative, whole
+from shaped.proof.relations import tidy
 
 A, B = sympy.symbols("a b", integer=True, positive=True)
 BATCH, HEIGHT, WIDTH, DIM, HEADS, LENGTH, TIME, KERNEL = sympy.symbols(

@@ -168,3 +168,4 @@ def test_a_condition_that_follows_from_the_others_is_not_stated() -> None:
     several = ["n >= 3", "n >= 5", "m % 4 == 0", "m <= n", "n >= 5", "m <= n + 1"]
 
     assert [c.text for c in needed(list(map(Condition.parse, several)))] == ["m % 4 == 0", "m <= n", "n >= 5"]
+    assert [c.text for c in needed(list(map(Condition.parse, ["m % 4 == 0", "m % 2 == 0"])))] == ["m % 4 == 0"]

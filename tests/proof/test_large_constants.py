@@ -62,6 +62,41 @@ def halved(length: int):
     return program
 
 
+def from_the_end(length: int):
+    table = torch.ones(length, length)
+
+    def program(x: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+        n = x.shape[0]
+        return x * table[-n:, -n:]
+
+    return program
+
+
+def padded(by: int):
+    def program(x: Float[Tensor, "batch n"]) -> Tensor:
+        return F.pad(x, (0, -x.shape[1] % by)).view(x.shape[0], -1, by)
+
+    program.__annotations__["return"] = Float[Tensor, f"batch (n+{by - 1})//{by} {by}"]
+    return program
+
+
+def in_blocks(by: int):
+    def program(x: Float[Tensor, "batch n"], y: Tensor) -> Float[Tensor, "batch k"]:
+        return x.unfold(1, by, by).sum(2) @ y
+
+    program.__annotations__["y"] = Float[Tensor, f"n//{by} k"]
+    return program
+
+
+def of_blocks(by: int):
+    def program(x: Float[Tensor, "batch n"]) -> Tensor:
+        n = x.shape[1]
+        return x[:, : n // by * by].reshape(x.shape[0], n // by, by).mean(-1)
+
+    program.__annotations__["return"] = Float[Tensor, f"batch n//{by}"]
+    return program
+
+
 @pytest.mark.parametrize("length", [12, 200])
 @pytest.mark.parametrize(
     ("make", "conditions"),
@@ -71,11 +106,17 @@ def halved(length: int):
         (branching, ()),
         (quadratic, ()),
         (added, ("m + n <= {}",)),
-        (halved, ("n//2 <= {}",)),
+        (halved, ("n <= {1}",)),
+        (from_the_end, ("n <= {}",)),
+        (padded, ()),
+        (in_blocks, ("n >= {}",)),
+        (of_blocks, ()),
     ],
 )
 def test_a_condition_is_the_same_whatever_the_size_of_a_constant(make, conditions, length):
-    assert prove(make(length)).conditions == tuple(one.format(length) for one in conditions)
+    found = prove(make(length)).conditions
+
+    assert found == tuple(one.format(length, 2 * length + 1) for one in conditions)
 
 
 @pytest.mark.parametrize("by", [12, 200, 1024])
