@@ -330,7 +330,7 @@ def test_a_size_that_is_divided_by_must_not_be_zero():
     def divided(x: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
         return x * (10 // (x.shape[0] - 3)) + x.shape[1] % x.shape[0]
 
-    assert prove(divided).conditions == ("n - 3 != 0",)
+    assert prove(divided).conditions == ("n != 3",)
 
 
 def test_axes_may_be_declared_as_expressions_only():
