@@ -25,10 +25,11 @@ from torch.fx import GraphModule, Node
 
 from shaped.backends.draws import Draws, draws
 from shaped.backends.executors import CompileError, Lowered, Run
+from shaped.backends.kernels import driver_of
 from shaped.backends.lowerings import MENDED, decompositions, mended
 from shaped.backends.ordering import ORDERED, ordered
 from shaped.backends.products import choose_products
-from shaped.backends.units import together
+from shaped.backends.units import given, together
 from shaped.backends.vectors import doubted, unasked
 from shaped.errors import ShapedError, first_line
 
@@ -335,22 +336,27 @@ def _compiled(graph: GraphModule, examples: Sequence[Any]) -> Any:
 
     copy = torch.fx.Graph()
     copy.output(copy.graph_copy(graph.graph, {}))  # the compiler's passes change what they are given
-    try:
-        compiled = compile_fx_inner(graph, list(examples))
-    except Exception as error:
-        if not doubted(error):
-            raise
-        compiled = compile_fx_inner(GraphModule(graph, copy), list(examples))
+    with given(examples):
+        try:
+            compiled = compile_fx_inner(graph, list(examples))
+        except Exception as error:
+            if not doubted(error):
+                raise
+            compiled = compile_fx_inner(GraphModule(graph, copy), list(examples))
     if isinstance(compiled, str):
         raise CompileError("the compiler returned a file instead of a callable: unset its ahead-of-time options")
     return compiled
 
 
 def _run_of(compiled: Any) -> Run:
-    def run(arguments: list[Any]) -> Any:
-        return compiled(arguments)
+    driver = driver_of(compiled)
+    if driver is None:
 
-    return run
+        def run(arguments: list[Any]) -> Any:
+            return compiled(arguments)
+
+        return run
+    return driver.run
 
 
 def _drawing(graph: GraphModule) -> tuple[GraphModule, int] | None:

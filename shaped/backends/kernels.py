@@ -21,12 +21,15 @@ import torch
 from torch import Tensor
 
 from shaped import files
+from shaped.backends.calls import DRIVEN
+from shaped.backends.driver import Driver, addresses
 from shaped.backends.executors import CompileError, Run
 from shaped.backends.products import onednn
 from shaped.errors import first_line
 
 _LEFT_OUT = ("get_args", "benchmark_compiled_module")  # functions with which a module of Inductor's tries itself
 _KERNEL = "kernel"  # what a library is called, and its functions, with their numbers
+_FUNCTIONS = (_KERNEL, "drive")
 _ADDRESS = "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"  # where a library looks for how a tensor's memory is found
 _STANDING = ("async_compile", "extern_kernels", "AsyncCompile")
 
@@ -40,7 +43,7 @@ class KeptCode:
     """The generated code of one executor.
 
     Attributes:
-        source: A Python module that defines `call`. `kernels[...].kernel0` stands for a library's function.
+        source: A Python module that defines `call` or `driven`. `kernels[...].kernel0` stands for a library's function.
         libraries: By their digests.
         constants: Tensors that the module names.
     """
@@ -57,13 +60,14 @@ class KeptCode:
         """
         space: dict[str, Any] = {"__name__": "shaped.kept", **self.constants}
         space |= {"extern_kernels": _operations(), "kernels": {d: _library(d, c) for d, c in self.libraries.items()}}
+        space["addresses"] = addresses
         try:
             if "ops.shaped.product" in self.source:
                 onednn()
             exec(compile(self.source, "<a kept program>", "exec"), space)
         except Exception as error:  # whatever a module that was made elsewhere says of this torch
             raise CompileError(f"the kept code cannot be loaded: {first_line(error)}") from error
-        call: Callable[[list[Any]], Any] = space["call"]
+        call: Callable[[list[Any]], Any] = space.get(DRIVEN) or space["call"]
 
         def run(arguments: list[Any]) -> Any:
             with torch.no_grad():
@@ -96,9 +100,40 @@ def taken_apart(compiled: Any) -> KeptCode:
     libraries: dict[str, bytes] = {}
     tree = ast.parse(compiled.source_code)
     body = [_statement(node, space, libraries) for node in tree.body if not _is_left_out(node)]
-    tree.body = _needed([node for node in body if node is not None])
+    tree.body = [node for node in body if node is not None]
+    if (driver := driver_of(compiled)) is not None:
+        tree.body = _driving(tree.body, driver, libraries)
+    tree.body = _needed(tree.body)
     _refuse_others(tree, space, constants)
     return KeptCode(ast.unparse(ast.fix_missing_locations(tree)), libraries, constants)
+
+
+def driver_of(compiled: Any) -> Driver | None:
+    """The driver of what Inductor compiled, where nothing stands between a caller and the generated function."""
+    function = getattr(compiled.current_callable, "__func__", compiled.current_callable)
+    found = getattr(function, "__globals__", {}).get("shaped_driver")
+    return found if isinstance(found, Driver) else None
+
+
+def _driving(body: list[ast.stmt], driver: Driver, libraries: dict[str, bytes]) -> list[ast.stmt]:
+    """The module with the driver's function in place of the class in which Inductor calls every kernel."""
+
+    def named(function: Any) -> str:
+        content = _content(function)
+        libraries[digest(content)] = content
+        return f"kernels[{digest(content)!r}].{function.__name__}"
+
+    lines = [f"{drive.__name__} = {named(drive)}" for drive in driver.drives]
+    if driver.torchs or driver.others:
+        given = [f"*addresses({[*driver.torchs]!r})", *(f"{named(other)}_at" for other in driver.others)]
+        lines.append(f"{named(driver.drives[0]).rpartition('.')[0]}.link({', '.join(given)})")
+    names = ("Runner", "runner", "call", "recursively_apply_fns")
+    rest = [node for node in body if not ({*_defined(ast.Module([node], []))} & {*names} and not _imports(node))]
+    return [*rest, *ast.parse("\n".join([*lines, driver.source])).body]
+
+
+def _imports(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Import | ast.ImportFrom)
 
 
 def _is_left_out(node: ast.stmt) -> bool:
@@ -135,7 +170,7 @@ def _root(node: ast.expr) -> str:
 def _content(function: Any) -> bytes:
     """The content of the library that a kernel was loaded from."""
     file = getattr(getattr(function, "__self__", None), "__file__", None)
-    if not isinstance(function, BuiltinFunctionType) or not function.__name__.startswith(_KERNEL) or not file:
+    if not isinstance(function, BuiltinFunctionType) or not function.__name__.startswith(_FUNCTIONS) or not file:
         raise Unkeepable("it has a kernel that is no library's")
     try:
         return Path(file).read_bytes()
@@ -149,7 +184,7 @@ def _needed(body: list[ast.stmt]) -> list[ast.stmt]:
         read = {
             n.id for node in body for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)
         }
-        left = [node for node in body if not _is_unused(node, read | {"call"})]
+        left = [node for node in body if not _is_unused(node, read | {"call", DRIVEN})]
         if len(left) == len(body):
             return left
         body = left
@@ -181,7 +216,7 @@ def _refuse_others(tree: ast.Module, space: Mapping[str, Any], constants: Mappin
         if called and getattr(space["extern_kernels"], called, None) is not getattr(_operations(), called, None):
             raise Unkeepable(f"it calls {called} of Inductor's")
     tree.body = [node for node in tree.body if not (isinstance(node, ast.ImportFrom) and not node.names)]
-    known = {*_defined(tree), *constants, *vars(builtins), "extern_kernels", "kernels"}
+    known = {*_defined(tree), *constants, *vars(builtins), "extern_kernels", "kernels", "addresses"}
     unknown = [n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and n.id not in known]
     if unknown:
         raise Unkeepable(f"its code uses {unknown[0]}, which it does not define")

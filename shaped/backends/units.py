@@ -8,12 +8,17 @@ process would run the preprocessor over the headers to see whether they are as t
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+
+from shaped.backends.calls import DRIVEN, Segment, read
+from shaped.backends.driver import Driver, address_of, addresses, functions, products, torchs, written
 
 # Bytes of kernels in one file. So much is compiled in the time that the headers take (14 ms per 1,000, torch 2.13).
 LARGEST = 150_000
@@ -30,7 +35,7 @@ class _Kernel:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Within, this thread's C++ kernels of one graph are compiled into one library."""
+    """Within, this thread's C++ kernels of one graph are compiled into one library, with a driver for the step."""
     from torch._inductor import config
     from torch._inductor.async_compile import AsyncCompile
 
@@ -42,7 +47,7 @@ def together() -> Iterator[None]:
     def wait(self: Any, scope: dict[str, Any]) -> None:
         kernels = {name: value for name, value in scope.items() if isinstance(value, _Kernel)}
         if kernels:
-            scope.update(zip(kernels, built([*kernels.values()]), strict=True))
+            scope.update(_built_in(scope, kernels))
         every(self, scope)
 
     of = patch.object
@@ -51,19 +56,86 @@ def together() -> Iterator[None]:
         yield
 
 
-def built(kernels: Sequence[_Kernel]) -> list[Callable[..., None]]:
-    """The functions of kernels, which torch's on-disk cache keeps."""
+@contextmanager
+def given(arguments: Sequence[Any]) -> Iterator[None]:
+    """Within, a graph of these arguments is compiled, which a driver must know; without, there is none."""
+    token = _given.set(arguments)
+    try:
+        yield
+    finally:
+        _given.reset(token)
+
+
+_given: ContextVar[Sequence[Any] | None] = ContextVar("_given", default=None)
+
+
+def _built_in(scope: dict[str, Any], kernels: Mapping[str, _Kernel]) -> dict[str, Any]:
+    """What to put into a generated module for its kernels."""
+    from torch._inductor.exc import CppCompileError
+
+    arguments, reading = _given.get(), None
+    if arguments is not None:
+        text = Path(scope["__file__"]).read_text()
+        reading = read(text, {name: kernel.takes for name, kernel in kernels.items()}, arguments, products())
+    source, segments = reading or ("", [])
+    try:
+        functions, driver = built(kernels, source, segments)
+    except CppCompileError:
+        if not segments:
+            raise
+        functions, driver = built(kernels, "", [])  # a torch or a compiler that we do not know
+    if driver is None:
+        return functions
+    scope.update({drive.__name__: drive for drive in driver.drives})
+    exec(compile(source, "<the driver of a step>", "exec"), scope)
+    return {**functions, "shaped_driver": replace(driver, run=scope[DRIVEN])}
+
+
+def built(
+    kernels: Mapping[str, _Kernel], source: str = "", segments: Sequence[Segment] = ()
+) -> tuple[dict[str, Callable[..., None]], Driver | None]:
+    """The functions of kernels, which torch's on-disk cache keeps, and the driver of segments, where there are any."""
     from torch._inductor.codecache import CppPythonBindingsCodeCache
 
-    parts = _parts([len(kernel.source) for kernel in kernels])
+    names = [*kernels]
+    parts = _parts([len(kernel.source) for kernel in kernels.values()])
+    others = [names[i] for part in parts[1:] for i in part] if segments else []
     with ThreadPoolExecutor(len(parts)) as pool:
         submit: Any = None if len(parts) == 1 else pool.submit
-        texts = [_file([kernels[i] for i in part]) for part in parts]
+        texts = [
+            _file(
+                [kernels[names[i]] for i in part],
+                *_driver_in(names, kernels, part, segments if at == 0 else (), others),
+            )
+            for at, part in enumerate(parts)
+        ]
         load, flags = CppPythonBindingsCodeCache.load_async, ("-g0",)
         libraries = [load(text, submit_fn=submit, extra_flags=flags) for text in texts]
         modules = [library() for library in libraries]
-    found = {i: getattr(m, f"kernel{at}") for m, part in zip(modules, parts, strict=True) for at, i in enumerate(part)}
-    return [found[i] for i in range(len(kernels))]
+    found = {names[i]: getattr(m, f"kernel{at}") for m, part in zip(modules, parts, strict=True)
+             for at, i in enumerate(part)}  # fmt: skip
+    if not segments:
+        return found, None
+    drives = [getattr(modules[0], f"drive{number}") for number in range(len(segments))]
+    driver = Driver(source, drives, torchs(segments), [found[name] for name in others], drives[0])
+    if "link" in vars(modules[0]):
+        modules[0].link(*addresses(driver.torchs), *map(address_of, driver.others))
+    return found, driver
+
+
+def _driver_in(
+    names: Sequence[str],
+    kernels: Mapping[str, _Kernel],
+    part: Sequence[int],
+    segments: Sequence[Segment],
+    others: Sequence[str],
+) -> tuple[str, Sequence[str]]:
+    """The C++ of a driver in a part of the kernels, and its functions."""
+    if not segments:
+        return "", ()
+    here = {names[i]: (f"unit{at}::kernel{at}", kernels[names[i]].takes) for at, i in enumerate(part)}
+    there = {name: (f"other{at}", kernels[name].takes) for at, name in enumerate(others)}
+    return written(segments, {**here, **there}, others), functions(segments, others)
 
 
 def _parts(sizes: Sequence[int]) -> list[list[int]]:
@@ -79,18 +151,20 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _file(kernels: Sequence[_Kernel]) -> str:
-    """One C++ file: each kernel in a namespace and under a name of its own, and a Python module of them."""
+def _file(kernels: Sequence[_Kernel], driver: str = "", functions: Sequence[str] = ()) -> str:
+    """One C++ file: each kernel in a namespace and under a name of its own, a driver, and a Python module of them."""
     includes = dict.fromkeys(line for kernel in kernels for line in _INCLUDE.findall(kernel.source))
     bodies = [
         f"namespace unit{i} {{\n#define kernel kernel{i}\n{_INCLUDE.sub('', kernel.source)}\n#undef kernel\n}}\n"
         for i, kernel in enumerate(kernels)
     ]
     calls = "".join(_call(i, kernel) for i, kernel in enumerate(kernels))
-    rows = "".join(
-        f'    {{"kernel{i}", (PyCFunction)(void*)call{i}, METH_FASTCALL, ""}},\n' for i in range(len(kernels))
+    called = {f"kernel{i}": f"call{i}" for i in range(len(kernels))} | {name: f"driver::{name}" for name in functions}
+    rows = "".join(f'    {{"{n}", (PyCFunction)(void*){f}, METH_FASTCALL, ""}},\n' for n, f in called.items())
+    pointers = "".join(f"    (void*)unit{i}::kernel{i},\n" for i in range(len(kernels)))
+    return "".join(
+        [*includes, *bodies, _HEAD, calls, driver, _TAIL.replace("ROWS", rows).replace("POINTERS", pointers)]
     )
-    return "".join([*includes, *bodies, _HEAD, calls, _TAIL.replace("ROWS", rows)])
 
 
 def _call(number: int, kernel: _Kernel) -> str:
@@ -105,6 +179,7 @@ _HEAD = """
 #include <cerrno>
 #include <cstdlib>
 #include <stdexcept>
+#include <string>
 
 static void* (*address)(PyObject*);  // of a tensor's memory; torch tells where it is, so none of its headers is needed
 
@@ -146,6 +221,8 @@ static PyObject* callNUMBER(PyObject*, PyObject* const* given, Py_ssize_t count)
 }
 """
 _TAIL = """
+static void* pointers[] = {
+POINTERS    nullptr};
 static PyMethodDef functions[] = {
 ROWS    {NULL, NULL, 0, NULL}};
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "kernel", NULL, -1, functions};
@@ -161,6 +238,10 @@ PyMODINIT_FUNC PyInit_kernel(void) {
     }
     address = reinterpret_cast<decltype(address)>(at);
     PyObject* made = PyModule_Create(&module);
+    for (int i = 0; made && pointers[i]; i++) {
+        auto name = "kernel" + std::to_string(i) + "_at";
+        if (PyModule_AddObject(made, name.c_str(), PyLong_FromVoidPtr(pointers[i])) < 0) return nullptr;
+    }
 #ifdef Py_GIL_DISABLED
     if (made) PyUnstable_Module_SetGIL(made, Py_MOD_GIL_NOT_USED);
 #endif
