@@ -108,8 +108,8 @@ class _Reader:
         if isinstance(node, ast.Delete) and all(isinstance(target, ast.Name) for target in node.targets):
             for target in node.targets:
                 assert isinstance(target, ast.Name)
-                view = self._names.get(target.id, View(target.id))
-                yield _Line(ast.Delete([target]), "ends", target.id, view)
+                ended = self._names.get(target.id, View(target.id))
+                yield _Line(ast.Delete([target]), "ends", target.id, ended)
             return
         if isinstance(node, ast.Assign) and len(node.targets) == 1:
             target = node.targets[0]

@@ -155,7 +155,7 @@ def _file(kernels: Sequence[_Kernel], driver: str = "", functions: Sequence[str]
     """One C++ file: each kernel in a namespace and under a name of its own, a driver, and a Python module of them."""
     includes = dict.fromkeys(line for kernel in kernels for line in _INCLUDE.findall(kernel.source))
     bodies = [
-        f"namespace unit{i} {{\n#define kernel kernel{i}\n{_INCLUDE.sub('', kernel.source)}\n#undef kernel\n}}\n"
+        f"namespace unit{i} {{\n#define kernel ONCE kernel{i}\n{_INCLUDE.sub('', kernel.source)}\n#undef kernel\n}}\n"
         for i, kernel in enumerate(kernels)
     ]
     calls = "".join(_call(i, kernel) for i, kernel in enumerate(kernels))
@@ -163,7 +163,7 @@ def _file(kernels: Sequence[_Kernel], driver: str = "", functions: Sequence[str]
     rows = "".join(f'    {{"{n}", (PyCFunction)(void*){f}, METH_FASTCALL, ""}},\n' for n, f in called.items())
     pointers = "".join(f"    (void*)unit{i}::kernel{i},\n" for i in range(len(kernels)))
     return "".join(
-        [*includes, *bodies, _HEAD, calls, driver, _TAIL.replace("ROWS", rows).replace("POINTERS", pointers)]
+        [*includes, _ONCE, *bodies, _HEAD, calls, driver, _TAIL.replace("ROWS", rows).replace("POINTERS", pointers)]
     )
 
 
@@ -173,6 +173,14 @@ def _call(number: int, kernel: _Kernel) -> str:
     return _CALL.replace("NUMBER", str(number)).replace("COUNT", str(len(types))).replace("ARGUMENTS", arguments)
 
 
+# A kernel has two callers, and to write it into both takes longer.
+_ONCE = """
+#ifdef __GNUC__
+#define ONCE __attribute__((noinline))
+#else
+#define ONCE
+#endif
+"""
 _HEAD = """
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>

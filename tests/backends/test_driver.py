@@ -1,4 +1,4 @@
-"""The driver of a step computes, bit for bit, what the generated Python does, and nothing of one call reaches another."""
+"""The driver of a step computes, bit for bit, what the generated Python does; no call reaches into another."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
