@@ -31,7 +31,7 @@ class View:
 
 
 @dataclass(frozen=True)
-class Call:
+class Launch:
     """A kernel by its name, or a product by torch's, and what it is given; a product's result comes first."""
 
     name: str
@@ -50,7 +50,7 @@ class Segment:
         own: Bytes of each buffer that is its own.
     """
 
-    calls: list[Call] = field(default_factory=list)
+    calls: list[Launch] = field(default_factory=list)
     given: list[str] = field(default_factory=list)
     tensors: dict[str, tuple[int, int]] = field(default_factory=dict)
     own: dict[str, int] = field(default_factory=dict)
@@ -64,7 +64,7 @@ class _Line:
     kind: str
     name: str = ""
     view: View | None = None
-    call: Call | None = None
+    call: Launch | None = None
     reads: tuple[str, ...] = ()  # buffers
     binds: tuple[str, ...] = ()
 
@@ -89,7 +89,7 @@ def read(
     ]
     if len(functions) != 1:
         return None
-    reader = _Reader(kernels, arguments, products)
+    reader = _TextReader(kernels, arguments, products)
     try:
         lines = [line for node in functions[0].body for line in reader.lines(node)]
     except _Unread:
@@ -97,7 +97,7 @@ def read(
     return _driven(lines)
 
 
-class _Reader:
+class _TextReader:
     """Reads lines in order, and knows what each name stands for."""
 
     def __init__(self, kernels: Mapping[str, Sequence[str]], arguments: Sequence[Any], products: Sequence[str]) -> None:
@@ -185,7 +185,7 @@ class _Reader:
             return None if skipped[0] else View(base.buffer, base.at, None, sizes, strides)
         return View(base.buffer, base.at + skipped[0] * base.dtype.itemsize, base.dtype, sizes, strides)
 
-    def _call(self, node: ast.Call) -> Call | None:
+    def _call(self, node: ast.Call) -> Launch | None:
         views = [self._view(one) for one in node.args]
         given = [view for view in views if view is not None]
         if len(given) != len(views):
@@ -193,7 +193,7 @@ class _Reader:
         if isinstance(node.func, ast.Name):
             takes = self._kernels.get(node.func.id, ())
             fits = len(takes) == len(given) and all(taken.endswith("*") for taken in takes) and not node.keywords
-            return Call(node.func.id, tuple(given)) if fits and takes else None
+            return Launch(node.func.id, tuple(given)) if fits and takes else None
         root, _, name = ast.unparse(node.func).partition(".")
         if root != "extern_kernels" or name not in self._products:
             return None
@@ -204,7 +204,7 @@ class _Reader:
         if whole is None or named or len(whole) != (4 if numbers else 3) or any(number is None for number in numbers):
             return None
         plain = all(v.dtype is whole[0].dtype and v.sizes for v in whole) and whole[0].dtype in FLOATING
-        return Call(name, whole, tuple(float(n) for n in numbers if n is not None)) if plain else None
+        return Launch(name, whole, tuple(float(n) for n in numbers if n is not None)) if plain else None
 
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

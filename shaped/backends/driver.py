@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from shaped.backends.calls import PRODUCTS, Call, Segment, View
+from shaped.backends.calls import PRODUCTS, Launch, Segment, View
 
 SMALL, PIECE = 2**17, 2**20  # bytes: of a buffer that shares the piece at most, and of the piece
 _ALIGNED = 64  # bytes, as torch's own allocator has it; the results of MKL may hang on it
@@ -157,7 +157,7 @@ def _written(number: int, segment: Segment, kernels: Mapping[str, tuple[str, Seq
 
 
 def _called(
-    call: Call,
+    call: Launch,
     kernels: Mapping[str, tuple[str, Sequence[str]]],
     address: Callable[[View], str],
     tensor: Callable[[View], str],
