@@ -204,7 +204,10 @@ class TrainingState:
             return packed
         from shaped.cutting import as_pieces, changed, made_whole
 
-        return changed(packed, [], (as_pieces if parts and together.sharded else made_whole)(self.program))
+        if parts and together.sharded:
+            return changed(packed, [], as_pieces(self.program))
+        together.come("state_dict")
+        return changed(packed, [], made_whole(self.program))
 
     def _pack(self) -> dict[str, Any]:
         return {

@@ -232,6 +232,8 @@ class ScalarTrainer(Stepping):
         program, together = self._program, self._program.together
         if together is None:
             return program.params.values()
+        if together.parted:
+            together.come("get_params")
         return program.params.like([together.whole(i, t).detach().clone() for i, t in enumerate(program.tensors)])
 
     # -- without an update -----------------------------------------------------------------------------------------

@@ -71,6 +71,14 @@ class Turns:
             self.raise_unlike()
         self._under_way, self._gathering = True, None
 
+    def come(self, place: str) -> None:
+        """Come to where parts are gathered that no step gathers: a rank that is elsewhere is told, and not mixed up.
+
+        Raises:
+            RankError: Another rank does not come.
+        """
+        peers_of(self.exchange).meet(place)
+
     @contextmanager
     def guard(self, forward: bool = False) -> Iterator[None]:
         """Around what all ranks call: an error of this rank is raised on all of them, and none waits for it.
@@ -166,8 +174,16 @@ class Turns:
 
 
 def lost(error: Exception) -> bool:
-    """Whether an error is that of a collective whose other ranks are gone: gloo says it in its text alone."""
-    return isinstance(error, RuntimeError) and (type(error).__name__.startswith("Dist") or "gloo" in str(error))
+    """Whether an error is that of a collective whose other ranks are gone, or was raised from one.
+
+    gloo says it in its text alone; compiled code's error is raised from it.
+    """
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, RuntimeError) and (type(found).__name__.startswith("Dist") or "gloo" in str(found)):
+            return True
+        found = found.__cause__
+    return False
 
 
 def _like(kind: str, text: str) -> Exception:

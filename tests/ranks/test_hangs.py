@@ -14,6 +14,7 @@ from shaped.ranks.exchange import _own
 from shaped.ranks.join import patience
 from shaped.ranks.peers import Processes
 from tests.faults.runs import child, wait
+from tests.faults.training import batch, trainer
 
 pytestmark = pytest.mark.skipif(
     not dist.is_available() or not dist.is_gloo_available(), reason="needs torch.distributed with gloo"
@@ -38,6 +39,23 @@ def met(rank: int, count: int, store: Path) -> None:
 
     assert str(found.value) == said
     assert group._get_backend(torch.device("cpu")).options._timeout == timedelta(seconds=2)
+
+
+def reads_alone(rank: int, store: Path) -> None:
+    """With zero=3 one rank gathers the parameters, and the other goes on."""
+    shared = dist.FileStore(str(store), 2)  # type: ignore[attr-defined]
+    dist.init_process_group("gloo", store=shared, rank=rank, world_size=2, timeout=timedelta(seconds=10))
+    made = trainer({"zero": 3})
+    made.train_step(*batch(0))
+    with pytest.raises(RankError, match=f"rank {1 - rank} did not come within the group's time-out"):
+        made.get_params() if rank == 0 else made.train_step(*batch(1))
+
+
+@pytest.mark.slow
+def test_a_rank_that_gathers_while_the_other_steps_is_an_error_of_both(tmp_path: Path) -> None:
+    pids = [child(partial(reads_alone, rank, tmp_path / "store")) for rank in range(2)]
+
+    assert [wait(pid, 120) for pid in pids] == [0, 0]
 
 
 @pytest.mark.parametrize("count", [2, 3])

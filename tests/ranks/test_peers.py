@@ -2,8 +2,9 @@
 
 import pytest
 
+from shaped.backends.turns import lost
 from shaped.data import DataError
-from shaped.errors import RankError
+from shaped.errors import ExecutorError, RankError
 from shaped.ranks.peers import ALONE, Peers
 from tests.ranks.threads import on_ranks
 
@@ -46,3 +47,13 @@ def test_a_process_alone_meets_itself() -> None:
     assert ALONE.tell("here", "x") == ["x"]
     with pytest.raises(DataError, match=r"^no batch$"):
         ALONE.meet("here", failed=DataError("no batch"))
+
+
+def test_an_error_of_compiled_code_that_comes_from_a_collective_is_one_of_ranks_that_are_gone() -> None:
+    closed = RuntimeError("gloo: Connection closed by peer")
+    wrapped = ExecutorError("`AdamW` failed while it ran")
+    wrapped.__cause__ = closed
+
+    assert [lost(error) for error in (closed, wrapped, ExecutorError("gloo"), RuntimeError("no memory"))] == [
+        True, True, False, False,
+    ]  # fmt: skip
