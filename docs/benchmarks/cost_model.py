@@ -17,10 +17,10 @@ counted, and each further one adds the difference.
 
 import argparse
 import platform
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import sympy
@@ -260,7 +260,7 @@ def here(exchange: Any, rows: int, dim: int) -> tuple[Chip, Link]:
     a, b, large, other = torch.randn(rows, dim), torch.randn(dim, dim), torch.randn(2**22), torch.empty(2**22)
     flops = 2 * rows * dim * dim / least(lambda: a @ b, 100)
     memory = 8 * large.numel() / least(lambda: other.copy_(large), 20)
-    small, wide = (least(lambda t=t: exchange.total(t), 15) for t in (torch.ones(2), torch.ones(2**20)))
+    small, wide = (least(partial(exchange.total, t), 15) for t in (torch.ones(2), torch.ones(2**20)))
     hops = 2 * (exchange.size - 1)
     return Chip("this CPU", flops, memory), Link(4 * 2**20 / exchange.size / ((wide - small) / hops), small / hops)
 
@@ -316,4 +316,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -193,7 +193,8 @@ class Exchange:
 
     def read(self, totals: Tensor) -> Totals:
         """What was agreed on, as numbers of the host; remembers whether to stop."""
-        found = self.last = Totals(*totals.tolist(), self.size)
+        every: list[Any] = [*totals.tolist(), self.size]
+        found = self.last = Totals(*every)
         self.stopping = found.stop > 0
         return found
 
