@@ -39,7 +39,7 @@ class Totals:
         culprit: The sum of their numbers: where it is one, its number.
         squares, kept: Squares of the gradients that an update would take, with this batch and without it.
         marks, squared: Of what each rank steps by (`Exchange.mark`), and their squares.
-        size: How many ranks there are.
+        ranks: How many there are; one where a step is tried on a rank alone.
     """
 
     samples: float
@@ -53,12 +53,12 @@ class Totals:
     kept: float
     marks: float
     squared: float
-    size: int
+    ranks: float
 
     @property
     def unlike(self) -> bool:
         """Whether ranks step by different updates."""
-        return self.size * self.squared != self.marks**2
+        return self.ranks * self.squared != self.marks**2
 
     @property
     def where(self) -> str:
@@ -69,8 +69,8 @@ class Totals:
 
 
 NOT_FINITE, WRONG = 2, 3  # where these stand in the vector
-SAMPLES, LOSS, SQUARES, KEPT, MARKS, SQUARED = 0, 1, 7, 8, 9, 10
-VECTOR = 88  # bytes of it
+SAMPLES, LOSS, SQUARES, KEPT, MARKS, SQUARED, RANKS = 0, 1, 7, 8, 9, 10, 11
+VECTOR = 96  # bytes of it
 MARK = 2**20  # so that sums of their squares are exact on 8,192 ranks
 
 
@@ -146,15 +146,15 @@ class Exchange:
         kept: Tensor,
         said: Tensor,
     ) -> Tensor:
-        """The sums of all of it, float64 (11,), as `Totals` names them."""
+        """The sums of all of it, float64 (12,), as `Totals` names them."""
         number = torch.full((), float(self.rank), dtype=torch.float64, device=said.device)
         mine = [samples, loss, not_finite, wrong, said[1], culprit, culprit * number, squares, kept]
-        mine += [said[2], said[3]]
+        mine += [said[2], said[3], torch.ones_like(number)]
         return self.total(torch.stack([m.to(said.device, torch.float64) for m in mine]))
 
     def alike(self, totals: Tensor) -> Tensor:
         """Whether all ranks step by one update: no mark differs from their mean."""
-        return self.size * totals[SQUARED] == totals[MARKS] ** 2
+        return totals[RANKS] * totals[SQUARED] == totals[MARKS] ** 2
 
     # -- what this rank says ---------------------------------------------------------------------------------------
 
@@ -193,8 +193,7 @@ class Exchange:
 
     def read(self, totals: Tensor) -> Totals:
         """What was agreed on, as numbers of the host; remembers whether to stop."""
-        every: list[Any] = [*totals.tolist(), self.size]
-        found = self.last = Totals(*every)
+        found = self.last = Totals(*totals.tolist())
         self.stopping = found.stop > 0
         return found
 

@@ -362,7 +362,7 @@ def a_statement_says_how_parameters_lie_and_what_a_step_sends() -> None:
     whole, parts = (str(new(mesh=join(), zero=zero).proof) for zero in (0, 3))
     assert "batch over dp = 2" in whole
     assert "all parameters whole, 712 bytes" in whole
-    assert "gradients, 712 bytes in 1 sum over dp, and one agreement of 88" in whole
+    assert "gradients, 712 bytes in 1 sum over dp, and one agreement of 96" in whole
     assert "1/2 of each parameter that is trained, 368 bytes" in parts
     assert "forward      1 gather of 368 bytes over dp\n" in parts
     assert "backward     1 gather of 368 bytes; 1 reduce-scatter of 736 bytes over dp\n" in parts
