@@ -171,7 +171,8 @@ def eager_ranks_step_in_float32_as_one_process_in_float64() -> None:
 
 @check
 def compiled_ranks_with_whole_parameters_step_as_one_process() -> None:
-    follows(backend="compiled", max_norm=0.3, accumulate=2, batches=LARGE, sizes="dynamic")
+    made = follows(backend="compiled", max_norm=0.3, accumulate=2, batches=LARGE, sizes="dynamic")
+    assert all(executor.held for executor in made.executors), "each was held against eager, once"
     follows(backend="compiled", kind="muon", max_norm=0.3, batches=LARGE, sizes="dynamic")
 
 
