@@ -1,8 +1,10 @@
-"""How many of the annotated functions and methods of two packages, written by others, `shaped check` decides.
+"""How many of the annotated functions and methods of some packages, written by others, `shaped check` decides.
 
     python docs/benchmarks/reach.py --packages FOLDER [--only FILES] [--seconds 60] [--json ROWS [--go-on new]]
 
-`pip install --no-deps --target FOLDER nerfstudio==1.1.5 transformer-lens==4.3.0` puts the packages there; what they
+`pip install --no-deps --target FOLDER nerfstudio==1.1.5 transformer-lens==4.3.0` puts the packages there, and
+`sparse-autoencoder==1.10.0 sae-lens==6.0.0 transformer-lens==2.16.1 strenum==0.5.0` two more into another folder
+(`--only /sae_lens/` and the like takes one of a folder; tests within a package are left out). What they
 import and is not installed is hollow: modules whose every name is a class that does nothing. Each file is checked in a
 process of its own, which has 4 GB, and each function has a limit of time: as the file is, and where that leaves it open
 once more with what no annotation tells. That is said in `FACTORIES`, as the users of a package would say it in
@@ -30,7 +32,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-PACKAGES = {"nerfstudio": "nerfstudio", "transformer_lens": "transformer-lens"}
+PACKAGES = {
+    "nerfstudio": "nerfstudio",
+    "transformer_lens": "transformer-lens",
+    "sparse_autoencoder": "sparse-autoencoder",
+    "sae_lens": "sae-lens",
+}
 _NATIVE = "transformer_lens.model_bridge.sources.native.boot"
 _SIZES = "'d_model': (d_model := 12), 'n_layers': 3, 'n_heads': 3, 'd_head': 4, 'n_ctx': 32, 'd_vocab': (d_vocab := 20)"
 _TOKENS = "torch.zeros((batch := 2), (pos := 3), dtype=torch.int64)"
@@ -48,6 +55,9 @@ _SMALL = tuple(
     f"{name}={_NATIVE}({{{_ONE}, 'd_mlp': 24, 'act_fn': 'gelu'}}).eval(){more}"
     for name, more in (("model", ""), ("clean_cache", f".run_with_cache({_TOKENS})[1]"))
 )
+_TRAINED = (
+    "sae_lens.saes.standard_sae.StandardTrainingSAE(sae_lens.saes.standard_sae.StandardTrainingSAEConfig(d_in, d_sae))"
+)
 FACTORIES = {
     "nerfstudio": (
         "PixelSamplerConfig=nerfstudio.data.pixel_samplers.PixelSamplerConfig(fisheye_crop_radius=2.0)",
@@ -55,6 +65,8 @@ FACTORIES = {
         "init_val=0.3",
         "color='red'",
         "name='image'",
+        "InputDataset.get_numpy_image=lambda index: numpy.zeros((4, 6, 3), dtype='uint8')",
+        "InputDataset._dataparser_outputs=types.SimpleNamespace(alpha_color=None)",
         "log_dir=pathlib.Path('logs')",
         "experiment_name='run'",
         "evaluate_sdf.sdf=lambda points: points.norm(dim=-1)",
@@ -100,11 +112,20 @@ FACTORIES = {
         "fit_das.epochs=1",
         "JacobianLens.readout.input=torch.zeros(1, (seq := 3), dtype=torch.int64)",
         "JacobianLens.lens_vector_dictionary.layer=0",
+        "JacobianLens.lens_vectors.layer=0",
+        "_make_intervention_hook.hook_fn.hook=types.SimpleNamespace(name='blocks.0.hook_out')",
         "sweep_sparse_probe.ks=(1, 2)",
         *(f"get_act_patch_attn_head_{name}_every.{text}" for name in ("all_pos", "by_pos") for text in _SMALL),
         "ln_final=torch.nn.LayerNorm(d_model)",
     ),
+    "sae_lens": (
+        "SAE=sae_lens.saes.standard_sae.StandardSAE(sae_lens.saes.standard_sae.StandardSAEConfig(d_in, d_sae))",
+        *(f"{name}={_TRAINED}" for name in ("TrainingSAE", "StandardTrainingSAE")),
+    ),
+    "sparse_autoencoder": ("LossReducer=sparse_autoencoder.LossReducer(sparse_autoencoder.L2ReconstructionLoss())",),
 }
+# What torch called otherwise when sparse-autoencoder was new, and now.
+_RENAMED = (("torch.serialization", "FILE_LIKE", "FileLike"), ("torch.optim.optimizer", "params_t", "ParamsT"))
 _MEMORY = 4 * 2**30
 _SHAPES = {
     "Float",
@@ -120,7 +141,7 @@ _SHAPES = {
     "Int64",
     "Real",
 }
-_OURS = ("nerfstudio", "transformer_lens", "torch", "numpy", "shaped", "jaxtyping")
+_OURS = (*PACKAGES, "torch", "numpy", "shaped", "jaxtyping", "strenum")
 
 
 class _Nothing(type):
@@ -178,7 +199,8 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         hollow = isinstance(sys.modules.get(name.partition(".")[0]), _Hollow)
         if caller is not None and caller.f_lineno in _tried(caller.f_code.co_filename):
             return None  # the package says itself what it does without
-        if name.partition(".")[0] in _OURS or not (asked.startswith(tuple(PACKAGES)) or hollow):
+        absent = name.partition(".")[0] in PACKAGES and name.partition(".")[0] not in sys.modules
+        if (name.partition(".")[0] in _OURS and not absent) or not (asked.startswith(tuple(PACKAGES)) or hollow):
             return None
         return importlib.machinery.ModuleSpec(name, self, is_package=True)
 
@@ -243,6 +265,8 @@ def check(packages: Path, file: Path, seconds: int, known: frozenset[str] = froz
     """Check a file's functions, and print a line of JSON for each. In a process of its own."""
     sys.path.insert(0, str(packages))
     sys.meta_path.append(_Finder())
+    for place, old, new in _RENAMED:
+        setattr(importlib.import_module(place), old, getattr(importlib.import_module(place), new))
     from shaped.check.files import import_module
     from shaped.check.targets import is_empty
 
@@ -256,12 +280,14 @@ def check(packages: Path, file: Path, seconds: int, known: frozenset[str] = froz
         return
     nodes = [n for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
     declared = {node.lineno for node in nodes if is_empty(node.body)}
+    said = FACTORIES.get(relative.parts[0], ())
+    ways = (("", ()), ("factories", said)) if said else (("", ()),)
     signal.signal(signal.SIGPROF, _late)  # of processor time, whatever else runs
     for name, line in names:
         start, how = time.perf_counter(), ""
         status, summary = "declared", "for others to define"
         if line not in declared:
-            for way, factories in (("", ()), ("factories", FACTORIES[relative.parts[0]])):
+            for way, factories in ways:
                 signal.setitimer(signal.ITIMER_PROF, seconds)
                 try:
                     (status, summary), how = _verdict(module, file, name, factories), way
@@ -325,7 +351,7 @@ def measure(
     for package in PACKAGES:
         for file in sorted((packages / package).rglob("*.py")):
             names, path = list(annotated(file)), str(file.relative_to(packages))
-            if not names or only not in str(file) or (path in rows and not again):
+            if not names or only not in str(file) or "tests" in Path(path).parts or (path in rows and not again):
                 continue
             decided = [row for row in rows.get(path, ()) if row["status"] in ("proved", "refuted")]
             known = frozenset(row["name"] for row in decided)

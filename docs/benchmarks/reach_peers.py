@@ -34,8 +34,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from reach import PACKAGES, _names_shape, annotated
+from reach import PACKAGES as MEASURED
+from reach import _names_shape, annotated
 
+PACKAGES = {name: MEASURED[name] for name in ("nerfstudio", "transformer_lens")}  # of which the peers are asked
 _REASONS = {
     "is read here": "it reads a value that nothing tells",
     "ends the process": "its constructor ends the process where a package is not installed",

@@ -13,12 +13,13 @@ from typing import Any
 from shaped.check.cases import Examined, Prover, dimensions
 from shaped.check.choices import has_shape, without_none
 from shaped.check.instances import Factories, Instances, constructor, hints_of
-from shaped.check.programs import admits_both, names_of
+from shaped.check.programs import admits_both
 from shaped.check.refusals import Unbuilt, words
 from shaped.check.statements import conditions, statement, summary, values
 from shaped.check.targets import Target, declares_only, functions_of, methods_of, named
 from shaped.check.verdicts import Shape, Status, Verdict
 from shaped.check.within import inner_of
+from shaped.check.written import names_of
 from shaped.errors import ProofError, ShapedError, SignatureError, Unprovable, nearest
 from shaped.proof import Proof, Step
 from shaped.proof.source import place_of_traceback

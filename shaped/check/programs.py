@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from shaped.check.choices import ValueChoice, whole
+from shaped.check.choices import ValueChoice, has_shape, whole
 from shaped.check.devices import OnTheCPU
 from shaped.check.refusals import Refusal, Unbuilt, is_refusal
-from shaped.check.results import Result
+from shaped.check.results import Result, wrong_by_runs
 from shaped.check.targets import Target
 from shaped.check.trying import at_numbers, numbers_for, others_for
 from shaped.check.within import Within, in_order
-from shaped.check.written import with_ranks
+from shaped.check.written import names_of, spelled, with_ranks
 from shaped.errors import ProofError, SignatureError, Unprovable, first_line
 from shaped.proof import ROUNDS, Decided, Proof, Setting, Uncounted, prove_setting, prove_ways
 from shaped.shapes import Argument, Container, Dim, Signature, TensorSpec, Term
@@ -134,7 +134,13 @@ class CaseProgram:
                     raise Unbuilt(error) from error
                 if self.case.said and isinstance(error, Unprovable) and self.refuses(error):
                     raise Refusal(error) from None
-                raise self.untold or error from None
+                shown = wrong_by_runs(*self._asked(assume, static), self.names) if self._may_run(error) else None
+                raise shown or self.untold or error from None
+
+    def _may_run(self, error: Exception) -> bool:
+        """Whether a result of real tensors that is no such result refutes what no trace comes to the end of."""
+        nothing_tried = not any(choice.tried for choice in self.case.choices)
+        return isinstance(error, Unprovable) and nothing_tried and self.within is None and has_shape(self.result.hint)
 
     def _numbered(self, assume: Sequence[str], static: Mapping[str, int | None]) -> Held:
         """Prove it for all integers, or at some numbers for those that it reads."""
@@ -164,7 +170,7 @@ class CaseProgram:
                     continue
                 reason = error
             if names and set(names) <= set(self.ints) and is_refusal(reason):  # of these numbers, before sizes are
-                with suppress(ProofError, Unprovable):
+                with suppress(Exception):
                     return self._elsewhere(reason, assume, given, names)
             may = None if self.auto else {*self.ints, *self.told}
             named = [n for n in getattr(reason, "names", ()) if (may is None or n in may) and n not in (*names, *given)]
@@ -432,18 +438,3 @@ def _unshown(error: ProofError) -> Unprovable:
 def _reason(error: Exception) -> str:
     goal = error.goal if isinstance(error, ProofError | Unprovable) else None
     return (goal and (goal.raised or goal.equation or goal.said)) or first_line(error)
-
-
-def names_of(relation: str) -> set[str]:
-    """The dimension names of a relation; none where it cannot be read, which `prove` then says."""
-    from shaped.proof.conditions import Assumption
-
-    try:
-        return set(Assumption.parse(relation).names)
-    except SignatureError:
-        return set()
-
-
-def spelled(name: str) -> str:
-    """`*batch`, or `...`."""
-    return "..." if name == "_" else f"*{name}"

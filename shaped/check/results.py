@@ -1,9 +1,11 @@
 """What a result is declared to be, held against what a run returns; and the shapes that were found."""
 
+import itertools
+import traceback
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Union, get_args, get_origin
 
 from torch import Tensor
@@ -11,10 +13,13 @@ from torch import Tensor
 from shaped.check.choices import has_shape
 from shaped.check.unknown import Unknown, undecided
 from shaped.check.written import ANY, ONES, Fresh, read_written, with_ranks
-from shaped.errors import SignatureError
-from shaped.proof import expect
+from shaped.errors import Goal, ProofError, SignatureError, first_line
+from shaped.proof import Setting, expect
 from shaped.proof.setting import shape_found
 from shaped.shapes import Dim, TensorSpec, is_tensor_annotation
+
+_RUNS, _SECONDS = 40, 5.0
+_ENOUGH = 3  # sizes at which a run returns what is no such result
 
 
 @dataclass
@@ -127,3 +132,33 @@ def _shown(value: Any) -> str | None:
         parts = [_shown(part) for part in value.values()]
         return None if None in parts else f"{{{', '.join(f'{k}: {s}' for k, s in zip(value, parts, strict=True))}}}"
     return "None" if value is None else type(value).__name__
+
+
+def wrong_by_runs(
+    setting: Setting, relations: Sequence[str], static: Mapping[str, int], names: Sequence[str]
+) -> ProofError | None:
+    """What refutes a program that no trace comes to the end of: it leaves torch, or asks data.
+
+    It returns on real tensors what is no such result, at some sizes and at none that were tried what is one. Whatever
+    else stops a run, such as an exception of its own, refutes nothing here.
+    """
+    from shaped.proof.conditions import Assumption
+    from shaped.proof.trials import Trials
+
+    assumed = [Assumption.parse(text) for text in relations]
+    trials = Trials(replace(setting, runs=_RUNS, seconds=_SECONDS), names, static)
+    every = (some for some in trials.sizes({}, {}) if all(one.condition.holds(some) for one in assumed))
+    tried = list(itertools.islice(every, _RUNS))
+    outcomes = trials.outcomes(tried)
+    wrong = [some for some, passes in zip(tried, outcomes, strict=True)
+             if passes is False and _is_of_result(trials.failure(some))]  # fmt: skip
+    if any(outcomes) or len(wrong) < _ENOUGH:
+        return None
+    sizes = min(wrong, key=lambda some: sum(some.values()))
+    goal = Goal("result", f"{first_line(trials.failure(sizes))} (of a run on real tensors)", sizes=dict(sizes))
+    return ProofError(f"`{setting.signature.name}` does not return what it declares.", None, goal)
+
+
+def _is_of_result(error: Exception) -> bool:
+    """Whether it came up as a result was held against what is declared."""
+    return any(frame.f_code is Result.hold.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from shaped.check.cases import Examined
-from shaped.check.programs import Held, spelled
+from shaped.check.programs import Held
+from shaped.check.written import spelled
 from shaped.proof import NUMBER, Proof
 
 _LEAST = re.compile(r"(\w+) >= (\d+)$")

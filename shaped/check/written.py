@@ -112,3 +112,18 @@ def with_ranks(spec: TensorSpec, ranks: dict[str, int]) -> TensorSpec:
 def axes_of(spec: TensorSpec) -> list[str]:
     """The names of its `*batch` axes."""
     return [dim.text[1:].removesuffix(ONES) for dim in spec.dims if dim.is_axes]
+
+
+def names_of(relation: str) -> set[str]:
+    """The dimension names of a relation; none where it cannot be read, which `prove` then says."""
+    from shaped.proof.conditions import Assumption
+
+    try:
+        return set(Assumption.parse(relation).names)
+    except SignatureError:
+        return set()
+
+
+def spelled(name: str) -> str:
+    """`*batch`, or `...`."""
+    return "..." if name == "_" else f"*{name}"

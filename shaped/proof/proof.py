@@ -145,6 +145,14 @@ class Proof:
         except Exception as error:
             raise explain(error, self.setting, world, recorder) from None
 
+    @property
+    def _domain(self) -> str:
+        """The sizes that it is proved for."""
+        free = [n for n in self.dims if n not in self.static and n not in self.per_size]
+        if free:
+            return f"proved for all {', '.join(free)} >= 1"
+        return "proved for these sizes" if self.dims else "proved"
+
     def __str__(self) -> str:
         signature = self.setting.signature
         owners = [a.structure.name for a in signature.arguments if a.structure is not None and a.kind == "parameters"]
@@ -152,8 +160,7 @@ class Proof:
         counts = counts.replace(" forward", " operations forward", 1)
         left = [
             str(signature),
-            f"proved for all {', '.join(n for n in self.dims if n not in self.static and n not in self.per_size)} >= 1"
-            f"{', of 0 to 3 axes' if self.ranks else ''}",
+            f"{self._domain}{', of 0 to 3 axes' if self.ranks else ''}",
         ]
         right = [
             f"gradients : {', '.join(owners)}{self._by}" if "backward" in self.operations else "",

@@ -230,6 +230,15 @@ def deep_copy(x: Tensor, memo: dict[int, Any]) -> Tensor:
     return memo[id(x)]  # type: ignore[no-any-return]
 
 
+def as_float(x: Tensor) -> float:
+    """`float(x)`: within `torch.Tensor([x])` C++ lets no mode see that a number is read, and so finds no data."""
+    key = torch._C.DispatchKey.Python
+    if not isinstance(x, FakeTensor) or not torch._C._dispatch_tls_is_dispatch_key_excluded(key):
+        return Tensor.__float__(x)
+    with torch._C._SetExcludeDispatchKeyGuard(key, False):
+        return float(x.item())
+
+
 _REDUCTIONS = ("max", "min", "median", "nanmedian", "mode")
 _REWRITES: dict[Any, Callable[..., Any]] = {
     getattr(Tensor.data, "__get__"): Tensor.detach,  # noqa: B009  # `.data` hides what is written through it
@@ -252,6 +261,7 @@ _REWRITES: dict[Any, Callable[..., Any]] = {
     F.affine_grid: affine_grid,
     F.interpolate: interpolate,
     torch.equal: equal,
+    Tensor.__float__: as_float,
     Tensor.__deepcopy__: deep_copy,
     torch.tensor: tensor_of(torch.tensor),
     torch.as_tensor: tensor_of(torch.as_tensor),

@@ -234,3 +234,67 @@ def test_a_number_that_data_tell_may_be_refused_by_the_programs_own_raise_alone(
 
     assert found.status == "proved"
     assert found.conditions == ("d >= 5",)
+
+
+def test_integers_that_the_program_refuses_as_no_integers_are_tried_at_numbers_together(check) -> None:  # type: ignore[no-untyped-def]
+    found = check("""
+from numbers import Integral
+
+def basis(width: int, rank: int, seed: int) -> Float[Tensor, "width rank"]:
+    generator = torch.Generator().manual_seed(seed)
+    if not isinstance(rank, Integral):
+        raise ValueError(f"an integer, not {rank}")
+    if not 1 <= rank <= width:
+        raise ValueError("rank is at most width")
+    return torch.linalg.qr(torch.randn(width, rank, generator=generator))[0][:, :rank]
+""")
+
+    assert found["basis"].status == "proved"
+    assert "seed = 8, width = 4, rank = 2; seed = 12, width = 6, rank = 3" in found["basis"].message
+    assert "seed = 2, width = 4, rank = 8: rank is at most width" in found["basis"].message
+
+
+LEAVES = """
+import numpy as np
+
+def both(x: Float[Tensor, "n 3"]) -> Float[Tensor, "n"]:
+    found = []
+    for row in x.numpy():
+        found += [row.sum(), row.max()]
+    return torch.from_numpy(np.stack(found))
+
+def one(x: Float[Tensor, "n 3"]) -> Float[Tensor, "n"]:
+    return torch.from_numpy(np.stack([row.sum() for row in x.numpy()]))
+
+def times(x: Float[Tensor, "n 3"], k: int) -> Float[Tensor, "n"]:
+    return torch.from_numpy(np.stack([x.numpy().sum()] * k))
+
+def raises(x: Float[Tensor, "n 3"]) -> Float[Tensor, "n"]:
+    return torch.from_numpy(np.stack([row.sum() for row in x.numpy()] + [np.zeros(2)]))
+"""
+
+
+def test_a_program_that_leaves_torch_is_refuted_where_no_run_returns_what_it_declares(check) -> None:  # type: ignore[no-untyped-def]
+    found = check(LEAVES)
+
+    assert found["both"].status == "refuted"
+    assert "a result has 2 where n is declared (of a run on real tensors)" in found["both"].message
+    assert "refuted  n = 1" in found["both"].message
+    assert {name: found[name].status for name in ("one", "times", "raises")} == dict.fromkeys(
+        ("one", "times", "raises"), "unprovable"
+    )
+
+
+def test_numbers_in_tensors_make_a_tensor_by_its_class_too(check) -> None:  # type: ignore[no-untyped-def]
+    found = check("""
+def corners(x: Float[Tensor, "n"], y: Float[Tensor, ""]) -> Float[Tensor, "2 2"]:
+    return torch.Tensor([[x.sum(), y], [y, 0]])
+
+def wrong(x: Float[Tensor, "n"]) -> Float[Tensor, "3"]:
+    return torch.Tensor([x.sum(), x.mean()])
+""")
+
+    assert found["corners"].status == "proved"
+    assert "taken as 0.5" in found["corners"].message
+    assert found["wrong"].status == "refuted"
+    assert "goal     2 = 3" in found["wrong"].message

@@ -424,3 +424,14 @@ def test_a_list_of_length_three_is_proved_at_its_length():
 
 class Block(ParamList):
     w: Float[Tensor, "dim dim"]
+
+
+def test_a_statement_without_free_sizes_says_for_what_it_is_proved():
+    def scalar(x: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        return x + 1
+
+    def row(x: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        return x + 1
+
+    assert str(prove(scalar)).splitlines()[1].startswith("proved  ")
+    assert "proved for these sizes" in str(prove(row, static={"n": 3}))
