@@ -127,10 +127,8 @@ def _asked(name: str, seconds: int) -> dict[str, Any]:
     row: dict[str, Any] = {"name": name, "status": "made", "said": "", "seconds": 0.0}
     try:
         net = model_of(name).train()
-        loss = of_tokens(net, torch.randint(4, 32, (2, 8)))
+        float(of_tokens(net, torch.randint(4, 32, (2, 8))))
         row["parameters"] = sum(p.numel() for p in net.parameters())
-        if loss is None:
-            return row | {"status": "unmade", "said": "it gives no loss"}
     except Exception as error:
         return row | {"status": "unmade", "said": f"{type(error).__name__}: {error}"[:300]}
     signal.signal(signal.SIGPROF, _late)

@@ -134,7 +134,8 @@ class CaseProgram:
                     raise Unbuilt(error) from error
                 if self.case.said and isinstance(error, Unprovable) and self.refuses(error):
                     raise Refusal(error) from None
-                shown = wrong_by_runs(*self._asked(assume, static), self.names) if self._may_run(error) else None
+                sized = {name: size for name, size in static.items() if size is not None}
+                shown = wrong_by_runs(*self._asked(assume, sized), self.names) if self._may_run(error) else None
                 raise shown or self.untold or error from None
 
     def _may_run(self, error: Exception) -> bool:
