@@ -5,15 +5,18 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
-from shaped.proof.explain import is_unprovable
+from shaped.errors import ProofError
+from shaped.proof.explain import explain, is_unprovable
+from shaped.proof.goals import lacking, last_answer
 from shaped.proof.isolation import hush
 from shaped.proof.plans import divided, larger, needed_multiple, repairs, sizes_of, splits, with_multiple
 from shaped.proof.setting import Setting
 from shaped.proof.symbolic import Plan, World, size_hint
 from shaped.proof.trace import Recorder, Trace, trace
-from shaped.shapes import Dim
+from shaped.shapes import Dim, Term
 
 _DIVISIONS = 6  # traces from one set of sizes
+_FIXED = 4  # names that may have one size only in a program that was written for any
 
 
 class FoundTrace(NamedTuple):
@@ -63,6 +66,40 @@ def attempts(setting: Setting, names: Sequence[str], plan: Plan, most: int) -> "
         finally:
             hush()
     return max(failures, key=lambda failure: len(failure.recorder.steps))
+
+
+def explained(failure: Failure, setting: Setting, names: Sequence[str]) -> Exception:
+    """What to say of a failure; with the names that stand for one size only, where it goes through with these."""
+    error = explain(failure.error, setting, failure.world, failure.recorder)
+    if not isinstance(error, ProofError) or error.goal.hint or error.goal.equation != last_answer(failure.world):
+        return error
+    fixed = _of_one_size(failure, setting, names)
+    if fixed:
+        sizes = " and ".join(f"{size} for {name}" for name, size in fixed.items())
+        error.goal = replace(error.goal, hint=f"write {sizes} in the annotations: with that it goes through")
+    return error
+
+
+def _of_one_size(failure: Failure, setting: Setting, names: Sequence[str]) -> dict[str, int]:
+    """The numbers that torch wants for some names, one after the other, with which a trace goes through; else none."""
+    fixed: dict[str, int] = {}
+    plan = failure.world.plan
+    while len(fixed) < _FIXED:
+        match lacking(failure.world):
+            case (Term("name", (name,)), Term("number", (int(size),))) | (
+                Term("number", (int(size),)),
+                Term("name", (name,)),
+            ) if name in names and plan.is_free(name):
+                fixed[name] = size
+            case _:
+                break
+        hints = {other: size for other, size in plan.size_hints.items() if other not in fixed}
+        plan = replace(plan, size_hints=hints, constants={**plan.constants, **fixed})
+        found = attempts(setting, names, plan, 2)
+        if isinstance(found, FoundTrace):
+            return fixed
+        failure = found
+    return {}
 
 
 def attempt_at(setting: Setting, names: Sequence[str], plan: Plan) -> FoundTrace | None:

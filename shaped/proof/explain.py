@@ -160,7 +160,7 @@ def is_unprovable(error: Exception) -> bool:
 
 def _users_own(error: Exception, name: str, place: Place | None, world: World) -> Exception:
     """A failed `assert` about sizes is a goal, as is a result unpacked into too many names; the rest is theirs."""
-    said = f"{type(error).__name__}: {error}".removesuffix(": ")
+    said = _named(f"{type(error).__name__}: {error}".removesuffix(": "), world)
     source = place.source() if place else None
     if isinstance(error, ValueError) and "to unpack" in str(error):
         return ProofError(f"`{name}` is not well-shaped.", source, Goal(said=str(error)))

@@ -16,10 +16,9 @@ from shaped.arguments import whole
 from shaped.errors import Goal, ProofError, SignatureError, Source, nearest
 from shaped.proof.alternatives import Beginning, Equality
 from shaped.proof.arithmetic import divides, divisions, holds, holds_exactly
-from shaped.proof.attempts import Failure, FoundTrace, attempts
+from shaped.proof.attempts import Failure, FoundTrace, attempts, explained
 from shaped.proof.branches import Branches, Settled, together
 from shaped.proof.conditions import Assumption, Condition, follows, in_one, needed
-from shaped.proof.explain import explain
 from shaped.proof.plans import size_hints_where, sizes_of
 from shaped.proof.proof import Proof, count_operations, forward_graph
 from shaped.proof.refuting import PRIMES, fails_at, refuses, refuted, small_sizes
@@ -138,7 +137,7 @@ class ProofSearch:
         found = attempts(self.setting, self.names, plan, _ATTEMPTS + len(self.names))
         if isinstance(found, Failure):
             trials = self._trials(len(found.recorder.steps))
-            error = explain(found.error, self.setting, found.world, found.recorder)
+            error = explained(found, self.setting, self.names)
             if refuses(found.error):  # the program's own `assert`: other sizes may satisfy it
                 try:
                     return held(None, trials, self._sizes(trials, plan, found.world), self._beginning().at)

@@ -151,11 +151,25 @@ def operands_of(place: Place | None, name: str, args: Sequence[Any], kwargs: Map
     known: dict[int, tuple[ast.expr, str]] = {}
     text = place.text() if place is not None else None
     if place is not None and text is not None:
+        itself = _calls(place, name)
         for node, value in _pairs(place, name, args, kwargs):
             there = _look_up(node, place.frame)
-            if isinstance(value, Tensor) and not (isinstance(there, Tensor) and there is not value):
+            computed = there is None and itself and not isinstance(node, ast.Constant | ast.Name)
+            if isinstance(value, Tensor) and (there is value or computed):
                 known[id(value)] = (node, ast.get_source_segment(f"({text})", node) or "")
     return [Operand(i, tensor, *known.get(id(tensor), (None, ""))) for i, tensor in enumerate(tensors)]
+
+
+def _calls(place: Place, name: str) -> bool:
+    """Whether the source calls the operation itself, or a module that hands it its arguments; not what calls others."""
+    expression = place.expression()
+    if not isinstance(expression, ast.Call):
+        return True
+    function, called = expression.func, _look_up(expression.func, place.frame)
+    if isinstance(called, torch.nn.Module):
+        return not any(called.children())
+    written = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+    return name.strip("_") in (written.strip("_"), getattr(called, "__name__", ""))
 
 
 def _pairs(place: Place, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[tuple[ast.expr, Any]]:

@@ -18,7 +18,8 @@ from sympy.core.relational import Relational
 from sympy.logic.boolalg import BooleanFunction
 from torch import SymInt, Tensor
 from torch._dynamo.source import ConstantSource
-from torch.fx.experimental.symbolic_shapes import DimDynamic, GuardOnDataDependentSymNode, ShapeEnv, SLoc, _lru_cache
+from torch._guards import SLoc
+from torch.fx.experimental.symbolic_shapes import DimDynamic, GuardOnDataDependentSymNode, ShapeEnv, _lru_cache
 
 from shaped.errors import Goal, Source, Unprovable
 from shaped.proof.arithmetic import constant, divided_exactly, divisions, flat, holds, value_at, whole
