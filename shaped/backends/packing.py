@@ -29,7 +29,7 @@ from shaped.backends.registered import own_operation
 from shaped.backends.step import Runner
 from shaped.backends.surroundings import sources, surroundings
 from shaped.errors import listing
-from shaped.proof.reads import Read
+from shaped.proof.reads import WHOLE, Read, same
 
 if TYPE_CHECKING:
     from shaped.backends.program import Program
@@ -203,7 +203,10 @@ def _refuse_unread(codes: set[tuple[types.CodeType, str]], reach: Reach) -> None
 def _told(number: int, read: Read, watched: bool, reach: Reach, at: Addresses) -> dict[str, Any]:
     """A read, for another process."""
     owner = at.of(read) if read.parent < 0 else None
-    token = token_of(reach, read.value) if watched else ""
+    value = read.value
+    if read.kind == WHOLE and same(value, now := read.now()):
+        value = now  # with the program's own tensors, where the trace had others in their place
+    token = token_of(reach, value) if watched else ""
     where = {"number": number, "kind": read.kind, "owner": owner, "key": _encoded(read), "parent": read.parent}
     return {**where, "own": read.own, "text": read.text, "watched": watched, "token": token}
 

@@ -47,6 +47,16 @@ class _Missing:
 MISSING: Any = _Missing()
 
 
+class _Placed:
+    """In a container, a tensor that the trace put in the place of one of the program's own."""
+
+    def __repr__(self) -> str:
+        return "a tensor"
+
+
+PLACED: Any = _Placed()
+
+
 @dataclass(eq=False)
 class Read:
     """A value and where it lies.
@@ -171,6 +181,8 @@ def same(old: Any, new: Any) -> bool:
     """Whether a value is what it was: numbers by value, with their sign and type; others by identity."""
     if old is new:
         return True
+    if old is PLACED:
+        return isinstance(new, Tensor)
     if type(old) is not type(new):
         return False
     if isinstance(old, tuple):
@@ -314,6 +326,9 @@ class Log:
         for read in changed:
             if not is_leaf(read.value):
                 read.value = MISSING  # it may hold tensors of the trace
+        for read in found:
+            if read.kind == WHOLE and isinstance(read.value, tuple):
+                read.value = tuple([PLACED if is_traced(part) else part for part in read.value])
         return Reads(found, changed, beyond=beyond)
 
 

@@ -5,6 +5,8 @@ Here it stays whole, and so it runs in torch's own kernels, whatever the time:
 
     recurrent             the layer
     recurrent_backward    its gradients: the layer once more, differentiated by torch
+
+Several layers with dropout between them are taken one by one: torch's own decomposition leaves that dropout out.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,6 +26,8 @@ def layer_of(kind: str) -> Callable[..., Any]:
     original = getattr(torch, kind)
 
     def layer(*args: Any, **kwargs: Any) -> Any:
+        if not kwargs and _drops(args):
+            return _one_by_one(kind, layer, args)
         if not _is_plain(kind, args, kwargs):
             return original(*args, **kwargs)
         x, state, weights, biased, layers, _, _, both_ways, batch_first = args
@@ -35,21 +39,49 @@ def layer_of(kind: str) -> Callable[..., Any]:
     return layer
 
 
+def _drops(args: Sequence[Any]) -> bool:
+    """Whether it is several layers that train with dropout; what is packed has the sizes of its batches after it."""
+    if len(args) != 9:
+        return False
+    layers, dropout, train = args[5:8] if _is_packed(args) else args[4:7]
+    return bool(layers > 1 and dropout and train)
+
+
+def _is_packed(args: Sequence[Any]) -> bool:
+    return isinstance(args[3], list | tuple)
+
+
+def _one_by_one(kind: str, layer: Callable[..., Any], args: Sequence[Any]) -> tuple[Tensor, ...]:
+    """The outputs and the last states of several layers, with dropout on what each but the last puts out."""
+    at = 2 if _is_packed(args) else 1
+    (x, *sizes), state, weights = args[:at], args[at], args[at + 1]
+    biased, layers, dropout, train, both_ways, *first = args[at + 2 :]
+    states = [state] if isinstance(state, Tensor) else list(state)
+    each, directions, last = len(weights) // layers, 2 if both_ways else 1, []
+    for i in range(layers):
+        x = torch.dropout(x, dropout, True) if i else x
+        held = tuple(s[i * directions : (i + 1) * directions] for s in states)
+        own = weights[i * each : (i + 1) * each]
+        given = held if kind == "lstm" else held[0]
+        x, *ends = layer(x, *sizes, given, own, biased, 1, 0.0, train, both_ways, *first)
+        last.append(ends)
+    return (x, *(torch.cat(ends) for ends in zip(*last, strict=True)))
+
+
 def _is_plain(kind: str, args: Sequence[Any], kwargs: Any) -> bool:
-    """Whether it is a batch of sequences of a free time: nothing packed, no projection, nothing dropped in between."""
+    """Whether it is a batch of sequences of a free time: nothing packed, no projection."""
     if kwargs or len(args) != 9 or not isinstance(args[0], Tensor) or args[0].dim() != 3:
         return False
-    x, state, weights, biased, layers, dropout, train, both_ways, batch_first = args
+    x, state, weights, biased, layers, _, _, both_ways, batch_first = args
     states = [state] if isinstance(state, Tensor) else list(state)
     per_layer = (4 if biased else 2) * (2 if both_ways else 1)
     if not isinstance(weights, list | tuple) or len(weights) != per_layer * layers:
         return False
     if not all(isinstance(t, Tensor) and t.dtype is x.dtype for t in (*states, *weights)):
         return False
-    dropped = dropout and train and layers > 1
     mapped = torch._C._functorch.is_batchedtensor(x) or torch._C._functorch.is_gradtrackingtensor(x)
     cast = torch.is_autocast_enabled(x.device.type)
-    return isinstance(x.shape[1 if batch_first else 0], SymInt) and not (dropped or mapped or cast)
+    return isinstance(x.shape[1 if batch_first else 0], SymInt) and not (mapped or cast)
 
 
 def _hold(kind: str, x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor], args: Sequence[Any]) -> None:

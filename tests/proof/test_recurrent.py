@@ -1,5 +1,6 @@
 """Recurrent layers over a time that is a name: proved, and the same as torch's on both backends."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from shaped import ParamList, ProofError, ScalarTrainer, Unprovable, init, prove
+from shaped import ParamList, ProofError, ScalarTrainer, init, prove
+from shaped.backends.program import Program
 from shaped.proof import recurrent
 
 KINDS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn_tanh": nn.RNN, "rnn_relu": nn.RNN}
@@ -106,8 +108,68 @@ def dropping(x: Float[Tensor, "time batch 3"]) -> Float[Tensor, "time batch 4"]:
 DROPPING = nn.GRU(3, 4, num_layers=2, dropout=0.5)
 
 
-def test_what_drops_between_layers_is_proved_at_each_time_as_it_comes():
-    with pytest.raises(Unprovable, match=r'static=\("time"'):
-        prove(dropping)
+def test_what_drops_between_layers_is_proved_at_every_time():
+    assert prove(dropping).conditions == ()
 
-    assert prove(dropping, static={"time": 3}).conditions == ()
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("both_ways", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_with_dropout_between_them_are_torchs_one_by_one(kind: str, both_ways: bool, packed: bool):
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"nonlinearity": "relu"} if kind == "rnn_relu" else {}
+    net = KINDS[kind](3, 4, num_layers=3, dropout=1.0, bidirectional=both_ways, batch_first=not packed, **options)
+    held = torch.randn(6 if both_ways else 3, 5, 4)
+    state = (held, held.sin()) if kind == "lstm" else held
+    if packed:
+        rows = nn.utils.rnn.pack_padded_sequence(torch.randn(6, 5, 3), torch.tensor([6, 4, 4, 2, 1]))
+        given: list[Any] = [rows.data, rows.batch_sizes, state, net._flat_weights, True, 3, 1.0, True, both_ways]
+    else:
+        given = [torch.randn(5, 6, 3), state, net._flat_weights, True, 3, 1.0, True, both_ways, True]
+
+    torch.testing.assert_close(recurrent.layer_of(kind)(*given), getattr(torch, kind)(*given))
+
+
+class Dropping(Tagger):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(3, 4, num_layers=2, dropout=0.5, batch_first=True)
+
+
+@pytest.mark.slow
+def test_a_compiled_step_drops_between_layers_and_is_held_against_eager(tmp_path: Path):
+    net, batch = Dropping(), (torch.randn(2, 3, 3), torch.zeros(2, 3, 1))
+    trainer = ScalarTrainer(loss, net, backend="compiled")
+    trainer.step(*batch, lr=0.0)  # a DisagreementError where what is compiled leaves the dropout out
+    assert len({float(trainer.step(*batch, lr=0.0)) for _ in range(8)}) > 1
+
+    trainer.save_program(tmp_path / "program")
+    loaded = ScalarTrainer.load_program(tmp_path / "program", loss, net, backend="compiled")
+    torch.manual_seed(0)
+    again = loaded.step(*batch, lr=0.0)
+    torch.manual_seed(0)
+    assert again == trainer.step(*batch, lr=0.0)
+
+
+class Listed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Parameter(torch.randn(3, 3)) for _ in range(2))
+        self.weights = [self.first, self.second]
+
+    def forward(self, x: Float[Tensor, "batch time 3"]) -> Float[Tensor, "batch time 1"]:
+        for weight in self.weights:
+            x = torch.tanh(x @ weight)
+        return x[..., :1]
+
+
+@pytest.mark.parametrize("make", [Tagger, Dropping, Listed])
+def test_a_module_that_keeps_its_parameters_in_a_list_too_is_proved_once(make: Any, monkeypatch: pytest.MonkeyPatch):
+    proved: list[Any] = []
+    admitted = Program.admitted
+    monkeypatch.setattr(Program, "admitted", lambda *given: (proved.append(given), admitted(*given))[1])
+    trainer = ScalarTrainer(loss, make(), backend="eager")
+    for _ in range(3):
+        trainer.step(torch.randn(2, 3, 3), torch.zeros(2, 3, 1), lr=0.1)
+
+    assert len(proved) == 1
