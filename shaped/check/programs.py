@@ -18,7 +18,7 @@ from shaped.check.targets import Target
 from shaped.check.trying import at_numbers, numbers_for, others_for
 from shaped.check.within import Within, in_order
 from shaped.check.written import names_of, spelled, with_ranks
-from shaped.errors import ProofError, SignatureError, Unprovable, first_line
+from shaped.errors import ProofError, SignatureError, Unprovable, first_line, listing
 from shaped.proof import ROUNDS, Decided, Proof, Setting, Uncounted, prove_setting, prove_ways
 from shaped.shapes import Argument, Container, Dim, Signature, TensorSpec, Term
 
@@ -127,6 +127,7 @@ class CaseProgram:
                 tie = self._tie(error) if len(self.ties) < _TIES else None
                 if tie is None:
                     self._hold_built(error)
+                    self._hold_tied(error)
                     raise error if self.within is None else self.within.blamed(error) from None
                 self.ties |= tie
             except Exception as error:
@@ -408,6 +409,13 @@ class CaseProgram:
             self._made([_zeros(entry.spec, error.goal.sizes, self._dtype(entry.spec)) for entry in entries])
         except Exception as failure:
             raise Unbuilt(failure) from failure
+
+    def _hold_tied(self, error: ProofError) -> None:
+        """Raise Unprovable where an axis lacks the number that an integer was taken at, which no annotation ties."""
+        made = [name for name in self.read if name in self.ints and name not in self.dims]
+        if made and error.lacking and any(a.is_name and not b.names for a, b in (error.lacking, error.lacking[::-1])):
+            hint = f"its module was made at numbers for {listing(made)}: give an axis that is as long the same name"
+            raise Unprovable(error.title, error.source, replace(error.goal, hint=hint, sizes={}))
 
 
 def _declared(value: Container, origin: Any) -> Container:

@@ -94,7 +94,7 @@ def opposite_plans(fact: Any, world: World, plan: Plan, given: Sequence[Any] = (
     few = list(itertools.islice(_solutions(fact, world), _WITNESSES + 1)) if len(fact.free_symbols) < 3 else []
     if 0 < len(few) <= _WITNESSES and (isinstance(fact, sympy.Ne) or len(fact.free_symbols) == 2):
         return [replace(plan, constants={**plan.constants, **sizes}) for sizes in few]
-    if isinstance(fact, sympy.Ne) and not divisions(fact):
+    if isinstance(fact, sympy.Ne) and (len(fact.free_symbols) > 1 or not divisions(fact)):
         return None
     size_hints = size_hints_where(fact, world, plan, sympy.false, given)
     return None if size_hints is None else [replace(plan, size_hints=size_hints)]

@@ -235,7 +235,7 @@ def _is_of_range(fact: Any) -> bool:
         return True
     size, number = fact.args
     factors = sympy.Mul.make_args(size) if number == 0 else (size,)
-    return bool(number.is_Integer and any(type(factor) is FloorDiv for factor in factors))
+    return bool(number.is_Integer and any(type(factor) is FloorDiv and factor.args[1].is_Integer for factor in factors))
 
 
 def _staircases(count: int) -> Iterator[tuple[int, ...]]:

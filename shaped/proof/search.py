@@ -314,11 +314,11 @@ class ProofSearch:
 
     def _needs_equality(self, fact: Any, found: Trace, question: Question) -> ProofError:
         needed = found.world.show(fact)
-        return ProofError(
-            f"`{self.setting.signature.name}` is not well-shaped.",
-            question.source,
-            Goal(equation=needed.replace("==", "="), hint=f'if it is meant, state it: assume=("{needed}",)'),
-        )
+        goal = Goal(equation=needed.replace("==", "="), hint=f'if it is meant, state it: assume=("{needed}",)')
+        error = ProofError(f"`{self.setting.signature.name}` is not well-shaped.", question.source, goal)
+        term = found.world.term(fact)
+        error.lacking = (term.args[0], term.args[1]) if term.op == "==" else None
+        return error
 
     def _run(self, plan: Plan) -> World | None:
         self._runs += 1
