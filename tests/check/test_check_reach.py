@@ -254,6 +254,30 @@ def basis(width: int, rank: int, seed: int) -> Float[Tensor, "width rank"]:
     assert "seed = 2, width = 4, rank = 8: rank is at most width" in found["basis"].message
 
 
+def test_what_a_module_was_made_for_at_numbers_refutes_no_axis_that_nothing_ties_to_them(check) -> None:  # type: ignore[no-untyped-def]
+    found = check("""
+from numbers import Integral
+
+import einops
+
+class Encoder(torch.nn.Module):
+    weight: Float[torch.nn.Parameter, "*component learnt entry"]
+
+    def __init__(self, inputs: int, features: int, count: int | None) -> None:
+        super().__init__()
+        if not isinstance(inputs, Integral):
+            raise ValueError(f"an integer, not {inputs}")
+        shape = (features, inputs) if count is None else (count, features, inputs)
+        self.weight, self.act = torch.nn.Parameter(torch.zeros(*shape)), torch.nn.ReLU()
+
+    def forward(self, x: Float[Tensor, "batch *component entry"]) -> Float[Tensor, "batch *component learnt"]:
+        return self.act(einops.einsum(x, self.weight, "b ... e, ... l e -> b ... l"))
+""")["Encoder.forward"]
+
+    assert found.status == "unprovable"
+    assert "its module was made at numbers for `inputs`, `features` and `count`" in found.hint
+
+
 LEAVES = """
 import numpy as np
 
