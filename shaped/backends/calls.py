@@ -87,7 +87,7 @@ def read(
     functions = [
         node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef) and node.name == "call"
     ]
-    if len(functions) != 1:
+    if len(functions) != 1 or any(isinstance(n, ast.Name) and n.id == "self" for n in ast.walk(functions[0])):
         return None
     reader = _TextReader(kernels, arguments, products)
     try:
@@ -143,7 +143,8 @@ class _TextReader:
         if len(names) != len(self._arguments):
             raise _Unread
         for name, like in zip(names, self._arguments, strict=True):
-            known = isinstance(like, Tensor) and all(type(n) is int for n in (*like.shape, *like.stride()))
+            known = isinstance(like, Tensor) and like.device.type == "cpu"
+            known = known and all(type(n) is int for n in (*like.shape, *like.stride()))
             shape = (like.dtype, tuple(like.shape), tuple(like.stride())) if known else ()
             self._name(name, View(name, 0, *shape))
         return _Line(node, "other", binds=tuple(names))

@@ -3,9 +3,9 @@
 In Python each of them costs more than a small kernel itself, and so does each buffer. Here a segment takes the
 addresses of its tensors, lets other threads have the interpreter, and calls kernels and torch's own products (by
 torch's C interface, which is the same in all versions) one after another. Its own small buffers lie in one piece of
-memory, at places that are known from when each is used; large ones are made and freed around their use, so that a step
-needs no more memory than before. That piece is taken by one call at a time: a call in another thread, or within this
-one, makes another.
+memory, at places that are known from when each is used; large ones are made and freed around their use. A buffer that
+other lines use as well is there for all of its row. The piece is taken by one call at a time: a call in another thread,
+or within this one, makes another.
 """
 
 import ctypes

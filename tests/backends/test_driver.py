@@ -70,6 +70,7 @@ def test_lines_in_a_row_become_one_call_and_all_others_stay() -> None:
         ("arg0_1, arg1_1 = args", "s0, arg0_1, arg1_1 = args"),  # sizes that are free: more than the tensors
         ("buf1 = empty_strided_cpu", "buf0 = empty_strided_cpu"),  # a name that means two things
         ("def call", "def partition_0"),
+        ("args.clear()", "self.partitions[0](args)"),  # a part of the step is another function
     ],
 )
 def test_a_text_of_another_form_has_no_driver(before: str, after: str) -> None:
@@ -81,6 +82,14 @@ def test_a_product_that_torch_does_not_have_stays_a_line_of_python() -> None:
 
     assert found is not None
     assert ("extern_kernels.mm(" in found[0], len(found[1])) == (True, 1)
+
+
+def test_a_product_of_another_device_stays_a_line_of_python() -> None:
+    found = read(TEXT, KERNELS, [torch.zeros(4, 4, device="meta"), torch.zeros(4)], ["mm", "addmm"])
+
+    assert found is not None
+    assert "extern_kernels.addmm(" in found[0]
+    assert "addmm" not in [call.name for segment in found[1] for call in segment.calls]
 
 
 def test_small_buffers_share_memory_where_they_are_not_used_at_one_time() -> None:
