@@ -30,7 +30,7 @@ from shaped.shapes import describe
 # The trainer's methods that step, and the optimizers that they step with; the one of `train_step` is `train`.
 METHODS: Mapping[str, str] = {"step": "sgd", "adam_step": "adam", "adamw_step": "adamw"}
 PATHS: Mapping[str, type[FusedOptimizer]] = {path: OPTIMIZERS[path] for path in METHODS.values()}
-_FORMAT = 1
+FORMAT = 1
 
 
 class TrainingState:
@@ -114,7 +114,7 @@ class TrainingState:
         return optimizer
 
     @property
-    def _left_out(self) -> list[int]:
+    def left_out(self) -> list[int]:
         """Entries that are not saved: the frozen ones where asked for, less what the program writes."""
         return [] if self._save_frozen else [i for i in self.program.frozen if i not in self.program.writes]
 
@@ -211,15 +211,15 @@ class TrainingState:
 
     def _pack(self) -> dict[str, Any]:
         return {
-            "format": _FORMAT,
+            "format": FORMAT,
             "signature": {entry.path: entry.spec.quoted for entry in self.program.params.entries},
             "params": {name: tensor.detach().clone() for name, tensor in self._saved().items()},
-            **({"frozen": self._digests()} if self._left_out else {}),
+            **({"frozen": self._digests()} if self.left_out else {}),
             "optimizers": {
                 path: {
                     "class": type(own(o)).__name__,
                     "state": copy.deepcopy(o.state_dict()),
-                    "names": self._names(o),
+                    "names": self.names_of(o),
                 }
                 for path, o in self.optimizers().items()
             },
@@ -229,7 +229,7 @@ class TrainingState:
             **({"loss_scale": self.scaler.state_dict()} if self.scaler is not None else {}),
         }
 
-    def _names(self, optimizer: FusedOptimizer) -> list[list[str]]:
+    def names_of(self, optimizer: FusedOptimizer) -> list[list[str]]:
         """The names of an optimizer's parameters, by group: what its state goes by."""
         names = {id(p): name for name, p in zip(self.program.params.names, self.program.tensors, strict=True)}
         return [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups]
@@ -237,12 +237,12 @@ class TrainingState:
     def _saved(self) -> dict[str, Tensor]:
         """The parameters that a state dict holds, by name."""
         params = self.program.params
-        return {params.names[i]: tensor for i, tensor in enumerate(params) if i not in self._left_out}
+        return {params.names[i]: tensor for i, tensor in enumerate(params) if i not in self.left_out}
 
     def _digests(self) -> dict[str, int]:
         """A checksum of each frozen parameter that a state dict leaves out."""
         names, tensors = self.program.params.names, self.program.tensors
-        return {names[i]: zlib.crc32(save({"": _plain(tensors[i].detach())})) for i in self._left_out}
+        return {names[i]: zlib.crc32(save({"": _plain(tensors[i].detach())})) for i in self.left_out}
 
     def _used_names(self) -> list[str]:
         return [self.program.params.names[i] for i in self.program.used]
@@ -285,7 +285,7 @@ class TrainingState:
     def _take_over(
         self, state: Mapping[str, Any], train: Mapping[str, Any] | None, paths: Mapping[str, FusedOptimizer]
     ) -> None:
-        if self._left_out or (self.program.together is not None and self.program.together.parted):
+        if self.left_out or (self.program.together is not None and self.program.together.parted):
             new = [state["params"][name].to(tensor, copy=True) for name, tensor in self._saved().items()]
             with torch.no_grad():
                 torch._foreach_copy_(list(self._saved().values()), new)
@@ -313,7 +313,7 @@ class TrainingState:
         return changed(state, [mine], cut_again(self.program))
 
     def _differences(self, state: Mapping[str, Any]) -> list[str]:
-        wrong = [] if state["format"] == _FORMAT else [f"format is {state['format']!r}, this version reads {_FORMAT}"]
+        wrong = [] if state["format"] == FORMAT else [f"format is {state['format']!r}, this version reads {FORMAT}"]
         mine = {entry.path: entry.spec.quoted for entry in self.program.params.entries}
         tensors = self._saved()
         wrong += [f"{name}: missing" for name in tensors if name not in state["params"]]
@@ -399,7 +399,7 @@ class TrainingState:
             )
             return cast(Mapping[str, Any], state)
         try:
-            groups = in_order(state["param_groups"], saved["names"], self._names(like))
+            groups = in_order(state["param_groups"], saved["names"], self.names_of(like))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StateError(f"the state of optimizer `{path}` does not fit: {error}") from None
         own = [{"param_names": g["param_names"]} if "param_names" in g else {} for g in like.param_groups]

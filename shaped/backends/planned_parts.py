@@ -8,8 +8,9 @@ run by name works on (`local.py`). The order of collectives along each axis is t
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from shaped.backends.together import Together
 from shaped.backends.values import Checked, Runs
 from shaped.ranks.exchange import VECTOR
 from shaped.ranks.layout import Placement
+from shaped.ranks.pieces import Box
 from shaped.ranks.placements import AxisPlacement, Held
 
 
@@ -67,6 +69,13 @@ class NestedPlacement:
         across, column = place
         part = self.axis.cut(whole, across)
         return part if self.flat is None else self.flat.cut(part, column)
+
+    def boxes(self, part: Tensor, place: tuple[int, int]) -> Iterator[Box]:
+        """What a rank keeps as blocks of the whole."""
+        across, column = place
+        if self.flat is None:
+            return self.axis.boxes(part, across)
+        return chain.from_iterable(self.axis.moved(block, across) for block in self.flat.boxes(part, column))
 
 
 class LocalGathering(Gathering, LocalRun):

@@ -1,5 +1,7 @@
-"""A trained program elsewhere: plain state dicts, safetensors, torch.export and ONNX, with names and conditions."""
+"""A trained program elsewhere: plain state dicts, safetensors, torch.distributed.checkpoint, torch.export and ONNX."""
 
+from shaped.export.dcp import load_dcp as load_dcp
+from shaped.export.dcp import save_dcp as save_dcp
 from shaped.export.onnx import OnnxFile as OnnxFile
 from shaped.export.onnx import to_onnx as to_onnx
 from shaped.export.program import export_program as export_program

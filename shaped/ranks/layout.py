@@ -4,11 +4,13 @@ The same shapes on all ranks, whatever the tensor's: one program serves all rank
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from shaped.ranks.pieces import Box, boxes
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,11 @@ class Placement:
         own = whole.reshape(-1)[start:stop]
         filled = _filled(own, self.length)
         return filled.clone() if filled is own else filled
+
+    def boxes(self, part: Tensor, rank: int) -> Iterator[Box]:
+        """A rank's part, without padding, as blocks of the whole."""
+        start, stop = self.bounds(rank)
+        return boxes(part[: stop - start], self.shape, start)
 
     def whole(self, flat: Tensor) -> Tensor:
         """All parts one after another as the whole: a view."""

@@ -9,10 +9,13 @@ before = batch. A value so placed is a run of blocks in memory whatever its axes
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+
+from shaped.ranks.pieces import Box
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,26 @@ class AxisPlacement:
         if self.shard is None:
             return whole
         return part_of(whole, self.shard.axis, self.shard.before, rank, self.size).clone()
+
+    def boxes(self, part: Tensor, rank: int) -> Iterator[Box]:
+        """A rank's part as blocks of the whole."""
+        return self.moved(Box((0,) * len(self.shape), part), rank)
+
+    def moved(self, block: Box, rank: int) -> Iterator[Box]:
+        """A block of a rank's part as blocks of the whole: one for each that lies before the cut."""
+        if self.shard is None:
+            yield block
+            return
+        at = self.shard.axis
+        width = self.local[at] // int(self.shard.before)
+        done = 0
+        while done < block.values.shape[at]:
+            group, within = divmod(block.offsets[at] + done, width)
+            taken = min(width - within, block.values.shape[at] - done)
+            place = (group * self.size + rank) * width + within
+            offsets = (*block.offsets[:at], place, *block.offsets[at + 1 :])
+            yield Box(offsets, block.values.narrow(at, done, taken))
+            done += taken
 
     def joined(self, parts: Tensor) -> Tensor:
         """The whole from all ranks' parts, flattened, one after another."""

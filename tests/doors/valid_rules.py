@@ -136,6 +136,16 @@ valid("save_safetensors", lambda folder: (export.save_safetensors, {
 }))  # fmt: skip
 valid("load_safetensors", lambda folder: (export.load_safetensors, {"params": mlp(), "path": _kept(folder)}))
 
+
+def _folder(folder: Path) -> Path:
+    export.save_dcp(trainer(), folder / "kept")
+    return folder / "kept"
+
+
+DCP = {"model": "model", "optimizer": "optim"}
+valid("save_dcp", lambda folder: (export.save_dcp, {"trainer": trainer(), "folder": folder / "saved", **DCP}))
+valid("load_dcp", lambda folder: (export.load_dcp, {"trainer": trainer(), "folder": _folder(folder), **DCP}))
+
 # -- shaped.recipes ---------------------------------------------------------------------------------------------------
 
 

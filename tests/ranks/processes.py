@@ -410,9 +410,10 @@ def several_processes_without_a_mesh_are_refused() -> None:
 def main(number: int, count: int, file: str, names: list[str]) -> None:
     from tests.ranks.alike import ALIKE
     from tests.ranks.by_name import NAMED
+    from tests.ranks.exchanged import EXCHANGED
     from tests.ranks.of_both import BOTH
 
-    CHECKS.update(ALIKE | NAMED | BOTH)
+    CHECKS.update(ALIKE | NAMED | BOTH | EXCHANGED)
     patience = timedelta(seconds=120)  # for a rank that hangs; torch's own is half an hour
     method = f"file://{file}.meeting"
     dist.init_process_group("gloo", init_method=method, rank=number, world_size=count, timeout=patience)

@@ -1,9 +1,14 @@
 """Even flat parts, and what moves over the ranks together."""
 
+import math
+from typing import Any
+
 import pytest
 import torch
 
+from shaped.backends.planned_parts import NestedPlacement
 from shaped.ranks import Placement, units
+from shaped.ranks.placements import AxisPlacement, Shard
 
 SHAPES = [(), (1,), (5,), (2, 3), (4, 0, 2), (3, 5, 2)]
 
@@ -47,3 +52,30 @@ def test_the_entries_of_a_block_move_together_and_small_ones_with_the_one_before
     sizes = [large, small, large, small, large, large, large, small, large]
 
     assert units(names, sizes) == [[0, 1], [2, 3], [4, 5], [6, 7], [8]]
+
+
+LAID: list[tuple[Any, list[Any]]] = [
+    (Placement(shape, size), list(range(size))) for shape in SHAPES for size in (1, 2, 3, 7)
+]
+for axis in (
+    AxisPlacement((12, 5), 2, Shard(0, 3)),
+    AxisPlacement((5, 4, 2), 2, Shard(1)),
+    AxisPlacement((3,), 2, None),
+):
+    LAID.append((axis, [0, 1]))
+    for flat in (Placement(axis.local, 3), None):
+        LAID.append((NestedPlacement(axis, flat), [(across, column) for across in (0, 1) for column in range(3)]))
+
+
+@pytest.mark.parametrize(("layout", "places"), LAID, ids=str)
+def test_the_blocks_of_all_parts_make_a_tensor_up(layout: Any, places: list[Any]) -> None:
+    whole = torch.arange(1.0, 1.0 + math.prod(layout.shape)).reshape(layout.shape)
+    made, counts = torch.zeros_like(whole), torch.zeros_like(whole)
+    for place in places:
+        for block in layout.boxes(layout.cut(whole, place), place):
+            box = tuple(slice(o, o + n) for o, n in zip(block.offsets, block.values.shape, strict=True))
+            made[box] = block.values
+            counts[box] += 1
+
+    assert torch.equal(made, whole)
+    assert counts.numel() == 0 or counts.min() == counts.max() or isinstance(layout, NestedPlacement)

@@ -15,6 +15,8 @@ SHORT = [
     "eager_ranks_by_name_step_as_one_process_on_parts_of_parameters_and_moments",
     "plans_that_do_not_fit_are_refused_on_all_ranks",
     "ranks_that_step_by_different_updates_are_refused_and_go_on_once_they_are_alike",
+    "what_ranks_save_in_any_layout_plain_torch_loads_and_goes_on_alike",
+    "what_fully_shard_saved_ranks_take_in_any_layout_all_or_none",
 ]
 LONG = [
     "a_nan_in_the_part_of_one_rank_is_in_the_largest_of_all",
