@@ -1,8 +1,8 @@
 """The C++ kernels of a graph as one library, or a few that are built at once where there is much code.
 
 Inductor compiles each kernel by itself: of 2.6 s of CPU for one, reading its headers takes 2.4 (g++ 12). Here they
-stand in one file and share that. Its precompiled header is left out: it takes as long as three such files, and a second
-process would run the preprocessor over the headers to see whether they are as they were.
+stand in one file and share that. Inductor's precompiled header is left out for ours: its first kernel waits for it, and
+a second process runs the preprocessor over the headers to see whether they are as they were.
 """
 
 import os
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from shaped.backends import headers
 from shaped.backends.calls import DRIVEN, Segment, read
 from shaped.backends.driver import Driver, address_of, addresses, functions, products, torchs, written
 
@@ -101,7 +102,11 @@ def built(
     parts = _parts([len(kernel.source) for kernel in kernels.values()])
     others = [names[i] for part in parts[1:] for i in part] if segments else []
     with ThreadPoolExecutor(len(parts)) as pool:
-        submit: Any = None if len(parts) == 1 else pool.submit
+
+        def submit(work: Callable[[], None]) -> Any:  # it is called where the cache has no library
+            headers.compile_ahead()
+            return pool.submit(work)
+
         texts = [
             _file(
                 [kernels[names[i]] for i in part],
@@ -109,7 +114,7 @@ def built(
             )
             for at, part in enumerate(parts)
         ]
-        load, flags = CppPythonBindingsCodeCache.load_async, ("-g0",)
+        load, flags = CppPythonBindingsCodeCache.load_async, headers.flags()
         libraries = [load(text, submit_fn=submit, extra_flags=flags) for text in texts]
         modules = [library() for library in libraries]
     found = {names[i]: getattr(m, f"kernel{at}") for m, part in zip(modules, parts, strict=True)
