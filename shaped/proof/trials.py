@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from types import CodeType
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from shaped.proof.isolation import uncompiled, unwarned
 from shaped.proof.keeping import putting_back
 from shaped.proof.setting import Setting, checking
 from shaped.proof.shelter import Shelter
+from shaped.proof.source import is_users
 from shaped.proof.standing import Standing
 from shaped.proof.ways import way_under_way
 from shaped.shapes import Dim, TensorSpec
@@ -46,6 +48,7 @@ _DIVISOR = "ZeroDivisionError"  # as torch says of integers: of a size, or of da
 _SIGNED = 3  # how tensors are filled: with numbers of either sign
 _WHOLE = {4: 1, 5: -1, 6: 6}  # whole numbers with these, and all else as ever
 _LENGTH = "Length of all samples"  # of what is packed: zeros are none
+
 
 Sizes = Mapping[str, int]
 
@@ -71,17 +74,26 @@ class Trials:
         if any(found) or all(dtype.is_floating_point for dtype in self.setting.dtypes):  # no input is an index
             return found
         # An index that is out of range, or a divisor that is 0, whatever the sizes is a matter of its values.
+        failed = [sizes for sizes, passes in zip(several, found, strict=True) if passes is False]
         with self._aside():
-            return [None if passes is False and self._index(sizes) else passes
-                    for sizes, passes in zip(several, found, strict=True)]  # fmt: skip
+            valued = [sizes for sizes in failed if self._index(sizes)]
+        places = {
+            _place(self.failure(sizes)) for sizes in valued
+        }  # where another value may be, at these sizes or at others
+        return [None if passes is False and (sizes in valued or _place(self.failure(sizes)) in places) else passes
+                for sizes, passes in zip(several, found, strict=True)]  # fmt: skip
 
     def _index(self, sizes: Sizes) -> bool:
-        """Whether what stopped a run may be the value of an input: one index for all of these is the program's own."""
-        said = _told(self.failure(sizes))
-        if not _INDEX.search(said):
-            return False
-        shapes = self._shapes(sizes)
-        return not _POSITION.search(said) or any(_told(self._error(shapes, sizes, fill)) != said for fill in _WHOLE)
+        """Whether what stopped a run may be the value of an input: one index for all of these is the program's own.
+
+        A run of other values that another operation stops, which an input indexes too, says nothing of this one.
+        """
+        failure, shapes = self.failure(sizes), self._shapes(sizes)
+        said, place = _told(failure), _place(failure)
+        if not _INDEX.search(said) or not _POSITION.search(said):
+            return bool(_INDEX.search(said))
+        others = [self._error(shapes, sizes, fill) for fill in _WHOLE]
+        return any(other is None or (_place(other) == place and _told(other) != said) for other in others)
 
     def _outcome(self, sizes: Sizes) -> bool | None:
         key = tuple(sizes[name] for name in self.names)
@@ -233,6 +245,16 @@ def _depends_on_values(error: Exception) -> bool:
 def _told(error: Exception | None) -> str:
     """What an error says, with what was noted of it."""
     return " ".join([str(error), *getattr(error, "__notes__", ())])
+
+
+def _place(error: Exception) -> tuple[CodeType, int] | None:
+    """The operation of the user's that an error stopped: its code, and where in it."""
+    at, place = error.__traceback__, None
+    while at is not None:
+        if is_users(at.tb_frame):
+            place = at.tb_frame.f_code, at.tb_lasti
+        at = at.tb_next
+    return place
 
 
 def is_memory(error: BaseException) -> bool:

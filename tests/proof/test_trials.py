@@ -35,7 +35,11 @@ def taken(x: Pair, i: Whole) -> Float[Tensor, " k"]:
     return x.reshape(-1).repeat(2)[:2].take(torch.tensor([0, 2]))[i]
 
 
-@pytest.mark.parametrize("program", [of_a_tensor, of_the_largest, selected, looked_up, taken])
+def of_what_was_added_to(x: Float[Tensor, "k n"], i: Whole) -> Float[Tensor, "k n 2"]:
+    return torch.zeros_like(x).index_add(0, i, x)[:, :, None][:, :, torch.tensor([0, 2])]
+
+
+@pytest.mark.parametrize("program", [of_a_tensor, of_the_largest, selected, looked_up, taken, of_what_was_added_to])
 def test_an_index_of_the_programs_own_beyond_an_axis_is_refuted_beside_integer_inputs(
     program: Callable[..., Any],
 ) -> None:
@@ -59,6 +63,10 @@ def one_of_two(x: Pair, i: Whole, m: Whole) -> Float[Tensor, "k n"]:
     return x[torch.where(m > 5, i, i.clamp(min=2))]
 
 
-@pytest.mark.parametrize("program", [shifted, shifted_rows, next_ones, one_of_two])
+def beside_another(x: Float[Tensor, "v n"], i: Whole) -> Float[Tensor, "k n"]:
+    return torch.zeros_like(x).index_add(0, i, x[i])[i - 256]
+
+
+@pytest.mark.parametrize("program", [shifted, shifted_rows, next_ones, one_of_two, beside_another])
 def test_an_index_that_an_input_may_have_otherwise_refutes_nothing(program: Callable[..., Any]) -> None:
     assert prove(program).conditions == ()
