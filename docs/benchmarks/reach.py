@@ -49,17 +49,40 @@ _DIFFUSION = (
     "scheduler=types.SimpleNamespace(add_noise=lambda x, noise, t: x + noise, set_timesteps=lambda n: None, "
     "timesteps=torch.arange(3), step=lambda noise, t, x: {'prev_sample': x - noise})",
 )
+_RAYS = "*torch.zeros(2, 4, 3, 3), *torch.ones(3, 4, 3, 1)"
+_SDF = "nerfstudio.fields.sdf_field.SDFField"
+_STANDINS = (
+    "viewmatrix.lookat=torch.ones(3)",
+    "viewmatrix.up=torch.tensor([0.0, 1.0, 0.0])",
+    "viewmatrix.pos=torch.zeros(3)",
+    "PixelSampler.rejection_sample_mask.mask=torch.ones((num_images := 2), (image_height := 4), (image_width := 6), 1)",
+    "PixelSampler.rejection_sample_mask.device='cpu'",
+    "Field.get_density=lambda samples: (samples.frustums.get_positions()[..., :1], None)",
+    "RaySamples=nerfstudio.cameras.rays.RaySamples("
+    f"nerfstudio.cameras.rays.Frustums({_RAYS}), deltas=torch.ones(4, 3, 1))",
+    f"SDFField=type('Made', ({_SDF},), {{'encoding': type('HashGrid', (), {{'n_output_dims': 32}}), "
+    f"'_cos_anneal_ratio': 1.0}})({_SDF}Config(encoding_type='periodic', "
+    "geo_feat_dim=(geo_feat_dim := (geo_features := 256))), torch.zeros(2, 3), 2)",
+    "SDFField.get_colors.camera_indices=torch.zeros(batch1, dtype=torch.int64)",
+    "Cameras._generate_rays_from_coords.camera_indices=torch.zeros(num_rays, 1, dtype=torch.int64)",
+    "Cameras._generate_rays_from_coords.coords=torch.ones(num_rays, 2)",
+    "Cameras._generate_rays_from_coords.camera_opt_to_camera=None",
+    "Cameras._generate_rays_from_coords.distortion_params_delta=None",
+    "Cameras=nerfstudio.cameras.cameras.Cameras(torch.zeros((num_cameras := 3), 3, 4), 9.0, 9.0, 4.0, 4.0, 8, 8)",
+)
 _SIDES = ("base", "top", "side", "back", "front")
 _ONE = _SIZES.replace("'n_layers': 3", "'n_layers': 1")
 _SMALL = tuple(
     f"{name}={_NATIVE}({{{_ONE}, 'd_mlp': 24, 'act_fn': 'gelu'}}).eval(){more}"
     for name, more in (("model", ""), ("clean_cache", f".run_with_cache({_TOKENS})[1]"))
 )
+_EVERY = ("attn_head_all_pos", "attn_head_by_pos", "block")
 _TRAINED = (
     "sae_lens.saes.standard_sae.StandardTrainingSAE(sae_lens.saes.standard_sae.StandardTrainingSAEConfig(d_in, d_sae))"
 )
 FACTORIES = {
     "nerfstudio": (
+        *_STANDINS,
         "PixelSamplerConfig=nerfstudio.data.pixel_samplers.PixelSamplerConfig(fisheye_crop_radius=2.0)",
         "cameras=nerfstudio.cameras.cameras.Cameras(torch.zeros((num_cameras := 3), 3, 4), 9.0, 9.0, 4.0, 4.0, 8, 8)",
         "init_val=0.3",
@@ -115,7 +138,13 @@ FACTORIES = {
         "JacobianLens.lens_vectors.layer=0",
         "_make_intervention_hook.hook_fn.hook=types.SimpleNamespace(name='blocks.0.hook_out')",
         "sweep_sparse_probe.ks=(1, 2)",
-        *(f"get_act_patch_attn_head_{name}_every.{text}" for name in ("all_pos", "by_pos") for text in _SMALL),
+        *(f"get_act_patch_{name}_every.{text}" for name in _EVERY for text in _SMALL),
+        "_make_intervention_hook.transform=lambda selected, positions: selected",
+        "_jacobian_for_prompt.tokens=torch.zeros(1, 4, dtype=torch.int64)",
+        "_jacobian_for_prompt.dim_batch=2",
+        "_jacobian_for_prompt.skip_first_positions=1",
+        "_jacobian_for_prompt.backward_provider=transformer_lens.tools.analysis.jacobian_lens._ordinary_vjp",
+        "_jacobian_for_prompt.capture_fn.hook=types.SimpleNamespace(name='blocks.0.hook_out')",
         "ln_final=torch.nn.LayerNorm(d_model)",
     ),
     "sae_lens": (
@@ -159,6 +188,9 @@ class _Nothing(type):
         return other
 
 
+_LOOKS = tuple(f"__{name}__" for name in ("getitem", "iter", "len", "float", "int", "index", "add", "mul", "sub"))
+
+
 def _nothing(name: str) -> Any:
     def same(self: Any, *args: Any, **kwargs: Any) -> Any:
         return args[0] if len(args) == 1 and callable(args[0]) and not kwargs else _nothing(name)
@@ -168,8 +200,14 @@ def _nothing(name: str) -> Any:
             raise AttributeError(name)
         return _nothing(name)
 
+    from shaped.check.unknown import undecided
+
+    def looked_into(self: Any, *args: Any) -> Any:
+        raise undecided(f"`{name}` is of a package that is not installed, and is looked into here.")
+
     kind: _Nothing
     body = {
+        **dict.fromkeys(_LOOKS, looked_into),
         "__module__": "hollow",
         "__call__": same,
         "__getattr__": no_name,
@@ -335,6 +373,19 @@ def _aside(packages: Path, file: Path, seconds: int, known: frozenset[str]) -> l
         return [json.loads(line[1:]) for line in rows.read().splitlines() if line.startswith("@")]
 
 
+def _all(packages: Path, file: Path, seconds: int, known: frozenset[str]) -> list[dict[str, Any]]:
+    """The rows of a file: where a function ends the process, a new one goes on behind it."""
+    found: list[dict[str, Any]] = []
+    while True:
+        found += _aside(packages, file, seconds, known | {row["name"] for row in found})
+        seen = known | {row["name"] for row in found}
+        left = [(name, line) for name, line in annotated(file) if name not in seen]
+        if not left:
+            return found
+        lost = {"file": str(file), "status": "crash", "summary": "the process ended", "seconds": 0.0, "how": ""}
+        found.append({**lost, "name": left[0][0], "line": left[0][1]})
+
+
 def measure(
     packages: Path, only: str, seconds: int, written: Path | None, before: Sequence[dict[str, Any]], again: bool
 ) -> list[dict[str, Any]]:
@@ -355,10 +406,7 @@ def measure(
                 continue
             decided = [row for row in rows.get(path, ()) if row["status"] in ("proved", "refuted")]
             known = frozenset(row["name"] for row in decided)
-            found = [*decided, *(_aside(packages, file, seconds, known) if len(known) < len(names) else ())]
-            seen = {row["name"] for row in found}
-            lost = {"file": str(file), "status": "crash", "summary": "the process ended", "seconds": 0.0}
-            found += [{**lost, "name": name, "line": line} for name, line in names if name not in seen]
+            found = [*decided, *(_all(packages, file, seconds, known) if len(known) < len(names) else ())]
             rows[path] = [{**row, "package": package, "file": path} for row in found]
             if written is not None:
                 written.write_text(json.dumps([row for some in rows.values() for row in some], indent=1))

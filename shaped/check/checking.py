@@ -13,6 +13,7 @@ from typing import Any
 from shaped.check.cases import Examined, Prover, dimensions
 from shaped.check.choices import has_shape, without_none
 from shaped.check.instances import Factories, Instances, constructor, hints_of
+from shaped.check.journal import Journal
 from shaped.check.programs import admits_both
 from shaped.check.refusals import Unbuilt, words
 from shaped.check.statements import conditions, statement, summary, values
@@ -37,6 +38,7 @@ def check_file(
     factories: Sequence[str] = (),
     strict: bool = True,
     auto: bool = False,
+    journal: Journal | None = None,
 ) -> list[Verdict]:
     """Prove the functions and methods of a module, or those that are named.
 
@@ -47,6 +49,7 @@ def check_file(
         factories: How instances of a class are made, where its constructor cannot tell: `Net(Config(dim=8))`.
         auto: Take a dimension that a program reads as a number at some numbers, and state them.
         strict: Refuse a file that has nothing to prove, and a name of `static` that no function has.
+        journal: Where each function is noted before and after it is looked at; what it knows is not asked again.
 
     Raises:
         ShapedError: There is no such function, or none that is annotated; or no function has a name of `static`.
@@ -68,7 +71,22 @@ def check_file(
                 where = f"`{name}`" if name else str(path)
                 raise SignatureError(f"`{wanted}` is no dimension of {where}{nearest(wanted, every)}")
     instances = Instances(Factories(factories, vars(module)))
-    return [replace(_verdict(t, instances, assume, static, auto), header=_header(t)) for t in found.values()]
+    verdicts: list[Verdict] = []
+    for target in found.values():
+        known = journal.known.get(target.name) if journal is not None else None
+        if known is None:
+            if journal is not None:
+                journal.begin(_where(target))
+            known = replace(_verdict(target, instances, assume, static, auto), header=_header(target))
+            if journal is not None:
+                journal.end(known)
+        verdicts.append(known)
+    return verdicts
+
+
+def _where(target: Target) -> tuple[str, str, int]:
+    code = inspect.unwrap(target.function).__code__
+    return target.name, code.co_filename, code.co_firstlineno
 
 
 def _found(functions: Mapping[str, Any], methods: Mapping[str, Target], name: str) -> dict[str, Target]:
@@ -85,8 +103,7 @@ def _found(functions: Mapping[str, Any], methods: Mapping[str, Target], name: st
 def _verdict(
     target: Target, instances: Instances, assume: Sequence[str], static: Mapping[str, Any], auto: bool
 ) -> Verdict:
-    code = inspect.unwrap(target.function).__code__
-    where = (target.name, code.co_filename, code.co_firstlineno)
+    where = _where(target)
     try:
         examined = None
         if _is_plain(target):
@@ -101,7 +118,7 @@ def _verdict(
         steps = examined.held[0].proofs[0].steps
         return Verdict(
             *where, "proved", summary(examined), statement(examined), None, tuple(conditions(examined)),
-            tuple(map(str, steps)), seconds, _shapes(steps, code.co_filename),
+            tuple(map(str, steps)), seconds, _shapes(steps, where[1]),
         )  # fmt: skip
     except (ProofError, Unprovable, MemoryError, RuntimeError) as error:
         if is_memory(error):

@@ -226,9 +226,11 @@ class Instances:
             whole: Take something for each other annotated attribute, too.
         """
         found: dict[str, ValueChoice] = {}
+        foreign = {name for base in kind.__mro__ if _is_foreign(base) for name in inspect.get_annotations(base)}
         for name, hint in hints_of(kind).items():
             given = kind.__dict__.get(name)
-            if isinstance(getattr(kind, name, None), property):
+            derived = isinstance(getattr(kind, name, None), property)
+            if derived or name in foreign:  # a module's tables of parameters and hooks, which torch keeps
                 continue
             if has_shape(hint) or hint is int:
                 options = [choice for choice in inventor.of(hint, f"{path}.{name}") if not is_unknown(choice)]

@@ -91,10 +91,10 @@ class Checker:
             return
         self.known[uri] = known = _Known(text, answer.verdicts)
         lines = text.splitlines()
+        known.marks = list(marks(answer.verdicts, file.resolve(), lines))
         if answer.failure:
-            known.marks = [Mark(1, 0, len(lines[0]) if lines else 1, "error", "failed", answer.failure)]
-        else:
-            known.marks = list(marks(answer.verdicts, file.resolve(), lines))
+            first = Mark(1, 0, len(lines[0]) if lines else 1, "error", "failed", answer.failure)
+            known.marks = [first, *known.marks]
         found = [self._diagnostic(uri, mark) for mark in known.marks]
         self.server.text_document_publish_diagnostics(types.PublishDiagnosticsParams(uri, found))
         capabilities = self.server.client_capabilities.workspace

@@ -212,7 +212,7 @@ class CaseProgram:
         taken = {*self.read, *(name for name in self.ints if name not in self.dims and name in goal.sizes)}
         if taken and error.source is not None and error.source.text.startswith(("raise ", "assert ")):
             return False  # the program's own refusal of numbers that were taken for it
-        if self.case.lengths and any(text in goal.said for text in _BEYOND):
+        if self.case.lengths and any(text in said for text in _BEYOND for said in (goal.said, goal.raised)):
             return False  # a list of our making is as long as it is
         return bool(goal.sizes or goal.silent or goal.operation == "claim" or not goal.raised) or not self.names
 

@@ -18,7 +18,7 @@ def statement(examined: Examined) -> str:
     names = _dims(first)
     shown = [_shown(first, choice.value) for choice in first.case.choices if choice.value.parts or choice.value.spec]
     rows = [
-        ("", f"{examined.target.name} : {', '.join(shown)} -> {_result(examined)}"),
+        ("", f"{examined.target.name} : {', '.join(shown) or '()'} -> {_result(examined)}"),
         ("", f"proved for all {', '.join(names)} >= 1" if names else "proved"),
         ("given", "; ".join(given(examined))),
         ("conditions", ", ".join(conditions(examined)) or "none"),
@@ -93,7 +93,9 @@ def axes(examined: Examined) -> list[str]:
     tried = sorted({tuple(held.case.ranks.get(name, 0) for name in first) for held in examined.held})
     if len(first) == 1:
         numbers = [some[0] for some in tried]
-        return [f"{spelled(next(iter(first)))} of {numbers[0]} to {numbers[-1]} axes"]
+        fewest, most = numbers[0], numbers[-1]
+        span = f"{fewest} to {most} axes" if most > fewest else "1 axis" if most == 1 else f"{most} axes"
+        return [f"{spelled(next(iter(first)))} of {span}"]
     return [f"({', '.join(map(spelled, first))}) of {', '.join(map(str, tried))} axes"]
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -15,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from shaped.check.files import Job, load
+from shaped.check.journal import Journal, verdict_of
 from shaped.check.settings import Project
-from shaped.check.verdicts import Shape, Verdict
-from shaped.errors import ShapedError, Source
+from shaped.check.verdicts import Verdict
+from shaped.errors import ShapedError
 from shaped.files import replace
 
 CACHE = ".shaped_cache"
@@ -54,7 +56,7 @@ class CheckOptions:
 
 @dataclass(frozen=True)
 class Answer:
-    """What was found of a file; `failure` says why nothing was."""
+    """What was found of a file; `failure` says why not all was."""
 
     job: Job
     verdicts: tuple[Verdict, ...] = ()
@@ -73,26 +75,54 @@ def ask(job: Job, options: CheckOptions, seconds: float, keep: bool = True) -> A
     if keep and (known := _known(place, job)) is not None:
         return known
     with tempfile.TemporaryDirectory() as folder:
-        task, answer = Path(folder) / "task.json", Path(folder) / "answer.json"
-        task.write_text(json.dumps({"file": str(job.file), "name": job.name, **asdict(options)}))
-        command = [sys.executable, "-c", _PROGRAM, str(task), str(answer)]
-        try:
-            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False)
-        except subprocess.TimeoutExpired:
-            return Answer(job, failure=f"{job.file} took more than {seconds:g} s (--timeout)")
-        if not answer.is_file():
-            said = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
-            if done.returncode == -signal.SIGKILL:
-                return Answer(job, failure=f"{job.file}: the process that checked it was killed: too little memory?")
-            return Answer(job, failure=f"{job.file}: the process that checked it ended: {said[0]}")
-        found = json.loads(answer.read_text())
-    if found["failure"]:
-        return Answer(job, failure=found["failure"])
-    if keep:
+        answer, found = _asked(job, options, seconds, Path(folder))
+    if keep and found and not answer.failure:
         place.parent.mkdir(exist_ok=True)
         (place.parent / ".gitignore").write_text("*\n")
         replace(place, json.dumps(found).encode())
-    return Answer(job, tuple(map(_verdict, found["verdicts"])))
+    return answer
+
+
+def _asked(job: Job, options: CheckOptions, seconds: float, folder: Path) -> tuple[Answer, dict[str, Any]]:
+    """An answer, and what of it may be kept: nothing where a process ended, which another time it may not.
+
+    Where a function ends the process (outside software that crashes, os._exit), this one is undecided, and a new
+    process goes on behind it.
+    """
+    task, place, journal = folder / "task.json", folder / "answer.json", Journal(folder / "journal")
+    task.write_text(json.dumps({"file": str(job.file), "name": job.name, **asdict(options)}))
+    command = [sys.executable, "-c", _PROGRAM, *map(str, (task, place, journal.place))]
+    until, whole = time.monotonic() + seconds, True
+    while True:
+        left = max(until - time.monotonic(), 0.1)
+        try:
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=left, check=False)
+        except subprocess.TimeoutExpired:
+            verdicts = tuple(Journal.read(journal.place).known.values())
+            return Answer(job, verdicts, f"{job.file} took more than {seconds:g} s (--timeout)"), {}
+        if place.is_file():
+            found = json.loads(place.read_text())
+            if found["failure"]:
+                return Answer(job, failure=found["failure"]), {}
+            return Answer(job, tuple(map(verdict_of, found["verdicts"]))), found if whole else {}
+        said, journal, whole = _ended(done), Journal.read(journal.place), False
+        if journal.under_way is None:
+            return Answer(job, tuple(journal.known.values()), f"{job.file}: the process that checked it {said}"), {}
+        journal.end(_crashed(journal.under_way, said))
+
+
+def _ended(done: subprocess.CompletedProcess[bytes]) -> str:
+    if done.returncode == -signal.SIGKILL:
+        return "was killed: too little memory?"
+    if done.returncode < 0:
+        return f"ended: {signal.strsignal(-done.returncode)}"
+    said = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
+    return f"ended: {said[0]}"
+
+
+def _crashed(where: tuple[str, str, int], said: str) -> Verdict:
+    text = f"the process that checked it {said}"
+    return Verdict(*where, "unprovable", text, f"Unprovable: `{where[0]}`: {text}")
 
 
 def _known(place: Path, job: Job) -> Answer | None:
@@ -100,18 +130,10 @@ def _known(place: Path, job: Job) -> Answer | None:
     try:
         found = json.loads(place.read_text())
         if all(_digest(file) == digest for file, digest in found["files"].items()):
-            return Answer(job, tuple(map(_verdict, found["verdicts"])), kept=True)
+            return Answer(job, tuple(map(verdict_of, found["verdicts"])), kept=True)
     except (OSError, ValueError, KeyError, TypeError):
         pass
     return None
-
-
-def _verdict(data: Mapping[str, Any]) -> Verdict:
-    source = Source(**data["source"]) if data["source"] else None
-    lists = {name: tuple(data[name]) for name in ("conditions", "steps")}
-    shapes = tuple(Shape(*shape) for shape in data["shapes"])
-    context = tuple((name, shape, where) for name, shape, where in data["context"])
-    return Verdict(**{**data, **lists, "source": source, "shapes": shapes, "context": context})
 
 
 def _digest(file: str | Path) -> str:
@@ -173,8 +195,9 @@ def main(arguments: Sequence[str]) -> None:
     try:
         module = load(file)
         verdicts = check_file(
-            module, file, task["name"], task["assume"], task["static"], task["factories"], False, task["auto"]
-        )
+            module, file, task["name"], task["assume"], task["static"], task["factories"], False, task["auto"],
+            Journal.read(Path(arguments[2])),
+        )  # fmt: skip
         answer["verdicts"] = [asdict(verdict) for verdict in verdicts]
         answer["files"] = _files(Path(task["root"]).resolve(), file)
     except ShapedError as error:

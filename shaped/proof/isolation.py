@@ -45,6 +45,17 @@ def _length(thing: Any) -> Any:
     return size if isinstance(size, SymInt) else len(thing)
 
 
+def _itself(size: Any, memo: Any) -> Any:
+    return size
+
+
+for _kind in (torch.SymInt, torch.SymFloat, torch.SymBool):
+    # `copy.deepcopy` of a size would copy the world that it is of, weak references to storages too, each of which
+    # frees its storage when it goes.
+    if not hasattr(_kind, "__deepcopy__"):
+        _kind.__deepcopy__ = _itself  # type: ignore[union-attr]
+
+
 def _divided(a: Any, b: Any) -> Any:
     """`divmod`, which sizes do not have."""
     return (a // b, a % b) if isinstance(a, SymInt) or isinstance(b, SymInt) else divmod(a, b)

@@ -322,3 +322,29 @@ def wrong(x: Float[Tensor, "n"]) -> Float[Tensor, "3"]:
     assert "taken as 0.5" in found["corners"].message
     assert found["wrong"].status == "refuted"
     assert "goal     2 = 3" in found["wrong"].message
+
+
+def test_a_list_of_our_making_that_is_too_short_refutes_nothing(check) -> None:  # type: ignore[no-untyped-def]
+    found = check(PICKED)
+
+    assert found["picked"].status != "refuted"
+
+
+def test_what_torch_keeps_of_a_module_is_no_argument_of_it(check) -> None:  # type: ignore[no-untyped-def]
+    found = check(PICKED)
+
+    assert "proved for all n >= 1" in found["Scaled.twice"].message
+
+
+PICKED = """
+def picked(parts: list[Float[Tensor, "n"]], which: int) -> Float[Tensor, "n"]:
+    return parts[which]
+
+class Scaled(nn.Module):
+    def __init__(self, config) -> None:
+        super().__init__()
+        self.scale = config.scale
+
+    def twice(self, x: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+        return x + x
+"""

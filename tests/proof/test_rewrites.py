@@ -237,6 +237,15 @@ def copied(x: Float[Tensor, "rows 3"]) -> Float[Tensor, "rows 3"]:
     return copy.deepcopy(LAYER)(copy.deepcopy(x)) + copy.deepcopy(OUTSIDE)
 
 
+def of_copied_sizes(x: Float[Tensor, "rows cols"]) -> Float[Tensor, "cols rows"]:
+    sizes = copy.deepcopy({"rows": x.shape[0], "cols": x.shape[1]})
+    return x.reshape(sizes["rows"], sizes["cols"]).T
+
+
+def test_a_copy_of_a_size_is_the_size() -> None:  # and not of the world it is of, whose storages it would free twice
+    assert not prove(of_copied_sizes).conditions
+
+
 LAYER, OUTSIDE = nn.Linear(3, 3), torch.ones(3)
 
 
