@@ -73,14 +73,14 @@ def check_file(
     instances = Instances(Factories(factories, vars(module)))
     verdicts: list[Verdict] = []
     for target in found.values():
-        known = journal.known.get(target.name) if journal is not None else None
-        if known is None:
+        verdict = journal.known.get(target.name) if journal is not None else None
+        if verdict is None:
             if journal is not None:
                 journal.begin(_where(target))
-            known = replace(_verdict(target, instances, assume, static, auto), header=_header(target))
+            verdict = replace(_verdict(target, instances, assume, static, auto), header=_header(target))
             if journal is not None:
-                journal.end(known)
-        verdicts.append(known)
+                journal.end(verdict)
+        verdicts.append(verdict)
     return verdicts
 
 
