@@ -33,6 +33,7 @@ class AdmittedCase:
         outside: Where the tensors lie that the graph takes after its inputs.
         world: The number of the values that were read from outside.
         refusal: Why it cannot be compiled.
+        looks: What the loss reads of an input beside its values, which compiled code takes as it was traced.
         absent: Optional inputs that it leaves out.
     """
 
@@ -46,6 +47,7 @@ class AdmittedCase:
     outside: tuple[Read, ...] = ()
     world: int = 0
     refusal: str = ""
+    looks: str = ""
     absent: tuple[str, ...] = ()
 
     @property

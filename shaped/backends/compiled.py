@@ -32,7 +32,7 @@ from shaped.backends.interrupts import Whole
 from shaped.backends.options import TrainerOptions
 from shaped.backends.outside import tensors_of
 from shaped.backends.program import Program
-from shaped.backends.refusals import refuse_hooks, refuse_modes, refuse_redrawn
+from shaped.backends.refusals import refuse_hooks, refuse_looks, refuse_modes, refuse_redrawn
 from shaped.backends.samples import checked_count
 from shaped.backends.step import NO_SAMPLES, WHY, WRONG_VALUE, Runner, TrainStep
 from shaped.backends.values import Checked, Runs
@@ -249,8 +249,10 @@ class Compiled:
         if case.refusal:
             raise CompileError(f"`{self.program.signature.name}` {case.refusal}. backend='eager' runs it as it is")
         present = self.program.batch.present(inputs)
+        if case.looks:
+            refuse_looks(self.program.signature.name, case.looks, present)
         taken = [self._plain(x) for x in (*present, *tensors_of(case.outside))]
-        if all(map(is_, taken, inputs)) and len(taken) == len(inputs):
+        if all(map(is_, taken, inputs)) and len(taken) == len(inputs) and not case.looks:
             self._seen = [SeenBatch(case, taken, self.program), *self._seen[: _SEEN - 1]]
         return case, taken
 

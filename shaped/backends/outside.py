@@ -261,11 +261,13 @@ class Lifted:
         graph: The graph; the proved one itself where it reads no tensor from outside.
         reads: Where these tensors lie, in order.
         refusal: Why it cannot be compiled, if so.
+        looks: What the loss reads of an input beside its values.
     """
 
     graph: GraphModule
     reads: tuple[Read, ...] = ()
     refusal: str = ""
+    looks: str = ""
 
 
 def lift(graph: GraphModule, reads: Reads, storages: set[int]) -> Lifted:
@@ -294,8 +296,8 @@ def lift(graph: GraphModule, reads: Reads, storages: set[int]) -> Lifted:
         else:
             found[str(node.target)] = read
     if refusal or not found:
-        return Lifted(graph, (), refusal)
-    return Lifted(_with_inputs(graph, found), tuple(dict.fromkeys(found.values())))
+        return Lifted(graph, (), refusal, reads.looks)
+    return Lifted(_with_inputs(graph, found), tuple(dict.fromkeys(found.values())), looks=reads.looks)
 
 
 def _with_inputs(graph: GraphModule, found: dict[str, Read]) -> GraphModule:

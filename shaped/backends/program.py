@@ -326,9 +326,8 @@ class Program:
             )
         proof.check(sizes)
         traced = proof.graph_at(sizes)
-        world = self.outside.now
         apart = traced is not proof.graph
-        lifted = world.lifted(traced, self.storages, apart)
+        lifted = self.outside.now.lifted(traced, self.storages, apart)
         graph = self._counted(lifted.graph, sizes, dtypes, (ranks, static, absent))
         factor: CountGraph | None = graph.meta[FACTOR]
         samples = self.samples.by_sizes(entries, sizes) if factor is None or factor.share else 1.0
@@ -337,8 +336,9 @@ class Program:
             *(sizes, key, samples, tuple(entries), graph, lambda: (proof, graph)),
             apart=apart,
             outside=lifted.reads,
-            world=world.number,
+            world=self.outside.now.number,
             refusal=lifted.refusal,
+            looks=lifted.looks,
             absent=absent,
         )
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from shaped.backends.draws import draws
@@ -35,6 +36,15 @@ def refuse_modes() -> None:
         raise CompileError(
             f"{listing([kind.__name__ for kind in kinds])} is active around the step, which compiled code does not "
             "see: enter it within the loss, or use backend='eager'"
+        )
+
+
+def refuse_looks(loss: str, looks: str, inputs: Sequence[Tensor]) -> None:
+    """Raise CompileError where a loss looks at how its inputs lie, and one is not as code takes it."""
+    if any(x.requires_grad or not x.is_contiguous() or vars(x) for x in inputs):
+        raise CompileError(
+            f"`{loss}` reads {looks}, and a compiled step takes inputs as contiguous, without gradients or attributes, "
+            "which one of these is not: pass what it reads as an input of its own, or use backend='eager'"
         )
 
 

@@ -4,9 +4,10 @@ import gc
 import types
 from collections.abc import Callable
 from functools import partial
-from types import CodeType
+from types import CodeType, FrameType
 from typing import Any
 
+from shaped.proof.instructions import UNKNOWN, Shadow
 from shaped.proof.reads import MISSING, own
 
 
@@ -102,3 +103,32 @@ def function_of(value: Any) -> Any:
         else:
             value = next((vars(c)["__call__"] for c in type(value).__mro__ if "__call__" in vars(c)), None)
     return None
+
+
+def taken_by(caller: Shadow) -> list[Any]:
+    """What a call takes from the stack: the function among the first two, then what it is given; else nothing."""
+    last = caller.last
+    if last is None or last.name not in ("CALL", "CALL_KW", "CALL_FUNCTION_EX"):
+        return []
+    arg = int(last.arg or 0)
+    length = 3 + arg % 2 if last.name == "CALL_FUNCTION_EX" else arg + 2 + (last.name == "CALL_KW")
+    return caller.stack[-length:]
+
+
+def callee(caller: Shadow, code: CodeType) -> Any:
+    """The function of this code that a frame is calling right now, as far as its stack tells."""
+    for head in taken_by(caller)[:2]:
+        function = None if head is UNKNOWN else function_of(head)
+        if function is not None and function.__code__ is code:
+            return function
+    return None
+
+
+def above(frame: FrameType) -> Any:
+    """`super()` in a frame of a method."""
+    kind, names = frame.f_locals.get("__class__"), frame.f_code.co_varnames
+    first = frame.f_locals.get(names[0]) if names else None
+    try:
+        return super(kind, first) if isinstance(kind, type) else UNKNOWN  # type: ignore[arg-type]
+    except TypeError:
+        return UNKNOWN

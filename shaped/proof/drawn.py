@@ -12,18 +12,38 @@ from shaped.errors import Source
 from shaped.proof.reads import own
 
 CLOCK, FILE, FILES, PROCESS = "the clock", "a file", "the file system", "another process"
-READ = {CLOCK, FILE, FILES, PROCESS}  # not drawn, but read
-_OPENERS = {"read_text", "read_bytes", "open", "load", "loadtxt", "fromfile", "genfromtxt"}  # pathlib's and the like
+SEED, STATE, VERSION = "the seed of torch's generator", "the state of this process", "how often a tensor was written"
+READ = {CLOCK, FILE, FILES, PROCESS, SEED, STATE, VERSION}  # not drawn, but read
+_OPENERS = {
+    "read_text",
+    "read_bytes",
+    "open",
+    "load",
+    "loadtxt",
+    "fromfile",
+    "genfromtxt",
+    "memmap",
+}  # pathlib's and the like
 _LOOKS = {  # whether a file is there, how large it is, what a folder holds
     *("exists", "lexists", "isfile", "isdir", "islink", "getsize", "getmtime", "getatime", "getctime", "samefile"),
     *("is_file", "is_dir", "is_symlink", "stat", "lstat", "fstat", "listdir", "scandir", "access", "readlink"),
-    *("iterdir", "glob", "iglob", "rglob", "walk"),
+    *("iterdir", "glob", "iglob", "rglob", "walk", "getcwd", "getcwdb"),
 }
 _SYSTEM = {"posix", "nt", "os", "genericpath", "posixpath", "ntpath", "pathlib", "glob"}
 _CLOCKS = {
     *("time", "time_ns", "perf_counter", "perf_counter_ns", "monotonic", "monotonic_ns"),
     *("process_time", "process_time_ns", "thread_time", "thread_time_ns", "localtime", "gmtime"),
+    *("clock_gettime", "clock_gettime_ns", "strftime", "ctime", "asctime"),
 }
+_PARSED = {
+    ("configparser", "read"),
+    ("linecache", "getline"),
+    ("linecache", "getlines"),
+    ("gzip", "open"),
+    ("bz2", "open"),
+    ("zipfile", "__init__"),
+}
+_SEEDS = {"manual_seed", "seed", "initial_seed", "get_rng_state", "set_rng_state", "fork_rng", "get_state", "set_state"}
 
 
 @dataclass(frozen=True)
@@ -52,9 +72,15 @@ def draws(function: Any, given: int) -> str:
             return "NumPy's generator"
         if kind is torch.Generator and held is not torch.default_generator:
             return "a generator of its own"
-        if kind.__module__ in ("builtins", "itertools") and hasattr(kind, "__next__"):
+        if kind.__module__ in ("builtins", "itertools", "_csv") and hasattr(kind, "__next__"):
             return "an iterator"
+        if kind.__module__ == "sqlite3" or (given < 0 and isinstance(held, io.IOBase) and _is_read(held)):
+            return FILE
     module, name = own(function, "__module__", None) or "", own(function, "__name__", "")
+    if name in _SEEDS and (
+        owner is torch.default_generator or (module.startswith("torch") and module.endswith("random"))
+    ):
+        return SEED
     if isinstance(owner, types.ModuleType) and owner.__name__ == "time" and name in _CLOCKS:
         return CLOCK
     if isinstance(owner, type) and owner.__module__ == "datetime" and name in ("now", "utcnow", "today"):
@@ -64,6 +90,13 @@ def draws(function: Any, given: int) -> str:
     if name == "default_rng" and given == 0:
         return "NumPy's generator"
     return ""
+
+
+def _is_read(file: io.IOBase) -> bool:
+    try:
+        return file.readable()
+    except ValueError:  # it is closed
+        return False
 
 
 def opens(function: Any, given: Sequence[Any]) -> str:
@@ -84,7 +117,13 @@ def asks(module: str, name: str) -> str:
     """What a function of the standard library, by its module and its name, asks the system for; empty if nothing."""
     if module.split(".")[0] in _SYSTEM and name in _LOOKS:
         return FILES
+    if (module in ("gc", "resource") and name.startswith("get")) or (
+        module == "posix" and name in ("times", "getloadavg")
+    ):
+        return STATE
     if module == "subprocess" or (module == "os" and name == "popen"):
         return PROCESS
+    if (module, name) in _PARSED:
+        return FILE
     read = (module in ("posix", "nt") and name in ("read", "pread")) or name in ("read_text", "read_bytes")
     return FILE if read and module.split(".")[0] in _SYSTEM else ""

@@ -15,7 +15,7 @@ class _Unknown:
 
 
 UNKNOWN: Any = _Unknown()
-_INPLACE = 13  # the first of the operators such as +=
+INPLACE = 13  # the first of the operators such as +=
 
 
 class Instruction(NamedTuple):
@@ -60,7 +60,7 @@ def instructions(code: CodeType) -> dict[int, Instruction]:
 
 def _counts(after: list[dis.Instruction]) -> bool:
     names = [one.opname for one in after if one.opname not in ("SWAP", "EXTENDED_ARG")]
-    adds = [int(one.arg or 0) >= _INPLACE for one in after if one.opname == "BINARY_OP"]
+    adds = [int(one.arg or 0) >= INPLACE for one in after if one.opname == "BINARY_OP"]
     first = names[:1] in (["LOAD_CONST"], ["LOAD_FAST"])
     return first and names[1:2] == ["BINARY_OP"] and adds[0] and names[2].startswith(("STORE_A", "STORE_G", "STORE_D",
                                                                                    "STORE_S"))  # fmt: skip

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from shaped.errors import Source
 from shaped.params import ParamList
-from shaped.proof.closures import Functions, function_of
-from shaped.proof.drawn import READ, Drawn, draws, opens
-from shaped.proof.instructions import ASKED, PURE, UNKNOWN, Shadow
+from shaped.proof.closures import Functions, above, callee, function_of, taken_by
+from shaped.proof.drawn import READ, VERSION, Drawn, draws, opens
+from shaped.proof.instructions import ASKED, INPLACE, PURE, UNKNOWN, Shadow, instructions
 from shaped.proof.isolation import say, stands_in
 from shaped.proof.lookups import looked_up
 from shaped.proof.reads import (
@@ -38,6 +38,7 @@ from shaped.proof.reads import (
     is_library,
     is_opaque,
     is_traced,
+    of_class,
     own,
 )
 from shaped.proof.scripted import asks_sizes
@@ -46,6 +47,8 @@ from shaped.proof.standing import real_of
 
 _SOLE = {id(f) for f in (isinstance, issubclass, id, type, callable, super, repr, print, say)}  # read nothing of a loss
 _WRITES = {"append", "add", "update", "extend", "insert", "clear"}  # methods of containers that only write
+_MOVES = {"pop", "popitem", "popleft", "rotate", "setdefault", "sort", "reverse", "move_to_end"}  # and that do both
+_LAYOUT = {"requires_grad", "is_leaf", "is_contiguous", "stride", "storage_offset"}  # of a tensor
 _KEYED = {"get", "__getitem__", "__contains__"}
 
 
@@ -67,6 +70,20 @@ class Reading:
         self.functions = Functions()
         self._set: set[ContextVar[Any]] = set()  # by the program itself
         self._counts = False
+        self.inputs: dict[int, str] = {}  # by id: what stands for an input
+        self.looks = ""  # what is read of one beside its values
+
+    def begin(self, shadow: Shadow) -> None:
+        """Before an instruction runs, look at what it may change of what the program reads."""
+        last, taken = shadow.last, taken_by(shadow)
+        name, arg = (last.name, last.arg) if last is not None else ("", 0)
+        owner = shadow.stack[-2] if len(shadow.stack) > 1 else UNKNOWN
+        if (name == "DELETE_SUBSCR" or (name == "BINARY_OP" and arg >= INPLACE)) and isinstance(owner, NOT_READ):
+            self.log.write(owner)
+        function = next((head for head in taken[:2] if head is not UNKNOWN and callable(head)), None)
+        if isinstance(function, types.BuiltinFunctionType) and id(function) not in _SOLE:
+            moved = [function.__self__] if function.__name__ in _MOVES else []
+            self._use([one for one in (*moved, *taken[2:]) if isinstance(one, NOT_READ)])
 
     def finish(self, frame: FrameType, shadow: Shadow, offset: int) -> None:
         """Do to the second stack what the last instruction did to Python's; `offset` is where it has gone."""
@@ -152,6 +169,10 @@ class Reading:
     def _of_tensor(self, frame: FrameType, owner: Tensor, name: str) -> Any:
         """An attribute that the user put on a tensor; of a stand-in for a parameter, that of the parameter."""
         real = real_of(owner)
+        if name == "_version":
+            self.note(frame, VERSION)
+        if id(owner) in self.inputs and (name in _LAYOUT or not hasattr(type(owner), name)):
+            self.looks = self.looks or f"`{self.inputs[id(owner)]}.{name}`"
         if is_traced(real) or (name != "requires_grad" and hasattr(type(real), name)):
             return UNKNOWN
         value = getattr(real, name, MISSING)
@@ -162,10 +183,10 @@ class Reading:
 
     def _of_super(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
         shadow.pops(3)
-        shadow.push(self._attribute_of(frame, shadow, _above(frame), argval))
+        shadow.push(self._attribute_of(frame, shadow, above(frame), argval))
 
     def _of_parameters(self, frame: FrameType, owner: ParamList, name: str) -> Any:
-        value = getattr(owner, name, UNKNOWN) if name in _entry_names(owner) else UNKNOWN
+        value = getattr(owner, name, UNKNOWN) if name in ".".join(owner.names).split(".") else UNKNOWN
         if isinstance(value, Tensor | ParamList):
             self._read(frame, ATTRIBUTE, owner, name, value)
             return value
@@ -174,18 +195,20 @@ class Reading:
 
     def _item(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
         key, owner = shadow.pop(), shadow.pop()
-        shadow.push(shadow.result if shadow.called else self._item_of(frame, owner, key))
+        coded = shadow.called and not isinstance(owner, dict)  # a dictionary may have code for what is missing alone
+        value = UNKNOWN if coded else self._item_of(frame, owner, key)
+        shadow.push(shadow.result if shadow.called else value)
 
     def _item_of(self, frame: FrameType, owner: Any, key: Any) -> Any:
         if owner is UNKNOWN or isinstance(owner, Tensor):
             return UNKNOWN
         simple = key is not UNKNOWN and isinstance(key, str | int | bool) and is_container(owner, exact=True)
         if simple:
+            kind = PLAIN if isinstance(owner, dict) else ITEM
             try:
-                value = owner[key]
+                value = dict.get(owner, key, MISSING) if kind == PLAIN else owner[key]
             except (KeyError, IndexError, TypeError):
                 value = MISSING
-            kind = PLAIN if isinstance(owner, dict) else ITEM
             self._read(frame, kind, owner, key, value)
             return UNKNOWN if value is MISSING else value
         self.log.deep(owner)
@@ -275,6 +298,8 @@ class Reading:
         drawn = draws(function, len(given)) or opens(function, given)
         if drawn in READ or (drawn and (owner is None or isinstance(owner, types.ModuleType | type))):
             self.note(frame, drawn)  # a generator that is made within has a seed; others are told where they are read
+        if isinstance(function, type):
+            self._made_of(frame, function)
         if shadow.called and self._follows(function):
             return UNKNOWN if isinstance(function, type) else shadow.result
         if isinstance(owner, ContextVar) and name in ("set", "reset"):
@@ -301,7 +326,7 @@ class Reading:
             self._use([os.environ])
             return UNKNOWN
         if function is super and not given:
-            return _above(frame)
+            return above(frame)
         if function is type and len(given) == 1 and given[0] is not UNKNOWN:
             return type(given[0])
         if id(function) in _SOLE or (isinstance(function, type) and issubclass(function, BaseException)):
@@ -309,7 +334,8 @@ class Reading:
         if function in (getattr, hasattr) and len(given) >= 2 and isinstance(given[1], str):
             value = self._attribute_of(frame, shadow, given[0], given[1])
             return value if function is getattr else UNKNOWN
-        if type(owner) in NOT_READ and name in _WRITES:
+        if isinstance(owner, NOT_READ) and name in _WRITES:
+            self.log.write(owner)
             self._use(given)
             return UNKNOWN
         if type(owner) is dict and name in _KEYED and given and isinstance(given[0], str | int):
@@ -318,6 +344,14 @@ class Reading:
         bound = [] if owner is None or isinstance(owner, types.ModuleType | type) else [owner]
         self._use([*bound, *given])
         return UNKNOWN
+
+    def _made_of(self, frame: FrameType, kind: type) -> None:
+        """What a class makes is not known here, and `Config().rate` may be the class's own."""
+        following = instructions(frame.f_code).get(frame.f_lasti)
+        for read in of_class(kind, getattr(kind, "__dataclass_fields__", ())) if following is not None else ():
+            if following is not None and read[2] == following.argval:
+                self.log.root(kind)
+                self._read(frame, *read)
 
     def _follows(self, function: Any) -> bool:
         """Whether a call of it is a frame that is followed, and no callback of a library's."""
@@ -372,7 +406,7 @@ class Reading:
 
     def enter(self, code: CodeType, caller: Shadow | None) -> Any:
         """A frame of this code begins: its function, if it is known; the defaults are read."""
-        function = None if caller is None else _callee(caller, code)
+        function = None if caller is None else callee(caller, code)
         if function is not None:
             self.meet(function)
         for one in self.functions.of(code) if function is None else [function]:
@@ -386,34 +420,6 @@ class Reading:
                     self.meet(value)
                     self.log.add(PLAIN if isinstance(held, dict) else ITEM, held, key, value)
         return function
-
-
-def _callee(caller: Shadow, code: CodeType) -> Any:
-    """The function of this code that a frame is calling right now, as far as its stack tells."""
-    last, stack = caller.last, caller.stack
-    if last is None or last.name not in ("CALL", "CALL_KW", "CALL_FUNCTION_EX"):
-        return None
-    arg = int(last.arg or 0)
-    length = 3 + arg % 2 if last.name == "CALL_FUNCTION_EX" else arg + 2 + (last.name == "CALL_KW")
-    for head in stack[-length:][:2]:
-        function = None if head is UNKNOWN else function_of(head)
-        if function is not None and function.__code__ is code:
-            return function
-    return None
-
-
-def _above(frame: FrameType) -> Any:
-    """`super()` in a frame of a method."""
-    kind, names = frame.f_locals.get("__class__"), frame.f_code.co_varnames
-    first = frame.f_locals.get(names[0]) if names else None
-    try:
-        return super(kind, first) if isinstance(kind, type) else UNKNOWN  # type: ignore[arg-type]
-    except TypeError:
-        return UNKNOWN
-
-
-def _entry_names(owner: ParamList) -> Sequence[str]:
-    return [part for name in owner.names for part in name.split(".")]
 
 
 Handler = Callable[[Reading, FrameType, Shadow, Any, Any], None]

@@ -5,12 +5,13 @@ another read, or something that was there from the start, so that each value can
 after anything on the way was replaced. Values are compared, tensors are held to their shape, dtype and device.
 """
 
+import gc
 import logging
 import types
 import weakref
 from array import array
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, ItemsView, Iterator, KeysView, Sequence, ValuesView
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
@@ -33,8 +34,9 @@ _LEAVES = (
 )
 # What a program says goes through these; they change as others speak, and no number of it lies there.
 _SPEAKERS = (logging.Filterer, logging.Manager, logging.Formatter)
-_LIBRARIES = ("torch", "numpy", "builtins", "functorch", "einops", "math", "shaped", "jaxtyping")
+_LIBRARIES = ("torch", "numpy", "builtins", "functorch", "einops", "math", "shaped", "jaxtyping", "sympy")
 _BYTES = bytearray, memoryview, array
+_VIEWS = KeysView, ValuesView, ItemsView, types.MappingProxyType  # of what they refer to
 
 
 class _Missing:
@@ -111,6 +113,7 @@ class Reads:
         changed: What the program itself changes, of what it reads.
         settled: Such changes alter nothing: the program traced once more, after them, is the same.
         beyond: What holds too much to look at.
+        looks: What is read of an input beside its values and its shape.
         codes: What code was run, of those that are followed, with the name of the module that its globals are.
     """
 
@@ -118,6 +121,7 @@ class Reads:
     changed: list[Read] = field(default_factory=list)
     settled: bool = False
     beyond: str = ""
+    looks: str = ""
     codes: frozenset[tuple[types.CodeType, str]] = frozenset()
 
     @property
@@ -218,6 +222,7 @@ class Log:
         self._within: dict[int, tuple[Any, list[Any]]] = {}  # what has no place in a set, a weak reference, as a key
         self._seen: dict[int, Any] = {}
         self._counted: set[tuple[int, str, Any]] = set()
+        self._written: dict[int, Any] = {}
         self._budget = _LIMIT
         self.beyond: Any = None
 
@@ -246,6 +251,10 @@ class Log:
         """A number that the program counts up."""
         self._counted.add((id(owner), kind, key))
 
+    def write(self, container: Any) -> None:
+        """A container that the program changes: it may hold more at the next call."""
+        self._written[id(container)] = container
+
     def is_outside(self, owner: Any) -> bool:
         """Whether something is reached from the roots, as far as it is known by now."""
         waiting, seen = [owner], set[int]()
@@ -263,10 +272,6 @@ class Log:
                 waiting += self._within[id(one)][1] if id(one) in self._within else []
         return False
 
-    def values(self, tensor: Tensor) -> None:
-        """The values of a tensor are read, as Python's or NumPy's."""
-        self.add(WHOLE, tensor, None, parts(tensor))
-
     def deep(self, value: Any) -> None:
         """All that is in a value is read."""
         waiting = [value]
@@ -280,7 +285,7 @@ class Log:
                 waiting.append(part)
             for kind, owner, key, held in _contents(one):
                 self._budget -= 1
-                if kind == PLAIN and owner is not one:
+                if owner is not one:
                     self.alias(owner, one)
                 self.add(kind, owner, key, held)
                 if kind != WHOLE:
@@ -313,8 +318,9 @@ class Log:
             waiting.extend((holder, parent, text, True) for holder in owned.get(at, ()))
             waiting.extend((id(part), -1, _name_of(part), False) for part in inside.get(at, ()))
             for read in by_owner.get(at, ()):
-                if is_traced(read.value):  # an input of the graph; and a proof that is over keeps none of its tensors
-                    continue
+                if is_traced(read.value) and (read.kind != ITEM or id(read.owner) not in self._written):
+                    continue  # an input of the graph; and a proof that is over keeps none of its tensors
+                read.value = MISSING if is_traced(read.value) else read.value
                 read.parent, read.own, read.text = parent, own, _text(read, text, own)
                 if isinstance(read.value, Tensor):
                     read.first, read.proved = read.value, (read.value.shape, read.value.dtype, read.value.device)
@@ -322,7 +328,7 @@ class Log:
                 if any(id(read.value) in known for known in (by_owner, owned, inside)):
                     waiting.append((id(read.value), len(found) - 1, read.text, False))
         beyond = next((r.text for r in found if r.value is self.beyond), "") if self.beyond is not None else ""
-        changed = [r for r in found if (id(r.owner), r.kind, r.key) in self._counted or _is_changed(r)]
+        changed = [read for read in found if self._is_changed(read)]
         for read in changed:
             if not is_leaf(read.value):
                 read.value = MISSING  # it may hold tensors of the trace
@@ -331,24 +337,22 @@ class Log:
                 read.value = tuple([PLACED if is_traced(part) else part for part in read.value])
         return Reads(found, changed, beyond=beyond)
 
-
-def _is_changed(read: Read) -> bool:
-    if is_node(read):  # one like it may take its place
-        return type(read.now()) is not type(read.value)
-    return not is_traced(read.value) and not same(read.value, read.now())
+    def _is_changed(self, read: Read) -> bool:
+        if (id(read.owner), read.kind, read.key) in self._counted or id(read.owner) in self._written:
+            return True
+        if is_node(read):  # one like it may take its place
+            return type(read.now()) is not type(read.value)
+        return not is_traced(read.value) and not same(read.value, read.now())
 
 
 def _holds(value: Any) -> bool:
     """Whether there is something in a value that a program may read."""
-    if is_container(value) or isinstance(value, weakref.ref):
+    if is_container(value) or isinstance(value, (weakref.ref, *_VIEWS)):
         return True
-    if isinstance(value, (Tensor, nn.Module, types.ModuleType, type, *_SPEAKERS)) or is_leaf(value):
+    closed = (Tensor, nn.Module, types.ModuleType, types.FunctionType, type, *_SPEAKERS)
+    if isinstance(value, closed) or is_leaf(value) or is_traced(value):
         return False
-    if isinstance(value, types.FunctionType | types.BuiltinFunctionType | types.CodeType | types.FrameType):
-        return False
-    if isinstance(value, types.MethodType):
-        return True
-    if isinstance(value, ParamList) or hasattr(type(value), "__slots__"):
+    if isinstance(value, types.MethodType | ParamList) or hasattr(type(value), "__slots__"):
         return True
     return own(value, "__dict__", None) is not None  # without a `__getattr__` of its own
 
@@ -357,6 +361,8 @@ def _placeless(value: Any) -> list[Any]:
     """What a value holds that no key finds: the entries of a set, a mapping's keys, what is referred to weakly."""
     if isinstance(value, weakref.ref):
         return [value()]
+    if isinstance(value, _VIEWS):
+        return gc.get_referents(value)
     return list(value) if isinstance(value, dict | set | frozenset) else []
 
 
@@ -386,6 +392,18 @@ def _contents(value: Any) -> Iterator[tuple[str, Any, Any, Any]]:
         for kind in type(value).__mro__:
             for name in _slots(kind):
                 yield ATTRIBUTE, value, name, getattr(value, name, MISSING)
+        yield from of_class(type(value), held_by if isinstance(held_by, dict) else ())
+
+
+def of_class(kind: type, hidden: Container[str] = ()) -> Iterator[tuple[str, Any, Any, Any]]:
+    """The values that users' classes give to all of a kind, as reads; their code is told by its frames."""
+    names: set[str] = set()
+    for one in kind.__mro__:
+        for name, held in list(vars(one).items()) if not is_library(one.__module__) else ():
+            coded = name.startswith(("__", "_abc_")) or hasattr(type(held), "__get__")
+            if not coded and name not in names and name not in hidden:
+                yield ATTRIBUTE, kind, name, held
+            names.add(name)
 
 
 def _slots(kind: type) -> Sequence[str]:
@@ -394,9 +412,7 @@ def _slots(kind: type) -> Sequence[str]:
 
 
 def _name_of(root: Any) -> str:
-    if isinstance(root, dict | types.CellType):
-        return ""
-    return str(own(root, "__name__", type(root).__name__))
+    return "" if isinstance(root, dict | types.CellType) else str(own(root, "__name__", type(root).__name__))
 
 
 def _text(read: Read, owner: str, own: bool) -> str:

@@ -95,6 +95,8 @@ class Shelter(TorchDispatchMode):
             func = other
         operands = [leaf for leaf in (*args, *kwargs.values()) if isinstance(leaf, Tensor)]
         device = operands[0].device if operands else torch.device(kwargs.get("device") or "cpu")
+        if device.type == "meta":  # which has no generators, and draws nothing
+            return func(*args, **kwargs)
         if device not in self._generators:
             self._generators[device] = torch.Generator(device).manual_seed(self._seed)
         return func(*args, **{**kwargs, "generator": self._generators[device]})

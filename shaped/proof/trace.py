@@ -40,7 +40,7 @@ from shaped.proof.reads import READS, Reads, is_traced
 from shaped.proof.rewrites import Rewrites
 from shaped.proof.setting import INNER, MORE, PLAIN, STEP, Setting, Step, checking
 from shaped.proof.source import Place, place_of_caller
-from shaped.proof.standing import Standing
+from shaped.proof.standing import Standing, real_of
 from shaped.proof.symbolic import Question, World, expression
 from shaped.proof.tracer import graph_of
 from shaped.proof.watching import Watching
@@ -268,6 +268,7 @@ def _graph(
         recorder.tensors, standing = flat, Standing(setting.held, flat)
         inputs = {e.path: t for e, t in zip(setting.signature.entries, flat, strict=True)}
         recorder.indices = Indices(inputs, world.show)
+        watching.given({name: tensor for name, tensor in inputs.items() if real_of(tensor) is tensor})
         with setting.around(), watching:
             return differentiated(standing, *flat)
 

@@ -204,7 +204,7 @@ class Trials:
             ]
             check = checking(partial(_expected, dict(sizes)))
             standing = Standing(setting.held, tensors)
-            with torch.enable_grad(), Shelter(tensors, 0), check, setting.around(), standing:
+            with putting_back(), torch.enable_grad(), Shelter(tensors, 0), check, setting.around(), standing:
                 results = setting.run(tensors)
                 _compare(results, setting.signature.result, dict(sizes))
         except Unprovable:  # it writes into a tensor from outside

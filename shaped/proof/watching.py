@@ -12,7 +12,7 @@ import inspect
 import os
 import random
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import CodeType, FrameType
 from typing import Any
@@ -24,7 +24,7 @@ from shaped.errors import Goal, Unprovable
 from shaped.proof.drawn import READ, Drawn, asks
 from shaped.proof.instructions import UNKNOWN, Shadow, instructions
 from shaped.proof.reading import Reading
-from shaped.proof.reads import Reads, is_array, is_traced
+from shaped.proof.reads import WHOLE, Reads, is_array, is_traced, parts
 from shaped.proof.source import is_users
 
 _TORCH = os.path.dirname(torch.__file__)
@@ -76,9 +76,13 @@ class Watching:
         sys.settrace(self._before)
         self._frames.clear()
         self._found = self._reading.log.reads()
-        self._found.codes = frozenset(self._ran.items())
+        self._found.codes, self._found.looks = frozenset(self._ran.items()), self._reading.looks
         if self._reading.drawn is None and _generators() != self._generators:
             self._reading.drawn = Drawn("a generator of Python's or NumPy's", None)
+
+    def given(self, inputs: Mapping[str, Tensor]) -> None:
+        """The tensors that stand for the program's own in this trace, by name."""
+        self._reading.inputs = {id(tensor): name for name, tensor in inputs.items()}
 
     def reads(self, name: str, is_loss: bool) -> Reads:
         """What was read from outside.
@@ -115,7 +119,7 @@ class Watching:
         if function in _READ_OUT:
             for tensor in operands:
                 if not is_traced(tensor):
-                    self._reading.log.values(tensor)
+                    self._reading.log.add(WHOLE, tensor, None, parts(tensor))
         if self._paused or operation in _CALL_BACK or sys.gettrace() != self._enter_frame:
             return False
         self._paused = True
@@ -179,6 +183,7 @@ class Watching:
                 return self._within
             self._reading.finish(frame, shadow, offset)
             shadow.last, shadow.offset, shadow.called, shadow.result = found, offset, False, UNKNOWN
+            self._reading.begin(shadow)
         elif event == "exception":
             if shadow.last is not None and shadow.last.name in _LOOKS:  # what is not there may come
                 self._reading.finish(frame, shadow, -1)

@@ -2,6 +2,7 @@
 
 import inspect
 import warnings
+from collections import defaultdict
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -75,6 +76,9 @@ class Space:
 
     def of_class(self) -> float:
         return type(self).rate
+
+
+SPACES, DEFAULTS = [Space(), Space()], defaultdict[str, float](lambda: 0.0)
 
 
 def put_code(value: float) -> None:
@@ -169,6 +173,15 @@ READ: dict[str, tuple[Callable[..., Any], Callable[[float], Any]]] = {
         lambda v: setattr(second_default, "__defaults__", (v,)),
     ),
     "an attribute of a class": (reading(lambda: Space().of_class()), lambda v: setattr(Space, "rate", v)),
+    "an attribute of the class of what was just made": (
+        reading(lambda: Space().rate),
+        lambda v: setattr(Space, "rate", v),
+    ),
+    "an attribute of the class of the largest": (
+        reading(lambda: max(SPACES, key=id).rate),
+        lambda v: setattr(Space, "rate", v),
+    ),
+    "a key that was made when it was missing": (reading(lambda: DEFAULTS["beta"]), lambda v: DEFAULTS.update(beta=v)),
     "code of a function": (reading(lambda: edited()), put_code),
     "what comes and is replaced": (reading(late), put_late),
 }

@@ -1,6 +1,7 @@
 """A loss that gives something else at each call is refused, and one that seeds what it draws from is not."""
 
 import datetime
+import gc
 import io
 import itertools
 import os
@@ -19,6 +20,7 @@ from shaped import Unprovable
 from shaped.proof.watching import Watching
 
 OWN, NUMPY = random.Random(3), np.random.default_rng(0)
+PARAMETER = torch.ones(1)
 GENERATOR, FACTORS, PATH = torch.Generator(), itertools.count(1), Path(__file__)
 DESCRIPTOR = os.open(os.devnull, os.O_RDONLY)
 
@@ -60,6 +62,13 @@ DRAWN: list[tuple[Callable[[Any], Any], str]] = [
     (lambda x: time.time() * x, "reads the clock"),
     (lambda x: time.perf_counter() * x, "reads the clock"),
     (lambda x: datetime.datetime.now().second * x, "reads the clock"),
+    (lambda x: float(time.strftime("%S")) * x, "reads the clock"),
+    (lambda x: len(os.getcwd()) * x, "reads the file system"),
+    (lambda x: gc.get_count()[0] * x, "reads the state of this process"),
+    (lambda x: os.times().elapsed * x, "reads the state of this process"),
+    (lambda x: torch.initial_seed() % 7 * x, "reads the seed of torch's generator"),
+    (lambda x: torch.default_generator.get_state().sum() * x, "reads the seed of torch's generator"),
+    (lambda x: PARAMETER._version * x, "reads how often a tensor was written"),
 ]
 
 

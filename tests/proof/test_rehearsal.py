@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from shaped import ProofError, prove
 from shaped.proof.conditions import Condition
@@ -160,6 +160,15 @@ def test_values_that_a_kernel_refuses_prove_nothing(function: Callable[..., Any]
         request.applymarker(pytest.mark.xfail(reason="torch's words for it are not known", strict=True))
 
     assert prove(function).conditions == ()
+
+
+def layer_without_memory(x: Float[Tensor, "n 3"]) -> Float[Tensor, "n 2"]:
+    layer = nn.Linear(3, 2, device="meta")  # its initialiser draws where nothing is
+    return torch.func.functional_call(layer, {"weight": x.new_ones(2, 3), "bias": x.new_ones(2)}, (x,))
+
+
+def test_a_module_of_no_memory_within_a_program_is_no_fault():
+    assert prove(layer_without_memory).conditions == ()
 
 
 def draws(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
