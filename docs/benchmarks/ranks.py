@@ -57,24 +57,47 @@ def ours(make: Callable[[], Chain], batch: tuple[Tensor, Tensor], mesh: Any, bac
 
 
 def theirs(make: Callable[[], Chain], batch: tuple[Tensor, Tensor], mesh: Any, kind: str) -> Stepper:
-    """torch's own wrappers with torch's AdamW."""
+    """torch's own wrappers with its fused AdamW, alone or as Lightning Fabric sets them up."""
     net: Any = make()
-    if kind == "DDP":
-        net = nn.parallel.DistributedDataParallel(net)
-    else:
+
+    def shard(net: Any, mesh: Any) -> Any:
         from torch.distributed.fsdp import fully_shard
 
         for block in net.blocks:
             fully_shard(block, mesh=mesh)
-        fully_shard(net, mesh=mesh)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, foreach=True)
+        return fully_shard(net, mesh=mesh)
+
+    backward: Callable[[Tensor], object] = Tensor.backward
+    if kind.startswith("Fabric"):
+        net, optimizer, backward = by_fabric(net, shard, kind)
+    else:
+        net = nn.parallel.DistributedDataParallel(net) if kind == "DDP" else shard(net, mesh)
+        optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, fused=True)
 
     def step() -> None:
-        optimizer.zero_grad()
-        loss(net(batch[0]), batch[1]).backward()
+        backward(loss(net(batch[0]), batch[1]))
         optimizer.step()
+        optimizer.zero_grad()  # here, so that what is held between steps has no gradients
 
     return step, lambda: held(net.parameters()), lambda: moments(optimizer)
+
+
+def by_fabric(net: Chain, shard: Callable[[Any, Any], Any], kind: str) -> tuple[Any, Any, Any]:
+    """A module, its optimizer and the backward pass, as Lightning Fabric (`pip install lightning-fabric`) has them."""
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies import ModelParallelStrategy
+
+    ranks_here = torch.distributed.get_world_size()
+    strategy: Any = "ddp"
+    if kind != "Fabric DDP":
+        strategy = ModelParallelStrategy(
+            lambda net, mesh: shard(net, mesh["data_parallel"]), data_parallel_size=ranks_here, tensor_parallel_size=1
+        )
+    fabric = Fabric(accelerator="cpu", devices=ranks_here, strategy=strategy)
+    fabric.launch()
+    made = fabric.setup_module(net)
+    optimizer = torch.optim.AdamW(made.parameters(), lr=1e-3, fused=True)
+    return made, fabric.setup_optimizers(optimizer), fabric.backward
 
 
 def local(t: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from tests.faults import ranks, reading, running, saving, training
+from tests.faults import exports, ranks, reading, running, saving, training
 from tests.faults.runs import Tally
 
 Row = tuple[str, str, Callable[[], Tally]]
@@ -66,6 +66,8 @@ def rows(scale: float) -> list[Row]:
         ("R10", "SIGTERM to one rank, resumed otherwise", lambda: training.loops_interrupted(n(100), kill=False)),
         ("R9c", "as R9, compiled", lambda: training.loops_interrupted(n(100), kill=True, backend="compiled")),
         ("R10c", "as R10, compiled", lambda: training.loops_interrupted(n(100), kill=False, backend="compiled")),
+        ("R11", "a rank killed before each call of a DCP save", lambda: exports.kills_at_every_call(scale)),
+        ("R12", "a full disk on one rank in a DCP save", lambda: exports.full_disk(n(100))),
     ]
     for backend in ("eager", "compiled"):
         for rule in ("sgd", "adam", "adamw"):
