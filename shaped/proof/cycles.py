@@ -69,6 +69,7 @@ def _truth(term: Term) -> _Truth | None:
 
 def plainest(term: Term) -> Term:
     """A relation over one size as `n >= 3`, `n <= 65`, `n % 4 == 1` or `n % 2 == 0 and n >= 6`, where it is one."""
+    term = _forward(term)
     truth = None if _is_plain(term) else _truth(term)
     if truth is None or all(truth.values) or not any(truth.values):
         return term
@@ -77,6 +78,15 @@ def plainest(term: Term) -> Term:
         other = _truth(form)
         if other is not None and _same(truth, other):
             return form
+    return term
+
+
+def _forward(term: Term) -> Term:
+    """n <= 131072 for -n >= -131072, however large."""
+    match term:
+        case Term(">" | ">=" | "<" | "<=" as op, (Term("neg", (Term("name") as size,)), Term("number", (int(bound),)))):
+            strict = {">": 1, "<": -1}.get(op, 0)  # -n > -8 is n <= 7
+            return _is("<=" if op in (">", ">=") else ">=", size, -bound - strict)
     return term
 
 

@@ -46,6 +46,8 @@ def test_a_relation_over_one_size_is_decided_and_written_as_it_is_at_each_size(s
     ("text", "plain"),
     [
         ("64 - seq > 0", "seq <= 63"),
+        ("-seq > -4095", "seq <= 4094"),
+        ("-seq > -131072", "seq <= 131071"),  # beyond what is looked at size by size
         ("64 - seq >= 0 or seq == 65", "seq <= 65"),
         ("m % 4 == 0 and m % 2 == 0", "m % 4 == 0"),
         ("n % 4 == 0 or n % 4 == 2", "n % 2 == 0"),
