@@ -1,7 +1,7 @@
 """What is checked in two processes of plans by name; run by processes.py."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import torch
@@ -120,12 +120,13 @@ def layered(loss: Callable[..., Any] = over, **options: Any) -> ScalarTrainer:
     return ScalarTrainer(loss, module, optimizer=AdamW(module.parameters(), lr=0.01), **options)
 
 
-def module_follows(given: Callable[[int], Any], **options: Any) -> ScalarTrainer:
+def module_follows(given: Callable[[int], Any], batches: Sequence[int] = range(4), **options: Any) -> ScalarTrainer:
     """A trainer of a module by name after some steps, held against one process."""
     torch.manual_seed(rank())
-    one, together = alone(over, layered, max_norm=0.3, accumulate=2), layered(max_norm=0.3, accumulate=2, **options)
+    each: dict[str, Any] = {"max_norm": 0.3, "accumulate": 2 if options["backend"] == "eager" else 1}  # one compile
+    one, together = alone(over, layered, **each), layered(**each, **options)
     one.load_state_dict(together.state_dict())
-    for k in range(4):
+    for k in batches:
         together.train_step(*given(k))
         one.train_step(*batch(k))
     same(together, one)

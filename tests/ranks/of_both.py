@@ -10,7 +10,7 @@ from shaped import NonFiniteError, RankError, ScalarTrainer, ShapeError
 from shaped.optim import AdamW
 from shaped.ranks import join
 from tests.ranks.by_name import module_follows
-from tests.ranks.processes import EXACT, MLP, alone, batch, mine, mlp, raises, rank, same
+from tests.ranks.processes import EXACT, LARGE, MLP, alone, batch, mine, mlp, raises, rank, same
 
 BOTH: dict[str, Callable[[], None]] = {}
 
@@ -29,9 +29,10 @@ def both(function: Callable[[], None]) -> Callable[[], None]:
 def a_module_steps_as_one_process_in_parts_by_name_and_over_the_batch() -> None:
     mesh = join(dp=2, tp=2)
     row = mesh.get_local_rank("dp")
-    for backend in ("eager", "compiled"):
+    for backend, batches in (("eager", range(4)), ("compiled", LARGE)):
         plan: dict[str, Any] = {"mesh": mesh, "shard": {"batch": "dp", "hidden": "tp"}, "zero": 3}
-        made = module_follows(lambda k: mine(k, *batch(k), first=row == 0), backend=backend, sizes="dynamic", **plan)
+        given = lambda k: mine(k, *batch(k), first=row == 0)  # noqa: E731
+        made = module_follows(given, batches, backend=backend, sizes="dynamic", **plan)
         assert [tuple(t.shape) for t in made._program.tensors] == [(12,), (2,), (10,), (3,), (3,), (3,)]
 
 
