@@ -14,16 +14,9 @@ from shaped.proof.reads import own
 CLOCK, FILE, FILES, PROCESS = "the clock", "a file", "the file system", "another process"
 SEED, STATE, VERSION = "the seed of torch's generator", "the state of this process", "how often a tensor was written"
 READ = {CLOCK, FILE, FILES, PROCESS, SEED, STATE, VERSION}  # not drawn, but read
-_OPENERS = {
-    "read_text",
-    "read_bytes",
-    "open",
-    "load",
-    "loadtxt",
-    "fromfile",
-    "genfromtxt",
-    "memmap",
-}  # pathlib's and the like
+_OPENERS = {  # pathlib's and the like
+    *("read_text", "read_bytes", "open", "load", "loadtxt", "fromfile", "genfromtxt", "memmap"),
+}
 _LOOKS = {  # whether a file is there, how large it is, what a folder holds
     *("exists", "lexists", "isfile", "isdir", "islink", "getsize", "getmtime", "getatime", "getctime", "samefile"),
     *("is_file", "is_dir", "is_symlink", "stat", "lstat", "fstat", "listdir", "scandir", "access", "readlink"),
@@ -36,13 +29,11 @@ _CLOCKS = {
     *("clock_gettime", "clock_gettime_ns", "strftime", "ctime", "asctime"),
 }
 _PARSED = {
-    ("configparser", "read"),
-    ("linecache", "getline"),
-    ("linecache", "getlines"),
-    ("gzip", "open"),
-    ("bz2", "open"),
-    ("zipfile", "__init__"),
+    *(("configparser", "read"), ("linecache", "getline"), ("linecache", "getlines")),
+    *(("gzip", "open"), ("bz2", "open"), ("zipfile", "__init__")),
 }
+_READS = {"read", "read1", "readall", "readinto", "readline", "readlines", "getvalue", "getbuffer", "peek"}  # of a file
+_WRITERS = ("dump", "save", "write", "print")  # what is given a file to write into, of whatever library
 _SEEDS = {"manual_seed", "seed", "initial_seed", "get_rng_state", "set_rng_state", "fork_rng", "get_state", "set_state"}
 
 
@@ -74,9 +65,11 @@ def draws(function: Any, given: int) -> str:
             return "a generator of its own"
         if kind.__module__ in ("builtins", "itertools", "_csv") and hasattr(kind, "__next__"):
             return "an iterator"
-        if kind.__module__ == "sqlite3" or (given < 0 and isinstance(held, io.IOBase) and _is_read(held)):
+        if kind.__module__ == "sqlite3":
             return FILE
     module, name = own(function, "__module__", None) or "", own(function, "__name__", "")
+    if isinstance(owner, io.IOBase) and name in _READS:
+        return FILE
     if name in _SEEDS and (
         owner is torch.default_generator or (module.startswith("torch") and module.endswith("random"))
     ):
@@ -92,9 +85,9 @@ def draws(function: Any, given: int) -> str:
     return ""
 
 
-def _is_read(file: io.IOBase) -> bool:
+def _is_readable(value: Any) -> bool:
     try:
-        return file.readable()
+        return isinstance(value, io.IOBase) and value.readable()
     except ValueError:  # it is closed
         return False
 
@@ -105,6 +98,8 @@ def opens(function: Any, given: Sequence[Any]) -> str:
     module, name = own(function, "__module__", None) or "", own(function, "__name__", "")
     if asked := asks(str(module), name):
         return asked
+    if any(map(_is_readable, given)) and not name.startswith(_WRITERS):
+        return FILE
     if function is io.FileIO:
         return "" if any(set(m) & set("wax") for m in given[1:] if isinstance(m, str)) else FILE
     if function is not open and not (name in _OPENERS and str(module).split(".")[0] in ("pathlib", "numpy", "torch")):

@@ -295,7 +295,7 @@ class Reading:
         if self.scripted is None and asks_sizes(function):
             self.scripted = Place(frame, frame.f_lasti, frame.f_lineno).source()
         owner, name = own(function, "__self__", None), own(function, "__name__", "")
-        drawn = draws(function, len(given)) or opens(function, given)
+        drawn = "" if id(function) in _SOLE else draws(function, len(given)) or opens(function, given)
         if drawn in READ or (drawn and (owner is None or isinstance(owner, types.ModuleType | type))):
             self.note(frame, drawn)  # a generator that is made within has a seed; others are told where they are read
         if isinstance(function, type):

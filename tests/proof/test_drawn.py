@@ -4,6 +4,7 @@ import datetime
 import gc
 import io
 import itertools
+import json
 import os
 import random
 import subprocess
@@ -22,6 +23,7 @@ from shaped.proof.watching import Watching
 OWN, NUMPY = random.Random(3), np.random.default_rng(0)
 PARAMETER = torch.ones(1)
 GENERATOR, FACTORS, PATH = torch.Generator(), itertools.count(1), Path(__file__)
+STREAM = io.StringIO("[1]")
 DESCRIPTOR = os.open(os.devnull, os.O_RDONLY)
 
 
@@ -52,6 +54,8 @@ DRAWN: list[tuple[Callable[[Any], Any], str]] = [
     (lambda x: next(FACTORS) * x, "draws from an iterator"),
     (by_file, "reads a file"),
     (lambda x: len(PATH.read_text()) * x, "reads a file"),
+    (lambda x: len(STREAM.getvalue()) * x, "reads a file"),
+    (lambda x: [STREAM.seek(0), json.load(STREAM)], "reads a file"),
     (lambda x: float(PATH.exists()) * x, "reads the file system"),
     (lambda x: len(list(PATH.parent.iterdir())) * x, "reads the file system"),
     (lambda x: os.path.getsize(__file__) * x, "reads the file system"),
@@ -90,6 +94,9 @@ SEEDED: list[Callable[[Any], Any]] = [
     lambda x: time.sleep(0),
     lambda x: len(os.path.join("a", PATH.parent.name)) * x,
     by_log,
+    lambda x: print(x, file=STREAM),
+    lambda x: STREAM.write("x"),
+    lambda x: json.dump([x], STREAM),
 ]
 
 
