@@ -128,7 +128,8 @@ def equal_at(size: Any, value: int, world: World, plan: Plan) -> list[Plan] | No
         if found is not None:
             plans = [replace(plan, constants={**plan.constants, name: n}) for n in found]
             return plans if len(plans) <= _WITNESSES else None
-    factors = sympy.Mul.make_args(sympy.factor(size)) if value == 0 else ()
+    # A number that is no fraction (1/d**0.5 - 0.25) comes out of each factor anew.
+    factors = sympy.Mul.make_args(sympy.factor(size)) if value == 0 and not size.has(sympy.Float) else ()
     if len(factors) > 1:
         parts = [
             equal_at(part, 0, world, plan) for part in factors if part.free_symbols and not holds(sympy.Ne(part, 0))

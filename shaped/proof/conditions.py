@@ -105,6 +105,14 @@ class Assumption:
         return None
 
 
+def meant(relation: Term) -> str:
+    """What to write where a relation is meant; one with a fraction is of a size that torch takes as a number."""
+    if any(part.op == "number" and isinstance(part.args[0], float) for part in relation.parts()):
+        names = ", ".join(f'"{name}"' for name in relation.names)
+        return f"take it as a number: static=[{names}]"
+    return f'if it is meant, state it: assume=("{relation}",)'
+
+
 def is_dim(term: Term) -> bool:
     """Whether a term is what an annotation may say of an axis."""
     allowed = ("number", "name", "+", "-", "*", "//", "%", "neg", "**")

@@ -132,6 +132,13 @@ def cross_entropy(x: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Tenso
     return each.sum() / (target != ignored).sum() if reduction == "mean" else each.sum()
 
 
+def attention(query: Tensor, *args: Any, scale: Any = None, **kwargs: Any) -> Tensor:
+    """`F.scaled_dot_product_attention`, whose kernels take a number as the scale: one of sizes goes to the query."""
+    if isinstance(scale, SymFloat):
+        query, scale = query * (scale * torch.sym_sqrt(query.shape[-1])), None
+    return F.scaled_dot_product_attention(query, *args, scale=scale, **kwargs)
+
+
 def affine_grid(theta: Tensor, size: Sequence[Any], align_corners: bool | None = None) -> Tensor:
     """`F.affine_grid`, whose kernel takes the size as plain numbers."""
     axes = len(size) - 2
@@ -259,6 +266,7 @@ _REWRITES: dict[Any, Callable[..., Any]] = {
     Tensor.reshape: reshape,
     torch.reshape: reshape,
     F.affine_grid: affine_grid,
+    F.scaled_dot_product_attention: attention,
     F.interpolate: interpolate,
     torch.equal: equal,
     Tensor.__float__: as_float,

@@ -18,7 +18,7 @@ from shaped.proof.alternatives import Beginning, Equality
 from shaped.proof.arithmetic import divides, divisions, holds, holds_exactly
 from shaped.proof.attempts import Failure, FoundTrace, attempts, explained
 from shaped.proof.branches import Branches, Settled, together
-from shaped.proof.conditions import Assumption, Condition, follows, in_one, needed
+from shaped.proof.conditions import Assumption, Condition, follows, in_one, meant, needed
 from shaped.proof.plans import size_hints_where, sizes_of
 from shaped.proof.proof import Proof, count_operations, forward_graph
 from shaped.proof.refuting import PRIMES, fails_at, refuses, refuted, small_sizes
@@ -314,7 +314,7 @@ class ProofSearch:
 
     def _needs_equality(self, fact: Any, found: Trace, question: Question) -> ProofError:
         needed = found.world.show(fact)
-        goal = Goal(equation=needed.replace("==", "="), hint=f'if it is meant, state it: assume=("{needed}",)')
+        goal = Goal(equation=needed.replace("==", "="), hint=meant(found.world.term(fact)))
         error = ProofError(f"`{self.setting.signature.name}` is not well-shaped.", question.source, goal)
         term = found.world.term(fact)
         error.lacking = (term.args[0], term.args[1]) if term.op == "==" else None

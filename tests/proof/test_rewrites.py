@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import grad, vmap
 
-from shaped import ParamList, ProofError, ScalarTrainer, init, prove
+from shaped import ParamList, ProofError, ScalarTrainer, Unprovable, init, prove
 from shaped.proof.isolation import tracing
 from shaped.proof.rewrites import Rewrites, batch_norm, cross_entropy, one_hot, tensor_of
 from shaped.proof.symbolic import Plan, World
@@ -263,3 +264,51 @@ def test_numbers_in_tensors_make_a_tensor() -> None:
 
 def test_a_deep_copy_of_a_tensor_has_its_shape_and_values_of_its_own() -> None:
     assert not prove(copied).conditions
+
+
+# -- numbers that sizes make -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "scale", [lambda d: 1 / d**0.5, lambda d: d**-0.5, lambda d: 1 / math.sqrt(d), lambda d: 2 / d]
+)
+def test_attention_takes_a_scale_that_a_size_makes(scale: Callable[[Any], Any]) -> None:
+    def program(q: Float[Tensor, "b n d"], k: Float[Tensor, "b m d"]) -> Float[Tensor, "b n d"]:
+        return F.scaled_dot_product_attention(q, k, k, scale=scale(q.shape[-1]))
+
+    assert prove(program).conditions == ()
+
+
+def test_attention_with_such_a_scale_steps_as_torch_does() -> None:
+    class Heads(ParamList):
+        w: Float[Tensor, "d d"]
+
+    def loss(p: Heads, x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
+        q = x @ p.w
+        return F.scaled_dot_product_attention(q, x, x, scale=3 / q.shape[-1] ** 0.5).square().mean()
+
+    x, w = drawn(5, 4), drawn(4, 4, seed=1)
+    trainer = ScalarTrainer(loss, Heads(w=w.clone()), backend="compiled")
+    wanted = w.clone().requires_grad_()
+    loss(Heads(w=wanted), x).backward()
+    trainer.step(x, lr=0.1)
+
+    torch.testing.assert_close(trainer.params.w.data, w - 0.1 * wanted.grad, **EXACT)  # type: ignore[operator]
+
+
+def test_a_number_that_torch_does_not_take_of_sizes_is_told_with_what_goes_through() -> None:
+    def program(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        return F.dropout(x, p=1 / x.shape[-1])
+
+    with pytest.raises(Unprovable, match=r'take it as a number: static=\["d"\]'):
+        prove(program)
+    assert prove(program, static=["d"]).conditions == ()
+
+
+def test_a_relation_of_fractions_ends_in_no_recursion() -> None:
+    def program(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        assert 1.0 / x.shape[1] ** 0.5 == 0.25
+        return x
+
+    with pytest.raises(ProofError, match=r"1.0 / d\*\*0.5 = 0.25"):
+        prove(program)
