@@ -61,9 +61,18 @@ def _divided(a: Any, b: Any) -> Any:
     return (a // b, a % b) if isinstance(a, SymInt) or isinstance(b, SymInt) else divmod(a, b)
 
 
+def _power(base: Any, exponent: Any) -> Any:
+    """`math.pow`, whose result is always a fraction."""
+    symbolic = isinstance(base, torch.SymInt | torch.SymFloat) or isinstance(exponent, torch.SymInt | torch.SymFloat)
+    return torch.sym_float(base) ** exponent if symbolic else math.pow(base, exponent)
+
+
 _sym_log2: Callable[[Any], Any] = vars(torch)["_sym_log2"]
 _SYMBOLIC: dict[str, Callable[..., Any]] = {
     "sqrt": partial(_either, math.sqrt, torch.sym_sqrt),
+    **{name: partial(_either, getattr(math, name), vars(torch)[f"_sym_{name}"]) for name in ("cos", "sin", "tanh")},
+    "pow": _power,
+    "exp": partial(_either, math.exp, lambda x: math.e ** torch.sym_float(x)),
     "log2": partial(_either, math.log2, _sym_log2),
     "log": partial(_either, math.log, lambda x: _sym_log2(x) * math.log(2.0)),
     "log10": partial(_either, math.log10, lambda x: _sym_log2(x) * (math.log(2.0) / math.log(10.0))),

@@ -124,6 +124,8 @@ class _Questions(ShapeEnv):
             if self.course is not None:
                 self.course.by_data = False
             place = place_of_caller()
+            if self.refuse is not None and isinstance(answer, float | sympy.Float):
+                note_asking(sys._getframe(1))
             if self.refuse is not None and isinstance(answer, int | sympy.Integer) and not isinstance(answer, bool):
                 note_asking(sys._getframe(1))
                 if self.notice is not None:
@@ -219,10 +221,8 @@ def _validates(frame: FrameType | None) -> bool:
     return False
 
 
-_INSTEAD = {  # for what Python makes a plain number of, whatever we do
-    "int": "write n // 2 for int(n / 2)",
-    "isqrt": "name the side instead of its square",
-}
+# For what Python makes a plain number of, whatever we do.
+_INSTEAD = {"int": "write n // 2 for int(n / 2)", "isqrt": "name the side instead of its square"}
 
 
 class NegativeSize(RuntimeError):

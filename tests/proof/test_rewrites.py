@@ -296,6 +296,16 @@ def test_attention_with_such_a_scale_steps_as_torch_does() -> None:
     torch.testing.assert_close(trainer.params.w.data, w - 0.1 * wanted.grad, **EXACT)  # type: ignore[operator]
 
 
+def test_math_takes_fractions_of_sizes() -> None:
+    def program(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        n, d = x.shape
+        return x * math.sqrt(2 / d) * math.pow(d, -0.5) + math.log(n / d) * math.exp(-n) * math.exp(-1 / d) * math.cos(
+            math.pi / n
+        )
+
+    assert prove(program).conditions == ()
+
+
 def test_a_number_that_torch_does_not_take_of_sizes_is_told_with_what_goes_through() -> None:
     def program(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         return F.dropout(x, p=1 / x.shape[-1])
