@@ -222,7 +222,7 @@ def _validates(frame: FrameType | None) -> bool:
 
 
 # For what Python makes a plain number of, whatever we do.
-_INSTEAD = {"int": "write n // 2 for int(n / 2)", "isqrt": "name the side instead of its square"}
+_INSTEAD = {"sqrt": "name the side instead of its square", "int": "write n // 2 for int(n / 2)"}
 
 
 class NegativeSize(RuntimeError):

@@ -266,6 +266,15 @@ def test_a_loop_over_a_size_is_unprovable_and_says_what_to_declare():
     )
 
 
+def test_a_side_that_is_made_of_its_square_is_to_be_named() -> None:
+    def grid(x: Float[Tensor, "n d"]) -> Float[Tensor, "h h d"]:
+        side = int(math.sqrt(x.shape[0]))
+        return x.reshape(side, side, x.shape[1])
+
+    with pytest.raises(Unprovable, match="or name the side instead of its square"):
+        prove(grid)
+
+
 def test_a_static_dimension_is_proved_at_one_size_which_the_statement_says():
     proof = prove(looping, static={"seq": 4})
 
