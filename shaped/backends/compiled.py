@@ -244,6 +244,8 @@ class Compiled:
             raise CompileError(outside.beyond)
         for seen in self._seen:
             if seen.is_like(inputs, self.program):
+                if seen.case.looks:
+                    refuse_looks(self.program.signature.name, seen.case.looks, inputs)
                 return seen.case, list(map(self.program.apart, inputs))
         case = self.program.admit(inputs)
         if case.refusal:
@@ -252,7 +254,7 @@ class Compiled:
         if case.looks:
             refuse_looks(self.program.signature.name, case.looks, present)
         taken = [self._plain(x) for x in (*present, *tensors_of(case.outside))]
-        if all(map(is_, taken, inputs)) and len(taken) == len(inputs) and not case.looks:
+        if all(map(is_, taken, inputs)) and len(taken) == len(inputs):
             self._seen = [SeenBatch(case, taken, self.program), *self._seen[: _SEEN - 1]]
         return case, taken
 

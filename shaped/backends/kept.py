@@ -114,6 +114,7 @@ class KeptProgram:
                 apart=told["apart"],
                 outside=outside,
                 world=program.outside.now.number,
+                looks=told["looks"],
             )
             program.outside.now.cases[key] = case
 

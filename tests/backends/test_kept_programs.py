@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from shaped import ParamList, ScalarTrainer, ShapeError, StateError
+from shaped import ExecutorError, ParamList, ScalarTrainer, ShapeError, StateError
 from shaped.backends import DisagreementError, archive
 from shaped.backends.outlines import outline, outlined
 from shaped.backends.samples import FACTOR
@@ -70,6 +70,23 @@ def test_a_kept_program_draws_what_it_drew_when_it_was_compiled(tmp_path: Path, 
     assert losses[0] == losses[1] == losses[2]
     assert len({*losses[0]}) == 3
     assert hows == [[("inductor", True, "")], [("inductor", True, "")], [("kept", True, "")]]
+
+
+def looking_loss(p: Noisy, x: Float[Tensor, "batch n"]) -> Float[Tensor, ""]:
+    return (x @ p.w).square().mean() * (x.weight if hasattr(x, "weight") else 1.0)
+
+
+@pytest.mark.slow
+def test_a_kept_program_looks_for_what_its_loss_looks_for_on_inputs(tmp_path: Path, request: Any) -> None:
+    for how in ("inductor", "kept"):
+        trainer = ScalarTrainer(looking_loss, Noisy(w=torch.ones(4, 3)), backend="compiled", keep=tmp_path)
+        trainer.step(X, lr=0.1)
+        assert [e.how for e in trainer.executors] == [how]
+        weighed = X.clone()
+        weighed.weight = 2.0  # type: ignore[attr-defined]
+        with pytest.raises(ExecutorError, match=r"`looking_loss` reads `x.weight`"):
+            trainer.step(weighed, lr=0.1)
+        request.getfixturevalue("nothing_is_proved")
 
 
 @pytest.mark.usefixtures("interpreted")
