@@ -132,11 +132,11 @@ def cross_entropy(x: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Tenso
     return each.sum() / (target != ignored).sum() if reduction == "mean" else each.sum()
 
 
-def attention(query: Tensor, *args: Any, scale: Any = None, **kwargs: Any) -> Tensor:
+def attention(query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """`F.scaled_dot_product_attention`, whose kernels take a number as the scale: one of sizes goes to the query."""
-    if isinstance(scale, SymFloat):
-        query, scale = query * (scale * torch.sym_sqrt(query.shape[-1])), None
-    return F.scaled_dot_product_attention(query, *args, scale=scale, **kwargs)
+    if isinstance(scale := kwargs.get("scale"), SymFloat):
+        query, kwargs["scale"] = query * (scale * torch.sym_sqrt(query.shape[-1])), None
+    return F.scaled_dot_product_attention(query, *args, **kwargs)
 
 
 def affine_grid(theta: Tensor, size: Sequence[Any], align_corners: bool | None = None) -> Tensor:
