@@ -8,6 +8,7 @@ units take the result up once it is whole. Where there is none, or one for other
 import os
 import shlex
 import subprocess
+from contextlib import suppress
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -28,15 +29,17 @@ def flags() -> tuple[str, ...]:
 def compile_ahead() -> None:
     """Begin, unless the header is there or a process is at it. That goes on when this one ends, for some seconds."""
     header = _header()
-    if header is None or (whole := header.with_suffix(".h.gch")).exists():
+    if header is None or header.with_suffix(".h.gch").exists():
         return
+    with suppress(OSError):  # another process has the lock, or the folder is not ours to write: units read the header
+        _begin(header, header.with_suffix(".h.gch"))
+
+
+def _begin(header: Path, whole: Path) -> None:
     import fcntl  # not on Windows, where there is no header
 
     with header.with_suffix(".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if whole.exists():
             return
         made = shlex.quote(str(header.with_suffix(".new")))
@@ -54,9 +57,9 @@ def _header() -> Path | None:
 
     if os.name != "posix" or not cpp_builder.is_gcc():
         return None
-    folder = Path(cache_dir()) / "shaped"
-    header = folder / f"prefix-{_key()}.h"
     try:
+        folder = Path(cache_dir()) / "shaped"
+        header = folder / f"prefix-{_key()}.h"
         if not header.exists():
             folder.mkdir(parents=True, exist_ok=True)
             header.write_text(_TEXT)  # one short write: another process finds it empty or whole, and empty is as good

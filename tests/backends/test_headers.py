@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -62,6 +63,18 @@ def test_a_compiler_that_fails_leaves_nothing_and_units_read_the_header(
     assert headers.flags() == ("-g0", "-include", str(header))
     header.unlink()  # as by one who empties the cache
     assert Path(headers.flags()[-1]).read_text() == "#include <torch/csrc/inductor/cpp_prefix.h>\n"
+
+
+def test_a_folder_that_cannot_be_written_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any) -> None:
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr(headers, "_begin", refused)
+    headers.compile_ahead()
+    monkeypatch.setattr(Path, "write_text", refused)
+    monkeypatch.setattr(Path, "exists", lambda _: False)
+
+    assert headers.flags() == ("-g0",)
 
 
 def test_another_compiler_takes_no_header(monkeypatch: pytest.MonkeyPatch) -> None:
