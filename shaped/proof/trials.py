@@ -49,7 +49,6 @@ _SIGNED = 3  # how tensors are filled: with numbers of either sign
 _WHOLE = {4: 1, 5: -1, 6: 6}  # whole numbers with these, and all else as ever
 _LENGTH = "Length of all samples"  # of what is packed: zeros are none
 
-
 Sizes = Mapping[str, int]
 
 
@@ -77,9 +76,8 @@ class Trials:
         failed = [sizes for sizes, passes in zip(several, found, strict=True) if passes is False]
         with self._aside():
             valued = [sizes for sizes in failed if self._index(sizes)]
-        places = {
-            _place(self.failure(sizes)) for sizes in valued
-        }  # where another value may be, at these sizes or at others
+        # Where another value may stand, it may at other sizes too.
+        places = {_place(self.failure(sizes)) for sizes in valued}
         return [None if passes is False and (sizes in valued or _place(self.failure(sizes)) in places) else passes
                 for sizes, passes in zip(several, found, strict=True)]  # fmt: skip
 
@@ -92,7 +90,7 @@ class Trials:
         said, place = _told(failure), _place(failure)
         if not _INDEX.search(said) or not _POSITION.search(said):
             return bool(_INDEX.search(said))
-        others = [self._error(shapes, sizes, fill) for fill in _WHOLE]
+        others = (self._error(shapes, sizes, fill) for fill in _WHOLE)
         return any(other is None or (_place(other) == place and _told(other) != said) for other in others)
 
     def _outcome(self, sizes: Sizes) -> bool | None:
