@@ -38,7 +38,7 @@ COMPARED = ("output", "error")
 # Their fences compile or prove much, so they run with the slow tests.
 LONG = (
     *("shapes-and-proofs", "trainer", "gradient-strategies", "architecture-search", "compiled-step", "export", "lora"),
-    *("workflow", "online", "bug-zoo"),
+    *("workflow", "online", "bug-zoo", "low-precision", "two-networks", "search", "muon", "threads-and-processes"),
 )
 _FENCE = re.compile(r"^```(\w*)\s*$")
 _TEST = re.compile(r"(?m)^def test_(\w+)")

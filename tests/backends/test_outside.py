@@ -190,7 +190,13 @@ READ: dict[str, tuple[Callable[..., Any], Callable[[float], Any]]] = {
 AUTO = "a tensor replaced", "a key", "a closure"  # by which the third backend is held too, as it is both others
 
 
-@pytest.mark.parametrize("kind", READ)
+FEW = (
+    *(*AUTO, "another network", "an attribute", "an array", "a default that a signature shows"),
+    *("an attribute of a class", "code of a function"),
+)
+
+
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[] if kind in FEW else [pytest.mark.slow]) for kind in READ])
 def test_both_backends_follow_what_a_loss_reads_from_outside(kind: str) -> None:
     loss, change = READ[kind]
     for backend in ("eager", "compiled", "auto") if kind in AUTO else ("eager", "compiled"):

@@ -98,7 +98,16 @@ def test_accumulating_masked_micro_batches_of_any_fill_is_the_step_of_their_unio
     assert trainer.steps == 1
 
 
-@pytest.mark.parametrize("loss", [weighted, by_hand, mean_of_means, ignoring, class_weighted])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        pytest.param(weighted, marks=pytest.mark.slow),
+        by_hand,
+        pytest.param(mean_of_means, marks=pytest.mark.slow),
+        ignoring,
+        class_weighted,
+    ],
+)
 def test_what_a_loss_divides_by_is_read_off_its_graph(loss):
     static = ("vocab",) if loss is class_weighted else ()
     trainer = ScalarTrainer(loss, head(), accumulate=len(PARTS), static=static)
@@ -170,7 +179,9 @@ def mask_and_mean(
     return losses.cross_entropy(x @ p.w, y, mask=keep) + 0.1 * (x @ p.w).logsumexp(-1).square().mean()
 
 
-@pytest.mark.parametrize(("loss", "samples"), [(two_masks, None), (mask_and_mean, "batch*seq")])
+@pytest.mark.parametrize(
+    ("loss", "samples"), [(two_masks, None), pytest.param(mask_and_mean, "batch*seq", marks=pytest.mark.slow)]
+)
 def test_a_loss_of_several_counts_is_accumulated_by_a_function_only(loss, samples):
     with pytest.raises(SignatureError) as caught:
         ScalarTrainer(loss, head(), accumulate=2, samples=samples)

@@ -20,6 +20,8 @@ LONG = {
     *("squeeze_excite", "per_example_gradient_norms", "edge_convolution", "patch_embedding", "window_attention"),
     *("alibi_attention", "smoothness_loss", "feature_pyramid", "mixture_of_experts_loss", "maximum_mean_discrepancy"),
     *("linear_attention", "style_loss", "sinkhorn_distance", "state_space_scan", "spatial_transformer"),
+    *("convnext_block", "output_loss", "residual_block", "inverted_residual", "dense_graph_loss", "mixer_loss"),
+    *("adapted_gradient", "prompt_tuning_loss", "attention_block", "ranking_loss"),
 }
 
 

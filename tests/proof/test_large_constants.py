@@ -97,7 +97,7 @@ def of_blocks(by: int):
     return program
 
 
-@pytest.mark.parametrize("length", [12, 200])
+@pytest.mark.parametrize("length", [pytest.param(12, marks=pytest.mark.slow), 200])
 @pytest.mark.parametrize(
     ("make", "conditions"),
     [

@@ -21,9 +21,9 @@ MISSED = {
 }
 
 
-# With the other tests the first of each kind, and every fourth; all of them with the slow ones.
+# With the other tests the first of each kind, and every eighth; all of them with the slow ones.
 KINDS = {fault.kind: fault for fault in reversed(FAULTS)}
-FEW = [fault for i, fault in enumerate(FAULTS) if i % 4 == 0 or KINDS[fault.kind] is fault]
+FEW = [fault for i, fault in enumerate(FAULTS) if i % 8 == 0 or KINDS[fault.kind] is fault]
 
 
 @pytest.fixture(autouse=True)

@@ -58,7 +58,7 @@ def test_a_rank_that_gathers_while_the_other_steps_is_an_error_of_both(tmp_path:
     assert [wait(pid, 120) for pid in pids] == [0, 0]
 
 
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_those_that_wait_for_a_rank_that_hangs_name_it_after_the_time_that_the_group_was_given(
     count: int, tmp_path: Path
 ) -> None:
