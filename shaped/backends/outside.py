@@ -330,6 +330,8 @@ def _refusal(graph: GraphModule, reads: Reads) -> str:
         return f"changes {listing(reads.depends)}, which it reads, and a compiled step would not: pass it as an input"
     if reads.beyond:
         return f"reads `{reads.beyond}` from outside, which holds too much to be watched: pass it as an input"
+    if reads.hidden:
+        return f"reads {reads.hidden} from outside, and what that holds cannot be watched: pass it as an input"
     for node in graph.graph.nodes:
         held = [attrgetter(str(node.target))(graph)] if node.op == "get_attr" else []
         if any(isinstance(leaf, torch.Generator) for leaf in pytree.tree_leaves((node.args, node.kwargs, held))):

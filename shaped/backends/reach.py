@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from shaped.backends.bytecode import digest_of_code, imports_of, is_library, names_of
-from shaped.backends.contents import hidden_part, own_dictionary, slots_of
 from shaped.params import ParamList
+from shaped.proof.contents import hidden_part, own_dictionary, slots_of
 from shaped.proof.reads import is_array
 
 _MOST = 200_000  # things that are looked at

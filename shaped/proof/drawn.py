@@ -13,7 +13,12 @@ from shaped.proof.reads import own
 
 CLOCK, FILE, FILES, PROCESS = "the clock", "a file", "the file system", "another process"
 SEED, STATE, VERSION = "the seed of torch's generator", "the state of this process", "how often a tensor was written"
-READ = {CLOCK, FILE, FILES, PROCESS, SEED, STATE, VERSION}  # not drawn, but read
+FOREIGN = "what a function of C gives"
+QUEUE, OTHERS, INPUT = "a queue", "what another thread does", "what is typed"
+WAITED = {QUEUE, OTHERS, INPUT}  # a proof, which runs a program more than once, might wait for ever
+READ = {CLOCK, FILE, FILES, PROCESS, SEED, STATE, VERSION, FOREIGN, *WAITED}  # not drawn, but read
+_QUEUES = {"queue", "_queue", "multiprocessing.queues", "multiprocessing.connection", "asyncio.queues", "_socket"}
+_TAKES = {"get", "get_nowait", "join", "recv", "recv_bytes", "recv_bytes_into", "recv_into", "accept", "poll", "put"}
 _OPENERS = {  # pathlib's and the like
     *("read_text", "read_bytes", "open", "load", "loadtxt", "fromfile", "genfromtxt", "memmap"),
 }
@@ -67,9 +72,13 @@ def draws(function: Any, given: int) -> str:
             return "an iterator"
         if kind.__module__ == "sqlite3":
             return FILE
+        if given >= 0 and any(c.__module__ == "_ctypes" and c.__name__ == "CFuncPtr" for c in kind.__mro__):
+            return FOREIGN
     module, name = own(function, "__module__", None) or "", own(function, "__name__", "")
     if isinstance(owner, io.IOBase) and name in _READS:
         return FILE
+    if "cuda" in module and "memory" in name:
+        return STATE
     if name in _SEEDS and (
         owner is torch.default_generator or (module.startswith("torch") and module.endswith("random"))
     ):
@@ -83,6 +92,17 @@ def draws(function: Any, given: int) -> str:
     if name == "default_rng" and given == 0:
         return "NumPy's generator"
     return ""
+
+
+def waits(function: Any) -> str:
+    """What a call may wait for, or takes away for good: what others put there; empty if nothing."""
+    owner, name = own(function, "__self__", None), own(own(function, "__func__", function), "__name__", "")
+    modules = {kind.__module__ for kind in type(owner).__mro__}
+    if name in _TAKES and modules & _QUEUES:
+        return QUEUE
+    if name == "wait" and "threading" in modules:
+        return OTHERS
+    return INPUT if function is input else ""
 
 
 def _is_readable(value: Any) -> bool:

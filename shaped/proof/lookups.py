@@ -1,12 +1,14 @@
 """Attributes as they lie in dictionaries: found without running any code of the object's own."""
 
 import types
+from enum import Enum
 from typing import Any
 
 from torch import nn
 
+from shaped.proof.contents import own_dictionary
 from shaped.proof.instructions import UNKNOWN
-from shaped.proof.reads import ATTRIBUTE, DESCRIBED, MISSING, PLAIN, is_library, is_opaque
+from shaped.proof.reads import ATTRIBUTE, DESCRIBED, MISSING, PLAIN, is_leaf, is_library, is_opaque
 
 Found = tuple[list[tuple[str, Any, Any, Any]], Any]
 
@@ -15,18 +17,26 @@ def looked_up(owner: Any, name: str) -> Found | None:
     """The reads of an attribute, without running code, and its value; None where code decides."""
     if isinstance(owner, types.ModuleType):
         held = vars(owner)
+        if name not in held and is_opaque(owner):
+            return _switch(owner, name)
         if name not in held:
-            return None if is_opaque(owner) or "__getattr__" in held else ([(PLAIN, held, name, MISSING)], UNKNOWN)
+            return None if "__getattr__" in held else ([(PLAIN, held, name, MISSING)], UNKNOWN)
         return [(PLAIN, held, name, held[name])] if not is_opaque(owner) else [], held[name]
     if isinstance(owner, super):
         return _of_super(owner, name)
     kind = owner if isinstance(owner, type) else type(owner)
     if name == "__class__":
         return [], type(owner)
+    if has_switches(owner):
+        return _switch(owner, name)
+    if _has_code(type(owner), "__getattribute__"):
+        return None
+    if isinstance(owner, Enum) and name in ("value", "name"):
+        name = f"_{name}_"  # which these give
     above = next(((c, vars(c)[name]) for c in kind.__mro__ if name in vars(c)), None)
     if isinstance(owner, type):
         return _of_class(above, name, kind) or _absent(owner, name, kind, None)
-    own = _own_dictionary(owner)
+    own = own_dictionary(owner)
     if name == "__dict__" and own is not None:
         return [(ATTRIBUTE, owner, "__dict__", own)], own
     if above is not None:
@@ -34,11 +44,13 @@ def looked_up(owner: Any, name: str) -> Found | None:
         if setter and isinstance(above[1], types.MemberDescriptorType):
             value = getattr(owner, name, MISSING)
             return [(ATTRIBUTE, owner, name, value)], UNKNOWN if value is MISSING else value
+        if setter and _is_c(above[1]):
+            return _switch(owner, name)
         if setter:
             return _described(above[1], name, kind)
     if own is not None and name in own:
         return [(PLAIN, own, name, own[name])], own[name]
-    if above is None and own is None and not _has_code(kind):
+    if above is None and own is None and not _has_code(kind, "__getattr__"):
         value = getattr(owner, name, MISSING)
         return [(ATTRIBUTE, owner, name, value)], UNKNOWN if value is MISSING else value
     if above is None:
@@ -48,6 +60,25 @@ def looked_up(owner: Any, name: str) -> Found | None:
     if found is not None and hides:
         found[0].append((PLAIN, own, name, MISSING))  # one of its own would hide the class's
     return found
+
+
+def has_switches(owner: Any) -> bool:
+    """Whether it is a library's module, or stands for one: what it has are functions, constants and switches."""
+    if isinstance(owner, types.ModuleType):
+        return is_opaque(owner)
+    return type(owner).__module__.startswith("torch.backends")
+
+
+def _switch(owner: Any, name: str) -> Found | None:
+    """What C, or torch's own code for its switches, gives for an attribute: it is read where it is a number."""
+    value = getattr(owner, name, MISSING)
+    return ([(ATTRIBUTE, owner, name, value)], value) if is_leaf(value) else None
+
+
+def _is_c(descriptor: Any) -> bool:
+    """Whether C gives what a descriptor gives, and no code of the user's; a property calls that."""
+    getter = next((vars(c)["__get__"] for c in type(descriptor).__mro__ if "__get__" in vars(c)), None)
+    return isinstance(getter, types.WrapperDescriptorType) and not isinstance(descriptor, property)
 
 
 def _of_class(above: tuple[type, Any] | None, name: str, kind: type, owner: Any = None) -> Found | None:
@@ -75,7 +106,7 @@ def _described(value: Any, name: str, kind: type) -> Found | None:
     """What a property gives is not known, but it is watched that it stays; so is what another descriptor holds."""
     if isinstance(value, property):
         return ([] if is_library(kind.__module__) else [(ATTRIBUTE, kind, name, getattr(kind, name))]), UNKNOWN
-    own = _own_dictionary(value)
+    own = own_dictionary(value)
     if own is None or is_library(type(value).__module__):
         return None
     return [(DESCRIBED, kind, name, value)], UNKNOWN
@@ -107,15 +138,6 @@ def _absent(owner: Any, name: str, kind: type, own: dict[str, Any] | None) -> Fo
     return [(PLAIN, own, name, MISSING), (ATTRIBUTE, kind, name, MISSING)], UNKNOWN
 
 
-def _has_code(kind: type) -> bool:
+def _has_code(kind: type, *names: str) -> bool:
     """Whether Python decides what an attribute is; C does of a thread's own values."""
-    names = ("__getattr__", "__getattribute__")
     return any(isinstance(vars(c).get(name), types.FunctionType) for c in kind.__mro__ for name in names)
-
-
-def _own_dictionary(owner: Any) -> dict[str, Any] | None:
-    try:
-        own = object.__getattribute__(owner, "__dict__")
-    except AttributeError:
-        return None
-    return own if isinstance(own, dict) else None

@@ -3,13 +3,11 @@
 Where an object goes somewhere that is not followed (into C, into a library), everything in it counts as read.
 """
 
-import inspect
-import os
 import sys
 import types
-import weakref
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
+from decimal import Decimal
 from functools import partial
 from importlib.util import resolve_name
 from types import CodeType, FrameType
@@ -19,26 +17,26 @@ from torch import Tensor
 
 from shaped.errors import Source
 from shaped.params import ParamList
-from shaped.proof.closures import Functions, above, callee, function_of, taken_by
-from shaped.proof.drawn import READ, VERSION, Drawn, draws, opens
+from shaped.proof.answers import NOT_KNOWN, answered, calculates
+from shaped.proof.closures import Functions, above, callee, taken_by
+from shaped.proof.contents import own_dictionary
+from shaped.proof.drawn import READ, VERSION, WAITED, Drawn, draws, opens, waits
 from shaped.proof.instructions import ASKED, INPLACE, PURE, UNKNOWN, Shadow, instructions
 from shaped.proof.isolation import say, stands_in
-from shaped.proof.lookups import looked_up
+from shaped.proof.log import Log, of_class
+from shaped.proof.lookups import has_switches, looked_up
 from shaped.proof.reads import (
     ATTRIBUTE,
     CELL,
-    CONTEXT,
     ITEM,
     MISSING,
     NOT_READ,
     PLAIN,
-    Log,
     is_container,
     is_leaf,
     is_library,
     is_opaque,
     is_traced,
-    of_class,
     own,
 )
 from shaped.proof.scripted import asks_sizes
@@ -68,12 +66,12 @@ class Reading:
         self.scripted: Source | None = None
         self.followed: dict[Any, bool] = {}
         self.functions = Functions()
-        self._set: set[ContextVar[Any]] = set()  # by the program itself
+        self.contexts: set[ContextVar[Any]] = set()  # by the program itself
         self._counts = False
         self.inputs: dict[int, str] = {}  # by id: what stands for an input
         self.looks = ""  # what is read of one beside its values
 
-    def begin(self, shadow: Shadow) -> None:
+    def begin(self, frame: FrameType, shadow: Shadow) -> None:
         """Before an instruction runs, look at what it may change of what the program reads."""
         last, taken = shadow.last, taken_by(shadow)
         name, arg = (last.name, last.arg) if last is not None else ("", 0)
@@ -81,9 +79,11 @@ class Reading:
         if (name == "DELETE_SUBSCR" or (name == "BINARY_OP" and arg >= INPLACE)) and isinstance(owner, NOT_READ):
             self.log.write(owner)
         function = next((head for head in taken[:2] if head is not UNKNOWN and callable(head)), None)
+        if function is not None and (waited := waits(function)):
+            self.note(frame, waited)
         if isinstance(function, types.BuiltinFunctionType) and id(function) not in _SOLE:
             moved = [function.__self__] if function.__name__ in _MOVES else []
-            self._use([one for one in (*moved, *taken[2:]) if isinstance(one, NOT_READ)])
+            self.use([one for one in (*moved, *taken[2:]) if isinstance(one, NOT_READ)])
 
     def finish(self, frame: FrameType, shadow: Shadow, offset: int) -> None:
         """Do to the second stack what the last instruction did to Python's; `offset` is where it has gone."""
@@ -100,13 +100,13 @@ class Reading:
         elif effect > 0:
             shadow.stack += [UNKNOWN] * effect
         else:
-            self._use(shadow.pops(1 - effect))
+            self.use(shadow.pops(1 - effect))
             shadow.push(UNKNOWN)
         missing = effect - (len(shadow.stack) - before)
         if missing > 0 and name in _HANDLERS:  # such as the NULL that calls take beside a function
             shadow.stack[len(shadow.stack) - 1 : len(shadow.stack) - 1] = [UNKNOWN] * missing
 
-    def _use(self, values: Sequence[Any]) -> None:
+    def use(self, values: Sequence[Any]) -> None:
         """These go where they are not followed: all that is in them counts as read."""
         for value in values:
             if value is not UNKNOWN:
@@ -126,7 +126,7 @@ class Reading:
         value = owner.get(argval, MISSING)  # a builtin that a global may hide, then
         if not stands_in(value) and not str(owner.get("__name__")).startswith("torch."):  # len and math do in a trace
             self.log.root(owner)
-            self._read(frame, PLAIN, owner, argval, value)
+            self.read(frame, PLAIN, owner, argval, value)
         shadow.push(frame.f_builtins.get(argval, UNKNOWN) if value is MISSING else value)
 
     def _name(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
@@ -140,7 +140,7 @@ class Reading:
         if value is not UNKNOWN:
             for cell in self.functions.cells(frame.f_code, argval, value, shadow.function):
                 self.log.root(cell)
-                self._read(frame, CELL, cell, argval, value)
+                self.read(frame, CELL, cell, argval, value)
         shadow.push(value)
 
     def _attribute(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
@@ -150,7 +150,7 @@ class Reading:
     def _attribute_of(self, frame: FrameType, shadow: Shadow, owner: Any, name: str) -> Any:
         if isinstance(owner, Tensor):
             return self._of_tensor(frame, owner, name)
-        if owner is UNKNOWN or is_leaf(owner):
+        if owner is UNKNOWN or (is_leaf(owner) and own_dictionary(owner) is None):
             return UNKNOWN
         if isinstance(owner, ParamList):
             return self._of_parameters(frame, owner, name)
@@ -161,10 +161,16 @@ class Reading:
             return shadow.result
         if isinstance(owner, types.ModuleType) and (drawn := draws(found[1], -1)):
             self.note(frame, drawn)
+        if found[0] and has_switches(owner):
+            self.log.root(owner, str(own(owner, "__name__", type(owner).__module__)))
         for kind, holder, key, value in found[0]:
             self.log.alias(holder, owner)
-            self._read(frame, kind, holder, key, value)
-        return shadow.result if found[1] is UNKNOWN and shadow.called else found[1]
+            self.read(frame, kind, holder, key, value)
+        if found[1] is UNKNOWN and shadow.called:
+            return shadow.result
+        if found[1] is UNKNOWN and all(isinstance(read[3], property) for read in found[0]):
+            self.log.deep(owner)  # a property whose code is a library's, or C's
+        return found[1]
 
     def _of_tensor(self, frame: FrameType, owner: Tensor, name: str) -> Any:
         """An attribute that the user put on a tensor; of a stand-in for a parameter, that of the parameter."""
@@ -178,7 +184,7 @@ class Reading:
         value = getattr(real, name, MISSING)
         if name != "requires_grad":
             self.log.root(real)
-        self._read(frame, ATTRIBUTE, real, name, value)
+        self.read(frame, ATTRIBUTE, real, name, value)
         return UNKNOWN if value is MISSING else value
 
     def _of_super(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
@@ -188,7 +194,7 @@ class Reading:
     def _of_parameters(self, frame: FrameType, owner: ParamList, name: str) -> Any:
         value = getattr(owner, name, UNKNOWN) if name in ".".join(owner.names).split(".") else UNKNOWN
         if isinstance(value, Tensor | ParamList):
-            self._read(frame, ATTRIBUTE, owner, name, value)
+            self.read(frame, ATTRIBUTE, owner, name, value)
             return value
         self.log.deep(owner)
         return UNKNOWN
@@ -209,7 +215,7 @@ class Reading:
                 value = dict.get(owner, key, MISSING) if kind == PLAIN else owner[key]
             except (KeyError, IndexError, TypeError):
                 value = MISSING
-            self._read(frame, kind, owner, key, value)
+            self.read(frame, kind, owner, key, value)
             return UNKNOWN if value is MISSING else value
         self.log.deep(owner)
         return UNKNOWN
@@ -217,13 +223,13 @@ class Reading:
     def _contains(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
         owner, key = shadow.pop(), shadow.pop()
         if type(owner) is dict and isinstance(key, str | int):
-            self._read(frame, PLAIN, owner, key, owner.get(key, MISSING))
+            self.read(frame, PLAIN, owner, key, owner.get(key, MISSING))
         else:
-            self._use([owner])
+            self.use([owner])
         shadow.push(UNKNOWN)
 
     def _used(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
-        self._use([shadow.pop()])
+        self.use([shadow.pop()])
 
     def _asked(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
         value = shadow.pop()
@@ -233,19 +239,19 @@ class Reading:
     def _spread(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
         value = shadow.pop()
         parts = list(value) if type(value) in (tuple, list) and len(value) == arg else [UNKNOWN] * arg
-        self._use([value])
+        self.use([value])
         shadow.stack += reversed(parts)
 
     def _spread_rest(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
-        self._use([shadow.pop()])
+        self.use([shadow.pop()])
         shadow.stack += [UNKNOWN] * (shadow.effect + 1)
 
     def _matched(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
-        self._use(shadow.stack[-2:-1])  # the mapping whose keys a pattern names
+        self.use(shadow.stack[-2:-1])  # the mapping whose keys a pattern names
         shadow.push(UNKNOWN)
 
     def _entered(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
-        self._use([shadow.pop()])
+        self.use([shadow.pop()])
         shadow.stack += [UNKNOWN, UNKNOWN]
 
     def _imported(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
@@ -280,7 +286,7 @@ class Reading:
 
     def _call_spread(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
         taken = shadow.pops(3 + int(arg or 0) % 2)
-        self._use([part for part in taken[2:] if is_container(part)])
+        self.use([part for part in taken[2:] if is_container(part)])
         given = [v for part in taken[2:] if is_container(part)
                  for v in (part.values() if isinstance(part, dict) else part)]  # fmt: skip
         shadow.push(self._called(frame, shadow, taken[:2], given))
@@ -289,7 +295,7 @@ class Reading:
         """Say what a call reads, and give its result if it is known."""
         function = next((head for head in heads if head is not UNKNOWN and callable(head)), UNKNOWN)
         if function is UNKNOWN:
-            self._use(given)
+            self.use(given)
             return UNKNOWN
         self.meet(function)
         if self.scripted is None and asks_sizes(function):
@@ -302,29 +308,9 @@ class Reading:
             self._made_of(frame, function)
         if shadow.called and self._follows(function):
             return UNKNOWN if isinstance(function, type) else shadow.result
-        if isinstance(owner, ContextVar) and name in ("set", "reset"):
-            (self._set.add if name == "set" else self._set.discard)(owner)
-            return UNKNOWN
-        if isinstance(owner, ContextVar) and name == "get":
-            if owner not in self._set:
-                self._read(frame, CONTEXT, owner, name, owner.get(MISSING))
-            return owner.get(*given[:1]) if owner.get(MISSING) is not MISSING else UNKNOWN
-        if isinstance(function, weakref.ref):
-            self.log.root(function())
-            return function()
-        if function is globals:
-            self.log.root(frame.f_globals)
-            return frame.f_globals
-        if function is inspect.signature and given and isinstance(function_of(given[0]), types.FunctionType):
-            for name in ("__defaults__", "__kwdefaults__"):  # which the signature shows as they are now
-                defaults = getattr(function_of(given[0]), name)
-                self._read(frame, ATTRIBUTE, function_of(given[0]), name, defaults)
-                self._use([defaults])
-            return UNKNOWN
-        if function is os.getenv:
-            self.log.root(os.environ, "os.environ")
-            self._use([os.environ])
-            return UNKNOWN
+        answer = answered(self, frame, function, given)
+        if answer is not NOT_KNOWN:
+            return answer
         if function is super and not given:
             return above(frame)
         if function is type and len(given) == 1 and given[0] is not UNKNOWN:
@@ -336,13 +322,15 @@ class Reading:
             return value if function is getattr else UNKNOWN
         if isinstance(owner, NOT_READ) and name in _WRITES:
             self.log.write(owner)
-            self._use(given)
+            self.use(given)
             return UNKNOWN
         if type(owner) is dict and name in _KEYED and given and isinstance(given[0], str | int):
             value = self._item_of(frame, owner, given[0])
             return value if name != "__contains__" else UNKNOWN
         bound = [] if owner is None or isinstance(owner, types.ModuleType | type) else [owner]
-        self._use([*bound, *given])
+        if not isinstance(function, types.FunctionType | types.BuiltinFunctionType | types.MethodType | type):
+            bound += [] if type(function).__module__.startswith("torch") else [function]
+        self.use([*bound, *given])
         return UNKNOWN
 
     def _made_of(self, frame: FrameType, kind: type) -> None:
@@ -351,7 +339,7 @@ class Reading:
         for read in of_class(kind, getattr(kind, "__dataclass_fields__", ())) if following is not None else ():
             if following is not None and read[2] == following.argval:
                 self.log.root(kind)
-                self._read(frame, *read)
+                self.read(frame, *read)
 
     def _follows(self, function: Any) -> bool:
         """Whether a call of it is a frame that is followed, and no callback of a library's."""
@@ -364,8 +352,10 @@ class Reading:
 
     # -- what is read ------------------------------------------------------------------------------------------------
 
-    def _read(self, frame: FrameType, kind: str, owner: Any, key: Any, value: Any) -> None:
+    def read(self, frame: FrameType, kind: str, owner: Any, key: Any, value: Any) -> None:
         self.meet(value, outside=partial(self.log.is_outside, owner))
+        if getattr(value, "__module__", None) == "decimal" or isinstance(value, Decimal):
+            calculates(self.log)
         if self._counts and isinstance(value, int | float):
             self.log.count(kind, owner, key)
             return
@@ -377,7 +367,7 @@ class Reading:
     def note(self, frame: FrameType, what: str) -> None:
         """What gives another value each time is read in a frame, which counts where it is the user's."""
         # A log, a collector's hook, or a table that a library keeps in a file.
-        libraries = what in READ and "site-packages" in frame.f_code.co_filename
+        libraries = what in READ - WAITED and "site-packages" in frame.f_code.co_filename
         if self.drawn is None and is_users(frame) and not libraries:
             self.drawn = Drawn(what, Place(frame, frame.f_lasti, frame.f_lineno).source())
 

@@ -5,38 +5,39 @@ another read, or something that was there from the start, so that each value can
 after anything on the way was replaced. Values are compared, tensors are held to their shape, dtype and device.
 """
 
-import gc
+import ctypes
 import logging
+import mmap
 import types
 import weakref
 from array import array
 from collections import deque
-from collections.abc import Container, ItemsView, Iterator, KeysView, Sequence, ValuesView
+from collections.abc import ItemsView, KeysView, ValuesView
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from shaped.params import ParamList
+from shaped.proof.contents import ARRAYS, ITERATORS
 
 PLAIN, ITEM, ATTRIBUTE, CELL, WHOLE, CONTEXT = "plain", "item", "attribute", "cell", "whole", "context"
 DESCRIBED = "described"  # a descriptor of a class, as it lies there: asked for as an attribute it would run its code
+CALLED = "called"  # what a function says that asks how this process is set
 READS = "reads"  # in a graph's meta: what its trace read from outside
 NOT_READ = (dict, list, set, deque)  # containers that methods may write into without reading
-_LIMIT = 20_000  # entries of containers that are looked at in one trace
 _LEAVES = (
     *(int, float, complex, str, bytes, type(None), type(Ellipsis), range, slice, Enum),
     *(torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format),
 )
 # What a program says goes through these; they change as others speak, and no number of it lies there.
-_SPEAKERS = (logging.Filterer, logging.Manager, logging.Formatter)
+SPEAKERS = (logging.Filterer, logging.Manager, logging.Formatter)
 _LIBRARIES = ("torch", "numpy", "builtins", "functorch", "einops", "math", "shaped", "jaxtyping", "sympy")
-_BYTES = bytearray, memoryview, array
-_VIEWS = KeysView, ValuesView, ItemsView, types.MappingProxyType  # of what they refer to
+BUFFERS = ctypes.Structure.__mro__[1], mmap.mmap  # all that ctypes makes
+_BYTES = bytearray, memoryview, array, *BUFFERS
+VIEWS = KeysView, ValuesView, ItemsView, types.MappingProxyType  # of what they refer to
 
 
 class _Missing:
@@ -97,6 +98,8 @@ class Read:
                 return self.owner.get(MISSING)
             if self.kind == ATTRIBUTE:
                 return getattr(self.owner, self.key, MISSING)
+            if self.kind == CALLED:
+                return flat(self.owner(*self.key))
             if self.kind == DESCRIBED:
                 return next((vars(c)[self.key] for c in self.owner.__mro__ if self.key in vars(c)), MISSING)
             return parts(self.owner)
@@ -113,6 +116,7 @@ class Reads:
         changed: What the program itself changes, of what it reads.
         settled: Such changes alter nothing: the program traced once more, after them, is the same.
         beyond: What holds too much to look at.
+        hidden: What keeps in C what is read of it.
         looks: What is read of an input beside its values and its shape.
         codes: What code was run, of those that are followed, with the name of the module that its globals are.
     """
@@ -121,6 +125,7 @@ class Reads:
     changed: list[Read] = field(default_factory=list)
     settled: bool = False
     beyond: str = ""
+    hidden: str = ""
     looks: str = ""
     codes: frozenset[tuple[types.CodeType, str]] = frozenset()
 
@@ -146,17 +151,28 @@ def parts(container: Any) -> Any:
         return container.copy()
     if isinstance(container, Tensor):
         return repr(container.tolist())
+    if isinstance(container, BUFFERS):
+        return bytes(container)
     return frozenset(container) if isinstance(container, set | frozenset) else tuple(container)
+
+
+def flat(value: Any) -> Any:
+    """What a function gave, to compare it with later: containers of numbers as tuples."""
+    if isinstance(value, dict):
+        return tuple((key, flat(held)) for key, held in value.items())
+    return tuple(map(flat, value)) if isinstance(value, list | tuple) else value
 
 
 def is_leaf(value: Any) -> bool:
     """Whether it is a number, a text or the like, which is compared by value."""
-    return isinstance(value, _LEAVES) or (type(value).__module__ == "numpy" and not is_array(value))
+    if isinstance(value, _LEAVES):
+        return True
+    return type(value).__module__ == "numpy" and not is_array(value) and type(value).__name__ not in ITERATORS
 
 
 def is_array(value: Any) -> bool:
     """Whether it is an array of NumPy."""
-    return type(value).__module__ == "numpy" and type(value).__name__ in ("ndarray", "memmap", "recarray")
+    return type(value).__module__ == "numpy" and type(value).__name__ in ARRAYS
 
 
 def is_container(value: Any, exact: bool = False) -> bool:
@@ -210,226 +226,6 @@ def own(value: Any, name: str, default: Any) -> Any:
         return object.__getattribute__(value, name)
     except AttributeError:
         return default
-
-
-class Log:
-    """Reads as they come. Which of them are from outside is told at the end: what is reached from the roots."""
-
-    def __init__(self) -> None:
-        self._found: dict[tuple[int, str, Any], Read] = {}
-        self._roots: dict[int, tuple[Any, str]] = {}
-        self._dictionaries: dict[int, Any] = {}  # of which object a dictionary is
-        self._within: dict[int, tuple[Any, list[Any]]] = {}  # what has no place in a set, a weak reference, as a key
-        self._seen: dict[int, Any] = {}
-        self._counted: set[tuple[int, str, Any]] = set()
-        self._written: dict[int, Any] = {}
-        self._budget = _LIMIT
-        self.beyond: Any = None
-
-    def root(self, owner: Any, name: str = "") -> None:
-        """Something that is there before the program runs, and what it is called."""
-        self._roots.setdefault(id(owner), (owner, name))
-
-    def alias(self, holder: Any, owner: Any) -> None:
-        """A dictionary that is an object's own."""
-        if holder is not owner and isinstance(holder, dict):
-            self._dictionaries.setdefault(id(holder), owner)
-        elif isinstance(holder, type):
-            self.root(holder)
-
-    def add(self, kind: str, owner: Any, key: Any, value: Any) -> None:
-        """Note a read, the first of its place."""
-        if isinstance(value, types.ModuleType):
-            self.root(vars(value), value.__name__)
-        elif isinstance(value, types.FunctionType | type):
-            self.root(value)
-        place = (id(owner), kind, key)
-        if place not in self._found:
-            self._found[place] = Read(kind, owner, key, value)
-
-    def count(self, kind: str, owner: Any, key: Any) -> None:
-        """A number that the program counts up."""
-        self._counted.add((id(owner), kind, key))
-
-    def write(self, container: Any) -> None:
-        """A container that the program changes: it may hold more at the next call."""
-        self._written[id(container)] = container
-
-    def is_outside(self, owner: Any) -> bool:
-        """Whether something is reached from the roots, as far as it is known by now."""
-        waiting, seen = [owner], set[int]()
-        sources: dict[int, list[Any]] = {}
-        for read in self._found.values():
-            sources.setdefault(id(read.value), []).append(read.owner)
-        while waiting:
-            one = waiting.pop()
-            if id(one) in self._roots:
-                return True
-            if id(one) not in seen:
-                seen.add(id(one))
-                waiting += sources.get(id(one), [])
-                waiting += [self._dictionaries[id(one)]] if id(one) in self._dictionaries else []
-                waiting += self._within[id(one)][1] if id(one) in self._within else []
-        return False
-
-    def deep(self, value: Any) -> None:
-        """All that is in a value is read."""
-        waiting = [value]
-        while waiting and self._budget > 0:
-            one = waiting.pop()
-            if id(one) in self._seen or not _holds(one):
-                continue
-            self._seen[id(one)] = one
-            for part in filter(_holds, _placeless(one)):
-                self._within.setdefault(id(part), (part, []))[1].append(one)
-                waiting.append(part)
-            for kind, owner, key, held in _contents(one):
-                self._budget -= 1
-                if owner is not one:
-                    self.alias(owner, one)
-                self.add(kind, owner, key, held)
-                if kind != WHOLE:
-                    waiting.append(held)
-        if self._budget <= 0 and self.beyond is None:
-            self.beyond = value
-
-    def reads(self) -> Reads:
-        """What was read from outside: the owner was there before, or was itself read from outside."""
-        by_owner: dict[int, list[Read]] = {}
-        for read in self._found.values():
-            by_owner.setdefault(id(read.owner), []).append(read)
-        owned: dict[int, list[int]] = {}
-        for holder, owner in self._dictionaries.items():
-            owned.setdefault(id(owner), []).append(holder)
-        inside: dict[int, list[Any]] = {}
-        for part, holders in self._within.values():
-            for holder in holders:
-                inside.setdefault(id(holder), []).append(part)
-        found: list[Read] = []
-        reached: set[int] = set()
-        waiting: list[tuple[int, int, str, bool]] = [
-            (at, -1, name or _name_of(owner), False) for at, (owner, name) in self._roots.items()
-        ]
-        while waiting:
-            at, parent, text, own = waiting.pop(0)
-            if at in reached:
-                continue
-            reached.add(at)
-            waiting.extend((holder, parent, text, True) for holder in owned.get(at, ()))
-            waiting.extend((id(part), -1, _name_of(part), False) for part in inside.get(at, ()))
-            for read in by_owner.get(at, ()):
-                if is_traced(read.value) and (read.kind != ITEM or id(read.owner) not in self._written):
-                    continue  # an input of the graph; and a proof that is over keeps none of its tensors
-                read.value = MISSING if is_traced(read.value) else read.value
-                read.parent, read.own, read.text = parent, own, _text(read, text, own)
-                if isinstance(read.value, Tensor):
-                    read.first, read.proved = read.value, (read.value.shape, read.value.dtype, read.value.device)
-                found.append(read)
-                if any(id(read.value) in known for known in (by_owner, owned, inside)):
-                    waiting.append((id(read.value), len(found) - 1, read.text, False))
-        beyond = next((r.text for r in found if r.value is self.beyond), "") if self.beyond is not None else ""
-        changed = [read for read in found if self._is_changed(read)]
-        for read in changed:
-            if not is_leaf(read.value):
-                read.value = MISSING  # it may hold tensors of the trace
-        for read in found:
-            if read.kind == WHOLE and isinstance(read.value, tuple):
-                read.value = tuple([PLACED if is_traced(part) else part for part in read.value])
-        return Reads(found, changed, beyond=beyond)
-
-    def _is_changed(self, read: Read) -> bool:
-        if (id(read.owner), read.kind, read.key) in self._counted or id(read.owner) in self._written:
-            return True
-        if is_node(read):  # one like it may take its place
-            return type(read.now()) is not type(read.value)
-        return not is_traced(read.value) and not same(read.value, read.now())
-
-
-def _holds(value: Any) -> bool:
-    """Whether there is something in a value that a program may read."""
-    if is_container(value) or isinstance(value, (weakref.ref, *_VIEWS)):
-        return True
-    closed = (Tensor, nn.Module, types.ModuleType, types.FunctionType, type, *_SPEAKERS)
-    if isinstance(value, closed) or is_leaf(value) or is_traced(value):
-        return False
-    if isinstance(value, types.MethodType | ParamList) or hasattr(type(value), "__slots__"):
-        return True
-    return own(value, "__dict__", None) is not None  # without a `__getattr__` of its own
-
-
-def _placeless(value: Any) -> list[Any]:
-    """What a value holds that no key finds: the entries of a set, a mapping's keys, what is referred to weakly."""
-    if isinstance(value, weakref.ref):
-        return [value()]
-    if isinstance(value, _VIEWS):
-        return gc.get_referents(value)
-    return list(value) if isinstance(value, dict | set | frozenset) else []
-
-
-def _contents(value: Any) -> Iterator[tuple[str, Any, Any, Any]]:
-    """Everything in a value, as reads; the tensors of a trace are none of ours."""
-    if isinstance(value, dict):
-        yield WHOLE, value, None, parts(value)
-        yield from ((PLAIN, value, key, held) for key, held in list(value.items()))
-    elif is_container(value):
-        yield WHOLE, value, None, parts(value)
-        if not is_array(value):
-            numbered = enumerate(value) if not isinstance(value, set | frozenset) else ()
-            yield from ((ITEM, value, i, held) for i, held in numbered if not is_leaf(held))
-    elif isinstance(value, ParamList):
-        yield from ((ITEM, value, i, tensor) for i, tensor in enumerate(value))
-    elif isinstance(value, types.MethodType):
-        yield ATTRIBUTE, value, "__self__", value.__self__
-    elif isinstance(value, partial):
-        yield from ((ATTRIBUTE, value, name, getattr(value, name)) for name in ("func", "args", "keywords"))
-    else:
-        try:
-            held_by = getattr(value, "__dict__", None)
-        except Exception:  # code of its own
-            held_by = None
-        if isinstance(held_by, dict):
-            yield from ((PLAIN, held_by, key, held) for key, held in list(held_by.items()))
-        for kind in type(value).__mro__:
-            for name in _slots(kind):
-                yield ATTRIBUTE, value, name, getattr(value, name, MISSING)
-        yield from of_class(type(value), held_by if isinstance(held_by, dict) else ())
-
-
-def of_class(kind: type, hidden: Container[str] = ()) -> Iterator[tuple[str, Any, Any, Any]]:
-    """The values that users' classes give to all of a kind, as reads; their code is told by its frames."""
-    names: set[str] = set()
-    for one in kind.__mro__:
-        for name, held in list(vars(one).items()) if not is_library(one.__module__) else ():
-            coded = name.startswith(("__", "_abc_")) or hasattr(type(held), "__get__")
-            if not coded and name not in names and name not in hidden:
-                yield ATTRIBUTE, kind, name, held
-            names.add(name)
-
-
-def _slots(kind: type) -> Sequence[str]:
-    slots = vars(kind).get("__slots__", ())
-    return [s for s in ((slots,) if isinstance(slots, str) else slots) if s not in ("__dict__", "__weakref__")]
-
-
-def _name_of(root: Any) -> str:
-    return "" if isinstance(root, dict | types.CellType) else str(own(root, "__name__", type(root).__name__))
-
-
-def _text(read: Read, owner: str, own: bool) -> str:
-    if read.kind in (WHOLE, CONTEXT):
-        return owner
-    if read.kind == CELL:
-        return str(read.key)
-    if read.kind in (ATTRIBUTE, DESCRIBED) or own:
-        return f"{owner}.{read.key}" if owner else str(read.key)
-    if not owner:
-        return str(read.key)
-    module, _, kept = owner.rpartition(".")
-    if kept in ("_modules", "_parameters", "_buffers"):
-        return f"{module}.{read.key}"
-    if read.kind == PLAIN and isinstance(read.owner, dict) and "__name__" in read.owner:
-        return f"{owner}.{read.key}"
-    return f"{owner}[{read.key!r}]"
 
 
 def _lies(tensor: Tensor) -> Any:

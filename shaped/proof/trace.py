@@ -262,7 +262,8 @@ def _graph(
 ) -> GraphModule:
     """The operations of one run, with what it reads from outside; `missing` gets what has no gradient."""
     world_check, shown = partial(_check_within, world, {}), partial(shape_text, world=world)
-    watching = recorder.watching = Watching((setting.signature.function, setting.strategy, *setting.roots))
+    roots = (setting.signature.function, setting.strategy, *setting.roots)
+    watching = recorder.watching = Watching(roots, setting.signature.name)
 
     def joint(*flat: Tensor) -> tuple[Any, ...]:
         recorder.tensors, standing = flat, Standing(setting.held, flat)
@@ -300,7 +301,7 @@ def _graph(
     recorder.claims = Claims(world, getattr(function, "__code__", None))
     with tracing(), world.mode:  # beneath make_fx's own, for factories such as torch.ones(seq)
         graph = graph_of(joint, tensors)
-    graph.meta[READS] = watching.reads(setting.signature.name, setting.is_loss)
+    graph.meta[READS] = watching.reads(setting.is_loss)
     return graph
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from shaped.errors import Goal, Unprovable
-from shaped.proof.drawn import READ, Drawn, asks
+from shaped.proof.drawn import READ, WAITED, Drawn, asks
 from shaped.proof.instructions import UNKNOWN, Shadow, instructions
 from shaped.proof.reading import Reading
 from shaped.proof.reads import WHOLE, Reads, is_array, is_traced, parts
@@ -48,9 +48,11 @@ class Watching:
 
     Args:
         roots: What the program has from the start: a loss, a strategy, the modules that are trained.
+        name: Of the program.
     """
 
-    def __init__(self, roots: Iterable[Any] = ()) -> None:
+    def __init__(self, roots: Iterable[Any] = (), name: str = "") -> None:
+        self._name = name
         self._reading = Reading()
         self._found = Reads()
         self._frames: dict[FrameType, Shadow] = {}
@@ -84,7 +86,7 @@ class Watching:
         """The tensors that stand for the program's own in this trace, by name."""
         self._reading.inputs = {id(tensor): name for name, tensor in inputs.items()}
 
-    def reads(self, name: str, is_loss: bool) -> Reads:
+    def reads(self, is_loss: bool) -> Reads:
         """What was read from outside.
 
         Raises:
@@ -94,24 +96,28 @@ class Watching:
         drawn, scripted = self._reading.drawn, self._reading.scripted
         if scripted is not None:
             raise Unprovable(
-                f"`{name}` calls a function of TorchScript here that reads sizes, which are plain numbers to it, so "
-                "this holds for one size only.",
+                f"`{self._name}` calls a function of TorchScript here that reads sizes, which are plain numbers to it, "
+                "so this holds for one size only.",
                 scripted,
                 Goal(hint="call the function that it was made of, without torch.jit; or declare static=(...)"),
             )
         if drawn is not None and is_loss:
-            is_read = drawn.what in READ
-            raise Unprovable(
-                f"`{name}` {'reads' if is_read else 'draws from'} {drawn.what}, which a compiled step would not do "
-                "again.",
-                drawn.source,
-                Goal(
-                    hint="read it outside, and pass it as an input"
-                    if is_read
-                    else "draw outside and pass it as an input, or draw from torch's default generator"
-                ),
-            )
+            raise self._refusal(drawn)
         return self._found
+
+    def _refusal(self, drawn: Drawn) -> Unprovable:
+        is_read = drawn.what in READ
+        hint = (
+            "read it outside, and pass it as an input"
+            if is_read
+            else "draw outside and pass it as an input, or draw from torch's default generator"
+        )
+        done = "reads" if is_read else "draws from"
+        return Unprovable(
+            f"`{self._name}` {done} {drawn.what}, which a compiled step would not do again.",
+            drawn.source,
+            Goal(hint=hint),
+        )
 
     def enters(self, operation: str, operands: Sequence[Tensor], function: Any = None) -> bool:
         """An operation begins: follow no new frame until `resume`. False if the operation may call the user's code."""
@@ -183,7 +189,9 @@ class Watching:
                 return self._within
             self._reading.finish(frame, shadow, offset)
             shadow.last, shadow.offset, shadow.called, shadow.result = found, offset, False, UNKNOWN
-            self._reading.begin(shadow)
+            self._reading.begin(frame, shadow)
+            if self._reading.drawn is not None and self._reading.drawn.what in WAITED:
+                raise self._refusal(self._reading.drawn)
         elif event == "exception":
             if shadow.last is not None and shadow.last.name in _LOOKS:  # what is not there may come
                 self._reading.finish(frame, shadow, -1)

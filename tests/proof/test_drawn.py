@@ -1,13 +1,16 @@
 """A loss that gives something else at each call is refused, and one that seeds what it draws from is not."""
 
+import ctypes
 import datetime
 import gc
 import io
 import itertools
 import json
 import os
+import queue
 import random
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,14 +19,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from shaped import Unprovable
+from shaped import Unprovable, prove
 from shaped.proof.watching import Watching
 
 OWN, NUMPY = random.Random(3), np.random.default_rng(0)
 PARAMETER = torch.ones(1)
 GENERATOR, FACTORS, PATH = torch.Generator(), itertools.count(1), Path(__file__)
 STREAM = io.StringIO("[1]")
+LIBRARY = ctypes.CDLL(None)
 DESCRIPTOR = os.open(os.devnull, os.O_RDONLY)
 
 
@@ -73,6 +79,7 @@ DRAWN: list[tuple[Callable[[Any], Any], str]] = [
     (lambda x: torch.initial_seed() % 7 * x, "reads the seed of torch's generator"),
     (lambda x: torch.default_generator.get_state().sum() * x, "reads the seed of torch's generator"),
     (lambda x: PARAMETER._version * x, "reads how often a tensor was written"),
+    (lambda x: LIBRARY.abs(-3) * x, "reads what a function of C gives"),
 ]
 
 
@@ -80,12 +87,12 @@ DRAWN: list[tuple[Callable[[Any], Any], str]] = [
 def test_a_loss_that_draws_from_what_torch_does_not_seed_or_reads_the_clock_is_refused(
     function: Callable[[Any], Any], said: str
 ) -> None:
-    with Watching([function]) as watching:
+    with Watching([function], "f") as watching:
         function(2)
 
     with pytest.raises(Unprovable, match=said):
-        watching.reads("f", True)
-    watching.reads("f", False)  # its shapes do not depend on it
+        watching.reads(True)
+    watching.reads(False)  # its shapes do not depend on it
 
 
 SEEDED: list[Callable[[Any], Any]] = [
@@ -102,7 +109,26 @@ SEEDED: list[Callable[[Any], Any]] = [
 
 @pytest.mark.parametrize("function", SEEDED)
 def test_a_generator_that_the_loss_makes_and_seeds_gives_the_same_each_time(function: Callable[[Any], Any]) -> None:
-    with Watching([function]) as watching:
+    with Watching([function], "f") as watching:
         function(2)
 
-    watching.reads("f", True)
+    watching.reads(True)
+
+
+WAITING: dict[str, Callable[[], Any]] = {
+    "reads a queue": queue.Queue().get,
+    "reads a queue,": queue.SimpleQueue().get,
+    "reads what another thread does": threading.Event().wait,
+    "reads what is typed": input,
+}
+
+
+@pytest.mark.parametrize("said", WAITING)
+def test_what_a_program_would_wait_for_is_refused_before_it_waits(said: str) -> None:
+    wait = WAITING[said]
+
+    def waiting(x: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        return x * float(wait() or 1)
+
+    with pytest.raises(Unprovable, match=said):
+        prove(waiting)

@@ -368,9 +368,9 @@ READ: list[tuple[str, Callable[[Any], Any], set[str]]] = [
 
 
 def leaves(function: Callable[..., Any], *args: Any) -> set[str]:
-    with Watching([function]) as watching:
+    with Watching([function], "f") as watching:
         function(*args)
-    found = watching.reads("f", True).found
+    found = watching.reads(True).found
     texts = {read.text for read in found if is_value(read) and not any(name in read.text for name in TORCHS)}
     return texts - set(vars(builtins))  # which a global may hide
 
@@ -397,10 +397,10 @@ def test_a_program_that_reads_nothing_has_no_values_to_watch(function: Callable[
 
 def test_each_of_the_functions_that_share_their_code_has_cells_of_its_own() -> None:
     function = two_of_one_code()
-    with Watching([function]) as watching:
+    with Watching([function], "f") as watching:
         function(2)
 
-    assert [read.value for read in watching.reads("f", True).found if read.text == "k"] == [0.7, 0.9]
+    assert [read.value for read in watching.reads(True).found if read.text == "k"] == [0.7, 0.9]
 
 
 def test_what_the_program_itself_changes_is_told() -> None:
@@ -408,7 +408,7 @@ def test_what_the_program_itself_changes_is_told() -> None:
         CONFIG["step"] += 1
         return float(CONFIG["step"] * x)
 
-    with Watching([counted]) as watching:
+    with Watching([counted], "f") as watching:
         counted(2)
 
-    assert [read.text for read in watching.reads("f", True).changed] == ["CONFIG['step']"]
+    assert [read.text for read in watching.reads(True).changed] == ["CONFIG['step']"]
