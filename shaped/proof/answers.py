@@ -34,7 +34,7 @@ _MODULES = {
 _ASKS = re.compile(r"^_?(get|is_|are_|active_|current_)|_enabled$")
 # What a trace sets itself, what no step changes, and what is refused.
 _OTHERS = re.compile(r"grad_enabled|inference|autocast|compiling|exporting|tracing|scripting|available|built|rng_state")
-_OF_OBJECTS = {  # methods that say how an object is, which nothing else tells
+_OF_OBJECTS: dict[str, Any] = {  # methods that say how an object is, which nothing else tells
     **dict.fromkeys(("isEnabledFor", "getEffectiveLevel", "hasHandlers"), logging.Logger),
     "locked": (type(threading.Lock()), threading.Semaphore),
     "cache_info": _lru_cache_wrapper,

@@ -36,9 +36,13 @@ _KNOWN = {
 }
 
 
-@cache
-def hidden_part(kind: type) -> type | None:
+def hidden_part(kind: Any) -> type | None:
     """The part of a class that is C and keeps what no dictionary tells: of a subclass of float, its number."""
+    return _hidden_part(kind)
+
+
+@cache
+def _hidden_part(kind: Any) -> type | None:
     return next((base for base in kind.__mro__ if base not in _TOLD and _is_of_c(base)), None)
 
 
@@ -61,7 +65,6 @@ def hides(value: Any) -> bool:
     return hidden.__module__ != "_ctypes" or not _is_whole(type(value))
 
 
-@cache
 def _is_whole(kind: Any) -> bool:
     """Whether a type of ctypes keeps its numbers itself, and no address of others."""
     if issubclass(kind, ctypes.Structure | ctypes.Union):

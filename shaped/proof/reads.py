@@ -35,7 +35,7 @@ _LEAVES = (
 # What a program says goes through these; they change as others speak, and no number of it lies there.
 SPEAKERS = (logging.Filterer, logging.Manager, logging.Formatter)
 _LIBRARIES = ("torch", "numpy", "builtins", "functorch", "einops", "math", "shaped", "jaxtyping", "sympy")
-BUFFERS = ctypes.Structure.__mro__[1], mmap.mmap  # all that ctypes makes
+BUFFERS: tuple[Any, ...] = ctypes.Structure.__mro__[1], mmap.mmap  # all that ctypes makes
 _BYTES = bytearray, memoryview, array, *BUFFERS
 VIEWS = KeysView, ValuesView, ItemsView, types.MappingProxyType  # of what they refer to
 
