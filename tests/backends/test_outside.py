@@ -1,16 +1,11 @@
 """What a loss reads from outside: both backends follow it, or say that they do not."""
 
-import ctypes
 import inspect
-import logging
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from enum import Enum
-from functools import lru_cache
-from multiprocessing import Value
 from types import SimpleNamespace
 from typing import Any
 
@@ -145,50 +140,6 @@ def late() -> float:
     return SCHEDULE.now() + hasattr(SPACE, "late")
 
 
-class Color(Enum):
-    RED = "red"
-
-
-class Rate(float):
-    """A number that has more than its value."""
-
-
-class Slotted:
-    __slots__ = ("__rate",)
-
-    def put(self, value: float) -> None:
-        self.__rate = value
-
-    def now(self) -> float:
-        return float(repr(self)) + self.__rate * 0
-
-    def __repr__(self) -> str:
-        return str(self.__rate)
-
-
-@lru_cache
-def answered(key: str) -> float:
-    return weight + len(key)
-
-
-def put_in_cache(value: float) -> None:
-    """A cache goes on with what it computed once."""
-    answered.cache_clear()
-    put("weight")(value - 1)
-    answered("a")
-    put("weight")(7.0)
-
-
-def put_level(value: float) -> None:
-    LOGGER.setLevel(10 * int(value))
-
-
-def put_errors(value: float) -> None:
-    np.seterr(under="warn" if value == 2 else "ignore")
-
-
-NUMBER, SHARED, LOGGER = ctypes.c_double(0.0), Value("d", 0.0), logging.getLogger("tests.outside")
-TRIPLE, RATE, SLOTTED = (ctypes.c_double * 3)(), Rate(), Slotted()
 loss_of_closure, change_closure = enclosed()
 (first_of_two, _), (second_of_two, change_second) = enclosed_value(), enclosed_value()
 first_default, second_default = with_default(0.0), with_default(0.0)
@@ -233,26 +184,6 @@ READ: dict[str, tuple[Callable[..., Any], Callable[[float], Any]]] = {
     "a key that was made when it was missing": (reading(lambda: DEFAULTS["beta"]), lambda v: DEFAULTS.update(beta=v)),
     "code of a function": (reading(lambda: edited()), put_code),
     "what comes and is replaced": (reading(late), put_late),
-    "a number of C's": (reading(lambda: NUMBER.value), lambda v: setattr(NUMBER, "value", v)),
-    "numbers of C's": (reading(lambda: sum(TRIPLE)), lambda v: TRIPLE.__setitem__(1, v)),
-    "a number that processes share": (reading(lambda: SHARED.value), lambda v: setattr(SHARED, "value", v)),
-    "whether a logger would speak": (reading(lambda: 2.0 - LOGGER.isEnabledFor(15)), put_level),
-    "a logger's level": (reading(lambda: LOGGER.getEffectiveLevel() / 10), put_level),
-    "how NumPy takes an error": (reading(lambda: 1.0 + (np.geterr()["under"] == "warn")), put_errors),
-    "a switch of torch's": (
-        reading(lambda: 1.0 + torch.backends.cudnn.benchmark),
-        lambda v: setattr(torch.backends.cudnn, "benchmark", v == 2),
-    ),
-    "what a member of an enumeration was given": (
-        reading(lambda: getattr(Color.RED, "rate")),  # noqa: B009
-        lambda v: setattr(Color.RED, "rate", v),
-    ),
-    "what a number of a class of its own was given": (
-        reading(lambda: getattr(RATE, "rate")),  # noqa: B009
-        lambda v: setattr(RATE, "rate", v),
-    ),
-    "a slot under a private name": (reading(lambda: SLOTTED.now()), lambda v: SLOTTED.put(v)),
-    "what a cache answers": (reading(lambda: answered("a")), put_in_cache),
 }
 
 
@@ -395,19 +326,6 @@ def test_eager_steps_follow_a_value_that_changes_for_ever(monkeypatch: pytest.Mo
             CONFIG["beta"] = 0.5 + value
 
             assert trainer.step(X, lr=0.1).item() == 0.5 + value
-
-
-def test_what_an_object_keeps_where_nothing_tells_of_it_is_not_compiled() -> None:
-    pointer = ctypes.pointer(NUMBER)
-
-    def pointed(p: P, x: Float[Tensor, "b n"]) -> Scalar:
-        return (x @ p.w).mean() * pointer[0]
-
-    with pytest.raises(ExecutorError) as raised:
-        ScalarTrainer(pointed, P(w=torch.ones(3)), backend="compiled").step(X, lr=0.1)
-
-    assert "reads `pointer` (" in str(raised.value)
-    assert "from outside, and what that holds cannot be watched: pass it as an input" in str(raised.value)
 
 
 def test_what_a_loss_changes_itself_is_not_compiled() -> None:
