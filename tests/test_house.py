@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # One row of the table in docs/contributing.md is one room: its modules may import each other, and those below them.
 ROOMS = [
     (0, ("shaped_kernels",)),
-    (0, ("shaped.errors", "shaped.arguments", "shaped.files")),
+    (0, ("shaped.errors", "shaped.arguments", "shaped.files", "shaped.importing")),
     (1, ("shaped.shapes",)),
     (
         2,
@@ -147,6 +147,23 @@ def test_importing_shaped_imports_nothing_that_a_first_user_may_not_need() -> No
     answer = subprocess.run([sys.executable, "-c", program], env=path, capture_output=True, text=True, check=True)
 
     assert answer.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("before", "after"), [("gc.enable()", "True 0"), ("gc.disable()", "False 0")])
+def test_importing_shaped_looks_for_no_garbage_and_leaves_the_collector_as_it_was(before: str, after: str) -> None:
+    program = f"""if True:
+        import gc
+        {before}
+        starts = []
+        gc.callbacks.append(lambda phase, info: starts.append(info))
+        import shaped
+        assert len(starts) < 20, len(starts)  # torch alone starts hundreds
+        print(gc.isenabled(), gc.get_freeze_count())
+    """
+    path = {"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "PATH": "/usr/bin:/bin"}
+    answer = subprocess.run([sys.executable, "-c", program], env=path, capture_output=True, text=True, check=True)
+
+    assert answer.stdout.strip() == after
 
 
 def test_importing_the_workflow_imports_no_extra() -> None:

@@ -44,7 +44,8 @@ def exported(door: str) -> list[str]:
     """The public names of a door, sorted: what a package's `__init__` imports, what a module defines."""
     tree = ast.parse(source(door).read_text())
     if source(door).name == "__init__.py":
-        names = [a.asname for n in tree.body if isinstance(n, ast.ImportFrom) for a in n.names if a.asname]
+        imports = [n for top in tree.body for n in (top.body if isinstance(top, ast.With) else [top])]
+        names = [a.asname for n in imports if isinstance(n, ast.ImportFrom) for a in n.names if a.asname]
         names += [n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
     else:
         names = [n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
