@@ -3,7 +3,7 @@
 The door: what is imported here is public, and nothing else is.
 """
 
-from shaped.importing import uncollected as _uncollected
+from shaped.garbage import uncollected as _uncollected
 
 with _uncollected():
     from shaped import init as init

@@ -32,6 +32,7 @@ from shaped.backends.products import choose_products
 from shaped.backends.units import given, together
 from shaped.backends.vectors import doubted, unasked
 from shaped.errors import ShapedError, first_line
+from shaped.garbage import young_collected
 
 Flat = Callable[..., tuple[Any, ...]]
 _METADATA = ("val", "tensor_meta", "original_aten", "seq_nr")  # of a node: what the compiler reads
@@ -317,7 +318,8 @@ def _settings() -> Iterator[None]:
     # code is found there that was made without what is mended here.
     cacheable = {**config.unsafe_marked_cacheable_functions, "shaped": f"{MENDED}; {ORDERED}"}
     ours = config.patch(size_asserts=False, unsafe_marked_cacheable_functions=cacheable)
-    with torch.no_grad(), warnings.catch_warnings(), ours, mended(), ordered(), unasked(), together():
+    quiet = warnings.catch_warnings()
+    with torch.no_grad(), quiet, young_collected(), ours, mended(), ordered(), unasked(), together():
         warnings.simplefilter("ignore")
         yield
 

@@ -9,6 +9,7 @@ import torch
 
 from shaped.arguments import OWN, checked
 from shaped.errors import ProofError, ShapedError, SignatureError, first_line, listing
+from shaped.garbage import young_collected
 from shaped.proof.proof import Proof
 from shaped.proof.setting import Setting
 from shaped.shapes import read_signature
@@ -104,7 +105,7 @@ def prove_setting(
     from shaped.proof.search import ProofSearch
 
     roots = setting.signature.function, setting.call, setting.strategy
-    with proving(), keeping(*roots) as kept, heard_once(kept.printing):
+    with young_collected(), proving(), keeping(*roots) as kept, heard_once(kept.printing):
         if setting.signature.axes:
             return prove_ranks(setting, assume, static)
         return ProofSearch(setting, assume, static).proof()
