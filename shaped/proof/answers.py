@@ -9,21 +9,24 @@ import inspect
 import logging
 import os
 import re
+import sys
 import threading
 import types
 import weakref
 from collections.abc import Sequence
 from contextvars import ContextVar
 from functools import _lru_cache_wrapper
+from importlib import import_module
 from types import FrameType
 from typing import Any, Protocol
 
 from torch import Tensor
 
-from shaped.proof.closures import function_of
+from shaped.proof.closures import content, function_of
+from shaped.proof.contents import own_dictionary
 from shaped.proof.instructions import UNKNOWN
-from shaped.proof.log import Log
-from shaped.proof.reads import ATTRIBUTE, CALLED, CONTEXT, MISSING, flat, is_leaf, is_library, is_traced, own
+from shaped.proof.log import Log, of_class
+from shaped.proof.reads import ATTRIBUTE, CALLED, CELL, CONTEXT, MISSING, flat, is_leaf, is_library, is_traced, own
 from shaped.proof.source import is_users
 
 NOT_KNOWN: Any = object()
@@ -31,9 +34,11 @@ _MODULES = {
     *("torch", "numpy", "sys", "gc", "locale", "_locale", "signal", "_signal", "decimal", "_decimal", "logging"),
     *("threading", "_thread", "warnings", "posix", "os", "faulthandler"),
 }
-_ASKS = re.compile(r"^_?(get|is_|are_|active_|current_)|_enabled$")
+_ASKS = re.compile(r"^_?(get|is|are_|active_|current_)|_enabled$|^setlocale$")
 # What a trace sets itself, what no step changes, and what is refused.
-_OTHERS = re.compile(r"grad_enabled|inference|autocast|compiling|exporting|tracing|scripting|available|built|rng_state")
+_OTHERS = re.compile(
+    r"grad_enabled|inference|autocast|compiling|exporting|tracing|scripting|available|built|rng_state|frame"
+)
 _OF_OBJECTS: dict[str, Any] = {  # methods that say how an object is, which nothing else tells
     **dict.fromkeys(("isEnabledFor", "getEffectiveLevel", "hasHandlers"), logging.Logger),
     "locked": (type(threading.Lock()), threading.Semaphore),
@@ -78,6 +83,18 @@ def answered(reader: Reader, frame: FrameType, function: Any, given: list[Any]) 
     if function in (os.getenv, os.path.expandvars, os.path.expanduser):
         reader.log.root(os.environ, "os.environ")
         reader.use([os.environ])
+        return UNKNOWN
+    if function in (__import__, import_module) and _are_plain(given):
+        name = str(given[0])
+        return sys.modules.get(name if function is import_module else name.partition(".")[0], UNKNOWN)
+    if function is dir and given and (held := own_dictionary(given[0])) is not None:
+        reader.log.alias(held, given[0])
+        reader.use([held])
+        return UNKNOWN
+    if function is vars and given and isinstance(given[0], type):
+        for read in of_class(given[0]):
+            reader.log.root(given[0])
+            reader.read(frame, *read)
         return UNKNOWN
     if isinstance(function, _lru_cache_wrapper) and not is_library(function.__module__):
         return _of_cache(reader, frame, function, given)
@@ -132,6 +149,21 @@ def _of_process(reader: Reader, frame: FrameType, function: Any, given: list[Any
     reader.log.root(function, f"{module}.{name}")
     reader.read(frame, CALLED, function, tuple(given), said)
     return UNKNOWN if type(said) is tuple else said
+
+
+def enclosed(reader: Reader, frame: FrameType, function: types.FunctionType) -> None:
+    """What a function that is not followed has in its closure, and the functions there in theirs."""
+    waiting, seen = [function], set[int]()
+    while waiting:
+        one = waiting.pop()
+        seen.add(id(one))
+        for name, cell in zip(one.__code__.co_freevars, one.__closure__ or (), strict=True):
+            held = content(cell)
+            reader.log.root(cell)
+            reader.read(frame, CELL, cell, name, held)
+            if isinstance(held, types.FunctionType) and id(held) not in seen:
+                waiting.append(held)
+            reader.use([held])
 
 
 def calculates(log: Log) -> None:

@@ -37,8 +37,20 @@ _PARSED = {
     *(("configparser", "read"), ("linecache", "getline"), ("linecache", "getlines")),
     *(("gzip", "open"), ("bz2", "open"), ("zipfile", "__init__")),
 }
-_READS = {"read", "read1", "readall", "readinto", "readline", "readlines", "getvalue", "getbuffer", "peek"}  # of a file
+_READS = {
+    "read",
+    "read1",
+    "readall",
+    "readinto",
+    "readline",
+    "readlines",
+    "getvalue",
+    "getbuffer",
+    "peek",
+    "tell",
+}  # of a file
 _WRITERS = ("dump", "save", "write", "print")  # what is given a file to write into, of whatever library
+_OF_OBJECTS = {"getrefcount", "getweakrefcount", "getweakrefs", "_getframe", "currentframe"}  # counts, frames
 _SEEDS = {"manual_seed", "seed", "initial_seed", "get_rng_state", "set_rng_state", "fork_rng", "get_state", "set_state"}
 
 
@@ -77,7 +89,7 @@ def draws(function: Any, given: int) -> str:
     module, name = own(function, "__module__", None) or "", own(function, "__name__", "")
     if isinstance(owner, io.IOBase) and name in _READS:
         return FILE
-    if "cuda" in module and "memory" in name:
+    if ("cuda" in module and "memory" in name) or name in _OF_OBJECTS:
         return STATE
     if name in _SEEDS and (
         owner is torch.default_generator or (module.startswith("torch") and module.endswith("random"))
@@ -100,7 +112,7 @@ def waits(function: Any) -> str:
     modules = {kind.__module__ for kind in type(owner).__mro__}
     if name in _TAKES and modules & _QUEUES:
         return QUEUE
-    if name == "wait" and "threading" in modules:
+    if name in ("wait", "start") and "threading" in modules:
         return OTHERS
     return INPUT if function is input else ""
 

@@ -189,7 +189,7 @@ class Log:
 
 def _holds(value: Any) -> bool:
     """Whether there is something in a value that a program may read."""
-    if is_container(value) or isinstance(value, (weakref.ref, *VIEWS)):
+    if is_container(value) or issubclass(type(value), (weakref.ref, *VIEWS)):
         return True
     closed = (Tensor, nn.Module, types.ModuleType, types.FunctionType, type, *SPEAKERS)
     if isinstance(value, closed) or is_traced(value):
@@ -206,7 +206,7 @@ def _placeless(value: Any) -> list[Any]:
     """What a value holds that no key finds: the entries of a set, a mapping's keys, what is referred to weakly."""
     if isinstance(value, weakref.ref):
         return [value()]
-    if isinstance(value, VIEWS):
+    if issubclass(type(value), VIEWS):
         return gc.get_referents(value)
     return list(value) if isinstance(value, dict | set | frozenset) else []
 

@@ -8,8 +8,10 @@ from torch import nn
 
 from shaped.proof.contents import own_dictionary
 from shaped.proof.instructions import UNKNOWN
+from shaped.proof.log import of_class
 from shaped.proof.reads import ATTRIBUTE, DESCRIBED, MISSING, PLAIN, is_leaf, is_library, is_opaque
 
+_SWITCHES = "torch.backends"
 Found = tuple[list[tuple[str, Any, Any, Any]], Any]
 
 
@@ -17,11 +19,12 @@ def looked_up(owner: Any, name: str) -> Found | None:
     """The reads of an attribute, without running code, and its value; None where code decides."""
     if isinstance(owner, types.ModuleType):
         held = vars(owner)
-        if name not in held and is_opaque(owner):
-            return _switch(owner, name)
+        if is_opaque(owner) and (name not in held or owner.__name__.startswith(_SWITCHES)):
+            return _switch(owner, name) or (None if name not in held else ([], held[name]))
         if name not in held:
             return None if "__getattr__" in held else ([(PLAIN, held, name, MISSING)], UNKNOWN)
-        return [(PLAIN, held, name, held[name])] if not is_opaque(owner) else [], held[name]
+        kept = not is_opaque(owner) or (own_dictionary(held[name]) is not None and not callable(held[name]))
+        return [(PLAIN, held, name, held[name])] if kept else [], held[name]
     if isinstance(owner, super):
         return _of_super(owner, name)
     kind = owner if isinstance(owner, type) else type(owner)
@@ -34,6 +37,8 @@ def looked_up(owner: Any, name: str) -> Found | None:
     if isinstance(owner, Enum) and name in ("value", "name"):
         name = f"_{name}_"  # which these give
     above = next(((c, vars(c)[name]) for c in kind.__mro__ if name in vars(c)), None)
+    if isinstance(owner, type) and name == "__dict__":
+        return [*of_class(owner)], UNKNOWN
     if isinstance(owner, type):
         return _of_class(above, name, kind) or _absent(owner, name, kind, None)
     own = own_dictionary(owner)
@@ -66,13 +71,13 @@ def has_switches(owner: Any) -> bool:
     """Whether it is a library's module, or stands for one: what it has are functions, constants and switches."""
     if isinstance(owner, types.ModuleType):
         return is_opaque(owner)
-    return type(owner).__module__.startswith("torch.backends")
+    return type(owner).__module__.startswith(_SWITCHES)
 
 
 def _switch(owner: Any, name: str) -> Found | None:
     """What C, or torch's own code for its switches, gives for an attribute: it is read where it is a number."""
     value = getattr(owner, name, MISSING)
-    return ([(ATTRIBUTE, owner, name, value)], value) if is_leaf(value) else None
+    return ([(ATTRIBUTE, owner, name, value)], value) if is_leaf(value) or type(value) is tuple else None
 
 
 def _is_c(descriptor: Any) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from shaped.errors import Source
 from shaped.params import ParamList
-from shaped.proof.answers import NOT_KNOWN, answered, calculates
+from shaped.proof.answers import NOT_KNOWN, answered, calculates, enclosed
 from shaped.proof.closures import Functions, above, callee, taken_by
 from shaped.proof.contents import own_dictionary
 from shaped.proof.drawn import READ, VERSION, WAITED, Drawn, draws, opens, waits
@@ -43,7 +43,7 @@ from shaped.proof.scripted import asks_sizes
 from shaped.proof.source import Place, is_users
 from shaped.proof.standing import real_of
 
-_SOLE = {id(f) for f in (isinstance, issubclass, id, type, callable, super, repr, print, say)}  # read nothing of a loss
+_SOLE = {id(f) for f in (isinstance, issubclass, id, type, callable, super, print, say)}  # read nothing of a loss
 _WRITES = {"append", "add", "update", "extend", "insert", "clear"}  # methods of containers that only write
 _MOVES = {"pop", "popitem", "popleft", "rotate", "setdefault", "sort", "reverse", "move_to_end"}  # and that do both
 _LAYOUT = {"requires_grad", "is_leaf", "is_contiguous", "stride", "storage_offset"}  # of a tensor
@@ -127,6 +127,9 @@ class Reading:
         if not stands_in(value) and not str(owner.get("__name__")).startswith("torch."):  # len and math do in a trace
             self.log.root(owner)
             self.read(frame, PLAIN, owner, argval, value)
+        if value is MISSING and is_leaf(given := frame.f_builtins.get(argval)):
+            self.log.root(frame.f_builtins)
+            self.read(frame, PLAIN, frame.f_builtins, argval, given)
         shadow.push(frame.f_builtins.get(argval, UNKNOWN) if value is MISSING else value)
 
     def _name(self, frame: FrameType, shadow: Shadow, arg: Any, argval: Any) -> None:
@@ -330,6 +333,8 @@ class Reading:
         bound = [] if owner is None or isinstance(owner, types.ModuleType | type) else [owner]
         if not isinstance(function, types.FunctionType | types.BuiltinFunctionType | types.MethodType | type):
             bound += [] if type(function).__module__.startswith("torch") else [function]
+        elif isinstance(function, types.FunctionType) and not is_library(function.__module__):
+            enclosed(self, frame, function)  # of a decorator of the standard library's
         self.use([*bound, *given])
         return UNKNOWN
 

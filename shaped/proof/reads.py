@@ -147,7 +147,7 @@ def parts(container: Any) -> Any:
     """What a container holds, to compare it with later: a dictionary's keys, the items of all others."""
     if isinstance(container, dict):
         return tuple(container)
-    if type(container).__module__ == "numpy":
+    if is_array(container):
         return container.copy()
     if isinstance(container, Tensor):
         return repr(container.tolist())
@@ -172,7 +172,7 @@ def is_leaf(value: Any) -> bool:
 
 def is_array(value: Any) -> bool:
     """Whether it is an array of NumPy."""
-    return type(value).__module__ == "numpy" and type(value).__name__ in ARRAYS
+    return type(value).__module__.partition(".")[0] == "numpy" and type(value).__name__ in ARRAYS
 
 
 def is_container(value: Any, exact: bool = False) -> bool:

@@ -5,7 +5,7 @@ import decimal
 import logging
 from collections.abc import Callable
 from enum import Enum
-from functools import lru_cache
+from functools import lru_cache, singledispatch
 from multiprocessing import Value
 from threading import local
 from typing import Any
@@ -67,6 +67,11 @@ def put_in_cache(value: float) -> None:
     SUMMAND["now"] = 7.0
 
 
+@singledispatch
+def dispatched(key: object) -> float:
+    return 0.0
+
+
 def put_level(value: float) -> None:
     LOGGER.setLevel(10 * int(value))
 
@@ -77,6 +82,8 @@ def put_errors(value: float) -> None:
 
 SUMMAND, NUMBER, SHARED = {"now": 0.0}, ctypes.c_double(0.0), Value("d", 0.0)
 LOGGER, TRIPLE, RATE, SLOTTED, OWN = logging.getLogger(__name__), (ctypes.c_double * 3)(), Rate(), Slotted(), Own()
+POINTER, OBJECTS = ctypes.pointer(NUMBER), np.array([RATE, RATE], dtype=object)
+RECORDS = np.rec.array([(0.0, 1)], dtype=[("a", float), ("b", int)])
 MASKED = np.ma.array([0.0, 1.0], mask=[False, True])
 READ: dict[str, tuple[Callable[[], Any], Callable[[float], Any]]] = {
     "a number of C's": (lambda: NUMBER.value, lambda v: setattr(NUMBER, "value", v)),
@@ -96,6 +103,9 @@ READ: dict[str, tuple[Callable[[], Any], Callable[[float], Any]]] = {
     "what a number of a class of its own was given": (lambda: RATE.rate, lambda v: setattr(RATE, "rate", v)),
     "what each thread has its own": (lambda: OWN.rate, lambda v: setattr(OWN, "rate", v)),
     "a slot under a private name": (lambda: float(repr(SLOTTED)), SLOTTED.put),
+    "a class's own dictionary": (lambda: Rate.__dict__["rate"], lambda v: setattr(Rate, "rate", v)),
+    "a record": (lambda: RECORDS.a[0], lambda v: RECORDS.a.__setitem__(0, v)),
+    "what a function dispatches to": (lambda: dispatched("a"), lambda v: dispatched.register(str, lambda _: v)),
     "what a cache answers": (lambda: answered("a"), put_in_cache),
 }
 
@@ -125,7 +135,6 @@ HIDDEN: dict[str, Callable[[], Any]] = {
     "MASKED": lambda: MASKED.sum(),
     "OBJECTS": lambda: OBJECTS[0].rate,
 }
-POINTER, OBJECTS = ctypes.pointer(NUMBER), np.array([RATE, RATE], dtype=object)
 
 
 @pytest.mark.parametrize("name", HIDDEN)

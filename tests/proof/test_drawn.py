@@ -120,6 +120,7 @@ WAITING: dict[str, Callable[[], Any]] = {
     "reads a queue,": queue.SimpleQueue().get,
     "reads what another thread does": threading.Event().wait,
     "reads what is typed": input,
+    "reads what another thread does,": threading.Thread(target=int).start,
 }
 
 
