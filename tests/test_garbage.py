@@ -1,7 +1,6 @@
 """Python looks for garbage as before once a proof or an import is over, whatever the order in which threads leave."""
 
 import gc
-from contextlib import ExitStack
 
 import pytest
 
@@ -21,12 +20,14 @@ def test_what_is_old_is_let_alone_until_the_last_has_left() -> None:
     assert gc.get_threshold() == before
 
 
+def fail(collected: bool) -> None:
+    assert not collected
+    raise KeyError
+
+
 def test_an_error_within_leaves_the_collector_as_it_was() -> None:
     before = gc.isenabled(), gc.get_threshold(), gc.get_freeze_count()
-    with pytest.raises(KeyError), ExitStack() as stack:
-        stack.enter_context(young_collected())
-        stack.enter_context(uncollected())
-        assert not gc.isenabled()
-        raise KeyError
+    with pytest.raises(KeyError), young_collected(), uncollected():
+        fail(gc.isenabled())
 
     assert (gc.isenabled(), gc.get_threshold(), gc.get_freeze_count()) == before
