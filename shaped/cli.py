@@ -5,7 +5,6 @@ import importlib.metadata
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 from shaped.backends import BACKENDS
 from shaped.errors import ShapedError, SignatureError
@@ -27,7 +26,10 @@ EXTRAS: Mapping[str, Sequence[str]] = {  # what each extra of the distribution i
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit status: 0 done, 1 refused (a message says why), 2 wrong usage."""
+    """Run a command; returns its exit status: 0 done, 1 refused (a message says why), 2 wrong usage.
+
+    `check` says 1 where something is not proved, and 2 where it could not do its job.
+    """
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
@@ -36,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         if processes_here() > 1:
             abandon(error)
-        return 1
+        return int(getattr(options, "refused", 1))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -117,7 +119,10 @@ def _add_check(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--run", action="store_true", dest="run_script",
         help="run a script, whose arguments may follow, on tensors without data, up to its first wrong shape",
     )  # fmt: skip
-    check.set_defaults(run=_check)
+    check.add_argument(
+        "--hook", action="store_true", help="pass over files that are named and excluded, or have nothing to prove"
+    )
+    check.set_defaults(run=_check, refused=2)
     lsp = commands.add_parser("lsp", help="check in the editor: a language server over stdin and stdout")
     lsp.add_argument("--timeout", type=_positive, default=300, metavar="SECONDS", help="for one file (default: 300)")
     lsp.set_defaults(run=_lsp)
@@ -168,7 +173,7 @@ def _list(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     """A line for each function, and what is wrong with those that are not proved. Status 1 if there are any."""
-    from shaped.check import CheckOptions, check_file, ignored, load, read_project, report
+    from shaped.check import read_project
 
     if options.run_script:
         return _run(options)
@@ -176,17 +181,7 @@ def _check(options: argparse.Namespace) -> int:
     targets = options.targets or [str(project.root / path) for path in project.paths]
     if not targets:
         raise ShapedError("name a file, a folder or a module, or paths in [tool.shaped] of pyproject.toml")
-    if options.watch:
-        return _watch(targets, options, project.root)
-    path, _, name = targets[0].partition(":")
-    if len(targets) > 1 or options.sarif or not path.endswith(".py"):
-        return _check_project(targets, options)
-    asked = CheckOptions.of(project, options.assume, dict(map(_static, options.static)), options.make)
-    module, file = load(Path(path)), Path(path)
-    verdicts, _ = ignored(check_file(module, file, name, asked.assume, asked.static, asked.factories, auto=asked.auto))
-    form: Literal["text", "json"] = "json" if options.json else "text"
-    print(*report(verdicts, form, whole=bool(name), steps=options.steps), sep="\n")
-    return 1 if any(verdict.status not in ("proved", "ignored") for verdict in verdicts) else 0
+    return _watch(targets, options, project.root) if options.watch else _check_files(targets, options)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -206,7 +201,7 @@ def _watch(targets: Sequence[str], options: argparse.Namespace, root: Path) -> i
 
     def once() -> None:
         try:
-            _check_project(targets, options)
+            _check_files(targets, options)
         except ShapedError as error:  # a file that is gone, or settings in the middle of being written
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
 
@@ -227,18 +222,29 @@ def _lsp(options: argparse.Namespace) -> int:
     return 0
 
 
-def _check_project(targets: Sequence[str], options: argparse.Namespace) -> int:
+def _check_files(targets: Sequence[str], options: argparse.Namespace) -> int:
     """Files in processes of their own. Status 2 if one could not be checked."""
-    from shaped.check import CheckOptions, check_project, find_jobs, read_project, report_project
+    from shaped.check import CheckOptions, Report, check_project, find_jobs, one_file, read_project
 
     project = read_project(Path.cwd())
-    asked = CheckOptions.of(project, options.assume, dict(map(_static, options.static)), options.make, options.memory)
-    found = check_project(
-        find_jobs(targets, project), asked, workers=options.jobs, seconds=options.timeout, keep=not options.fresh
-    )
-    status, lines = report_project(found, "sarif" if options.sarif else "json" if options.json else "text")
-    print(*lines, sep="\n")
-    return status
+    jobs = find_jobs(targets, project, options.hook)
+    if not jobs and not options.hook:
+        raise ShapedError(f"nothing to check in {', '.join(targets)}: no file there names jaxtyping or ParamList")
+    one = len(jobs) == 1 and len(targets) == 1 and not Path(targets[0]).is_dir() and not options.hook
+    static = dict(map(_static, options.static))
+    asked = CheckOptions.of(project, options.assume, static, options.make, options.memory, one)
+    found = check_project(jobs, asked, workers=options.jobs, seconds=options.timeout, keep=not options.fresh)
+    report = Report("sarif" if options.sarif else "json" if options.json else "text", one and bool(jobs[0].name),
+                    options.steps)  # fmt: skip
+    if one:
+        alone = one_file(next(found))
+        if alone.answer.failure and not alone.verdicts and report.form == "text":
+            print(alone.answer.failure, file=sys.stderr)
+            return 2
+        found = iter([alone])
+    for line in report.lines(found):
+        print(line, flush=True)
+    return report.status
 
 
 def _bench(options: argparse.Namespace) -> int:

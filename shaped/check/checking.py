@@ -36,8 +36,8 @@ def check_file(
     assume: Sequence[str],
     static: Mapping[str, Any],
     factories: Sequence[str] = (),
-    strict: bool = True,
     auto: bool = False,
+    wanted: Sequence[str] = (),
     journal: Journal | None = None,
 ) -> list[Verdict]:
     """Prove the functions and methods of a module, or those that are named.
@@ -48,11 +48,11 @@ def check_file(
         static: Names with their sizes, None for one of our choice; each for the functions that have it.
         factories: How instances of a class are made, where its constructor cannot tell: `Net(Config(dim=8))`.
         auto: Take a dimension that a program reads as a number at some numbers, and state them.
-        strict: Refuse a file that has nothing to prove, and a name of `static` that no function has.
+        wanted: Names of `static` that a function has to have.
         journal: Where each function is noted before and after it is looked at; what it knows is not asked again.
 
     Raises:
-        ShapedError: There is no such function, or none that is annotated; or no function has a name of `static`.
+        ShapedError: There is no such function, or none has a name that is wanted.
     """
     functions, methods = functions_of(module), methods_of(module)
     outer = [*(Target(key, function) for key, function in functions.items()), *methods.values()]
@@ -61,15 +61,11 @@ def check_file(
     if name and not found:
         known = [*functions, *methods, *(key.rpartition(".")[0] for key in methods)]
         raise ShapedError(f"{path} has no function `{name}`{nearest(name, known)}")
-    if not found and strict:
-        raise ShapedError(f'{path} has no function whose arguments are annotated with shapes (x: Float[Tensor, "a b"])')
-    if static and strict:
-        names = {key: _dimensions(target) for key, target in found.items()}
-        every = list(dict.fromkeys(n for known in names.values() for n in known))
-        for wanted in static:
-            if wanted not in every:
-                where = f"`{name}`" if name else str(path)
-                raise SignatureError(f"`{wanted}` is no dimension of {where}{nearest(wanted, every)}")
+    every = list(dict.fromkeys(n for target in found.values() for n in _dimensions(target))) if wanted else []
+    for one in wanted:
+        if one not in every:
+            where = f"`{name}`" if name else str(path)
+            raise SignatureError(f"`{one}` is no dimension of {where}{nearest(one, every)}")
     instances = Instances(Factories(factories, vars(module)))
     verdicts: list[Verdict] = []
     for target in found.values():

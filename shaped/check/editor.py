@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from shaped.check.ignoring import Unused
 from shaped.check.verdicts import Shape, Verdict
 
 _FIX = re.compile(r"; did you mean (.+) \?$")  # the whole expression with the change in it
@@ -58,6 +59,13 @@ def marks(verdicts: Sequence[Verdict], file: Path, lines: Sequence[str]) -> Iter
         if inside and line != verdict.line:
             related.append((verdict.line, f"in `{verdict.function}`"))
         yield Mark(line, start, max(start + 1, end), severity, verdict.status, verdict.message, tuple(related), fix)
+
+
+def useless(comments: Sequence[Unused], lines: Sequence[str]) -> Iterator[Mark]:
+    """Comments that ignore nothing, each at its text."""
+    for comment in comments:
+        raw = lines[comment.line - 1] if comment.line <= len(lines) else ""
+        yield Mark(comment.line, max(0, raw.rfind("#")), max(1, len(raw.rstrip())), "warning", "unused", comment.said)
 
 
 def _line(where: str, file: Path) -> int | None:

@@ -28,8 +28,11 @@ class Job:
     name: str = ""
 
 
-def find_jobs(targets: Sequence[str], project: Project) -> list[Job]:
+def find_jobs(targets: Sequence[str], project: Project, hook: bool = False) -> list[Job]:
     """The files that some targets name, each once.
+
+    Args:
+        hook: Files that are named are passed over as those of a folder are: what is excluded, or has nothing to prove.
 
     Raises:
         ShapedError: One names nothing.
@@ -44,7 +47,8 @@ def find_jobs(targets: Sequence[str], project: Project) -> list[Job]:
                 raise ShapedError(f"{path} is a folder: name the file that `{name}` is in")
             found.update(dict.fromkeys(_folder(place, project)))
         elif place.is_file():
-            found[Job(place, name)] = None
+            if not hook or (not project.excludes(place) and has_shapes(place)):
+                found[Job(place, name)] = None
         else:
             found.update(dict.fromkeys(_module(path, name, project)))
     return list(found)
@@ -63,22 +67,42 @@ def has_shapes(file: Path) -> bool:
 
 
 def _module(path: str, name: str, project: Project) -> Iterator[Job]:
-    """A module by its import path, as it is found from the project's root."""
-    if not all(part.isidentifier() for part in path.split(".")):
+    """A module by its import path, as it is found from the project's root, its `src` or among what is installed."""
+    if path.endswith(".py") or not all(part.isidentifier() for part in path.split(".")):
         raise ShapedError(f"no file {path}")
-    if str(project.root) not in sys.path:
-        sys.path.insert(0, str(project.root))
-    try:
-        spec = find_spec(path)
-    except (ImportError, ValueError):
-        spec = None
-    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+    place = _place(path.split("."), [project.root, project.root / "src", *(project.root / p for p in project.paths)])
+    if place is None:
         raise ShapedError(f"no file {path}, and no module of that name")
-    origin = Path(spec.origin)
-    if origin.name == "__init__.py" and not name:
-        yield from _folder(origin.parent, project)
+    if place.is_dir() and name:
+        raise ShapedError(f"{path} is a folder: name the file that `{name}` is in")
+    if place.is_dir() or (place.name == "__init__.py" and not name):
+        yield from _folder(place if place.is_dir() else place.parent, project)
     else:
-        yield Job(origin, name)
+        yield Job(place, name)
+
+
+def _place(parts: Sequence[str], roots: Sequence[Path]) -> Path | None:
+    """The file or folder of a module. Nothing is imported: what would run may do as it likes."""
+    first = next((found for root in roots if (found := _within(root, parts[:1])) is not None), None)
+    if first is None:
+        try:
+            spec = find_spec(parts[0])
+        except (ImportError, ValueError):
+            return None
+        inner = list(spec.submodule_search_locations or ()) if spec is not None else []
+        origin = spec.origin if spec is not None else None
+        first = Path(origin) if origin and origin.endswith(".py") else Path(inner[0]) if inner else None
+    if first is None or len(parts) == 1:
+        return first
+    folder = first.parent if first.name == "__init__.py" else first
+    return _within(folder, parts[1:]) if folder.is_dir() else None
+
+
+def _within(folder: Path, parts: Sequence[str]) -> Path | None:
+    """The file or folder of a module below a folder."""
+    place = folder.joinpath(*parts)
+    known = place / "__init__.py", place.with_suffix(".py")
+    return next((file for file in known if file.is_file()), place if place.is_dir() else None)
 
 
 def package_of(file: Path) -> tuple[Path, str] | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
-from shaped.check.verdicts import Status, Verdict
+from shaped.check.verdicts import Status, Verdict, relative
 from shaped.errors import nearest
 
 _COMMENT = re.compile(r"#\s*shaped:\s*ignore(?:\[([^\]]*)\])?")
@@ -24,7 +24,7 @@ class Unused:
     said: str
 
     def __str__(self) -> str:
-        return f"{Path(self.file).name}:{self.line}: {self.said}"
+        return f"{relative(self.file)}:{self.line}: {self.said}"
 
 
 def comments(file: Path) -> dict[int, tuple[str, ...]]:

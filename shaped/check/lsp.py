@@ -6,7 +6,8 @@ shown belongs to the text that was checked: while a file has changes that are no
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import closing
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,12 +16,13 @@ from lsprotocol import types
 from pygls.lsp.server import LanguageServer
 from pygls.uris import to_fs_path
 
-from shaped.check.editor import Mark, hover, inlays, marks
+from shaped.check.children import LOOK
+from shaped.check.editor import Mark, hover, inlays, marks, useless
 from shaped.check.files import Job, has_shapes
 from shaped.check.ignoring import ignored
 from shaped.check.settings import read_project
 from shaped.check.verdicts import Verdict
-from shaped.check.worker import Answer, CheckOptions, ask
+from shaped.check.worker import Answer, Asked, CheckOptions
 from shaped.errors import ShapedError
 
 _LEVELS = {"error": types.DiagnosticSeverity.Error, "warning": types.DiagnosticSeverity.Warning}
@@ -86,12 +88,13 @@ class Checker:
             if self.rounds[uri] != mine:
                 return
             text = file.read_text("utf-8", "replace")
-            answer = await asyncio.to_thread(checked, file, self.seconds)
-        if self.rounds[uri] != mine:
+            answer = await self._answer(uri, mine, file)
+        if answer is None:
             return
-        self.known[uri] = known = _Known(text, answer.verdicts)
+        verdicts, unused = ignored(answer.verdicts, whole=not answer.failure)
+        self.known[uri] = known = _Known(text, verdicts)
         lines = text.splitlines()
-        known.marks = list(marks(answer.verdicts, file.resolve(), lines))
+        known.marks = [*marks(verdicts, file.resolve(), lines), *useless(unused, lines)]
         if answer.failure:
             first = Mark(1, 0, len(lines[0]) if lines else 1, "error", "failed", answer.failure)
             known.marks = [first, *known.marks]
@@ -100,6 +103,24 @@ class Checker:
         capabilities = self.server.client_capabilities.workspace
         if capabilities is not None and capabilities.inlay_hint is not None and capabilities.inlay_hint.refresh_support:
             await self.server.workspace_inlay_hint_refresh_async(None)
+
+    async def _answer(self, uri: str, mine: int, file: Path) -> Answer | None:
+        """What `shaped check` finds of a file, with the settings of its project; None where a later check overtakes."""
+        job = Job(file.resolve())
+        try:
+            project = read_project(file.parent)
+            if project.excludes(file) or not has_shapes(file):
+                return Answer(job) if self.rounds[uri] == mine else None
+            asked = Asked(job, CheckOptions.of(project), self.seconds)
+            with closing(asked):
+                while asked.answer is None:
+                    asked.look()
+                    await asyncio.sleep(LOOK)
+                    if self.rounds[uri] != mine:
+                        return None
+        except (ShapedError, OSError) as error:
+            return Answer(job, failure=f"{type(error).__name__}: {error}")
+        return asked.answer
 
     def _diagnostic(self, uri: str, mark: Mark) -> types.Diagnostic:
         related = [
@@ -162,19 +183,6 @@ class Checker:
                 about, kind = [self._diagnostic(uri, mark)], types.CodeActionKind.QuickFix
                 actions.append(types.CodeAction(f"Write {mark.fix}", kind, about, edit=edit))
         return actions
-
-
-def checked(file: Path, seconds: float) -> Answer:
-    """What `shaped check` finds of a file, with the settings of its project."""
-    job = Job(file.resolve())
-    try:
-        project = read_project(file.parent)
-        if project.excludes(file) or not has_shapes(file):
-            return Answer(job)
-        answer = ask(job, CheckOptions.of(project), seconds)
-    except (ShapedError, OSError) as error:
-        return Answer(job, failure=f"{type(error).__name__}: {error}")
-    return replace(answer, verdicts=tuple(ignored(answer.verdicts)[0]))
 
 
 def serve(seconds: float = 300) -> None:

@@ -2,17 +2,15 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from shaped.check.files import Job
 from shaped.check.ignoring import Unused, ignored
 from shaped.check.sarif import as_sarif
-from shaped.check.verdicts import Verdict, relative
-from shaped.check.worker import Answer, CheckOptions, ask
+from shaped.check.verdicts import Verdict, annotation, lines_of
+from shaped.check.worker import Answer, CheckOptions, ask_each
 
 Form = Literal["text", "json", "sarif"]
 
@@ -36,47 +34,75 @@ def check_project(
         seconds: For one file.
         keep: Use what earlier runs found of files that have not changed.
     """
-    with ThreadPoolExecutor(max_workers=workers) as pool:
-        for answer in pool.map(partial(ask, options=options, seconds=seconds, keep=keep), jobs):
-            verdicts, unused = ignored(answer.verdicts, whole=not answer.job.name)
-            yield FileFindings(answer, verdicts, unused)
+    for answer in ask_each(jobs, options, workers, seconds, keep):
+        verdicts, unused = ignored(answer.verdicts, whole=not answer.job.name and not answer.failure)
+        yield FileFindings(answer, verdicts, unused)
 
 
-def report_project(found: Iterator[FileFindings], form: Form) -> tuple[int, Iterator[str]]:
-    """The exit status and what is printed: 0 all is proved, 1 something is not, 2 a file could not be checked."""
-    every = list(found)
-    verdicts = [verdict for one in every for verdict in one.verdicts]
-    wrong = [verdict for verdict in verdicts if verdict.status not in ("proved", "ignored")]
-    unused = [comment for one in every for comment in one.unused]
-    failed = [one.answer for one in every if one.answer.failure]
-    status = 2 if failed else 1 if wrong or unused else 0
-    if form == "sarif":
-        return status, iter([json.dumps(as_sarif(wrong), indent=2)])
-    if form == "json":
-        said = {"verdicts": [v.as_json() for v in verdicts], "unused": [str(c) for c in unused],
-                "failed": [answer.failure for answer in failed]}  # fmt: skip
-        return status, iter([json.dumps(said, indent=2)])
-    return status, _text(every, wrong, unused, failed)
+def one_file(found: FileFindings) -> FileFindings:
+    """The findings of a file that was named alone, which has something to prove."""
+    answer = found.answer
+    if answer.failure or answer.verdicts:
+        return found
+    said = f'{answer.job.file} has no function whose arguments are annotated with shapes (x: Float[Tensor, "a b"])'
+    return replace(found, answer=replace(answer, failure=f"ShapedError: {said}"))
 
 
-def _text(
-    every: Sequence[FileFindings], wrong: Sequence[Verdict], unused: Sequence[Unused], failed: Sequence[Answer]
-) -> Iterator[str]:
-    for one in every:
-        yield from (
-            f"{v.status:<10}  {relative(v.file)}:{v.line}  {v.function}  {v.summary}".rstrip() for v in one.verdicts
-        )
-    for verdict in wrong:
-        yield f"\n{verdict.message}"
-    yield from (f"\nunused      {comment}" for comment in unused)
-    yield from (f"\nfailed      {answer.failure}" for answer in failed)
+@dataclass
+class Report:
+    """What a run prints, and its exit status: 0 all is proved, 1 something is not, 2 a file could not be checked.
+
+    Args:
+        whole: Print each statement whole, not a line of it.
+        steps: Print the derivations too.
+    """
+
+    form: Form = "text"
+    whole: bool = False
+    steps: bool = False
+    status: int = 0
+
+    def lines(self, found: Iterable[FileFindings]) -> Iterator[str]:
+        """The lines, as files are checked."""
+        every: list[FileFindings] = []
+        for one in found:
+            every.append(one)
+            if self.form == "text":
+                yield from lines_of(one.verdicts, whole=self.whole, steps=self.steps)
+        verdicts = [verdict for one in every for verdict in one.verdicts]
+        wrong = [verdict for verdict in verdicts if verdict.status not in ("proved", "ignored")]
+        unused = [comment for one in every for comment in one.unused]
+        failed = [one.answer for one in every if one.answer.failure]
+        self.status = 2 if failed else 1 if wrong or unused else 0
+        if self.form == "sarif":
+            yield json.dumps(as_sarif(wrong, unused, [answer.failure for answer in failed]), indent=2)
+        elif self.form == "json":
+            said = {"verdicts": [v.as_json() for v in verdicts], "unused": [str(c) for c in unused],
+                    "failed": [answer.failure for answer in failed]}  # fmt: skip
+            yield json.dumps(said, indent=2)
+        else:
+            blocks = [*(v.message for v in wrong), *(f"unused      {comment}" for comment in unused),
+                      *(f"failed      {answer.failure}" for answer in failed)]  # fmt: skip
+            bare = self.whole and not any(v.status in ("proved", "ignored") for v in verdicts)
+            yield from (block if bare and i == 0 else f"\n{block}" for i, block in enumerate(blocks))
+            yield from _annotations(wrong, unused, failed)
+            yield f"\n{_counts(every, wrong, len(failed))}"
+
+
+def _annotations(wrong: Sequence[Verdict], unused: Sequence[Unused], failed: Sequence[Answer]) -> Iterator[str]:
+    """What GitHub shows beside the lines."""
     if os.environ.get("GITHUB_ACTIONS") == "true":
         yield from (verdict.as_annotation() for verdict in wrong)
+        yield from (annotation("warning", one.file, one.line, "unused", one.said) for one in unused)
+        yield from (annotation("error", str(answer.job.file), 1, "failed", answer.failure) for answer in failed)
+
+
+def _counts(every: Sequence[FileFindings], wrong: Sequence[Verdict], failed: int) -> str:
     count = sum(len(one.verdicts) for one in every)
     kept = sum(one.answer.kept for one in every)
-    ignored_ones = sum(v.status == "ignored" for one in every for v in one.verdicts)
-    parts = [f"{count - len(wrong) - ignored_ones} proved, {len(wrong)} not"]
-    parts += [f"{ignored_ones} ignored"] if ignored_ones else []
-    parts += [f"{len(failed)} of {len(every)} files could not be checked"] if failed else []
+    silenced = sum(v.status == "ignored" for one in every for v in one.verdicts)
+    parts = [f"{count - len(wrong) - silenced} proved, {len(wrong)} not"]
+    parts += [f"{silenced} ignored"] if silenced else []
+    parts += [f"{failed} of {len(every)} files could not be checked"] if failed else []
     parts += [f"{kept} of {len(every)} files unchanged"] if kept else []
-    yield f"\n{', '.join(parts)}"
+    return ", ".join(parts)

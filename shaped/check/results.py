@@ -61,6 +61,8 @@ class Result:
         elif isinstance(value, Mapping) and len(arguments) == 2:
             for part in value.values():
                 self._hold(part, arguments[1])
+        elif isinstance(origin, type) and issubclass(origin, Mapping) and _is_plain(value):
+            expect(value, _DICT)
         elif isinstance(value, list | tuple | types.GeneratorType):
             for part in value:
                 self._hold(part, arguments[0])
@@ -79,10 +81,17 @@ class Result:
             return
         others = [alternative for alternative in alternatives if not is_tensor_annotation(alternative)]
         shaped = [alternative for alternative in others if has_shape(alternative)]
-        if not [alternative for alternative in others if alternative is not type(None)]:
+        fitting = [alternative for alternative in shaped if _fits(value, alternative)]
+        if len(fitting) > 1:
+            raise undecided(f"the result is a {type(value).__name__}, of which several are declared.")
+        if fitting:
+            self._hold(value, fitting[0])
+        elif not [alternative for alternative in others if alternative is not type(None)]:
             expect(value, _TENSOR)
-        elif len(shaped) == 1 and len(others) == 1 + (type(None) in others):
-            self._hold(value, shaped[0])
+        elif len(shaped) == len([alternative for alternative in others if alternative is not type(None)]):
+            self._hold(value, shaped[0])  # which says that it is none
+        elif value is None and not any(alternative in (Any, object) for alternative in others):
+            expect(value, _TENSOR)
 
     def _tensor(self, value: Any, hints: Sequence[Any]) -> None:
         """One of these; where several are declared, the one with as many axes."""
@@ -118,6 +127,20 @@ def _name(dim: Dim) -> str:
 
 _TENSOR = TensorSpec((Dim("tensor"),), (), "Tensor")  # what only a tensor could be
 _LIST = TensorSpec((Dim("list"),), (), "list")
+_DICT = TensorSpec((Dim("dict"),), (), "dict")
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is surely no mapping."""
+    return value is None or isinstance(value, Tensor | list | tuple | int | float | str)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of the kind that an annotation with shapes names: a pair, a list, a dictionary."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is tuple and isinstance(value, tuple) and Ellipsis not in arguments:
+        return len(value) == len(arguments)
+    return isinstance(origin, type) and isinstance(value, origin)
 
 
 def _shown(value: Any) -> str | None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from shaped.check.ignoring import Unused
 from shaped.check.verdicts import Verdict, relative
 
 _SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
@@ -10,19 +11,27 @@ _RULES = {
     "refuted": "Some sizes break the function; the message shows them.",
     "unprovable": "Neither proved nor refuted; the message says what to declare.",
     "error": "The function raises an error, or its signature cannot be read.",
+    "unused": "A comment ignores nothing, or names what is no rule.",
 }
 _LEVELS = {"refuted": "error", "unprovable": "warning", "error": "error"}
 
 
-def as_sarif(verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    """A log with one result for each of these verdicts."""
+def as_sarif(verdicts: Sequence[Verdict], unused: Sequence[Unused] = (), failed: Sequence[str] = ()) -> dict[str, Any]:
+    """A log with one result for each of these verdicts and comments; files that could not be checked are notified."""
     rules = [{"id": rule, "shortDescription": {"text": text}} for rule, text in _RULES.items()]
     driver = {"name": "shaped", "informationUri": "https://pypi.org/project/shaped-trainer/", "rules": rules}
-    return {
-        "$schema": _SCHEMA,
-        "version": "2.1.0",
-        "runs": [{"tool": {"driver": driver}, "results": [_result(verdict) for verdict in verdicts]}],
+    notes = [{"level": "error", "message": {"text": text}} for text in failed]
+    run = {
+        "tool": {"driver": driver},
+        "invocations": [{"executionSuccessful": not failed, "toolExecutionNotifications": notes}],
+        "results": [*map(_result, verdicts), *map(_useless, unused)],
     }
+    return {"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]}
+
+
+def _useless(comment: Unused) -> dict[str, Any]:
+    place = _location(comment.file, comment.line)
+    return {"ruleId": "unused", "level": "warning", "message": {"text": comment.said}, "locations": [place]}
 
 
 def _result(verdict: Verdict) -> dict[str, Any]:

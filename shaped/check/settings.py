@@ -71,8 +71,10 @@ def _project(root: Path, table: Mapping[str, Any], file: Path) -> Project:
             raise ShapedError(f"{where}: {key} is a list of strings, not {value!r}")
         lists[key] = tuple(value)
     static = table.get("static", {})
-    if isinstance(static, list):
-        static = dict.fromkeys(static)
+    if isinstance(static, list) or static == "auto":
+        static = dict.fromkeys(["auto"] if static == "auto" else static)
     if not isinstance(static, dict) or not all(isinstance(s, int | None) and s is not True for s in static.values()):
-        raise ShapedError(f"{where}: static is a list of names, or a table of names with their sizes, not {static!r}")
+        raise ShapedError(
+            f'{where}: static is a list of names, or a table of names with their sizes, or "auto", not {static!r}'
+        )
     return Project(root, static=static, **lists)

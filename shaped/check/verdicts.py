@@ -1,7 +1,5 @@
-"""What was found of each function, and how it is printed: a line, a statement, JSON, a workflow command."""
+"""What was found of each function, and how it is printed: a line, a statement, plain values, a workflow command."""
 
-import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,39 +53,34 @@ class Verdict:
 
     def as_annotation(self) -> str:
         """A workflow command that GitHub shows beside the line."""
-        where = f"file={relative(self.source.file if self.source else self.file)}"
-        line = self.source.line if self.source else self.line
-        text = self.message.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-        return f"::error {where},line={line},title={self.status}: {self.function}::{text}"
+        level: Literal["error", "warning"] = "warning" if self.status == "unprovable" else "error"
+        file, line = (self.source.file, self.source.line) if self.source else (self.file, self.line)
+        return annotation(level, file, line, f"{self.status}: {self.function}", self.message)
 
 
-def report(verdicts: Sequence[Verdict], form: Literal["text", "json"], *, whole: bool, steps: bool) -> Iterator[str]:
-    """The lines to print.
+def annotation(level: Literal["error", "warning"], file: str, line: int, title: str, text: str) -> str:
+    """A workflow command of GitHub: in its properties, colons and commas are escaped, too."""
 
-    Args:
-        whole: Print each statement whole, not a line of it.
-        steps: Print the derivations too.
-    """
-    if form == "json":
-        yield json.dumps([verdict.as_json() for verdict in verdicts], indent=2)
-        return
-    places = [f"{Path(v.file).name}:{v.line}" for v in verdicts]
-    wide, long = max(map(len, places)), max(len(v.function) for v in verdicts)
+    def escaped(value: str, more: Sequence[tuple[str, str]] = ()) -> str:
+        for character, code in (("%", "%25"), ("\r", "%0D"), ("\n", "%0A"), *more):
+            value = value.replace(character, code)
+        return value
+
+    where, called = (escaped(value, ((":", "%3A"), (",", "%2C"))) for value in (relative(file), title))
+    return f"::{level} file={where},line={max(1, line)},title={called}::{escaped(text)}"
+
+
+def lines_of(verdicts: Sequence[Verdict], *, whole: bool, steps: bool) -> Iterator[str]:
+    """A line for each verdict of a file, or its whole statement where it is proved; what is wrong comes after all."""
+    places = [f"{relative(v.file)}:{v.line}" for v in verdicts]
+    wide, long = max(map(len, places), default=0), max((len(v.function) for v in verdicts), default=0)
     for verdict, place in zip(verdicts, places, strict=True):
-        if not whole:
+        if not whole or verdict.status == "ignored":
             yield f"{verdict.status:<10}  {place:<{wide}}  {verdict.function:<{long}}  {verdict.summary}".rstrip()
         elif verdict.status == "proved":
             yield verdict.message
         if steps and verdict.steps:
             yield from ("", *verdict.steps, "")
-    wrong = [verdict for verdict in verdicts if verdict.status not in ("proved", "ignored")]
-    for i, verdict in enumerate(wrong):
-        yield verdict.message if whole and i == 0 else f"\n{verdict.message}"
-    if os.environ.get("GITHUB_ACTIONS") == "true":
-        yield from (verdict.as_annotation() for verdict in wrong)
-    silenced = sum(verdict.status == "ignored" for verdict in verdicts)
-    more = f", {silenced} ignored" if silenced else ""
-    yield f"\n{len(verdicts) - len(wrong) - silenced} proved, {len(wrong)} not{more}"
 
 
 def relative(file: str) -> str:

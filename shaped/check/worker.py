@@ -1,20 +1,22 @@
 """A file checked in a process of its own, which may hang, exit or print as it likes; and what is kept of it."""
 
 import hashlib
+import itertools
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from shaped.check.children import LOOK, Child
 from shaped.check.files import Job, load
 from shaped.check.journal import Journal, verdict_of
 from shaped.check.settings import Project
@@ -35,6 +37,7 @@ class CheckOptions:
     factories: tuple[str, ...] = ()
     auto: bool = False
     memory: float = 4.0  # GB that the process of a file may take, where the system can be told so
+    wanted: tuple[str, ...] = ()  # names of `static` that a function of the file has to have
     root: str = ""  # of the project: what a file imports from there is part of what its verdicts depend on
 
     @classmethod
@@ -45,13 +48,20 @@ class CheckOptions:
         static: Mapping[str, int | None] | None = None,
         factories: Sequence[str] = (),
         memory: float = 4.0,
+        one: bool = False,
     ) -> "CheckOptions":
-        """A project's, and what a command adds to them."""
+        """A project's, and what a command adds to them.
+
+        Args:
+            one: The command names one file: what is static there has to be a dimension of it.
+        """
         sizes = {**project.static, **(static or {})}
         auto = sizes.pop("auto", 1) is None
+        wanted = tuple(name for name in static or () if name != "auto") if one else ()
         return cls(
-            (*project.assume, *assume), sizes, (*project.factories, *factories), auto, float(memory), str(project.root)
-        )
+            (*project.assume, *assume), sizes, (*project.factories, *factories), auto, float(memory), wanted,
+            str(project.root),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,26 +74,72 @@ class Answer:
     kept: bool = False  # from an earlier run
 
 
-def ask(job: Job, options: CheckOptions, seconds: float, keep: bool = True) -> Answer:
-    """Check a file in a process of its own, unless nothing has changed since it was.
+def ask_each(
+    jobs: Sequence[Job], options: CheckOptions, workers: int, seconds: float, keep: bool = True
+) -> Iterator[Answer]:
+    """Check files, some at a time; in their order."""
+    waiting, lanes = iter(jobs), list[Asked]()
+    try:
+        while True:
+            room = workers - sum(lane.answer is None for lane in lanes)
+            lanes += [Asked(job, options, seconds, keep) for job in itertools.islice(waiting, room)]
+            for lane in lanes:
+                lane.look()
+            if not lanes:
+                return
+            if (answer := lanes[0].answer) is None:
+                time.sleep(LOOK)
+            else:
+                lanes.pop(0)
+                yield answer
+    finally:  # also where it is interrupted
+        for lane in lanes:
+            lane.close()
+
+
+class Asked:
+    """A file that is being checked in a process of its own, unless nothing has changed since it was.
 
     Args:
         seconds: After which the process is ended.
         keep: Use and write what is kept in `.shaped_cache` of the project.
     """
+
+    def __init__(self, job: Job, options: CheckOptions, seconds: float, keep: bool = True) -> None:
+        self.answer: Answer | None = None
+        self._steps = _asking(job, options, seconds, keep)
+        self._child: Child | None = None
+
+    def look(self) -> None:
+        """Go on as far as there is nothing to wait for."""
+        try:
+            while self.answer is None and (self._child is None or self._child.is_over() or self._child.late):
+                self._child = next(self._steps)
+        except StopIteration as end:
+            self.answer = end.value
+
+    def close(self) -> None:
+        """Ask no more: the process is ended."""
+        self._steps.close()
+
+
+def _asking(job: Job, options: CheckOptions, seconds: float, keep: bool) -> Generator[Child, None, Answer]:
     place = Path(options.root) / CACHE / f"{_key(job, options)}.json"
     if keep and (known := _known(place, job)) is not None:
         return known
     with tempfile.TemporaryDirectory() as folder:
-        answer, found = _asked(job, options, seconds, Path(folder))
+        answer, found = yield from _asked(job, options, seconds, Path(folder))
     if keep and found and not answer.failure:
-        place.parent.mkdir(exist_ok=True)
-        (place.parent / ".gitignore").write_text("*\n")
-        replace(place, json.dumps(found).encode())
+        with suppress(OSError):  # a project that cannot be written is checked all the same
+            place.parent.mkdir(exist_ok=True)
+            (place.parent / ".gitignore").write_text("*\n")
+            replace(place, json.dumps(found).encode())
     return answer
 
 
-def _asked(job: Job, options: CheckOptions, seconds: float, folder: Path) -> tuple[Answer, dict[str, Any]]:
+def _asked(
+    job: Job, options: CheckOptions, seconds: float, folder: Path
+) -> Generator[Child, None, tuple[Answer, dict[str, Any]]]:
     """An answer, and what of it may be kept: nothing where a process ended, which another time it may not.
 
     Where a function ends the process (outside software that crashes, os._exit), this one is undecided, and a new
@@ -91,33 +147,38 @@ def _asked(job: Job, options: CheckOptions, seconds: float, folder: Path) -> tup
     """
     task, place, journal = folder / "task.json", folder / "answer.json", Journal(folder / "journal")
     task.write_text(json.dumps({"file": str(job.file), "name": job.name, **asdict(options)}))
-    command = [sys.executable, "-c", _PROGRAM, *map(str, (task, place, journal.place))]
     until, whole = time.monotonic() + seconds, True
     while True:
         left = max(until - time.monotonic(), 0.1)
+        child = Child(main, _PROGRAM, [*map(str, (task, place, journal.place))], folder / "said", left)
         try:
-            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=left, check=False)
-        except subprocess.TimeoutExpired:
-            verdicts = tuple(Journal.read(journal.place).known.values())
-            return Answer(job, verdicts, f"{job.file} took more than {seconds:g} s (--timeout)"), {}
+            yield child
+            if not child.is_over():
+                said = Journal.read(journal.place)
+                at = f", and was at `{said.under_way[0]}`" if said.under_way is not None else ""
+                late = f"{job.file} took more than {seconds:g} s (--timeout){at}"
+                return Answer(job, tuple(said.known.values()), late), {}
+        finally:
+            child.end()
         if place.is_file():
             found = json.loads(place.read_text())
             if found["failure"]:
                 return Answer(job, failure=found["failure"]), {}
             return Answer(job, tuple(map(verdict_of, found["verdicts"]))), found if whole else {}
-        said, journal, whole = _ended(done), Journal.read(journal.place), False
+        ended, journal, whole = _ended(child), Journal.read(journal.place), False
         if journal.under_way is None:
-            return Answer(job, tuple(journal.known.values()), f"{job.file}: the process that checked it {said}"), {}
-        journal.end(_crashed(journal.under_way, said))
+            return Answer(job, tuple(journal.known.values()), f"{job.file}: the process that checked it {ended}"), {}
+        journal.end(_crashed(journal.under_way, ended))
 
 
-def _ended(done: subprocess.CompletedProcess[bytes]) -> str:
-    if done.returncode == -signal.SIGKILL:
+def _ended(child: Child) -> str:
+    status = child.status or 0
+    if status == -signal.SIGKILL:
         return "was killed: too little memory?"
-    if done.returncode < 0:
-        return f"ended: {signal.strsignal(-done.returncode)}"
-    said = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
-    return f"ended: {said[0]}"
+    if status < 0:
+        return f"ended: {signal.strsignal(-status)}"
+    said = child.said.read_text(errors="replace").strip().splitlines() if child.said.is_file() else []
+    return f"ended: {said[-1] if said else f'exit status {status}'}"
 
 
 def _crashed(where: tuple[str, str, int], said: str) -> Verdict:
@@ -195,8 +256,8 @@ def main(arguments: Sequence[str]) -> None:
     try:
         module = load(file)
         verdicts = check_file(
-            module, file, task["name"], task["assume"], task["static"], task["factories"], False, task["auto"],
-            Journal.read(Path(arguments[2])),
+            module, file, task["name"], task["assume"], task["static"], task["factories"], task["auto"],
+            task["wanted"], Journal.read(Path(arguments[2])),
         )  # fmt: skip
         answer["verdicts"] = [asdict(verdict) for verdict in verdicts]
         answer["files"] = _files(Path(task["root"]).resolve(), file)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import SymInt, Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 
 
 def getitem(x: Any, index: Any) -> Any:
@@ -20,7 +21,36 @@ def getitem(x: Any, index: Any) -> Any:
 def setitem(x: Any, index: Any, value: Any) -> None:
     """`x[index] = value`"""
     view, rest = _indexed(x, index, reads=False)
+    if isinstance(value, Tensor):
+        _fit(view, rest if isinstance(rest, tuple) else (rest,), value)
     Tensor.__setitem__(view, rest, value)
+
+
+def putting(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`index_put` and `index_put_`, as `x[index] = value`."""
+
+    def put(x: Tensor, indices: Any, values: Any, accumulate: bool = False) -> Tensor:
+        if isinstance(values, Tensor) and isinstance(indices, list | tuple):
+            _fit(x, tuple(indices), values)
+        return operation(x, indices, values, accumulate)
+
+    return put
+
+
+def _fit(x: Tensor, index: tuple[Any, ...], value: Tensor) -> None:
+    """What tensors index takes a value that broadcasts to it, which torch's shape functions do not look at."""
+    tensors = [part for part in index if isinstance(part, Tensor) and part.dim()]
+    if not tensors:
+        return
+    with disable_proxy_modes_tracing():
+        if all(part.dtype not in (torch.bool, torch.uint8) for part in tensors):
+            sizes: Sequence[Any] = Tensor.__getitem__(x.detach(), index).shape
+        elif len(index) == 1 or (len(index) == 2 and index[1] is Ellipsis):  # how many a mask takes is data
+            sizes = x.shape[_axes(index[0]) :]
+        else:
+            return
+        beyond = max(0, value.dim() - len(sizes))
+        value.detach().new_empty(value.shape[beyond:]).expand(sizes)
 
 
 def select(x: Tensor, dim: int, index: Any) -> Tensor:
@@ -140,6 +170,27 @@ def _hold(index: Tensor, other: Tensor, but: int | None) -> None:
             raise RuntimeError(f"the index has {length} entries along axis {axis}, which is more than {most}")
 
 
+def as_long(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`index_add` and its like, whose source is as long as what it goes into, but along the index."""
+
+    def added(x: Tensor, dim: Any, index: Any, source: Any, *args: Any, **kwargs: Any) -> Tensor:
+        if isinstance(source, Tensor) and isinstance(index, Tensor) and isinstance(dim, int):
+            with disable_proxy_modes_tracing():
+                bare = (t.detach().new_empty(t.shape, dtype=torch.float32) for t in (x, source))
+                next(bare).index_copy(dim, index.detach().long(), next(bare))
+        return operation(x, dim, index, source, *args, **kwargs)
+
+    return added
+
+
+def select_scatter(x: Tensor, src: Tensor, dim: int, index: Any) -> Tensor:
+    """`torch.select_scatter`, whose source is as long as what is selected."""
+    with disable_proxy_modes_tracing():
+        bare = (t.detach().new_empty(t.shape, dtype=torch.float32) for t in (x, src.unsqueeze(dim)))
+        next(bare).index_copy(dim, torch.zeros(1, dtype=torch.int64, device=x.device), next(bare))
+    return torch.select_scatter(x, src, dim, index)
+
+
 _SCATTERS = ("scatter", "scatter_add", "scatter_reduce", "gather")
 REWRITES: dict[Any, Callable[..., Any]] = {
     Tensor.__getitem__: getitem,
@@ -150,6 +201,14 @@ REWRITES: dict[Any, Callable[..., Any]] = {
     Tensor.take_along_dim: take_along_dim,
     torch.tensor_split: tensor_split,
     Tensor.tensor_split: tensor_split,
+    torch.select_scatter: select_scatter,
+    Tensor.select_scatter: select_scatter,
+    **{
+        one: as_long(one)
+        for name in ("index_add", "index_reduce")
+        for one in (getattr(torch, name), getattr(Tensor, name), getattr(Tensor, f"{name}_"))
+    },
+    **{one: putting(one) for one in (torch.index_put, Tensor.index_put, torch.index_put_, Tensor.index_put_)},
     **{getattr(owner, name): within(getattr(owner, name)) for name in _SCATTERS for owner in (torch, Tensor)},
     **{getattr(Tensor, f"{n}_"): within(getattr(Tensor, f"{n}_")) for n in _SCATTERS[:3]},
 }

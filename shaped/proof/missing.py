@@ -7,7 +7,7 @@ so, never less: what was proved stays proved.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +50,23 @@ def excluding(failing: Sequence[Sizes], passing: Sequence[Sizes], relations: Seq
             if not a.lost & b.lost and a.excluded & b.excluded
         )
         chosen = _covering([*exact, *pairs], len(failing))
-    return None if chosen is None else [Condition(one.term) for one in chosen]
+    if chosen is None or _equates({one.term for one in chosen}) or any(_is_one(one.term) for one in chosen):
+        return None
+    return [Condition(one.term) for one in chosen]
+
+
+def _is_one(term: Term) -> bool:
+    """`n == 1` of a name, which says that n is none: only beside another way is it a condition."""
+    return term.op == "==" and term.args[0].is_name and term.args[1] == Term.number(1)
+
+
+def _equates(terms: Collection[Term]) -> bool:
+    """Whether two sizes would have to be equal: n divides m, and is as large. Names that differ never have to be."""
+    for term in terms:
+        match term:
+            case Term("==", (Term("%", (m, n)), Term("number", (0,)))) if Term.of(">=", n, m) in terms:
+                return True
+    return False
 
 
 def _tried(term: Term, failing: Sequence[Sizes], passing: Sequence[Sizes]) -> _Candidate:
@@ -78,6 +94,7 @@ def relations(world: World) -> Iterator[Term]:
     sizes = [*names, *(whole(size) for size in world.mode.sizes if not size.is_Symbol)][:_SIZES]
     facts: list[Any] = [question.fact for question in world.env.asked]
     facts += [sympy.Ge(size, least) for size in sizes for least in range(1, _LEAST)]
+    facts += [sympy.Eq(size, 1, evaluate=False) for size in names]
     facts += [sympy.Ge(size, 0) for size in sizes if not size.is_Symbol]
     facts += [sympy.Ge(a, b) for a, b in itertools.permutations(sizes, 2)]
     facts += [sympy.Ne(size, number) for size in sizes for number in range(_LEAST)]

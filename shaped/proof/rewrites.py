@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import SymBool, SymFloat, SymInt, Tensor
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensor
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
@@ -133,9 +134,18 @@ def cross_entropy(x: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Tenso
 
 
 def attention(query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """`F.scaled_dot_product_attention`, whose kernels take a number as the scale: one of sizes goes to the query."""
+    """`F.scaled_dot_product_attention`, whose kernels take a number as the scale: one of sizes goes to the query.
+
+    Nor does its kernel for the CPU look whether there are as many values as keys: it reads beyond them.
+    """
     if isinstance(scale := kwargs.get("scale"), SymFloat):
         query, kwargs["scale"] = query * (scale * torch.sym_sqrt(query.shape[-1])), None
+    key, value = (
+        (*args, kwargs.get("key"), kwargs.get("value"))[:2] if len(args) != 1 else (args[0], kwargs.get("value"))
+    )
+    if isinstance(key, Tensor) and isinstance(value, Tensor) and min(key.dim(), value.dim()) >= 2:
+        with disable_proxy_modes_tracing():
+            key.detach().new_empty(key.shape[-2:]).mT @ value.detach().new_empty(value.shape[-2:])
     return F.scaled_dot_product_attention(query, *args, **kwargs)
 
 

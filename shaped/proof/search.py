@@ -161,14 +161,13 @@ class ProofSearch:
         return Beginning(self.setting, self.names, self.initial_plan(), _of_parameters(self.setting), conditions)
 
     def _trials(self, operations: int) -> Trials:
-        return Trials(self.setting, self.names, self.static, operations)
+        admitted = lambda sizes: all(one.condition.holds(sizes) for one in self.assumptions)  # noqa: E731
+        return Trials(self.setting, self.names, self.static, operations, admitted)
 
     def _sizes(self, trials: Trials, plan: Plan, world: World) -> Iterator[dict[str, int]]:
         """Small sizes that satisfy what is assumed; many of them multiples of what the plan divides by."""
         units = {name: (divisor, plan.rests.get(name, 0)) for name, divisor in plan.multiples.items()}
-        for sizes in trials.sizes(units, plan.equal, _compared(world)):
-            if all(assumption.condition.holds(sizes) for assumption in self.assumptions):
-                yield sizes
+        yield from filter(trials.assumed, trials.sizes(units, plan.equal, _compared(world)))
 
     def _refuted(self, error: Exception, trials: Trials, plan: Plan, world: World, goal: Any = None) -> Exception:
         """What a failure comes to at sizes that get to it; at others, only where it shows at none of those."""

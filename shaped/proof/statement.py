@@ -17,6 +17,7 @@ from shaped.proof.trials import Trials
 from shaped.shapes import Term
 
 _ALTERNATIVES = 4  # proofs that are tried from sizes that the first does not admit
+_GUESSES = 4  # at what excludes the sizes at which runs fail
 _DEEP = 40  # operations; programs of more are stated as they were traced first
 
 _OPPOSITE = {"==": "!=", "!=": "==", "<": ">=", ">=": "<", ">": "<=", "<=": ">"}
@@ -70,7 +71,7 @@ def held(
     failing = [some for some, passes in zip(sizes, outcomes, strict=True) if passes is False]
     proved: list[Alternative] = []
     if first is not None:
-        sound = _sound(first, passing, failing)
+        sound = _sound(first, passing, failing, trials)
         if sound is None:
             raise Fails(min(filter(first.admits, failing), key=_total))
         proved.append(sound)
@@ -80,7 +81,7 @@ def held(
             break
         start = max(lost, key=_generality)
         other = again(start)
-        sound = None if other is None else _sound(other, passing, failing)
+        sound = None if other is None else _sound(other, passing, failing, trials)
         if sound is not None:
             proved.append(sound)
         lost = [some for some in lost if some is not start and not (sound and sound.admits(some))]
@@ -89,14 +90,29 @@ def held(
     return either(proved, passing)
 
 
-def _sound(proof: Alternative, passing: Sequence[Sizes], failing: Sequence[Sizes]) -> Alternative | None:
-    """A proof with what excludes the sizes at which a run failed; None where no relation does."""
-    wrong = [some for some in failing if proof.admits(some)]
-    if not wrong:
-        return proof
-    right = [some for some in passing if proof.admits(some)]
-    more = excluding(wrong, right, list(relations(proof.found.world))) if right else None
-    return None if more is None else replace(proof, conditions=[*proof.conditions, *more])
+def _sound(
+    proof: Alternative, passing: Sequence[Sizes], failing: Sequence[Sizes], trials: Trials
+) -> Alternative | None:
+    """A proof with what excludes the sizes at which a run failed; None where no relation does.
+
+    Such a relation is a guess from runs, so it is held against others, at sizes that it admits.
+    """
+    for _ in range(_GUESSES):
+        wrong = [some for some in failing if proof.admits(some)]
+        if not wrong:
+            return proof
+        right = [some for some in passing if proof.admits(some)]
+        more = excluding(wrong, right, list(relations(proof.found.world))) if right else None
+        if more is None:
+            return None
+        guess = replace(proof, conditions=[*proof.conditions, *more])
+        sizes = trials.further(guess.admits)
+        outcomes = trials.outcomes(sizes)
+        if False not in outcomes:
+            return guess
+        passing = [*passing, *(some for some, passes in zip(sizes, outcomes, strict=True) if passes)]
+        failing = [*failing, *(some for some, passes in zip(sizes, outcomes, strict=True) if passes is False)]
+    return None
 
 
 def either(proved: Sequence[Alternative], passing: Sequence[Sizes]) -> Alternative:

@@ -10,7 +10,7 @@ import random
 import re
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import CodeType
@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from shaped.errors import ShapeError, Unprovable
 from shaped.proof.isolation import uncompiled, unwarned
@@ -32,6 +33,7 @@ from shaped.shapes import Dim, TensorSpec
 _RUNS = 400  # at most
 _FEW = 12  # that are made however long they take
 _OPERATIONS = 6000  # of all runs together, so that a deep model is tried at a few sizes
+_FURTHER, _FURTHEST, _DRAWN = 32, 21, 3000  # runs that a guess is held against, their sizes, and how many are drawn
 _ELEMENTS = 400_000  # of all inputs of one run
 _EVERY = (7, 4, 3, 2)  # all sizes up to one of these, where they are not too many
 _POOL = (1, 1, 2, 2, 3, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15, 16, 24, 35)
@@ -55,8 +57,11 @@ Sizes = Mapping[str, int]
 class Trials:
     """The runs of one function, each made once."""
 
-    def __init__(self, setting: Setting, names: Sequence[str], static: Sizes, operations: int = 16) -> None:
-        self.setting = setting
+    def __init__(
+        self, setting: Setting, names: Sequence[str], static: Sizes, operations: int = 16,
+        assumed: Callable[[Sizes], bool] = lambda sizes: True,
+    ) -> None:  # fmt: skip
+        self.setting, self.assumed = setting, assumed
         self.names = tuple(names)
         self.static = static
         self.operations = operations
@@ -160,6 +165,24 @@ class Trials:
                 seen.add(key)
                 yield {name: sizes[name] for name in self.names}
 
+    def further(self, admitted: Callable[[Sizes], bool]) -> list[dict[str, int]]:
+        """Some sizes that are assumed and admitted and were not tried; often multiples of each other, or alike."""
+        free, found = [name for name in self.names if name not in self.static], list[dict[str, int]]()
+        generator = random.Random(1)
+        for _ in range(_DRAWN if free else 0):
+            sizes: dict[str, int] = dict(self.static)
+            for name in generator.sample(free, len(free)):
+                among = [n for n in sizes.values() if 1 <= n <= _FURTHEST]
+                by = generator.choice(among) * generator.randint(1, 3) if among and generator.random() < 0.5 else 0
+                sizes[name] = by or generator.randint(1, _FURTHEST)
+            key = tuple(sizes[name] for name in self.names)
+            if key not in self._known and sizes not in found and admitted(sizes) and self.assumed(sizes):
+                found.append(sizes)
+                if len(found) == _FURTHER:
+                    break
+        self.left = max(self.left, len(found))
+        return found
+
     def can_be(self, sizes: Sizes) -> bool:
         """Whether there are tensors of these sizes, and they are not too large to be tried."""
         shapes = self._shapes(sizes)
@@ -202,7 +225,8 @@ class Trials:
             ]
             check = checking(partial(_expected, dict(sizes)))
             standing = Standing(setting.held, tensors)
-            with putting_back(), torch.enable_grad(), Shelter(tensors, 0), check, setting.around(), standing:
+            plain = sdpa_kernel(SDPBackend.MATH)  # the kernel for the CPU reads beyond the values where keys are more
+            with putting_back(), torch.enable_grad(), Shelter(tensors, 0), check, setting.around(), standing, plain:
                 results = setting.run(tensors)
                 _compare(results, setting.signature.result, dict(sizes))
         except Unprovable:  # it writes into a tensor from outside

@@ -54,9 +54,10 @@ def test_a_journal_reads_what_it_wrote_and_knows_which_function_was_under_way(tm
 def test_a_function_that_ends_the_process_is_undecided_and_the_others_are_asked_and_nothing_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("shaped.check.children.may_fork", lambda: False)
     monkeypatch.setattr(worker, "_PROGRAM", f"VERDICT = {json.dumps(asdict(proved('NAME')))!r}{PROCESS}")
 
-    answer = worker.ask(Job(tmp_path / "model.py"), worker.CheckOptions(root=str(tmp_path)), seconds=60)
+    (answer,) = worker.ask_each([Job(tmp_path / "model.py")], worker.CheckOptions(root=str(tmp_path)), 1, seconds=60)
 
     assert not answer.failure
     assert [(v.function, v.status) for v in answer.verdicts] == [

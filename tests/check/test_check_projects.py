@@ -1,6 +1,7 @@
 """Files, packages and modules as a project has them."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,14 +11,14 @@ from shaped.check import (
     CheckOptions,
     Job,
     Project,
+    Report,
     Verdict,
     check_project,
     find_jobs,
     load,
     read_project,
-    report_project,
 )
-from shaped.check.ignoring import ignored
+from shaped.check.ignoring import Unused, ignored
 from shaped.check.sarif import as_sarif
 from shaped.check.settings import Project as Settings
 from shaped.errors import ShapedError, Source
@@ -120,12 +121,59 @@ def test_a_comment_silences_a_function_of_a_single_file_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("shaped.check.children.may_fork", lambda: hasattr(os, "fork"))
     Path("silenced.py").write_text(TWICE.replace('"a b"]:', '"b a"]:  # shaped: ignore[refuted]'))
 
     assert cli.main(["check", "silenced.py"]) == 0
     assert capsys.readouterr().out == (
         "ignored     silenced.py:5  twice  refuted, as a comment says\n\n0 proved, 0 not, 1 ignored\n"
     )
+
+
+ENDS = """
+import os
+
+def ends(x: Float[Tensor, "a b"]) -> Float[Tensor, "a b"]:
+    os._exit(3)
+"""
+
+
+def test_a_function_that_ends_the_process_of_a_single_file_is_undecided_alone_and_nothing_that_it_prints_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("shaped.check.children.may_fork", lambda: hasattr(os, "fork"))
+    Path("ending.py").write_text(f"print('noise')\n{ENDS.replace('import os', 'import os' + TWICE)}")
+
+    assert cli.main(["check", "ending.py"]) == 1
+    assert capsys.readouterr().out == (
+        "proved      ending.py:7   twice  for all sizes\n"
+        "unprovable  ending.py:11  ends   the process that checked it ended: exit status 3\n"
+        "\nUnprovable: `ends`: the process that checked it ended: exit status 3\n"
+        "\n1 proved, 1 not\n"
+    )
+
+
+def test_a_hook_passes_over_files_that_are_named_and_have_nothing_to_prove(project: Path) -> None:
+    settings, names = read_project(project), ["plain.py", "model_old.py", "names.py"]
+    named = [f"checked_package/{name}" for name in names]
+
+    assert [job.file.name for job in find_jobs(named, settings)] == names
+    assert [job.file.name for job in find_jobs(named, settings, hook=True)] == ["names.py"]
+
+
+def test_a_module_is_found_below_src_and_nothing_is_imported_for_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    inner = tmp_path / "src" / "exits_when_imported" / "inner"
+    inner.mkdir(parents=True)
+    (inner.parent / "__init__.py").write_text("raise SystemExit('imported')")
+    (inner / "model.py").write_text(TWICE)
+
+    found = find_jobs(["exits_when_imported.inner.model:twice"], read_project(tmp_path))
+
+    assert found == [Job(inner / "model.py", "twice")]
 
 
 def test_sarif_has_a_result_at_the_line_of_each_fault(tmp_path: Path) -> None:
@@ -166,11 +214,23 @@ def test_a_file_that_ends_its_process_or_hangs_harms_nothing_and_what_is_unchang
     names = project / "checked_package" / "names.py"
     names.write_text(TWICE.replace('"a b"]:', '"b a"]:'))
     found = list(check_project(jobs, options, workers=1, seconds=300))
-    status, lines = report_project(iter(found), "json")
+    report = Report("json")
+    lines = report.lines(found)
 
     assert again == [True]
-    assert (status, json.loads(next(lines))["verdicts"][0]["status"]) == (1, "refuted")
+    assert json.loads(next(lines))["verdicts"][0]["status"] == "refuted"
+    assert report.status == 1
     assert isinstance(read_project(project), Project)
+
+
+def test_comments_that_ignore_nothing_and_files_that_could_not_be_checked_are_in_sarif(tmp_path: Path) -> None:
+    run = as_sarif([], [Unused(str(tmp_path / "model.py"), 3, "this ignores nothing")], ["a.py cannot be imported"])[
+        "runs"
+    ][0]
+
+    assert [(one["ruleId"], one["level"]) for one in run["results"]] == [("unused", "warning")]
+    assert run["invocations"][0]["executionSuccessful"] is False
+    assert run["invocations"][0]["toolExecutionNotifications"][0]["message"] == {"text": "a.py cannot be imported"}
 
 
 def test_a_circle_of_imports_is_entered_where_it_can_be(project: Path) -> None:
