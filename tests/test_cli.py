@@ -64,7 +64,7 @@ def test_check_prints_a_line_for_each_function(model: Path, capsys: pytest.Captu
     assert status == 0
     assert capsys.readouterr().out == (
         "proved      checked_model.py:9   loss  for all sizes\n"
-        "proved      checked_model.py:12  scan  for all sizes, at time = 5\n"
+        "proved      checked_model.py:12  scan  for all other sizes, at time = 5\n"
         "\n2 proved, 0 not\n"
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
-from shaped.check.choices import MOST, Inventor, ValueChoice, combined
+from shaped.check.choices import MOST, Inventor, ValueChoice, combined, has_shape
 from shaped.check.instances import Instances, hints_of
 from shaped.check.programs import Case, CaseProgram, Held, admits_both
 from shaped.check.refusals import Refusal, Unbuilt, words
@@ -169,6 +169,8 @@ class Prover:
     ) -> list[tuple[inspect.Parameter, list[ValueChoice]]]:
         """What each argument of a function may be."""
         inventor.owner = owner
+        inventor.left_out += [f"any *{p.name}" for p in parameters
+                              if p.kind is p.VAR_POSITIONAL and has_shape(hints.get(p.name))]  # fmt: skip
         options = inventor.arguments(parameters, hints)
         return [(parameter, options[parameter.name]) for parameter in parameters if parameter.name in options]
 

@@ -15,8 +15,8 @@ from shaped.check.choices import has_shape, without_none
 from shaped.check.instances import Factories, Instances, constructor, hints_of
 from shaped.check.journal import Journal
 from shaped.check.programs import admits_both
-from shaped.check.refusals import Unbuilt, words
-from shaped.check.statements import conditions, statement, summary, values
+from shaped.check.refusals import Unbuilt, as_options, words
+from shaped.check.statements import conditions, for_which, statement, summary, values
 from shaped.check.targets import Target, declares_only, functions_of, methods_of, named
 from shaped.check.verdicts import Shape, Status, Verdict
 from shaped.check.within import inner_of
@@ -24,7 +24,6 @@ from shaped.check.written import names_of
 from shaped.errors import ProofError, ShapedError, SignatureError, Unprovable, nearest
 from shaped.proof import Proof, Step
 from shaped.proof.source import place_of_traceback
-from shaped.proof.trials import is_memory
 
 _MOST_AXES = 2  # names such as `*batch` that one proof takes
 
@@ -117,6 +116,8 @@ def _verdict(
             tuple(map(str, steps)), seconds, _shapes(steps, where[1]),
         )  # fmt: skip
     except (ProofError, Unprovable, MemoryError, RuntimeError) as error:
+        from shaped.proof.trials import is_memory
+
         if is_memory(error):
             said = "it takes more memory than the process may have (--memory)"
             return Verdict(*where, "unprovable", said, f"Unprovable: `{target.name}`: {said}")
@@ -128,7 +129,13 @@ def _verdict(
         said = f"{at}{goal}" if isinstance(error, ProofError) and goal else f"{at}{error.title}"
         context = tuple(error.goal.context)
         return Verdict(
-            *where, status, said, words(error, str(error)), error.source, context=context, hint=error.goal.hint
+            *where,
+            status,
+            said,
+            words(error, str(error)),
+            error.source,
+            context=context,
+            hint=as_options(error.goal.hint),
         )
     except Unbuilt as unbuilt:
         said = f"its arguments could not be made: {unbuilt}"
@@ -161,8 +168,7 @@ def _otherwise(prover: Prover, error: Exception) -> Examined:
 
 def _stated(where: tuple[str, str, int], proof: Proof) -> Verdict:
     at = ", ".join(f"{n} = {size}" for n, size in proof.static.items())
-    stated = f"if {', '.join(proof.conditions)}" if proof.conditions else "for all sizes"
-    stated += f", at {at}" if at else ""
+    stated = ", ".join(for_which(proof.conditions, at, not set(proof.dims) <= set(proof.static)))
     said = values([proof, *([proof.without] if proof.without is not None else [])])
     message = "\n".join([str(proof), *([f"values       {', '.join(said)}"] if said else [])])
     return Verdict(
@@ -219,6 +225,8 @@ def _is_plain(target: Target) -> bool:
     if any(has_shape(hint) and without_none(hint)[1] for hint in annotations.values()):
         return False
     parameters = inspect.signature(inspect.unwrap(target.function)).parameters.values()
+    if any(p.kind is p.VAR_POSITIONAL and has_shape(annotations.get(p.name)) for p in parameters):
+        return False  # of which nothing is given, as the statement says
     if any(annotations.get(p.name) in (int, bool) and p.default is p.empty for p in parameters):
         return False  # a number of Python's, which `prove` takes as a tensor
     try:

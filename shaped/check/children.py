@@ -38,11 +38,11 @@ class Child:
         if may_fork():
             self._pid = _forked(task, arguments, said)
             return
-        group = {"process_group": 0} if os.name == "posix" else {}
         with said.open("ab") as errors:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", program, *arguments],
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors, **group,
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors,
+                process_group=0 if os.name == "posix" else None,
             )  # fmt: skip
         self._pid = self._process.pid
 

@@ -1,12 +1,24 @@
 """Why a case says nothing of the program: no instance can be made, or the program refuses what it is given."""
 
+import re
+
 from shaped.errors import ProofError, Unprovable, first_line
 from shaped.proof.ways import is_raised
 
 
 def words(error: Exception, text: str = "") -> str:
     """`TypeError: ...`: its kind, and what it says or its first line; tensors of a trace are the user's tensors."""
-    return f"{type(error).__name__}: {text or first_line(error)}".replace("FakeTensor", "Tensor")
+    return as_options(f"{type(error).__name__}: {text or first_line(error)}".replace("FakeTensor", "Tensor"))
+
+
+def as_options(text: str) -> str:
+    """What a hint says of the arguments of `prove`, as options of the command: `--static time`."""
+
+    def options(found: re.Match[str]) -> str:
+        return " ".join(f"--static {name}" for name in re.findall(r"\w+", found[1])) or "--static NAME"
+
+    return re.sub(r"static=\(([^()]*)\)(,? which|,?) proves each size( of (it|a dimension))? as it comes",
+                  lambda found: f"{options(found)} takes it at a size", text)  # fmt: skip
 
 
 def is_refusal(error: Exception) -> bool:

@@ -37,9 +37,8 @@ def statement(examined: Examined) -> str:
 def summary(examined: Examined) -> str:
     """The statement in a line."""
     stated = conditions(examined)
-    parts = [f"if {', '.join(stated)}" if stated else "for all sizes"]
     at = numbers(examined)
-    parts += [f"at {' or '.join(at)}"] if at else []
+    parts = for_which(stated, " or ".join(at), bool(_dims(examined.held[0])))
     chosen = alternatives(examined)
     parts += [f"in {len(chosen)} alternatives"] if len(chosen) > 1 else chosen
     made = given(examined)
@@ -50,6 +49,12 @@ def summary(examined: Examined) -> str:
     counted = list(dict.fromkeys(name for held in examined.held for name in held.counted))
     parts += [f"{' and '.join(counted)} from its data"] if counted else []
     return ", ".join(parts)
+
+
+def for_which(stated: Sequence[str], at: str, free: bool) -> list[str]:
+    """`if a >= 2`, or for all sizes; and at which numbers, where it is proved at some: perhaps no other is free."""
+    every = ["for all other sizes" if at else "for all sizes"] if free or not at else []
+    return [*([f"if {', '.join(stated)}"] if stated else every), *([f"at {at}"] if at else [])]
 
 
 def conditions(examined: Examined) -> list[str]:

@@ -2,8 +2,6 @@
 
 from collections.abc import Container, Mapping, Sequence
 
-from shaped.proof.refuting import PRIMES
-
 _MULTIPLES = 4  # names whose numbers divide each other
 _ALONE = (2, 3, 1, 4)
 _TOLD = (3, 5, 1, 4, 2, 7, 11, 13)  # two numbers that data tell are never equal by accident
@@ -15,6 +13,8 @@ def numbers_for(names: Sequence[str], which: int, told: Container[str] = ()) -> 
     Heads divide a width, whichever is read first. Where they are many, the others are small primes. What data tell
     (`told`) is none of the program's own sizes.
     """
+    from shaped.proof.refuting import PRIMES
+
     own = [name for name in names if name not in told]
     of_data = [name for name in names if name in told]
     numbers = {name: _TOLD[(which + i) % len(_TOLD)] for i, name in enumerate(of_data)}

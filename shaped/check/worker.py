@@ -1,6 +1,7 @@
 """A file checked in a process of its own, which may hang, exit or print as it likes; and what is kept of it."""
 
 import hashlib
+import importlib
 import itertools
 import json
 import os
@@ -16,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from shaped.check.children import LOOK, Child
+from shaped.check.children import LOOK, Child, may_fork
 from shaped.check.files import Job, load
 from shaped.check.journal import Journal, verdict_of
 from shaped.check.settings import Project
@@ -145,6 +146,8 @@ def _asked(
     Where a function ends the process (outside software that crashes, os._exit), this one is undecided, and a new
     process goes on behind it.
     """
+    if may_fork():
+        importlib.import_module("shaped.proof.search")  # for every child, and not where all is known
     task, place, journal = folder / "task.json", folder / "answer.json", Journal(folder / "journal")
     task.write_text(json.dumps({"file": str(job.file), "name": job.name, **asdict(options)}))
     until, whole = time.monotonic() + seconds, True

@@ -61,11 +61,21 @@ def _is_one(term: Term) -> bool:
 
 
 def _equates(terms: Collection[Term]) -> bool:
-    """Whether two sizes would have to be equal: n divides m, and is as large. Names that differ never have to be."""
+    """Whether sizes would have to be equal, each as large as the next in a circle: names that differ never are."""
+    larger: dict[Term, set[Term]] = {}
     for term in terms:
         match term:
-            case Term("==", (Term("%", (m, n)), Term("number", (0,)))) if Term.of(">=", n, m) in terms:
-                return True
+            case Term("==", (Term("%", (m, n)), Term("number", (0,)))) | Term(">=", (m, n)) | Term("<=", (n, m)):
+                larger.setdefault(m, set()).add(n)
+    for start in larger:
+        reached, waiting = set[Term](), [*larger[start]]
+        while waiting:
+            one = waiting.pop()
+            if one not in reached:
+                reached.add(one)
+                waiting += larger.get(one, ())
+        if start in reached:
+            return True
     return False
 
 

@@ -116,6 +116,7 @@ def kron(a: Tensor, b: Tensor) -> Tensor:
 
 def cross_entropy(x: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """`F.cross_entropy` over class numbers, which `vmap` takes apart in C++ with sizes as plain numbers."""
+    _hold_classes(x, target)
     reduction = kwargs.get("reduction", "mean")
     mapped = torch._C._functorch.is_batchedtensor(x) or torch._C._functorch.is_gradtrackingtensor(x)
     plain = ("reduction", "ignore_index")
@@ -133,10 +134,23 @@ def cross_entropy(x: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Tenso
     return each.sum() / (target != ignored).sum() if reduction == "mean" else each.sum()
 
 
+def nll_loss(x: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """`F.nll_loss`, as `cross_entropy`."""
+    _hold_classes(x, target)
+    return F.nll_loss(x, target, *args, **kwargs)
+
+
+def _hold_classes(x: Tensor, target: Tensor) -> None:
+    """A class for each entry beside axis 1, which torch's shape functions look at for matrices only."""
+    if x.dim() > 2 and target.dim() == x.dim() - 1 and not target.is_floating_point():
+        with disable_proxy_modes_tracing():
+            x.detach().new_empty((x.shape[0], *x.shape[2:])) + target.detach().new_empty(target.shape)
+
+
 def attention(query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """`F.scaled_dot_product_attention`, whose kernels take a number as the scale: one of sizes goes to the query.
 
-    Nor does its kernel for the CPU look whether there are as many values as keys: it reads beyond them.
+    Nor does its kernel for the CPU look whether there are as many keys as values: it leaves keys out, or reads beyond.
     """
     if isinstance(scale := kwargs.get("scale"), SymFloat):
         query, kwargs["scale"] = query * (scale * torch.sym_sqrt(query.shape[-1])), None
@@ -266,6 +280,7 @@ _REWRITES: dict[Any, Callable[..., Any]] = {
     torch.kron: kron,
     F.batch_norm: batch_norm,
     F.cross_entropy: cross_entropy,
+    F.nll_loss: nll_loss,
     F.multi_margin_loss: multi_margin_loss,
     F.multilabel_margin_loss: multilabel_margin_loss,
     torch.arange: arange,

@@ -27,6 +27,8 @@ _LIBRARIES = ("torch", "functorch", "torchgen", "jaxtyping", "beartype", "einops
 def is_users(frame: FrameType) -> bool:
     """Whether a frame runs the user's code: not torch's, the standard library's, a typing library's, or ours."""
     name = frame.f_code.co_filename
+    if name.startswith("<frozen "):  # the standard library's
+        return False
     if name.startswith("<"):  # a prompt, `python -c`, or code that a library generated
         return str(frame.f_globals.get("__name__", "torch")).split(".")[0] not in (*_LIBRARIES, "shaped", "builtins")
     if name.startswith(str(_HOME)):

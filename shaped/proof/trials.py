@@ -225,7 +225,7 @@ class Trials:
             ]
             check = checking(partial(_expected, dict(sizes)))
             standing = Standing(setting.held, tensors)
-            plain = sdpa_kernel(SDPBackend.MATH)  # the kernel for the CPU reads beyond the values where keys are more
+            plain = sdpa_kernel(SDPBackend.MATH)  # the kernel for the CPU takes as many keys as values
             with putting_back(), torch.enable_grad(), Shelter(tensors, 0), check, setting.around(), standing, plain:
                 results = setting.run(tensors)
                 _compare(results, setting.signature.result, dict(sizes))

@@ -98,7 +98,7 @@ class Deep(nn.Module):
         return x
 """)["Deep.forward"]
 
-    assert found.summary == "for all sizes, at n_layers = 2 or n_layers = 3 or n_layers = 1"
+    assert found.summary == "for all other sizes, at n_layers = 2 or n_layers = 3 or n_layers = 1"
 
 
 def test_an_axis_that_is_named_otherwise_than_the_module_names_it_is_stated_as_equal(check) -> None:  # type: ignore[no-untyped-def]
@@ -248,7 +248,7 @@ def scan(x: Float[Tensor, "time dim"]) -> Float[Tensor, " dim"]:
 """
 
     assert check(text)["scan"].status == "unprovable"
-    assert check(text, auto=True)["scan"].summary == "for all sizes, at time = 2 or time = 3 or time = 1"
+    assert check(text, auto=True)["scan"].summary == "for all other sizes, at time = 2 or time = 3 or time = 1"
 
 
 def test_axes_that_only_a_result_has_are_whatever_comes(check) -> None:  # type: ignore[no-untyped-def]
@@ -389,7 +389,7 @@ class Grid(nn.Module):
         return x[:, None] * self.w * self.growth
 """)["Grid.forward"]
 
-    assert found.summary == "for all sizes, at levels = 2 or levels = 3 or levels = 1"
+    assert found.summary == "for all other sizes, at levels = 2 or levels = 3 or levels = 1"
 
 
 def test_a_constructor_that_registers_a_buffer_is_proved_itself(check) -> None:  # type: ignore[no-untyped-def]
