@@ -409,7 +409,8 @@ class TrainingState:
     def _loaded(self, path: str, saved: Mapping[str, Any]) -> FusedOptimizer:
         """A new optimizer with the saved state, so that a fault in it leaves ours as it was."""
         try:
-            made = self._like(path)
+            given = self.optimizer if path == "train" else None
+            made = given.trial() if isinstance(given, Foreign) else self._like(path)
             made.load_state_dict(saved)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StateError(f"the state of optimizer `{path}` does not fit: {error}") from None

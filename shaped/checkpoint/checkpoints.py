@@ -144,8 +144,6 @@ class Checkpoints:
         best = self._better[1] if self._better is not None else self._best_value
         if not math.isnan(value) and self._sign * value < self._sign * best:
             self._better = loop.step, value
-            if not loop.running:
-                self.on_settled(loop)
 
     def on_stop(self, loop: "Loop") -> None:
         """A signal ends the run."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from shaped.errors import CheckpointError
 from shaped.ranks import Piece
 
-_DEPTH = 64
+_DEPTH, _DIGITS = 64, 400
 
 
 def split(tree: Any) -> tuple[Any, dict[str, Any]]:
@@ -34,6 +34,8 @@ def _split(node: Any, path: tuple[str, ...], tensors: dict[str, Any]) -> Any:
     if len(path) > _DEPTH:
         raise CheckpointError(f"{where} is nested too deeply to be saved")
     if node is None or isinstance(node, bool | str) or type(node) is int:
+        if type(node) is int and abs(node) >= 10**_DIGITS:
+            raise CheckpointError(f"{where} has more than {_DIGITS} digits and cannot be saved")
         return node
     if isinstance(node, float):
         return float(node) if math.isfinite(node) else {"$float": str(float(node))}
@@ -100,9 +102,9 @@ def join(data: Any, tensors: Mapping[str, Tensor]) -> Any:
     raise ValueError(f"unknown kind {kind}")
 
 
-def to_json(data: Any) -> bytes:
-    """The one spelling of some data."""
-    text = json.dumps(data, allow_nan=False, ensure_ascii=True, separators=(",", ":"), sort_keys=True)
+def to_json(data: Any, *, in_order: bool = False) -> bytes:
+    """The one spelling of some data, with keys sorted; or with keys in the order that they have."""
+    text = json.dumps(data, allow_nan=False, ensure_ascii=True, separators=(",", ":"), sort_keys=not in_order)
     return text.encode("ascii")
 
 
@@ -120,7 +122,7 @@ def from_json(text: bytes) -> Any:
         return found
 
     def number(text: str) -> int:
-        if len(text) > 40:
+        if len(text) > _DIGITS + 1:
             raise ValueError("a number is too long")
         return int(text)
 

@@ -85,7 +85,7 @@ def _write_files(place: Path, data: Any, tensors: Mapping[str, torch.Tensor], ab
 
     save_file(unshared(tensors), place / TENSORS)
     files.flush(place / TENSORS)
-    files.write_new(place / STATE, to_json(data))
+    files.write_new(place / STATE, to_json(data, in_order=True))
     written = {
         name: {"size": os.stat(place / name).st_size, "crc32": checksum(place / name)} for name in (TENSORS, STATE)
     }

@@ -167,7 +167,7 @@ def _owners(tensors: Mapping[str, Tensor | Piece], ranks: int) -> dict[str, int]
 def _write_rest(place: Path, data: Any, every: list[WrittenFile], about: Mapping[str, Any]) -> None:
     """What rank 0 writes when all have: the other state, and the manifest."""
     tensors = _tensors(every)
-    files.write_new(place / STATE, to_json(data))
+    files.write_new(place / STATE, to_json(data, in_order=True))
     listed = {part.file: {"size": part.size, "crc32": part.crc} for part in every}
     listed[STATE] = {"size": os.stat(place / STATE).st_size, "crc32": checksum(place / STATE)}
     manifest = {

@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+from torch.utils.data import DataLoader
 
 from shaped.arguments import checked, keyed
 from shaped.checkpoint.generators import generator_states, generators_kept, set_generator_states
@@ -36,6 +37,7 @@ from shaped.data.kept import (
     checksum,
     differences,
     facts,
+    fingerprints,
     generator_states_of,
     is_stateful,
     put_back,
@@ -43,6 +45,7 @@ from shaped.data.kept import (
     unsavable,
 )
 from shaped.data.local import Local
+from shaped.data.moving import Moving
 from shaped.errors import ShapedError, StateError, listing, nearest
 from shaped.shapes import Signature
 
@@ -163,9 +166,10 @@ class Feed:
         own = (state or {}).get("own") or {}
         self._own: Any = own.get("began")  # states of the data's own generators where the epoch began, and
         self._own_now: Any = own.get("now")  # where they were when the state was saved
-        self._stateful = is_stateful(data)
+        self._stateful, self._moving = is_stateful(data), Moving(data)
         self._inner: Any = (state or {}).get("inner")  # what stateful data is to go on from
         self._sum = (state or {}).get("sum")  # of the batch before the next
+        self._anew = bool((state or {}).get("anew"))  # whether a generator was reset where the epoch began
         self._facts: dict[str, Any] | None = None
         if state and state.get("again") is not None:  # the state was saved between a batch and its step
             self._last, self._again = Batch(tuple(state["again"]["inputs"]), state["again"]["spec"]), True
@@ -181,7 +185,7 @@ class Feed:
 
     def _compare(self, state: Mapping[str, Any]) -> None:
         """Say so where the data is not what the state was saved with."""
-        self._facts = facts(self.data)
+        self._facts = facts(self._moving.first)
         if differ := differences(state["about"], self._facts):
             warnings.warn(said_to_differ(differ), stacklevel=5)
 
@@ -215,6 +219,7 @@ class Feed:
             if self._stateful:
                 with suppress(Exception):
                     self._inner = copy.deepcopy(self.data.state_dict())
+                    self._own_now = self._own_states()
             self._hold(None)  # it is not to be trusted any more: the next call opens the data at this batch
             raise
         finally:
@@ -254,7 +259,7 @@ class Feed:
         if close is not None:
             close()
         self._hold(None)
-        self._began, self._again = None, False
+        self._began, self._again, self._anew = None, False, False
         self._own = self._own_now = self._inner = None
 
     def check_savable(self) -> None:
@@ -265,7 +270,7 @@ class Feed:
     def state_dict(self) -> dict[str, Any]:
         """Epoch, index of the next batch, and generator states: where the epoch began, and those of the data now."""
         if self._facts is None:
-            self._facts = facts(self.data)
+            self._facts = facts(self._moving.first)
         waits = self._last if self._again else None
         before = self._last if self._last is not None and not self._again and self.index else None
         state: dict[str, Any] = {
@@ -279,21 +284,31 @@ class Feed:
             state["inner"] = copy.deepcopy(self.data.state_dict() if self._inner is None else self._inner)
             if waits is not None:
                 state["again"] = {"inputs": [*waits.map(lambda x: x.detach().clone()).inputs], "spec": waits.spec}
-        now = self._own_now if self._own_now is not None else generator_states_of(self.data)
-        state["own"] = {"began": None if self._stateful else self._own, "now": now}
+        now = self._own_now if self._own_now is not None else self._own_states()
+        state["own"] = {"began": self._own, "now": now}
+        if self._anew or (self._opened and self.iterator is None):
+            state["anew"] = True
         return state
+
+    def _own_states(self) -> dict[str, Any]:
+        """Where the data's own generators are, and what else it keeps and has moved."""
+        return {**generator_states_of(self.data), **self._moving.states()}
+
+    def _put_back(self, states: Mapping[str, Any]) -> None:
+        put_back(self.data, states)
+        self._moving.put_back(states)
 
     def _open(self) -> Iterator[Any]:
         if self._stateful:
             return self._go_on()
         if self._own is not None:  # in the middle of an epoch, here or in the run that was saved
-            put_back(self.data, self._own)
+            self._put_back(self._own)
         elif self._own_now is not None:
-            put_back(self.data, self._own_now)
-        self._own, now, self._own_now = self._own or generator_states_of(self.data), self._own_now, None
+            self._put_back(self._own_now)
+        self._own, now, self._own_now = self._own or self._own_states(), self._own_now, None
         iterator = self._open_globally()
         if now is not None and self.index and not hasattr(self.data, "iterate"):  # a thread would be anywhere
-            put_back(self.data, now)
+            self._put_back(now)
         return iterator
 
     def _open_globally(self) -> Iterator[Any]:
@@ -308,24 +323,37 @@ class Feed:
             return self._begin(self.index)
 
     def _go_on(self) -> Iterator[Any]:
-        """Stateful data from where it was; in the middle of an epoch all generators are as they were there."""
+        """Stateful data from where it was; in the middle of an epoch all generators are as they were there.
+
+        On its way back it may begin its epoch again, and so draw what it drew there: an order that it does not save.
+        """
         self._began = self._began or generator_states()
         inner, now, self._inner, self._own_now = self._inner, self._own_now, None, None
         with generators_kept() if self.index else nullcontext():
             self._set_epoch()
-            put_back(self.data, now or {})
+            self._put_back((self._own if self.index else now) or now or {})
+            self._own = self._own or self._own_states()
             if inner is None:
                 return self._checked(self.data, self.index)
+            if self.index:
+                set_generator_states(self._began)
+            before = fingerprints(self.data)
             self.data.load_state_dict(copy.deepcopy(inner))
             iterator = iter(self.data)
-            if self.index:  # its own way back may have drawn from them
-                put_back(self.data, now or {})
+            if self.index:  # what it drew anew is where it is to be, or ahead where it looks ahead
+                after = {} if isinstance(self.data, DataLoader) else fingerprints(self.data)
+                left = {path for path in after if after[path] != before.get(path)}
+                self._put_back({path: state for path, state in (now or {}).items() if path not in left})
             return iterator
 
     def _set_epoch(self) -> None:
-        for owner in (self.data, *(getattr(self.data, part, None) for part in ("sampler", "batch_sampler", "dataset"))):
+        batches = getattr(self.data, "batch_sampler", None)
+        owners = [getattr(self.data, part, None) for part in ("sampler", "dataset")]
+        seen: list[Any] = []
+        for owner in (self.data, batches, getattr(batches, "sampler", None), *owners):
             set_epoch: Callable[[int], Any] | None = getattr(owner, "set_epoch", None)
-            if set_epoch is not None:
+            if set_epoch is not None and not any(owner is one for one in seen):
+                seen.append(owner)
                 set_epoch(self.epoch)
 
     def _begin(self, start: int) -> Iterator[Any]:
@@ -340,7 +368,8 @@ class Feed:
                 raise DataError(f"the data of epoch {epoch} is a {type(made).__name__}: return a list of batches")
             iterator = iter(made)
         elif isinstance(data, Iterator):
-            if again:
+            if again or (self._anew and hasattr(data, "reset")):
+                self._anew = True
                 _reset(data)
             iterator = data
         else:

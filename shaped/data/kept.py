@@ -3,6 +3,7 @@
 A resumed run has to put these generators back where they were, and to say where it is given other data.
 """
 
+import copy
 import functools
 import inspect
 import random
@@ -25,12 +26,23 @@ _PLAIN = (Tensor, torch.nn.Module, str, bytes, int, float, complex, bool, type, 
 
 def generators_of(data: Any) -> dict[str, Any]:
     """Every random generator of torch, Python or NumPy that data holds and that is not a global one, by where it is."""
-    return {path: found for path, found in _walk(data) if _is_generator(found)}
+    return {path: found for path, found in walk(data) if _is_generator(found)}
 
 
 def generator_states_of(data: Any) -> dict[str, Any]:
     """Where each of them is now, as plain data."""
     return {path: _state(generator) for path, generator in generators_of(data).items()}
+
+
+def fingerprints(data: Any) -> dict[str, str]:
+    """What is another once a generator has drawn."""
+    return {path: _fingerprint(generator) for path, generator in generators_of(data).items()}
+
+
+def _fingerprint(generator: Any) -> str:
+    if isinstance(generator, torch.Generator):
+        return repr(generator.get_state().tolist())
+    return repr(generator.getstate() if isinstance(generator, random.Random) else _state(generator))
 
 
 def put_back(data: Any, states: Mapping[str, Any]) -> None:
@@ -42,14 +54,33 @@ def put_back(data: Any, states: Mapping[str, Any]) -> None:
 
 def unsavable(data: Any) -> str | None:
     """Why the random state of some data cannot be saved, and what to do; None where it can."""
-    for _, found in _walk(data):
+    for _, found in walk(data):
         if isinstance(found, DataLoader) and found.num_workers and found.persistent_workers and not is_stateful(found):
             return (
                 "the data is a DataLoader with persistent_workers=True, whose workers keep random state through all "
                 "epochs that no checkpoint can hold; make it with persistent_workers=False, which seeds them anew in "
                 "each epoch"
             )
+        if isinstance(found, DataLoader) and is_stateful(found) and _draws_at_once(found.sampler):
+            return (
+                f"a StatefulDataLoader begins its sampler twice where a run goes on, and "
+                f"{type(found.sampler).__name__} draws where it is begun: write its __iter__ with `yield`, give it "
+                "state_dict() and load_state_dict(), or take torch's DataLoader, which needs neither"
+            )
     return None
+
+
+def _draws_at_once(sampler: Any) -> bool:
+    """Whether a sampler of the user's own draws in its `__iter__`, and neither it nor its iterator has a state."""
+    if f"{type(sampler).__module__}.".startswith(("torch.", "torchdata.")) or is_stateful(sampler):
+        return False
+    before = generator_states_of(sampler)
+    if not before or inspect.isgeneratorfunction(getattr(type(sampler), "__iter__", None)):
+        return False
+    try:
+        return not is_stateful(iter(copy.copy(sampler)))
+    finally:
+        put_back(sampler, before)
 
 
 def is_stateful(data: Any) -> bool:
@@ -71,7 +102,7 @@ def _is_generator(thing: Any) -> bool:
     return isinstance(thing, numpy.random.Generator)
 
 
-def _walk(data: Any) -> Iterator[tuple[str, Any]]:
+def walk(data: Any) -> Iterator[tuple[str, Any]]:
     """What data holds, breadth first, each thing once, with where it is."""
     queue, seen = deque([("data", data, 0)]), {id(data)}
     while queue:

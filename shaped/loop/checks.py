@@ -3,7 +3,9 @@
 from collections.abc import Hashable, Mapping
 from typing import Any
 
-from shaped.optim.schedules import as_lambda
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from shaped.optim.schedules import as_lambda, refuse_other
 from shaped.trainer import ScalarTrainer
 
 
@@ -25,13 +27,20 @@ def checked_specs(
     return specs
 
 
-def scheduler(trainer: ScalarTrainer, schedule: Any) -> Any:
+def scheduler(trainer: ScalarTrainer, step: Any, schedule: Any) -> Any:
     """A scheduler as it is; a function of the step as one over the trainer's optimizer.
 
     Raises:
-        ValueError: It is neither, or there is no optimizer for the function to set lr in.
+        ValueError: It is neither, or follows a figure, or moves another optimizer than the one that steps, or there is
+        no optimizer for the function to set lr in.
     """
+    if isinstance(schedule, ReduceLROnPlateau):
+        raise ValueError(
+            "schedule is a ReduceLROnPlateau, which follows a figure and not the steps: "
+            "loop.attach(shaped.optim.schedules.ReduceOnPlateau(optimizer, monitor='validation/loss'))"
+        )
     if schedule is None or callable(getattr(schedule, "step", None)):
+        refuse_other(getattr(schedule, "optimizer", None), trainer.optimizer if step is None else None)
         return schedule
     if not callable(schedule):
         raise ValueError(

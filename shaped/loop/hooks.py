@@ -239,7 +239,9 @@ class Hooks:
         if function is None:
             return lambda decorated: self._add(kind, decorated, name, priority, schedule)
         name = name or getattr(function, "__name__", type(function).__name__)
-        if name in self._names() and name != "<lambda>":
+        if name == "<lambda>":  # each has a state of its own to be saved under its name
+            name = self.free_name(name)
+        if name in self._names():
             raise ValueError(f"there is a hook named `{name}` already; give this one another: name=...")
         hooks = self.hooks[kind]
         hooks.append(Hook(function, name, priority, schedule))

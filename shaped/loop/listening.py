@@ -53,6 +53,8 @@ class Listeners:
         self._recorded.update(numbers)
         self._known.update(numbers)
         self._tell("on_record", numbers)
+        if not self.running:  # within a run, all hooks of the moment come first
+            self._tell("on_settled")
 
     def _tell(self, method: str, *arguments: Any) -> None:
         for listener in self._attached:

@@ -74,7 +74,7 @@ class Loop(Hooks, Listeners, LoopRanks):
         Hooks.__init__(self)
         Listeners.__init__(self)
         LoopRanks.__init__(self, trainer)
-        self.trainer, self.schedule, self.metrics = trainer, scheduler(trainer, schedule), dict(metrics or {})
+        self.trainer, self.schedule, self.metrics = trainer, scheduler(trainer, step, schedule), dict(metrics or {})
         self.specs = {None: trainer, **checked_specs(trainer, step, specs or {})}
         taken = {} if step is None else {None: step}
         self._steps = {spec: other.train_step for spec, other in self.specs.items()} | taken

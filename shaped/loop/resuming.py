@@ -1,6 +1,7 @@
 """A loop's state: packed as plain data, checked against a loop, and taken over all or nothing."""
 
 import copy
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -137,9 +138,22 @@ def _kept_states(loop: Any) -> dict[str, Any]:
 def _load_along(loop: Any, state: Mapping[str, Any]) -> None:
     """Load what is kept along, and the generators."""
     for name, thing in loop._keepers.items():
-        thing.load_state_dict(copy.deepcopy(state["kept"][name]))  # a scheduler may change what it is given
+        mine, found = thing.state_dict(), copy.deepcopy(state["kept"][name])  # a scheduler may change what it is given
+        thing.load_state_dict(_alike(found, mine))
     set_generator_states(state["generators"])
     loop.average.load_state_dict(state["average"])
+
+
+def _alike(found: Any, mine: Any) -> Any:
+    """A loaded state with the kinds of mappings that a thing's own has, of which a file has but one."""
+    if isinstance(found, dict):
+        own = mine if isinstance(mine, Mapping) else {}
+        made = {key: _alike(value, own.get(key)) for key, value in found.items()}
+        kind: Any = next((kind for kind in (Counter, OrderedDict) if type(own) is kind), dict)
+        return kind(made)
+    if isinstance(found, list) and isinstance(mine, list):
+        return [_alike(value, mine[i] if i < len(mine) else None) for i, value in enumerate(found)]
+    return found
 
 
 def _assign(loop: Any, state: Mapping[str, Any], taken: list[Callable[[], None]]) -> None:

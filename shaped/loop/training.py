@@ -41,13 +41,17 @@ class TrainMetrics:
 
     def attached(self, loop: "Loop") -> None:
         """Register what is done after each step and at an epoch's end, before other hooks."""
-        self._skipped, self._peers = loop.trainer.skipped, loop.peers
+        self._peers = loop.peers
+        loop.on_start(self._count_skips, name=f"{self._name} metrics of a run", priority=-1000)
         loop.on_step(self._add, name=f"{self._name} metrics", priority=-1000)
         loop.on_epoch(self._record, name=f"{self._name} metrics of an epoch", priority=-1000)
         loop.keep(f"{self._name} metrics", self)
 
     def on_close(self, loop: "Loop") -> None:
         """The means go on in the next run, where this one ends within an epoch."""
+
+    def _count_skips(self, loop: "Loop") -> None:
+        self._skipped = loop.trainer.skipped  # of a state that was loaded, too
 
     def _add(self, loop: "Loop") -> None:
         skipped, trainer = loop.trainer.skipped, loop.trainer

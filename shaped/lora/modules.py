@@ -65,6 +65,17 @@ class LoraLinear(nn.Module):
         self.register_load_state_dict_pre_hook(_unmerge_first)
 
     @property
+    def weight(self) -> Tensor:
+        """The weight that it computes with: [out, in]. A transformer's fast path reads it, and a head that is tied."""
+        base = self.base_layer.weight_now() if isinstance(self.base_layer, Nf4Linear) else self.base_layer.weight
+        return base if self.merged else (base + self.delta()).to(base.dtype)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The base's."""
+        return self.base_layer.bias
+
+    @property
     def alpha(self) -> float:
         """The product's scale is alpha/rank."""
         return self.get_buffer("lora_alpha").item()
@@ -169,6 +180,12 @@ def inject(
     if not linear:
         raise ShapeError(f"{owner} has no torch.nn.Linear inside")
     chosen = matching(owner, list(linear), targets)
+    made = [name for name in chosen if "weight" not in linear[name]._parameters]
+    if made:
+        raise ShapeError(
+            f"{owner}: the weight of {listing(made)} is computed from other parameters, as pruning does; make it a "
+            "parameter first (torch.nn.utils.prune.remove)"
+        )
     counts: dict[int, int] = {}
     for _, parameter in module.named_parameters(remove_duplicate=False):
         counts[id(parameter)] = counts.get(id(parameter), 0) + 1

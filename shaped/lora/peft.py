@@ -154,6 +154,8 @@ def read_adapter(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[s
     if pair is not None and (differ := [key for key in _PAIRED if config[key] != pair.get(key)]):
         said = ", ".join(f"{key} = {config[key]} in {CONFIG}, {pair.get(key)} in {TENSORS}" for key in differ)
         raise StateError(f"the two files in {place} are of different saves: {said}")
+    if whole := [f"{name} ({str(t.dtype)[6:]})" for name, t in found.items() if not t.is_floating_point()]:
+        raise StateError(f"{place / TENSORS}: an adapter is of floating-point numbers, not {listing(whole)}")
     odd = [f"{key} = {value!r}" for key, value in config.items() if not _is_plain(key, value)]
     if odd:
         raise StateError(f"{place}: plain LoRA is read here, and the adapter has {', '.join(odd)}")
@@ -235,6 +237,8 @@ def _means(targets: Any, name: str) -> bool:
             return targets != "all-linear" and re.fullmatch(targets, name) is not None
         except re.error as error:
             raise StateError(f"{CONFIG}: {targets!r} is no pattern: {error}") from None
+    if not (targets is None or (isinstance(targets, list) and all(isinstance(target, str) for target in targets))):
+        raise StateError(f"{CONFIG}: {targets!r} names no modules")
     return any(name == target or name.endswith(f".{target}") for target in targets or ())
 
 

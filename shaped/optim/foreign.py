@@ -100,6 +100,19 @@ class Foreign(FusedOptimizer):
         """As its own. Raises what that raises."""
         self.inner.load_state_dict(dict(state_dict))
 
+    def trial(self) -> "Foreign":
+        """A copy whose state may be loaded to see whether it fits.
+
+        torch's own copies lack what a class keeps beside groups and state, which a `load_state_dict` of its own needs.
+        """
+        if type(self.inner).load_state_dict is Optimizer.load_state_dict:
+            return copy.copy(self)
+        memo: dict[int, Any] = {id(p): p for p in parameters_of(self.param_groups)}
+        made = object.__new__(type(self.inner))
+        memo[id(self.inner)] = made
+        vars(made).update({name: copy.deepcopy(value, memo) for name, value in vars(self.inner).items()})
+        return Foreign(made)
+
     def __copy__(self) -> "Foreign":
         return Foreign(copy.copy(self.inner))
 

@@ -202,9 +202,11 @@ class ReduceOnPlateau(ReduceLROnPlateau):
             raise ValueError(f"monitor is {monitor!r}; it is the name of a recorded figure")
         super().__init__(optimizer, mode=mode, factor=factor, patience=patience, **options)
         self.monitor = monitor
+        self.at = self._loaded_at = -1  # the step at which the newest figure came, and that of a state that was loaded
 
     def attached(self, loop: Any) -> None:
-        """Keep the state with the loop's."""
+        """Keep the state with the loop's. Raises ValueError where the loop's trainer has another optimizer."""
+        refuse_other(self.optimizer, loop.trainer.optimizer)
         loop.keep(f"lr on {self.monitor}", self)
 
     @property
@@ -213,15 +215,37 @@ class ReduceOnPlateau(ReduceLROnPlateau):
         return self.monitor
 
     def on_record(self, loop: Any, values: Mapping[str, float]) -> None:
-        """Take the figure in.
+        """Take the figure in; that of a loaded state's own step, where a script evaluates it once more, is in it.
 
         Raises:
             NonFiniteError: It is NaN, of which torch's makes a figure without improvement.
         """
-        if self.monitor in values:
-            if math.isnan(values[self.monitor]):
-                raise NonFiniteError(f"ReduceOnPlateau was given {self.monitor} = nan")
-            self.step(values[self.monitor])
+        if self.monitor not in values or loop.step == self._loaded_at:
+            return
+        if math.isnan(values[self.monitor]):
+            raise NonFiniteError(f"ReduceOnPlateau was given {self.monitor} = nan")
+        self.at = loop.step
+        self.step(values[self.monitor])
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's."""
+        return {key: value for key, value in super().state_dict().items() if key != "_loaded_at"}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's."""
+        super().load_state_dict(state_dict)
+        self._loaded_at = int(state_dict.get("at", -1))
+
+
+def refuse_other(scheduled: Any, stepped: Optimizer | None) -> None:
+    """Raise ValueError where what a scheduler moves is no group of the optimizer that steps."""
+    if stepped is None or not isinstance(scheduled, Optimizer):
+        return
+    if not {id(group) for group in scheduled.param_groups} & {id(group) for group in stepped.param_groups}:
+        raise ValueError(
+            f"the schedule moves the lr of another {type(scheduled).__name__} than the one that the trainer steps "
+            f"with, whose lr would stay as it is: make it over trainer.optimizer, a {type(stepped).__name__}"
+        )
 
 
 def _share_of(schedule: Schedule, rate: float) -> Schedule:

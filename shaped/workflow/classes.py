@@ -15,9 +15,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from shaped.errors import ShapeError
-from shaped.workflow.numbers import mean_ranks
+from shaped.workflow.numbers import mean_ranks, refuse_odd
 
 Count = Literal["accuracy", "precision", "recall", "f1", "mcc"]
 Area = Literal["auroc", "average_precision"]
@@ -38,6 +39,7 @@ class OfClasses:
         Raises:
             ShapeError: Their shapes do not go together, or with those before. ValueError: A target is no class.
         """
+        refuse_odd(self._name, predictions, targets)
         classes, one = classes_of(predictions, targets), predictions.shape == targets.shape
         if not targets.numel():
             return None
@@ -156,6 +158,38 @@ class Areas(OfClasses):
         """Forget all batches."""
         super().reset()
         self._parts: list[tuple[Tensor, Tensor]] = []
+
+
+class Perplexity(OfClasses):
+    """Exponential of the mean cross-entropy in nats; targets of -100 have no part, as in torch."""
+
+    def __init__(self) -> None:
+        super().__init__("perplexity")
+
+    def update(self, predictions: Tensor, targets: Tensor) -> None:
+        """Take a batch in."""
+        refuse_odd(self._name, predictions, targets)
+        classes_of(predictions, targets)
+        counts = targets != -100
+        taken = self.taken(predictions[counts], targets[counts])
+        if taken is None:
+            return
+        rows, true = taken
+        right = rows * (2 * true - 1) if rows.dim() == 1 else rows.log_softmax(1).gather(1, true[:, None])
+        self._lost -= float((logsigmoid(right) if rows.dim() == 1 else right).sum())
+        self._count += len(true)
+
+    def compute(self) -> float:
+        """The value so far; NaN where a prediction was, or before the first target."""
+        if not self._count or self.undefined:
+            return math.nan
+        mean = self._lost / self._count
+        return math.exp(mean) if mean < 709 else math.inf
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        super().reset()
+        self._lost, self._count = 0.0, 0
 
 
 def _roc(scores: Tensor, mine: Tensor) -> float:

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shaped.arguments import checked
+from shaped.arguments import checked, real
 from shaped.errors import ShapedError, ShapeError
 from shaped.metrics import Metric, Scored
-from shaped.workflow.classes import Areas, Counts
+from shaped.workflow.classes import Areas, Counts, Perplexity
 from shaped.workflow.numbers import R2, Errors, OverOutputs, Pearson, Spearman
 from shaped.workflow.registry import metrics as registry
 
@@ -55,8 +55,14 @@ class Gathered:
         """The function's value over all that was kept; NaN where nothing was."""
         if not self._parts:
             return float("nan")
+        for side in (0, 1):
+            if len(shapes := {tuple(part[side].shape[1:]) for part in self._parts}) > 1:
+                raise ShapeError(
+                    f"batches of the shapes {sorted(shapes)} without their first axes cannot be put together for a "
+                    "function of all examples at once: give an object with update, compute and reset"
+                )
         predictions, targets = (torch.cat([part[i] for part in self._parts]) for i in (0, 1))
-        return float(self._function(predictions, targets))
+        return real("what the function of all examples gave", self._function(predictions, targets))
 
     def reset(self) -> None:
         """Forget all batches."""
@@ -177,12 +183,6 @@ def _maker(name: str, metric: Any) -> Callable[[], Metric]:
     )
 
 
-def perplexity(predictions: Tensor, targets: Tensor) -> Tensor:
-    """Exponential of the mean cross-entropy of logits [..., classes]."""
-    rows = predictions.reshape(-1, predictions.shape[-1]).double()
-    return torch.nn.functional.cross_entropy(rows, targets.flatten().long()).exp()
-
-
 accuracy = Named("Share of examples whose class is right", partial(Counts, "accuracy"))
 auroc = Named("Area under the ROC curve, one class against the rest", partial(Areas, "auroc"))
 average_precision = Named("Area under the curve of precision over recall", partial(Areas, "average_precision"))
@@ -194,6 +194,7 @@ mae = Named("Mean absolute error, in the target's unit", partial(Errors, "mae"))
 mape = Named("Mean absolute error as a share of the target", partial(Errors, "mape"))
 mse = Named("Mean squared error, in the target's unit squared", partial(Errors, "mse"))
 pearson = Named("Pearson's correlation", partial(OverOutputs, Pearson))
+perplexity = Named("Exponential of the mean cross-entropy; targets of -100 have no part", Perplexity)
 r2 = Named("Share of the target's variance that is explained", partial(OverOutputs, R2))
 rmse = Named("Root of the mean squared error, in the target's unit", partial(OverOutputs, partial(Errors, "rmse")))
 spearman = Named("Correlation of the ranks", partial(OverOutputs, Spearman))

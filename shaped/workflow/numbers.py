@@ -24,16 +24,24 @@ def pair_of_numbers(metric: str, predictions: Tensor, targets: Tensor) -> tuple[
     """Both flat on the CPU, in float64; in int64 where both are whole numbers whose differences are exact there.
 
     Raises:
-        ShapeError: Their shapes differ. ValueError: One is complex.
+        ShapeError: Their shapes differ. ValueError: One is no plain tensor of real numbers.
     """
     if predictions.shape != targets.shape:
         raise ShapeError(f"{metric}: {list(predictions.shape)} against {list(targets.shape)}")
-    if predictions.is_complex() or targets.is_complex():
-        raise ValueError(f"{metric}: predictions and targets are real numbers, not complex ones")
+    refuse_odd(metric, predictions, targets)
     pair = predictions.detach().flatten().cpu(), targets.detach().flatten().cpu()
     exact = not any(side.is_floating_point() or _is_huge(side) for side in pair)
     wide = torch.int64 if exact else torch.float64
     return pair[0].to(wide), pair[1].to(wide)
+
+
+def refuse_odd(metric: str, *tensors: Tensor) -> None:
+    """Raise ValueError where one is no plain tensor of real numbers."""
+    for t in tensors:
+        kinds = {"complex": t.is_complex(), "quantized": t.is_quantized, "meta": t.is_meta}
+        kinds[str(t.layout).removeprefix("torch.")] = t.layout is not torch.strided
+        if odd := [kind for kind, so in kinds.items() if so]:
+            raise ValueError(f"{metric}: predictions and targets are dense tensors of real numbers, not {odd[0]} ones")
 
 
 def _is_huge(whole: Tensor) -> bool:

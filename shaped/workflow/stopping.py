@@ -57,6 +57,7 @@ class EarlyStopping:
         self.best = math.nan  # the best smoothed one
         self.waited = 0  # figures since then
         self.stopped = False
+        self.at = self._loaded_at = -1  # the step of a loop at which the newest figure came, and that of a loaded state
 
     def step(self, value: float) -> bool:
         """Take a figure in; True says stop.
@@ -84,7 +85,7 @@ class EarlyStopping:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
-        names = ("smoothed", "best", "waited", "stopped", "alpha", "mode")
+        names = ("smoothed", "best", "waited", "stopped", "at", "alpha", "mode")
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -101,6 +102,7 @@ class EarlyStopping:
             raise StateError(f"the state is of another early stopping: {'; '.join(wrong)}")
         self.smoothed, self.best = float(state["smoothed"]), float(state["best"])
         self.waited, self.stopped = int(state["waited"]), bool(state["stopped"])
+        self.at = self._loaded_at = int(state.get("at", -1))
 
     def attached(self, loop: "Loop") -> None:
         """Watch a loop's figures; a run that had been stopped stays so after a resume."""
@@ -112,8 +114,14 @@ class EarlyStopping:
             loop.stop(str(self))
 
     def on_record(self, loop: "Loop", values: Mapping[str, float]) -> None:
-        """Take the figure in, and end the run where it has stopped improving."""
-        if self.monitor in values and self.step(values[self.monitor]):
+        """Take the figure in, and end the run where it has stopped improving.
+
+        A script that goes on from a checkpoint may evaluate its step once more: that figure is part of the state.
+        """
+        if self.monitor not in values or loop.step == self._loaded_at:
+            return
+        self.at = loop.step
+        if self.step(values[self.monitor]):
             loop.stop(str(self))
 
     def __str__(self) -> str:

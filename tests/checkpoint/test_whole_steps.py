@@ -286,3 +286,31 @@ def test_an_update_at_the_end_of_a_run_is_saved_though_the_step_was(tmp_path: Pa
 
     assert trainer.steps == 2
     assert torch.equal(checkpoints.read(4).state["trainer"]["params"]["w1"], trainer.params.w1)
+
+
+@pytest.mark.filterwarnings("ignore:.* waits for")
+@pytest.mark.parametrize("first", [True, False])
+def test_a_figure_between_runs_is_in_the_checkpoint_of_the_best_and_counts_once(first: bool, tmp_path: Path) -> None:
+    def made() -> tuple[Loop, Checkpoints, EarlyStopping, ReduceOnPlateau]:
+        params = mlp()
+        optimizer = AdamW(params, lr=0.05)
+        loop = Loop(ScalarTrainer(mlp_loss, params, optimizer=optimizer), signals=False)
+        saved = Checkpoints(tmp_path, best="validation/loss")
+        stopping, plateau = EarlyStopping(9, alpha=0.5), ReduceOnPlateau(optimizer, patience=3)
+        for listener in (saved, stopping, plateau) if first else (stopping, plateau, saved):
+            loop.attach(listener)
+        return loop, saved, stopping, plateau
+
+    loop, saved, stopping, plateau = made()
+    for value in (3.0, 2.0):
+        loop.run_epochs(data(), 1)
+        loop.record({"validation/loss": value})
+    saved.close()
+    again, saved, others, plateau_again = made()
+    saved.resume(again)
+    states = [others.state_dict(), plateau_again.state_dict()]
+    again.run_epochs(data(), 1)  # complete already, as a script that is started again as it is will find
+    again.record({"validation/loss": 2.0})
+
+    assert states == [stopping.state_dict(), plateau.state_dict()]
+    assert [others.state_dict(), plateau_again.state_dict()] == states

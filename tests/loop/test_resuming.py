@@ -5,16 +5,21 @@ from typing import Any
 
 import pytest
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.optim.lr_scheduler import LinearLR, MultiStepLR, SequentialLR, StepLR
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from shaped import ScalarTrainer, StateError
-from shaped.loop import Loop
+from shaped.checkpoint.codec import from_json, join, split, to_json
+from shaped.loop import Loop, TrainMetrics
 from shaped.metrics import MovingAverage
 from shaped.optim import AdamW
+from shaped.optim.schedules import ReduceOnPlateau
 from tests.loop.small_loops import LIST, make, params_of, same
-from tests.models import MLP, mlp_loss
+from tests.models import MLP, mlp, mlp_loss
 
 
 class Allocated(TorchDispatchMode):
@@ -63,6 +68,13 @@ def test_loading_a_state_holds_no_second_copy_of_it() -> None:
     assert same(first, second)
 
 
+def scored(
+    p: MLP, x: Float[Tensor, "batch pixels"], y: Int[Tensor, " batch"]
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    loss = mlp_loss(p, x, y)
+    return loss, 2 * loss
+
+
 class Refuses:
     """Something that is kept along and takes no state but its own."""
 
@@ -90,3 +102,72 @@ def test_what_is_kept_along_and_refuses_a_state_leaves_all_as_it_was() -> None:
     assert after["kept"] == before["kept"]
     assert torch.equal(after["generators"]["torch"], before["generators"]["torch"])
     assert not second.resumed
+
+
+def test_hooks_without_a_name_have_a_state_each() -> None:
+    def made() -> tuple[Loop, list[str]]:
+        loop, log = make(), []
+        for n in (3, 5):
+            loop.n_times(n, lambda loop, n=n: log.append(f"{n} at {loop.step}"))
+        return loop, log
+
+    whole, straight = made()
+    whole.run_epochs(LIST, 5)
+    loop, before = made()
+    loop.on_step(lambda loop: loop.stop() if loop.step == 13 else None, name="stop")
+    loop.run_epochs(LIST, 5)
+    again, after = made()
+    again.load_state_dict(loop.state_dict())
+    again.run_epochs(LIST, 5)
+
+    assert before + after == straight
+
+
+def test_means_over_an_epoch_count_the_first_step_after_a_resume_though_some_were_skipped() -> None:
+    def made() -> Loop:
+        params = mlp()
+        loop = Loop(ScalarTrainer(scored, params, optimizer=AdamW(params, lr=0.01), nonfinite="skip"))
+        loop.attach(TrainMetrics({"loss": lambda out, x, y: out[1]}))
+        return loop
+
+    broken = (LIST[0][0] * float("nan"), LIST[0][1])
+    data = [LIST[1], broken, *LIST[2:]]
+    whole, loop, again = made(), made(), made()
+    whole.run_epochs(data, 1)
+    loop.run_steps(data, 3)
+    again.load_state_dict(loop.state_dict())
+    again.run_epochs(data, 1)
+
+    assert again.latest == whole.latest
+    assert whole.latest
+
+
+def test_a_schedule_of_what_does_not_step_is_refused() -> None:
+    params = mlp()
+    trainer = ScalarTrainer(mlp_loss, params, optimizer=AdamW(params, lr=0.01))
+    other = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
+    said = "the schedule moves the lr of another SGD than the one that the trainer steps with"
+    with pytest.raises(ValueError, match=said):
+        Loop(trainer, schedule=StepLR(other, 1))
+    with pytest.raises(ValueError, match=said):
+        Loop(trainer).attach(ReduceOnPlateau(other))
+    with pytest.raises(ValueError, match="schedule is a ReduceLROnPlateau, which follows a figure and not the steps"):
+        Loop(trainer, schedule=ReduceOnPlateau(trainer.optimizer))
+
+
+def test_what_is_kept_along_is_given_the_kinds_of_mappings_that_it_has() -> None:
+    def made() -> Loop:
+        params = mlp()
+        optimizer = AdamW(params, lr=0.01)
+        parts = [LinearLR(optimizer, 0.1, 1.0, 2), MultiStepLR(optimizer, [2, 3], 0.5)]
+        return Loop(ScalarTrainer(mlp_loss, params, optimizer=optimizer), schedule=SequentialLR(optimizer, parts, [4]))
+
+    whole, loop, again = made(), made(), made()
+    whole.run_epochs(LIST, 2)
+    loop.run_steps(LIST, 3)
+    data, tensors = split(loop.state_dict())
+    again.load_state_dict(join(from_json(to_json(data)), tensors))  # a file has one kind of mapping
+    again.run_epochs(LIST, 2)
+
+    assert again.step == whole.step
+    assert again.lr == whole.lr

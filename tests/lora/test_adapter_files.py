@@ -126,3 +126,26 @@ def test_an_adapted_list_of_bfloat16_trains_a_float32_adapter(tmp_path: Path) ->
     assert adapted.params["w.a"].dtype == adapted.params["w.b"].dtype == torch.float32
     assert torch.equal(again.merged().w, adapted.merged().w)
     assert adapted.merged().w.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.bool, torch.complex64])
+def test_an_adapter_of_other_than_floating_point_numbers_is_refused(tmp_path: Path, dtype: torch.dtype) -> None:
+    save_adapter(trained(), tmp_path)
+    found = load_file(tmp_path / TENSORS)
+    name = "base_model.model.2.lora_A.weight"
+    save_file({**found, name: found[name].to(dtype)}, tmp_path / TENSORS, {"format": "pt"})
+    again = net()
+    with pytest.raises(StateError, match=r"an adapter is of floating-point numbers, not `.*2\.lora_A\.weight "):
+        load_adapter(again, tmp_path)
+
+    assert not [*adapters(again)]
+
+
+@pytest.mark.parametrize("targets", [5, [5], {"0": 1}])
+def test_targets_that_name_no_modules_are_refused(tmp_path: Path, targets: Any) -> None:
+    module = net()
+    inject(module, ["0"], rank=2)
+    save_adapter(module, tmp_path)
+    edit(tmp_path, lambda name: True, target_modules=targets)
+    with pytest.raises(StateError, match=r"adapter_config.json: .* names no modules"):
+        load_adapter(net(), tmp_path)

@@ -193,3 +193,51 @@ def test_tensors_of_another_kind_and_waiting_gradients_that_are_not_finite_are_n
         "  waiting: the gradient of b1 is not finite"
     )
     assert same(before, run.params)
+
+
+class Lookahead(torch.optim.Optimizer):
+    """Another optimizer's step, and every third time half of the way back to where it was."""
+
+    def __init__(self, base: torch.optim.Optimizer) -> None:
+        super().__init__(base.param_groups, {})
+        self.base, self.param_groups, self.state, self.count = base, base.param_groups, base.state, 0
+        self.slow = [p.detach().clone() for group in base.param_groups for p in group["params"]]
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        self.base.step()
+        self.count += 1
+        everyone = [p for group in self.base.param_groups for p in group["params"]]
+        for p, slow in zip(everyone, self.slow, strict=True) if self.count % 3 == 0 else ():
+            p.copy_(slow.lerp_(p, 0.5))
+
+    def state_dict(self):
+        return {**self.base.state_dict(), "slow": self.slow, "count": self.count}
+
+    def load_state_dict(self, state_dict):
+        self.slow, self.count = [t.clone() for t in state_dict.pop("slow")], state_dict.pop("count")
+        self.base.load_state_dict(state_dict)
+        self.param_groups, self.state = self.base.param_groups, self.base.state
+
+
+def test_an_optimizer_that_keeps_more_than_groups_and_state_goes_on_too():
+    def trainer(seed: int) -> ScalarTrainer:
+        params = mlp(seed)
+        base = torch.optim.SGD(list(params), lr=0.05, momentum=0.9)
+        return ScalarTrainer(mlp_loss, params, optimizer=Lookahead(base))
+
+    whole, again = trainer(0), trainer(1)
+    for seed in range(4):
+        whole.train_step(*batch(seed=seed))
+    state = whole.state_dict()
+    broken = {**state, "optimizers": {"train": {**state["optimizers"]["train"], "state": {"slow": [], "count": 0}}}}
+    before = again.state_dict()
+    with pytest.raises(StateError):
+        again.load_state_dict(broken)
+
+    assert again.optimizer.count == before["optimizers"]["train"]["state"]["count"] == 0
+    again.load_state_dict(state)
+    for trained in (whole, again):
+        for seed in range(4, 8):
+            trained.train_step(*batch(seed=seed))
+    assert all(map(torch.equal, whole.params, again.params))

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 from torch import Tensor
 
+from shaped import ShapeError
 from shaped.workflow import MetricComputer
-from shaped.workflow.classes import Areas, Counts, log_odds
+from shaped.workflow.classes import Areas, Counts, Perplexity, log_odds
+from shaped.workflow.metrics import Gathered
 
 NAMES = ("accuracy", "precision", "recall", "f1", "mcc", "auroc", "average_precision")
 
@@ -128,3 +130,27 @@ def test_answers_of_many_questions_are_counted_together() -> None:
 
     assert MetricComputer(*NAMES).compute(logits, targets) == flat
     assert MetricComputer(*NAMES).compute(logits.double(), targets.double()) == pytest.approx(flat)
+
+
+def test_perplexity_takes_sequences_of_any_length_and_leaves_out_what_torch_does() -> None:
+    logits, targets = drawn(12, 5, 0)
+    targets[3] = -100
+    computer = MetricComputer("perplexity")
+    metric = Perplexity()
+    metric.update(logits[:6].view(2, 3, 5), targets[:6].view(2, 3))
+    metric.update(logits[6:].view(3, 2, 5), targets[6:].view(3, 2))
+
+    expected = torch.nn.functional.cross_entropy(logits, targets).exp().item()
+    assert metric.compute() == pytest.approx(expected, rel=1e-13)
+    assert computer.compute(logits, targets)["perplexity"] == pytest.approx(expected, rel=1e-13)
+    assert computer.compute(torch.full((2, 2), 1e4), torch.tensor([0, 1]))["perplexity"] == pytest.approx(2)
+    with pytest.raises(ValueError, match="targets are 0 to 5; they are classes from 0 to 4"):
+        computer.compute(logits[:2], torch.tensor([0, 5]))
+
+
+def test_batches_that_a_function_of_all_examples_cannot_have_together_are_named() -> None:
+    metric = Gathered(lambda predictions, targets: 0.0)
+    for length in (3, 5):
+        metric.update(torch.zeros(2, length), torch.zeros(2, length))
+    with pytest.raises(ShapeError, match=r"batches of the shapes \[\(3,\), \(5,\)\] without their first axes"):
+        metric.compute()
