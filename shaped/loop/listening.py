@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from shaped.arguments import keyed, real
 from shaped.errors import listing
@@ -53,7 +53,7 @@ class Listeners:
         self._recorded.update(numbers)
         self._known.update(numbers)
         self._tell("on_record", numbers)
-        if not self.running:  # within a run, all hooks of the moment come first
+        if not cast(Any, self).running:  # within a run, all hooks of the moment come first
             self._tell("on_settled")
 
     def _tell(self, method: str, *arguments: Any) -> None:

@@ -18,7 +18,7 @@ from shaped.checkpoint.codec import from_json, join, split, to_json
 from shaped.data import Feed
 
 N = 11
-ROWS = torch.arange(float(N))
+ROWS: Any = torch.arange(float(N))
 
 
 class CountsEpochs(Sampler[int]):

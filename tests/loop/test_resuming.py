@@ -144,7 +144,8 @@ def test_means_over_an_epoch_count_the_first_step_after_a_resume_though_some_wer
 
 def test_a_schedule_of_what_does_not_step_is_refused() -> None:
     params = mlp()
-    trainer = ScalarTrainer(mlp_loss, params, optimizer=AdamW(params, lr=0.01))
+    optimizer = AdamW(params, lr=0.01)
+    trainer = ScalarTrainer(mlp_loss, params, optimizer=optimizer)
     other = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
     said = "the schedule moves the lr of another SGD than the one that the trainer steps with"
     with pytest.raises(ValueError, match=said):
@@ -152,7 +153,7 @@ def test_a_schedule_of_what_does_not_step_is_refused() -> None:
     with pytest.raises(ValueError, match=said):
         Loop(trainer).attach(ReduceOnPlateau(other))
     with pytest.raises(ValueError, match="schedule is a ReduceLROnPlateau, which follows a figure and not the steps"):
-        Loop(trainer, schedule=ReduceOnPlateau(trainer.optimizer))
+        Loop(trainer, schedule=ReduceOnPlateau(optimizer))
 
 
 def test_what_is_kept_along_is_given_the_kinds_of_mappings_that_it_has() -> None:
