@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from jaxtyping import BFloat16, Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
-from shaped import ParamList, ScalarTrainer, StateError
+from shaped import ParamList, ScalarTrainer, ShapeError, StateError
 from shaped.lora import adapt, inject, load_adapter, merge, save_adapter, unmerge
 from shaped.lora.modules import adapters
 from shaped.lora.peft import CONFIG, TENSORS
@@ -149,3 +150,28 @@ def test_targets_that_name_no_modules_are_refused(tmp_path: Path, targets: Any) 
     edit(tmp_path, lambda name: True, target_modules=targets)
     with pytest.raises(StateError, match=r"adapter_config.json: .* names no modules"):
         load_adapter(net(), tmp_path)
+
+
+def test_a_layer_that_is_read_by_its_weight_has_its_adapter_in_it() -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
+    inject(layer, ["linear1", "linear2"], rank=2, alpha=4)
+    for p in layer.parameters():
+        nn.init.normal_(p, std=0.3)
+    x = torch.randn(2, 5, 8)
+    slow = layer.train()(x)
+    with torch.no_grad():
+        fast = layer.eval()(x)  # torch's own path, from weights alone
+
+    assert torch.allclose(slow, fast, atol=1e-5)
+    assert torch.allclose(layer.linear1(x), F.linear(x, layer.linear1.weight, layer.linear1.bias), atol=1e-5)
+    weight = layer.linear1.weight
+    merge(layer)
+    assert torch.equal(layer.linear1.weight, weight)
+
+
+def test_a_weight_that_pruning_computes_is_refused() -> None:
+    module = nn.Sequential(nn.Linear(4, 4))
+    prune.l1_unstructured(module[0], "weight", amount=0.5)
+    with pytest.raises(ShapeError, match="the weight of `0` is computed from other parameters, as pruning does"):
+        inject(module, ["0"], rank=2)

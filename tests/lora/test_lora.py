@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.utils import prune
 
 from shaped import Checkpoints, GradientError, Loop, ScalarTrainer, ShapeError, StateError
 from shaped.lora import (
@@ -429,28 +428,3 @@ def test_an_adapter_of_a_changed_base_or_without_numbers_is_refused(setting: str
     (tmp_path / "adapter_config.json").write_text(json.dumps({**config, setting: value}))
     with pytest.raises(StateError, match=setting):
         load_adapter(nn.Sequential(nn.Linear(4, 4)), tmp_path)
-
-
-def test_a_layer_that_is_read_by_its_weight_has_its_adapter_in_it() -> None:
-    torch.manual_seed(0)
-    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
-    inject(layer, ["linear1", "linear2"], rank=2, alpha=4)
-    for p in layer.parameters():
-        nn.init.normal_(p, std=0.3)
-    x = torch.randn(2, 5, 8)
-    slow = layer.train()(x)
-    with torch.no_grad():
-        fast = layer.eval()(x)  # torch's own path, from weights alone
-
-    assert torch.allclose(slow, fast, atol=1e-5)
-    assert torch.allclose(layer.linear1(x), F.linear(x, layer.linear1.weight, layer.linear1.bias), atol=1e-5)
-    weight = layer.linear1.weight
-    merge(layer)
-    assert torch.equal(layer.linear1.weight, weight)
-
-
-def test_a_weight_that_pruning_computes_is_refused() -> None:
-    module = nn.Sequential(nn.Linear(4, 4))
-    prune.l1_unstructured(module[0], "weight", amount=0.5)
-    with pytest.raises(ShapeError, match="the weight of `0` is computed from other parameters, as pruning does"):
-        inject(module, ["0"], rank=2)
