@@ -63,9 +63,14 @@ def _take_on_host(calls: Sequence[RuleCall], extras: Extras) -> tuple[Tensor | N
 
 def _told(norm: float, calls: Sequence[RuleCall]) -> Tensor:
     """A norm as a tensor: where the first parameters are, as wide as the widest are computed in."""
-    exact = any(p.dtype == torch.float64 for call in calls for p in call.lists.params)
+    exact = any(p.dtype == torch.float64 for call in calls for p in _alike(call))
     device = calls[0].lists.device if calls else None
     return torch.tensor(norm, dtype=torch.float64 if exact else torch.float32, device=device)
+
+
+def _alike(call: RuleCall) -> list[Tensor]:
+    """The parameters of a call; one for all where they lie flat, and so have one dtype."""
+    return call.lists.params if call.flat is None else [call.flat.params]
 
 
 def _factor(extras: Extras, norm: float | None) -> float | None:
