@@ -230,7 +230,7 @@ def _check_files(targets: Sequence[str], options: argparse.Namespace) -> int:
     jobs = find_jobs(targets, project, options.hook)
     if not jobs and not options.hook:
         raise ShapedError(f"nothing to check in {', '.join(targets)}: no file there names jaxtyping or ParamList")
-    one = len(jobs) == 1 and len(targets) == 1 and not Path(targets[0]).is_dir() and not options.hook
+    one = len(jobs) == len(targets) == 1 and (bool(jobs[0].name) or Path(targets[0]).is_file()) and not options.hook
     static = dict(map(_static, options.static))
     asked = CheckOptions.of(project, options.assume, static, options.make, options.memory, one)
     found = check_project(jobs, asked, workers=options.jobs, seconds=options.timeout, keep=not options.fresh)

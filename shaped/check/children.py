@@ -57,8 +57,7 @@ class Child:
             if self._process is not None:
                 self.status = self._process.poll()
             else:
-                pid, status = os.waitpid(self._pid, os.WNOHANG)
-                self.status = os.waitstatus_to_exitcode(status) if pid else None
+                self.status = self._waited(os.WNOHANG)
             if self.status is not None:
                 self._end_group()
         return self.status is not None
@@ -72,7 +71,14 @@ class Child:
             self._process.kill()
             self.status = self._process.wait()
         else:
-            self.status = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+            self.status = self._waited(0)
+
+    def _waited(self, how: int) -> int | None:
+        try:
+            pid, status = os.waitpid(self._pid, how)
+        except ChildProcessError:  # who started us has ended children forgotten
+            return 0
+        return os.waitstatus_to_exitcode(status) if pid else None
 
     def _end_group(self) -> None:
         if os.name == "posix":
@@ -107,6 +113,8 @@ def _do(task: Callable[[Sequence[str]], None], arguments: Sequence[str], said: P
         nothing = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1):
             os.dup2(nothing, stream)
+        if os.getcwd() not in sys.path:  # as a new Python has it
+            sys.path.insert(0, os.getcwd())
         os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
         sys.stdin, sys.stdout, sys.stderr = (open(i, mode) for i, mode in ((0, "r"), (1, "w"), (2, "w")))  # noqa: SIM115
         task(arguments)

@@ -30,7 +30,7 @@ def watch(check: Callable[[], object], roots: Sequence[Path], rounds: int | None
 def _state(roots: Sequence[Path]) -> dict[str, tuple[int, int]]:
     """When each file was written, and its length."""
     found: dict[str, tuple[int, int]] = {}
-    for root in roots:
+    for root in dict.fromkeys(root.resolve() for root in roots):
         for file in _files(str(root)):
             try:
                 about = os.stat(file)
