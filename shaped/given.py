@@ -19,7 +19,9 @@ GivenOptimizer = OneOptimizer | Sequence[OneOptimizer]  # or several, each over 
 def _made(maker: Callable[[Program], FusedOptimizer], program: Program) -> FusedOptimizer:
     try:
         return maker(program)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
+        if isinstance(error, ValueError) and f"of type {type(program).__name__}" not in str(error):
+            raise  # what it says of the parameters
         name = getattr(maker, "__name__", repr(maker))
         raise ValueError(
             f"optimizer: {name} is called with the proof, as Muon is, and that raised {error}; "

@@ -9,6 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
 from shaped.backends import Program, TrainerOptions
 from shaped.errors import SignatureError, listing, nearest
 from shaped.proof import Proof
@@ -34,12 +38,14 @@ class SharedAxes:
         size: Of that axis.
         name: The dimension of the batch.
         named: The dimensions that lie in parts within the program; None where there are none.
+        zero: 3 where parameters lie in even parts over the ranks of the batch.
     """
 
     axis: Any
     size: int
     name: str
     named: "NamedAxis | None" = None
+    zero: int = 0
 
     def __str__(self) -> str:
         batch = f"{self.name} over {self.axis} = {self.size}" if self.axis is not None else ""
@@ -54,41 +60,45 @@ def share(
     zero: int,
     save_frozen: bool = True,
     names: Mapping[str, str] | None = None,
+    inside: Sequence[str] = (),
 ) -> None:
     """Let the ranks of a mesh run a program together, with the parameters of rank 0.
 
     Args:
         program: The proved loss; where parameters are to lie in parts, they do afterwards.
         options: Which ranks must have alike.
-        mesh, shard, zero, save_frozen, names: As for `ScalarTrainer`.
+        mesh, shard, zero, save_frozen, names, inside: As for `ScalarTrainer`.
 
     Raises:
         ValueError: There is no such mesh or axis, several processes are there and no mesh was given, or ranks made
             different trainers. SignatureError: The batch has no such dimension, or ranks cannot share the loss.
     """
     named = None
-    if shard is not None or names is not None:
+    if shard is not None or names is not None or inside:
         from shaped.ranks.module_names import named_entries
 
         named = named_entries(program.params, program.modules[0] if program.modules else None, names)
-    plan = _plan_of(mesh, shard, zero, program, named)
+    plan = _plan_of(mesh, shard, zero, program, named, inside)
     if plan.axis is None and plan.named is None:
         return
     _refuse(program)
-    from shaped.backends.separable import hold_to_mean
+    if plan.axis is not None:
+        program.hold_to_one_count()
+    from shaped.backends.separable import SharedMeans, hold_to_mean
     from shaped.backends.together import Together
     from shaped.ranks.exchange import Exchange
     from shaped.ranks.peers import peers_of
 
-    if plan.axis is not None:
-        hold_to_mean(program, plan.name)
+    tried = hold_to_mean(program, plan.name) if plan.axis is not None else set[str]()
     found = _placed(program, plan, named, save_frozen) if plan.named is not None and named is not None else None
     exchange = Exchange(mesh, plan.axis if plan.named is None else None)
     _compare(exchange, program, options, plan, zero)
     peers_of(exchange)  # makes a group, which all ranks do at one place
     exchange.spread([t.detach() for t in program.tensors])
     if plan.named is None or named is None or found is None:
-        program.share(Together(program, exchange, zero == 3, plan.name, str(plan.axis)))
+        shared = Together(program, exchange, zero == 3, plan.name, str(plan.axis))
+        shared.means = SharedMeans(program, shared.name, shared.share[1], tried)
+        program.share(shared)
         return
     from shaped.backends.planned import Planned
     from shaped.backends.planned_parts import PlannedParts
@@ -96,11 +106,18 @@ def share(
     columns = Exchange(mesh, plan.axis) if plan.axis is not None else None
     across = Exchange(mesh, plan.named.axis)
     kind = PlannedParts if zero and columns is not None else Planned
-    program.share(kind(program, exchange, columns, across, plan.named, plan.name, named, *found, str(plan.axis)))
+    shared = kind(program, exchange, columns, across, plan.named, plan.name, named, *found, str(plan.axis))
+    shared.means = SharedMeans(program, shared.name, shared.share[1], tried)
+    program.share(shared)
 
 
 def _plan_of(
-    mesh: Any, shard: Mapping[str, str] | None, zero: int, program: Program, named_params: "NamedEntries | None"
+    mesh: Any,
+    shard: Mapping[str, str] | None,
+    zero: int,
+    program: Program,
+    named_params: "NamedEntries | None",
+    inside: Sequence[str],
 ) -> SharedAxes:
     """What lies over which axis; nothing where there is nothing to share."""
     if mesh is None or mesh == ALONE:
@@ -116,12 +133,17 @@ def _plan_of(
         raise ValueError(
             f"mesh is a {type(mesh).__name__}; it is torch's DeviceMesh, as ranks.join() and init_device_mesh give it"
         )
+    if mesh.get_coordinate() is None:
+        raise ValueError(
+            f"this process is none of the mesh's, {mesh}: pass a mesh that has it, as ranks.join() gives to all, or "
+            'mesh="alone" to train a model of its own'
+        )
     device = program.params.device.type
     if mesh.device_type != device:
         raise ValueError(f"the parameters are on {device}, and the mesh is one of {mesh.device_type} devices")
     axes: Sequence[Any] = mesh.mesh_dim_names or range(mesh.ndim)
     sizes = dict(zip(axes, mesh.shape, strict=True))
-    name, axis, inner = _planned(shard, sizes, program, named_params)
+    name, axis, inner = _planned(shard, sizes, program, named_params, inside)
     used = {axis, *inner.values()}
     if others := [f"{other} = {size}" for other, size in sizes.items() if other not in used and size > 1]:
         raise ValueError(
@@ -129,16 +151,18 @@ def _plan_of(
             f'{{"{name or "batch"}": "dp", "hidden": "tp"}}, or make it 1'
         )
     wide = axis if axis is not None and sizes[axis] > 1 else None
-    named = _named(inner, sizes, axis, name)
+    named = _named(inner, sizes, axis, name, inside)
     if named is not None and zero and axis is None:
         raise ValueError(
             f"zero={zero} keeps even parts of parameters over the ranks that share the batch out, and shard has no "
             f'dimension of the batch: shard={{"{_leading(program) or "batch"}": "dp", ...}}, or leave zero out'
         )
-    return SharedAxes(wide, sizes[axis] if wide is not None else 1, name, named)
+    return SharedAxes(wide, sizes[axis] if wide is not None else 1, name, named, zero)
 
 
-def _named(inner: Mapping[str, Any], sizes: Mapping[Any, int], axis: Any, name: str) -> "NamedAxis | None":
+def _named(
+    inner: Mapping[str, Any], sizes: Mapping[Any, int], axis: Any, name: str, inside: Sequence[str]
+) -> "NamedAxis | None":
     """The names that lie within the program; None where their axis has one rank."""
     axes = list(dict.fromkeys(inner.values()))
     if axis in axes:
@@ -156,11 +180,20 @@ def _named(inner: Mapping[str, Any], sizes: Mapping[Any, int], axis: Any, name: 
         return None
     from shaped.ranks.naming import NamedAxis
 
-    return NamedAxis(str(axes[0]), sizes[axes[0]], tuple(inner))
+    if inside and (others := [name for name in inner if name not in inside]):
+        raise SignatureError(
+            f"inside has {listing(list(inside))}, and {listing(others)} over the same axis {axes[0]} not: what is "
+            "gathered where an operation must see it whole is all that lies over an axis, or nothing"
+        )
+    return NamedAxis(str(axes[0]), sizes[axes[0]], tuple(inner), bool(inside))
 
 
 def _planned(
-    shard: Mapping[str, str] | None, sizes: Mapping[Any, int], program: Program, named: "NamedEntries | None"
+    shard: Mapping[str, str] | None,
+    sizes: Mapping[Any, int],
+    program: Program,
+    named: "NamedEntries | None",
+    inside: Sequence[str],
 ) -> tuple[str, Any, dict[str, Any]]:
     """The dimension that is shared out and its axis of the mesh (None for none), and what lies within the program."""
     leading = _leading(program)
@@ -171,7 +204,9 @@ def _planned(
                 f"`{program.signature.name}` has no dimension that leads its first input and is no parameter's, which "
                 'the ranks could share: name one, shard={"batch": "dp"}'
             )
-        return leading, wide[0], {}
+        if inside and list(inside) != [leading]:
+            raise SignatureError(f"inside={list(inside)!r} needs shard, which says over which axis each lies")
+        return (leading, None, {leading: wide[0]}) if inside else (leading, wide[0], {})
     own = dict.fromkeys(n for e in (named.entries if named else ()) for dim in e.spec.dims for n in dim.names)
     free = [n for e in program.inputs for dim in e.spec.dims for n in dim.names if n not in own]
     known = list(dict.fromkeys([*free, *own]))
@@ -188,7 +223,9 @@ def _planned(
             raise ValueError(f"shard: {axis!r} is no axis of the mesh ({', '.join(map(str, sizes))})")
     if not shard:
         raise SignatureError('shard is empty: name a dimension, shard={"batch": "dp"}, or leave it out')
-    mine = [name for name in shard if name in free]
+    if unknown := [name for name in inside if name not in shard]:
+        raise SignatureError(f"inside: {listing(unknown)} lies over no axis of the mesh: name it in shard")
+    mine = [name for name in shard if name in free and name not in inside]
     taken = {axis for name, axis in shard.items() if name not in mine}
     outside = leading if leading in mine else ""
     if not outside and len(mine) == 1 and shard[mine[0]] not in taken:
@@ -213,6 +250,11 @@ def _placed(
         )
     named.hold_even(entries.sizes)
     layouts = named.layouts(entries.entries, [tuple(t.shape) for t in program.tensors], entries.sizes)
+    if named.gathers and plan.zero and any(layout.shard for layout in layouts.values()):
+        raise SignatureError(
+            f"inside has {listing(named.names)}, of which parameters have parts, and with zero={plan.zero} those are "
+            "gathered otherwise: leave zero or inside out"
+        )
     found = placed(program, program.proof.graph, program.inputs, named, entries)
     if counting := counts_by_parts(program, layouts):
         raise SignatureError(
@@ -259,28 +301,52 @@ def _refuse(program: Program) -> None:
             f"`{name}` writes into {written} from its batch, and each rank would write something else: run batch "
             "norm in eval(), or use layers without such statistics"
         )
-    program.hold_to_one_count()
 
 
 def _compare(exchange: "Exchange", program: Program, options: TrainerOptions, plan: SharedAxes, zero: int) -> None:
     """Refuse ranks that made different trainers."""
     entries = zip(program.params.names, program.tensors, strict=True)
     shapes = [f"{path} {tuple(t.shape)} {t.dtype} {t.requires_grad}" for path, t in entries]
-    operations = " ".join(str(node.target) for node in program.proof.graph.graph.nodes)
-    graph = hashlib.sha256(operations.encode()).hexdigest()
     mine = {
-        "the loss": str(program.signature), "parameters": "; ".join(shapes), "the proved graph": graph,
+        "the loss": str(program.signature), "parameters": "; ".join(shapes), "the proved graph": _digest(program),
+        **_outside(program),
         "max_norm": options.max_norm, "nonfinite": options.nonfinite, "accumulate": options.accumulate,
         "shard": f"{plan.name}, {plan}", "zero": zero,
     }  # fmt: skip
     told = exchange.tell(mine)
     for rank, theirs in enumerate(told):
-        differing = [what for what in mine if theirs[what] != told[0][what]]
+        differing = [what for what in {**told[0], **theirs} if theirs.get(what) != told[0].get(what)]
         if differing:
-            values = told[0][differing[0]], theirs[differing[0]]
-            long = differing[0] in ("parameters", "the proved graph")
+            values = told[0].get(differing[0]), theirs.get(differing[0])
+            long = differing[0] == "parameters" or any(isinstance(value, bytes) for value in values)
             shown = "" if long else f": {values[0]!r} on rank 0, {values[1]!r} on rank {rank}"
             raise ValueError(f"ranks 0 and {rank} made different trainers: {listing(differing)} differ{shown}")
+
+
+def _digest(program: Program) -> bytes:
+    """Of the proved graph with its constants; a device stands for all of its kind."""
+    told = hashlib.sha256()
+    for node in program.proof.graph.graph.nodes:
+        given = tree_map(lambda x: x.type if isinstance(x, torch.device) else x, (node.args, dict(node.kwargs)))
+        told.update(f"{node.target} {given}".encode())
+    return told.digest()
+
+
+def _outside(program: Program) -> dict[str, bytes]:
+    """Checksums of the tensors that the loss reads from outside, by where they lie."""
+    graph = program.proof.graph
+    lifted = program.outside.now.lifted(graph, program.storages)
+    found = {f"the tensor {read.text} from outside": read.value for read in lifted.reads}
+    for node in graph.graph.nodes:
+        value = getattr(graph, str(node.target), None) if node.op == "get_attr" else None
+        if isinstance(value, Tensor) and all(value.data_ptr() != read.value.data_ptr() for read in lifted.reads):
+            found["a constant tensor of the loss"] = value
+    return {name: hashlib.sha256(_content(t)).digest() for name, t in found.items() if t.layout == torch.strided}
+
+
+def _content(t: Tensor) -> bytes:
+    flat = t.detach().cpu().contiguous().reshape(-1)
+    return f"{t.dtype} {tuple(t.shape)}".encode() + (flat.view(torch.uint8).numpy().tobytes() if len(flat) else b"")
 
 
 class Sharing:

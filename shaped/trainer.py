@@ -87,6 +87,8 @@ class ScalarTrainer(Stepping):
             each rank, and gathers a parameter where it is read, as fully_shard does.
         names: For `shard`, the axes of a module's parameters by path or pattern: `{"*.up.weight": "hidden dim"}`; its
             classes may declare them too. A ParamList has them.
+        inside: Names of `shard` that lie within the program even where ranks could each take rows: for a loss that is
+            no mean over its batch. All ranks are given whole batches; what an operation must see whole is gathered.
         program: A file of `save_program`, as `load_program` takes it: nothing is proved or compiled that is in it.
         keep: A folder, or True for the user's own: what is compiled is kept there as soon as it was held against eager,
             and a process that makes this very trainer again starts with it; see Kept programs in docs/compiled-step.md.
@@ -125,6 +127,7 @@ class ScalarTrainer(Stepping):
         shard: Mapping[str, str] | None = None,
         zero: Zero = 0,
         names: Mapping[str, str] | None = None,
+        inside: Sequence[str] = (),
         program: str | PathLike[str] | None = None,
         keep: bool | str | PathLike[str] = False,
     ) -> None:
@@ -146,7 +149,7 @@ class ScalarTrainer(Stepping):
                 given["static"] = made.proof.per_size
             if accumulate > 1:
                 made.hold_to_one_count()
-            share(made, options, mesh, shard, zero, save_frozen, names)
+            share(made, options, mesh, shard, zero, save_frozen, names, inside)
         except ShapedError as error:
             raise error.with_traceback(None) from None  # the message shows the user's line; our frames would hide it
         self._made_of = (loss, params, given)

@@ -7,15 +7,12 @@ properties have no deadline, since the machine may be compiling beside them, and
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import pytest
 import torch
 from hypothesis import settings
-from torch.fx import GraphModule
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: threads of theirs would wait for each other
     torch.set_num_threads(1)
@@ -36,25 +33,11 @@ def kept_apart(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 def shared_proofs() -> Iterator[None]:
     """Trainers over a loss of `tests/models.py` share its proof, which takes a second; `prove` itself proves anew."""
     from shaped.backends import program
-    from shaped.proof import prove_setting
     from tests.models import gpt_loss, mlp_loss
-
-    proofs: dict[str, Any] = {}
-
-    def shared(setting: Any, assume: Any = (), static: Any = ()) -> Any:
-        if setting.signature.function not in (mlp_loss, gpt_loss) or setting.strategy is not None:
-            return prove_setting(setting, assume, static)
-        known = setting.dtypes, setting.mask, setting.device, setting.autocast, torch.get_default_dtype()
-        key = repr((setting.signature, *known, assume, static))
-        if key not in proofs:
-            proof = prove_setting(setting, assume, static)
-            proofs[key] = replace(proof, setting=replace(setting, held=()))
-        graph = GraphModule(proofs[key].graph, proofs[key].graph.graph)  # a program notes in it how it counts
-        graph.meta.update(proofs[key].graph.meta)
-        return replace(proofs[key], setting=setting, graph=graph)
+    from tests.sharing import sharing_proofs
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(program, "prove_setting", shared)
+        patch.setattr(program, "prove_setting", sharing_proofs(mlp_loss, gpt_loss))
         yield
 
 

@@ -7,10 +7,11 @@ The graph is proved at symbolic sizes, so a model of 70 B is counted without a b
 name (`shaped.backends.placed`) says what is divided and what is sent. Blocks are alike: programs of one and of two are
 counted, and each further one adds the difference.
 
-    an operation    max(flops / chip.flops, bytes / chip.memory)
+    an operation    max(flops / chip.flops, bytes / chip.memory, chip.launch)
     bytes           eager: of its operands and results. fused: products and attention alone, and of what is computed
                     between two of them what goes in and what comes out
-    a collective    bytes that pass a link / link.bytes + hops * link.latency, as a ring
+    a collective    bytes that pass a link / link.bytes + hops * link.latency, as a ring; a rank's parts of parameters
+                    go in messages of at least 256 KB each, as far as there are as many, or an entry each
     a step          the sum of all of it, since nothing overlaps today; "overlapped" is the larger of computation and
                     communication, which no order of the same graph is below
 """
@@ -18,8 +19,8 @@ counted, and each further one adds the difference.
 import argparse
 import platform
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -36,12 +37,13 @@ from shaped.ranks.extents import extents
 
 @dataclass(frozen=True)
 class Chip:
-    """What a rank computes with: flops and bytes a second that it reaches, and bytes that it has."""
+    """What a rank computes with: flops and bytes a second that it reaches, bytes that it has, seconds to start one."""
 
     name: str
     flops: float
     memory: float
     capacity: float = 0.0
+    launch: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,16 @@ class Link:
         if count == 1:
             return 0.0
         return passes * (count - 1) * (sent / count / self.bytes + self.latency)
+
+
+@dataclass(frozen=True)
+class Links:
+    """Between the ranks that share names, and what sums, gathers and scatters of the batch's ranks go over."""
+
+    names: Link
+    sums: Link
+    gathers: Link
+    scatters: Link
 
 
 def symbols(trainer: ScalarTrainer) -> dict[str, Size]:
@@ -85,7 +97,7 @@ def seconds(operations: Iterable[Operation], chip: Chip, at: dict[Any, Any]) -> 
     total = 0.0
     for one in operations:
         flops, moved = (float(sympy.sympify(x).xreplace(at)) for x in (one.flops, one.bytes))
-        total += max(flops / chip.flops, moved / chip.memory)
+        total += max(flops / chip.flops, moved / chip.memory, chip.launch)
     return total
 
 
@@ -127,7 +139,7 @@ def predict(
     at: dict[Any, Any],
     layout: Layout,
     chip: Chip,
-    links: Sequence[Link],
+    links: Links,
     fused: bool = True,
 ) -> Predicted:
     """A step of a program of so many blocks.
@@ -138,7 +150,7 @@ def predict(
         at: Sizes of the symbols.
         layout: The ranks.
         chip: Of each rank.
-        links: Between the ranks that share names, and between those that share the batch.
+        links: Between the ranks.
         fused: Whether what lies between two products is one operation.
     """  # fmt: skip
 
@@ -149,20 +161,24 @@ def predict(
     def value(size: Size) -> float:
         return float(sympy.sympify(size).xreplace(at))
 
-    names, batch = links
     computed = grown(lambda c: seconds(c.fused if fused else c.eager, chip, at))
-    by_name = grown(lambda c: sum(names.ring(value(s), layout.tp, 2) for s in c.sums))
+    by_name = grown(lambda c: sum(links.names.ring(value(s), layout.tp, 2) for s in c.sums))
     held = grown(lambda c: value(c.held))
     entries = held / layout.dp if layout.zero else held
     largest = max(value(one) for one in programs[0].layer)
-    block = (value(programs[1].held) - value(programs[0].held)) or largest
-    units = layers + 2
-    passes = 3 if layout.zero else 2  # two gathers and a scatter; or a sum, which is a scatter and a gather
-    by_batch = units * batch.ring(4 * held / units, layout.dp, passes)
+    if layout.zero:  # two gathers and a scatter
+        units = grown(lambda c: sum(min(1.0, 4 * value(one) / layout.dp / _LARGE) for one in c.layer))
+        each = 4 * held / max(units, 1.0)
+        by_batch = max(units, 1.0) * (
+            2 * links.gathers.ring(each, layout.dp, 1) + links.scatters.ring(each, layout.dp, 1)
+        )
+    else:  # a sum, which is a scatter and a gather
+        buckets = max(1.0, 4 * held / _BUCKET)
+        by_batch = buckets * links.sums.ring(4 * held / buckets, layout.dp, 2)
     weighed = 4 * 4 * held / chip.memory if layout.dp > 1 else 0.0  # written for a message, and divided after it
     return Predicted(
         computed, 7 * 4 * entries / chip.memory + weighed, by_name, by_batch,
-        16 * entries, grown(lambda c: value(c.saved)), 4 * max(2 * block, largest) if layout.zero else 0.0,
+        16 * entries, grown(lambda c: value(c.saved)), 4 * 2 * largest if layout.zero else 0.0,
     )  # fmt: skip
 
 
@@ -198,6 +214,7 @@ def gpt(p: GPT, x: Int[Tensor, "batch seq"], y: Int[Tensor, "batch seq"]) -> Flo
     return F.cross_entropy((F.layer_norm(h, (h.shape[-1],), p.norm) @ p.tokens.T).flatten(0, 1), y.flatten())
 
 
+_LARGE, _BUCKET = 2**18, 25 * 2**20  # bytes of a message: `shaped.ranks.units`, and of gradients that are whole
 CHIP = Chip("a chip of 4e14 flops/s reached in bfloat16, 3.3e12 bytes/s, 80 GB", 4e14, 3.3e12, 80e9)
 INSIDE, OUTSIDE = Link(3e11, 5e-6), Link(4e10, 1e-5)  # within a node of 8, and between nodes
 NAMES = ("heads", "hidden", "vocab")
@@ -236,7 +253,7 @@ def table(seq: int = 4096, vocab: int = 50304) -> list[str]:
         at = numbers(symbols(trainers[0]), {**sizes, "batch": layout.tp, "seq": seq})
         both: Any = counted[layout.tp]
         far = INSIDE if layout.dp * layout.tp <= 8 else OUTSIDE
-        found = predict(both, layers, at, layout, CHIP, (INSIDE, far))
+        found = predict(both, layers, at, layout, CHIP, Links(INSIDE, far, far, far))
         needs = [found.state, found.saved, found.gathered]
         times = [found.computed, found.by_name, found.by_batch, found.updated, found.today, found.overlapped]
         cells = [name, f"{layout.dp * layout.tp:,}", f"{layout.dp} x {layout.tp}", str(layout.zero)]
@@ -255,14 +272,24 @@ def least(work: Callable[[], object], rounds: int = 7) -> float:
     return min(times)
 
 
-def here(exchange: Any, rows: int, dim: int) -> tuple[Chip, Link]:
-    """This machine as the model sees it, with all ranks at work."""
+def link(call: Callable[[Tensor], object], small: int, wide: int, whole: int, size: int, passes: int) -> Link:
+    """A link as a collective of so many entries has it, of which `whole` are those of all ranks together."""
+    quick, slow = (least(partial(call, torch.ones(n)), 15) for n in (small, wide))
+    hops = passes * (size - 1)
+    return Link(4 * whole / size / ((slow - quick) / hops), quick / hops)
+
+
+def here(exchange: Any, rows: int, dim: int) -> tuple[Chip, Chip, Links]:
+    """This machine as the model sees it, with all ranks at work: eager, compiled, and between the ranks."""
     a, b, large, other = torch.randn(rows, dim), torch.randn(dim, dim), torch.randn(2**22), torch.empty(2**22)
     flops = 2 * rows * dim * dim / least(lambda: a @ b, 100)
     memory = 8 * large.numel() / least(lambda: other.copy_(large), 20)
-    small, wide = (least(partial(exchange.total, t), 15) for t in (torch.ones(2), torch.ones(2**20)))
-    hops = 2 * (exchange.size - 1)
-    return Chip("this CPU", flops, memory), Link(4 * 2**20 / exchange.size / ((wide - small) / hops), small / hops)
+    one, size, whole = torch.ones(1), exchange.size, 2**20
+    sums = link(exchange.total, 2, whole, whole, size, 2)
+    gathers = link(exchange.gather, 2, whole // size, whole, size, 1)
+    scatters = link(exchange.scatter, 2 * size, whole, whole, size, 1)
+    compiled = Chip("this CPU", flops, memory)
+    return replace(compiled, launch=least(lambda: torch.tanh(one), 100)), compiled, Links(sums, sums, gathers, scatters)
 
 
 def check(layers: int, dim: int, rounds: int) -> None:
@@ -282,22 +309,22 @@ def check(layers: int, dim: int, rounds: int) -> None:
     for _ in range(rounds):
         for at, step in enumerate(steps):
             times[at].append(least(step, 1))
-    chip, link = here(exchange, 32, dim)
+    eager, compiled, links = here(exchange, 32, dim)
     ranks.say(f"torch {torch.__version__}, {platform.machine()}, {mesh.size()} ranks of gloo; {layers} layers of {dim}")
-    ranks.say(f"measured here: {chip.flops:.2e} flops/s, {chip.memory:.2e} bytes/s of memory, {link.bytes:.2e} bytes/s")
-    ranks.say(
-        f"and {link.latency * 1e6:.0f} us a hop of a link. Milliseconds of a step: the least measured, and a model's"
-    )
+    ranks.say(f"measured here: {eager.flops:.2e} flops/s, {eager.memory:.2e} bytes/s of memory,")
+    ranks.say(f"{eager.launch * 1e6:.1f} us an eager operation; bytes/s of a link, and us a hop:")
+    for kind, one in (("sums", links.sums), ("gathers", links.gathers), ("scatters", links.scatters)):
+        ranks.say(f"  {kind:<9} {one.bytes:.2e} {one.latency * 1e6:6.0f}")
+    ranks.say("Milliseconds of a step: the least measured, and a model's")
     ranks.say(f"{'':<16} measured   model  model / measured   computed  update  sent")
     rows = {s: 32 for one in programs for op in one.eager for s in sympy.sympify(op.bytes).free_symbols}
     for (backend, zero), taken in zip(cases, times, strict=True):
-        layout = Layout(mesh.size(), 1, zero)
-        found = predict(programs, layers, rows, layout, chip, (link, link), fused=backend == "compiled")
+        layout, fused = Layout(mesh.size(), 1, zero), backend == "compiled"
+        found = predict(programs, layers, rows, layout, compiled if fused else eager, links, fused=fused)
         own, parts = min(taken), (found.computed, found.updated, found.by_batch)
         shown = "  ".join(f"{1000 * part:7.1f}" for part in parts)
-        ranks.say(
-            f"{backend} zero={zero:<8} {1000 * own:8.1f} {1000 * found.today:7.1f} {found.today / own:12.2f}   {shown}"
-        )
+        name, modelled = f"{backend} zero={zero}", f"{1000 * found.today:7.1f} {found.today / own:12.2f}"
+        ranks.say(f"{name:<16} {1000 * own:8.1f} {modelled}   {shown}")
     ranks.leave()
 
 

@@ -45,7 +45,7 @@ class Counted:
         sums: Bytes of each sum over the names' axis.
         saved: Bytes that the backward pass reads of what the forward pass computed.
         held: Entries of parameters that a rank has by name.
-        layer: Of those, the most that one block or table has.
+        layer: Of those, how many each has.
     """
 
     eager: list[Operation]

@@ -36,7 +36,8 @@ def stepped_by(optimizer: FusedOptimizer, readings: CheckedRules) -> dict[str, A
 
 def _of_rule(rule: Any, numbers: tuple[float, ...]) -> dict[str, Any]:
     switches = _plain({f.name: getattr(rule, f.name) for f in fields(rule)})
-    return {"the rule": rule.name, **switches, **dict(zip([h.name for h in rule.hypers], numbers, strict=False))}
+    names = [name for hyper in rule.hypers for name in hyper.spelled]
+    return {"the rule": rule.name, **switches, **dict(zip(names, numbers, strict=True))}
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

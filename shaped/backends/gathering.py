@@ -52,8 +52,8 @@ class ShardMap(Protocol):
     def gathered(self, unit: int, parts: Sequence[Tensor]) -> list[Tensor]:
         """The whole parameters of a unit."""
 
-    def weighed(self, gradient: Tensor, samples: Tensor) -> Tensor:
-        """A gradient as it is summed."""
+    def weighed(self, gradient: Tensor, samples: Tensor, spent: bool = False) -> Tensor:
+        """A gradient as it is summed; in its own memory where it is spent."""
 
     def scattered(self, unit: int, weighed: Sequence[Tensor]) -> list[Tensor]:
         """This rank's parts of the sums of their gradients."""
@@ -72,6 +72,7 @@ class GatherPlan:
         reads: How often each is read in each phase.
         rows: Which outputs are their gradients.
         made: By node, the parameters whose gradient it is.
+        spent: Parameters whose gradient nothing else reads.
     """
 
     graph: GraphModule
@@ -81,6 +82,7 @@ class GatherPlan:
     reads: Counter[tuple[int, str]] = field(default_factory=Counter)
     rows: dict[int, int] = field(default_factory=dict)
     made: dict[Node, list[int]] = field(default_factory=dict)
+    spent: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         nodes = list(self.graph.graph.nodes)
@@ -99,6 +101,7 @@ class GatherPlan:
             if isinstance(self.outputs[row], Node):
                 self.made.setdefault(self.outputs[row], []).append(i)
         self.mutates = any(_mutates(node) for node in nodes)
+        self.spent = {of[0] for node, of in self.made.items() if len(of) == 1 and _is_alone(node)}
         for node in nodes:
             for i, phase in self.read_by(node):
                 self.reads[i, phase] += 1
@@ -163,6 +166,8 @@ class Gathering(Checked):
         self._ready: dict[int, Tensor] = {}
         self._scattered: dict[int, Tensor] = {}
         self._making = False
+        self._runs = False  # on tensors, and is not traced
+        self._spent = plan.spent
         self.fine: Tensor | None = None
         for node in plan.views:  # their sizes are wanted where they are read, which is later
             self.user_to_last_uses.pop(node, None)
@@ -180,7 +185,8 @@ class Gathering(Checked):
                 self._sharing.scattered(turn.unit, nothing)
 
     def hold(self, tensors: Sequence[Tensor]) -> "Gathering":
-        """Take the parts before a run, for a `finish` without one."""
+        """Take the parts before a run on tensors, for a `finish` without one."""
+        self._runs = True
         self._parts = {i: tensors[i] for i in self._sharing.unit_of}
         return self
 
@@ -310,9 +316,9 @@ class Gathering(Checked):
     def _scatter(self, unit: int) -> None:
         members = self._sharing.units[unit]
         # What is looked at is what is sent: a gradient that nothing else reads gives its memory to it.
-        weighed = [self._sharing.weighed(self._ready.pop(i), self._samples) for i in members]
+        weighed = [self._sharing.weighed(self._ready.pop(i), self._samples, i in self._spent) for i in members]
         for gradient in weighed:
-            fine = torch.isfinite(gradient).all()
+            fine = _is_finite(gradient) if self._runs else torch.isfinite(gradient).all()
             self.fine = fine if self.fine is None else self.fine & fine
         for i, part in zip(members, self._sharing.scattered(unit, weighed), strict=True):
             self._scattered[i] = part
@@ -343,6 +349,32 @@ def _name(node: Node) -> str:
 
 def _mutates(node: Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+# What is another's memory without saying so in its schema.
+_ALIASES = ("_unsafe_view", "unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk", "_reshape_alias", "reshape")
+
+
+def _is_alone(node: Node) -> bool:
+    """Whether the memory of a result is its own, and nothing else in the graph looks at it."""
+    while node.op == "call_function" and len(node.users) == 1:
+        schema = getattr(node.target, "_schema", None)
+        if schema is None or not schema.name.startswith("aten::"):
+            return False
+        views = any(r.alias_info for r in schema.returns) or _name(node) in _ALIASES
+        if not views:
+            return isinstance(node.meta.get("val"), Tensor)
+        if schema.is_mutable or _name(node) in ("expand", "as_strided") or not isinstance(node.args[0], Node):
+            return False
+        node = node.args[0]
+    return False
+
+
+def _is_finite(t: Tensor) -> Tensor:
+    """Whether every entry is, without a tensor as large as it."""
+    if t.is_complex() or not t.numel():
+        return torch.isfinite(t).all()
+    return torch.isfinite(torch.linalg.vector_norm(t, torch.inf))
 
 
 def _ancestors(nodes: Sequence[Node]) -> set[Node]:

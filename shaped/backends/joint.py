@@ -65,7 +65,10 @@ class JointEager(Eager):
 
     def loss_and_backward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """The loss over all ranks' batches and its whole gradients; all ranks call it."""
-        settled, _, written = self._agreed(inputs)
+        self._together.hold_pass()
+        settled, totals, written = self._agreed(inputs)
+        if totals.unlike:
+            self._together.raise_unlike()
         used = self.program.used
         whole = [self._together.whole(i, g) for i, g in zip(used, settled.gradients, strict=True)]
         return settled.loss, whole, written
@@ -84,6 +87,8 @@ class JointEager(Eager):
     def _agreed(self, inputs: Sequence[Tensor], measures: bool = False) -> tuple[AgreedStep, Totals, list[Tensor]]:
         """A pass of all ranks: what they agreed on, and what the program would write."""
         program, together = self.program, self._together
+        program.outside.look(eager=True)
+        together.hold_mean(program.admit(inputs), inputs)
         counted = torch.as_tensor(program.count_now(inputs), dtype=torch.float64, device=program.params.device)
         checked_count(counted)
         samples, right, wrong = counted * together.exchange.said[0], None, None
@@ -130,7 +135,7 @@ class JointEager(Eager):
         """Take a step of all ranks, or with `last=False` gather a batch for it; as `Eager.update`."""
         readings = optimizer.read(self._used)
         self._together.refuse(optimizer)
-        self._together.hold_alike(optimizer, readings)
+        self._together.hold_alike(optimizer, readings, last)
         with optimizer.ahead(self._used):
             settled, totals, written = self._agreed(inputs, optimizer.options.measures(self._options.max_norm))
         if totals.unlike:
@@ -313,8 +318,10 @@ class JointCompiled(Compiled):
         together = self._together
         self._step(optimizer)
         step = self._step(optimizer, last)
-        together.hold_alike(optimizer, optimizer.read(self.program.used_tensors))
-        case, inputs = self._admit(inputs)
+        together.hold_alike(optimizer, optimizer.read(self.program.used_tensors), last)
+        batch = inputs
+        case, inputs = self._admit(batch)
+        together.hold_mean(case, batch)
         state = step.prepare(case.samples, self._layout)
         runner = step.runs.get(case) or self._runner(step, case, inputs)
         with Whole(), together.drawing(case.graph):

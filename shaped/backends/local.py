@@ -15,7 +15,7 @@ from torch.fx.node import map_arg
 
 from shaped.backends.values import Check, Checked, IndexArgument
 from shaped.ranks.extents import extent, number_of
-from shaped.ranks.placements import Held, Shard, part_of
+from shaped.ranks.placements import Held, Shard, part_of, whole_of
 from shaped.ranks.walk import PlacementWalk, Task, operation
 
 aten = torch.ops.aten
@@ -32,6 +32,9 @@ class Across(Protocol):
 
     def extreme(self, t: Tensor, kind: str) -> Tensor:
         """The largest ("max") or smallest ("min") of each entry, on all of them."""
+
+    def gather(self, part: Tensor) -> Tensor:
+        """All parts, flat, one after another, on all of them."""
 
 
 class LocalRun(Checked):
@@ -63,7 +66,9 @@ class LocalRun(Checked):
         if n.op == "placeholder":
             return self._placed(n, super().run_node(n))
         task = self._walk.tasks.get(n)
-        self._sum(task.sums if task is not None else ())
+        if task is not None:
+            self._sum(task.sums)
+            self._make_whole(task.gathers)
         if n.op == "output":
             return self._ended(n)
         if n.op != "call_function":
@@ -76,6 +81,14 @@ class LocalRun(Checked):
         """Take sums that are due."""
         for operand in operands:
             self.env[operand] = self._across.total(self.env[operand])
+
+    def _make_whole(self, operands: Mapping[Node, Shard]) -> None:
+        """Gather what lies in parts."""
+        for operand, shard in operands.items():
+            part = self.env[operand]
+            parts = self._across.gather(part.reshape(-1))
+            before = number_of(shard.before, self._sizes)
+            self.env[operand] = whole_of(parts, part.shape, shard.axis, before, self._across.size)
 
     def _of(self, node: Node, by: Node) -> Any:
         """A value that a node reads."""

@@ -78,7 +78,7 @@ def placed(
     paths = [f"the gradient of {program.params.names[i]}" for i in program.trainable[:wanted]]
     results = ["the loss", *paths, *[entry.path for entry in program.signature.returns.entries[1:]]]
     try:
-        walk = PlacementWalk(graph, starts, ends, sizes, plan.size, results)
+        walk = PlacementWalk(graph, starts, ends, sizes, plan.size, results, plan.gathers)
     except Unplaced as error:
         raise _refused(program, plan, sizes, error) from None
     cuts = {node for node in places[len(program.tensors) :] if isinstance(starts[node], Shard)}
@@ -151,7 +151,7 @@ def _told(sizes: Extents, collectives: Sequence[Collective]) -> str:
     for (kind, shape, itemsize), count in counted.items():
         entries = sympy.Mul(itemsize, *map(sizes.at, shape))
         each = " each" if count > 1 else ""
-        noun = {"sum": "sum", "max": "maximum", "min": "minimum"}[kind] if count == 1 else f"{kind}s"
+        noun = {"max": "maximum", "min": "minimum"}.get(kind, kind) if count == 1 else f"{kind}s"
         noun = noun.replace("maxs", "maxima").replace("mins", "minima")
         parts.append(f"{count} {noun} of {sizes.shape(list(shape))}, {sizes.show(entries)} bytes{each}")
     return "; ".join(parts)

@@ -242,12 +242,16 @@ class Planned(Together):
     def begin(self, inputs: Sequence[Tensor] = (), forward: bool = False) -> None:
         """Meet before the collectives of a pass, with a checksum of the batch.
 
+        What is drawn at random in it is drawn by the first rank's number: ranks that have parts of one value must draw
+        alike, and their default generators need not be.
+
         Raises:
             RankError: Ranks that have parts of one batch were given others. What any rank failed with until here.
         """
         row, _ = self.share
         flags = row, _checksum(inputs), int(self.exchange.weight)
-        every = peers_of(self.exchange).meet("a loss" if forward else "a step", *flags)
+        met = peers_of(self.exchange).meet("a loss" if forward else "a step", *flags, self._seed)
+        every = [found[:3] for found in met]
         by: dict[int, tuple[int, tuple[int, ...]]] = {}
         for rank, found in enumerate(every):
             first, other = by.setdefault(found[0], (rank, found))
@@ -258,6 +262,8 @@ class Planned(Together):
                         "different ones: give all ranks along it the same rows, such as Batches(..., seed=0) in a Loop"
                     )
                 )
+        if self._seed:
+            self._seeded(met[0][3])
         self._met = True
 
     def begin_parts(
@@ -290,7 +296,7 @@ class Planned(Together):
                 raise
             if met:
                 self._end(error)
-            peers_of(self.exchange).meet("a loss" if forward else "a step", 0, 0, 0, failed=error)
+            peers_of(self.exchange).meet("a loss" if forward else "a step", 0, 0, 0, 0, failed=error)
             raise
 
 

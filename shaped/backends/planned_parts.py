@@ -101,6 +101,7 @@ class LocalGathering(Gathering, LocalRun):
         self._layouts = layouts
         self._inside: Tensor | None = None  # the parameter whose views are being computed
         self._begin(plan, order, samples)
+        self._spent = set()  # what is run in an operation's place may give its argument
 
     def _placed(self, n: Node, value: Any) -> Any:
         if n not in self._plan.views:

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -34,11 +35,19 @@ from shaped.ranks.exchange import KEPT, LOSS, NOT_FINITE, SAMPLES, SQUARES, WRON
 from shaped.ranks.layout import Placement, units
 
 _WIDE = {torch.bfloat16: torch.float32, torch.float16: torch.float32}  # what sums of narrow gradients are taken in
+_numbers: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # trainers of a group, which all ranks make in one order
 _BUCKET = 25 * 2**20  # bytes of gradients that are summed in one message, as DDP's buckets
 
 
 EagerResult = tuple[Tensor, list[Tensor], list[Tensor]]
 EagerAt = Callable[[Sequence[Tensor], Sequence[Tensor]], EagerResult]
+
+
+class BatchMeans(Protocol):
+    """What knows which batches are means over their samples: `SharedMeans`."""
+
+    def hold(self, case: Any, inputs: Sequence[Any]) -> None:
+        """Hold a batch to it."""
 
 
 class Together(Parts):
@@ -63,20 +72,21 @@ class Together(Parts):
         self._random: dict[GraphModule, bool] = {}
         self._losses: dict[GraphModule, GraphModule] = {}
         self._axis = axis
+        self.number = _numbers[exchange.group] = _numbers.get(exchange.group, 0) + 1
+        self.means: BatchMeans | None = None
+        self._seed = 0  # of the pass that is under way, where it draws
         self._under_way = False  # whether collectives of a pass have begun
         self._gathering: Gathering | None = None  # of the pass that is under way, where it can be finished
 
     def _units(self) -> list[list[int]]:
         """What is gathered and scattered together: of one dtype."""
-        program, found = self._program, list[list[int]]()
-        names = [program.params.names[i] for i in program.used]
-        sizes = [program.tensors[i].numel() * program.tensors[i].element_size() for i in program.used]
-        for unit in units(names, sizes):
-            by: dict[torch.dtype, list[int]] = {}
-            for at in unit:
-                i = program.used[at]
-                by.setdefault(self._dtypes[i], []).append(i)
-            found.extend(by.values())
+        program, by = self._program, dict[torch.dtype, list[int]]()
+        for i in program.used:
+            by.setdefault(self._dtypes[i], []).append(i)
+        found = []
+        for dtype, members in by.items():
+            parts = [self.flat(i).length * dtype.itemsize for i in members]
+            found += [[members[at] for at in unit] for unit in units(parts)]
         return found
 
     @cached_property
@@ -89,6 +99,11 @@ class Together(Parts):
     def widths(self, index: int) -> tuple[torch.dtype, torch.dtype]:
         """The dtypes of a parameter, and of the sum of its gradients."""
         return self._dtypes[index], self._wide(self._dtypes[index])
+
+    def hold_mean(self, case: Any, inputs: Sequence[Any]) -> None:
+        """Hold a batch of this rank to a mean over its samples, where it is one of several."""
+        if self.means is not None:
+            self.means.hold(case, inputs)
 
     @property
     def speaks(self) -> bool:
@@ -159,10 +174,18 @@ class Together(Parts):
 
     # -- a pass ----------------------------------------------------------------------------------------------------
 
-    def weighed(self, gradient: Tensor, samples: Tensor) -> Tensor:
-        """samples*gradient, as it is summed: in float32 at least, and 0 where there are none."""
-        wide = gradient.to(self._wide(gradient.dtype))
-        return torch.where(samples > 0, wide * samples.to(wide.dtype), torch.zeros_like(wide))
+    def weighed(self, gradient: Tensor, samples: Tensor, spent: bool = False) -> Tensor:
+        """samples*gradient, as it is summed: in float32 at least, and 0 where there are none.
+
+        Args:
+            gradient: Of this rank.
+            samples: How many it is of.
+            spent: Whether nothing else reads the gradient, so that this may take its memory.
+        """
+        dtype = self._wide(gradient.dtype)
+        wide, weight = gradient.to(dtype), samples.to(dtype)
+        made = wide.mul_(weight) if spent or dtype != gradient.dtype else wide * weight
+        return made.masked_fill_(~(samples > 0), 0)
 
     def summed(self, gradients: list[Tensor], samples: Tensor, in_place: bool = False) -> list[Tensor]:
         """samples*gradient summed over the ranks, whole; in place, the list is emptied as its memory is given back."""
@@ -359,8 +382,16 @@ class Together(Parts):
             return
         seed = int(torch.randint(2**62, ()))
         with torch.random.fork_rng(devices=self._devices):
-            torch.manual_seed(mixed(seed, self.share[0]))
-            yield
+            self._seed = seed
+            self._seeded(seed)
+            try:
+                yield
+            finally:
+                self._seed = 0
+
+    def _seeded(self, seed: int) -> None:
+        """Draw from here on by a number that all ranks have, and by which share of the batch this one takes."""
+        torch.manual_seed(mixed(seed, self.share[0]))
 
     @property
     def _devices(self) -> list[int]:

@@ -35,7 +35,9 @@ class Turns:
     sharded: bool
     _under_way: bool
     _gathering: Gathering | None
+    number: int  # among the trainers of these ranks, in the order in which they were made
     _read: CheckedRules | None = None
+    _last = True
     _stepped_by: dict[str, Any] = {}  # noqa: RUF012  replaced, never changed
 
     def gathering(self, graph: GraphModule, samples: Tensor | None = None, forward: bool = False) -> Gathering:
@@ -140,11 +142,26 @@ class Turns:
             if said is not None:
                 raise self.agreed(_like(said[0], f"on rank {rank}: {said[1]}"))
 
-    def hold_alike(self, optimizer: FusedOptimizer, readings: CheckedRules) -> None:
-        """Mark what this rank steps by next; where ranks differ in it no step is taken."""
-        if readings is not self._read:
-            self._read, self._stepped_by = readings, stepped_by(optimizer, readings)
-            self.exchange.mark = zlib.crc32(repr(self._stepped_by).encode()) % MARK
+    def hold_alike(self, optimizer: FusedOptimizer, readings: CheckedRules, last: bool = True) -> None:
+        """Mark what this rank steps by next; where ranks differ in it no step is taken.
+
+        Args:
+            optimizer: Of the step.
+            readings: What it read for it.
+            last: Whether it updates, or gathers a batch for a later update.
+        """
+        if readings is not self._read or last != self._last:
+            self._read, self._last = readings, last
+            self._mark({"the step": "an update" if last else "a batch that waits", **stepped_by(optimizer, readings)})
+
+    def hold_pass(self) -> None:
+        """Mark that this rank takes gradients alone, without an update."""
+        self._read = None
+        self._mark({"the step": "loss_and_backward"})
+
+    def _mark(self, stepped: dict[str, Any]) -> None:
+        self._stepped_by = {"the trainer": f"number {self.number}", **stepped}
+        self.exchange.mark = zlib.crc32(repr(self._stepped_by).encode()) % MARK
 
     def raise_unlike(self) -> NoReturn:
         """Raise on all ranks that they step by different updates."""
@@ -156,8 +173,9 @@ class Turns:
         )
         raise self.agreed(
             RankError(
-                f"the ranks step by different updates: {shown}. Nothing was updated. Make the optimizer and its "
-                "schedule alike on all of them; one that follows a figure takes that of all ranks: loop.evaluate's"
+                f"the ranks step by different updates: {shown}. Nothing was updated. Take the same steps on all of "
+                "them, with an optimizer and a schedule that are alike; one that follows a figure takes that of all "
+                "ranks: loop.evaluate's"
             )
         )
 

@@ -246,8 +246,12 @@ class DcpFolder:
         """A value that is no tensor: numbers, strings and what is made of them."""
         return self._loaded(name, self._at.get((name, None)))
 
-    def tensor(self, name: str) -> Tensor:
-        """A whole tensor, on the CPU.
+    def tensor(self, name: str, wanted: Sequence[Box] | None = None) -> Tensor:
+        """A whole tensor, on the CPU; outside of the blocks that are wanted, whatever is in memory.
+
+        Args:
+            name: Of the tensor.
+            wanted: Where values are needed; blocks of the folder that have none of them are not read. None is all.
 
         Raises:
             StateError: Its blocks do not make it up, or cannot be read.
@@ -256,6 +260,11 @@ class DcpFolder:
         whole, seen = torch.empty(shape, dtype=dtype), torch.zeros(shape, dtype=torch.bool)
         for chunk in self._chunks[name]:
             box = tuple(slice(o, o + n) for o, n in zip(chunk.offsets, chunk.sizes, strict=True))
+            if wanted is not None and not any(_meet(chunk, one) for one in wanted):
+                if whole[box].shape != torch.Size(chunk.sizes) or bool(seen[box].any()):
+                    raise StateError(f"{self.path} cannot be read: a block of {name} lies on another, or beyond it")
+                seen[box] = True
+                continue
             part = self._loaded(name, self._at.get((name, torch.Size(chunk.offsets))))
             fits = isinstance(part, Tensor) and (part.shape, part.dtype) == (torch.Size(chunk.sizes), dtype)
             if not fits or whole[box].shape != part.shape or bool(seen[box].any()):
@@ -282,3 +291,9 @@ class DcpFolder:
         except Exception as error:  # torch.load has errors of many kinds
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise StateError(f"{self.path} cannot be read: {name}: {reason}") from None
+
+
+def _meet(chunk: Any, box: Box) -> bool:
+    """Whether a block of a folder has entries of another block."""
+    sides = zip(chunk.offsets, chunk.sizes, box.offsets, box.values.shape, strict=True)
+    return all(a < c + d and c < a + b for a, b, c, d in sides)

@@ -12,6 +12,7 @@ from shaped.errors import StateError, listing
 from shaped.export.dcp_files import DcpFolder, Key, flat
 from shaped.optim import FusedOptimizer
 from shaped.optim.foreign import own
+from shaped.ranks.pieces import Box
 from shaped.shapes import dtype_name
 from shaped.state import FORMAT
 from shaped.trainer import ScalarTrainer
@@ -102,18 +103,31 @@ class _Matched:
         cut: Tensor = together.layouts[i].cut(whole, together.place)
         return cut
 
+    def _wanted(self, i: int) -> list[Box] | None:
+        """Where this rank needs values of something of a parameter's shape; None where it needs all."""
+        together = self._program.together
+        if together is None or not together.parted or i not in together.layouts or i in self._shared.left_out:
+            return None
+        layout = together.layouts[i]
+        shape = layout.local if hasattr(layout, "local") else (layout.length,)
+        return list(layout.boxes(torch.empty(shape, device="meta"), together.place))
+
     # -- parameters ------------------------------------------------------------------------------------------------
 
     def parameters(self) -> dict[str, Tensor]:
         """This rank's of every parameter and buffer that is saved, by the parameter list's names."""
         keys, wrong, read = self._keys(), list[str](), dict[str, Tensor]()
         for i, found in keys.items():
-            name, whole = self._program.params.names[i], self._there.tensor(found[0])
-            if others := [key for key in found[1:] if not _same(self._there.tensor(key), whole)]:
+            name, wanted = self._program.params.names[i], self._wanted(i)
+            mine = whole = self._there.tensor(found[0], wanted)
+            if i not in self._shared.left_out:
+                read[name] = mine = self._cut(i, whole)
+            each = ((key, self._there.tensor(key, wanted)) for key in found[1:])
+            if others := [key for key, t in each if not _same(t if mine is whole else self._cut(i, t), mine)]:
                 wrong.append(f"{found[0]} and {listing(others)} have other values, and are one parameter here")
             if i not in self._shared.left_out:
-                read[name] = self._cut(i, whole)
-            elif not _same(self._program.tensors[i].detach().cpu(), whole):
+                continue
+            if not _same(self._program.tensors[i].detach().cpu(), whole):
                 wrong.append(f"{found[0]}: it is frozen and left out here; its values here are others")
         self._hold(wrong)
         return read
@@ -250,7 +264,9 @@ class _Matched:
         self._hold(wrong)
         entries: dict[int, dict[str, Any]] = {}
         for (name, what), key in keys.items():
-            value, i = self._value(key), self._index[name]
+            i = self._index[name]
+            like = key in self._there.tensors and self._there.tensors[key][0] == self._whole_shape(i)
+            value = self._there.tensor(key, self._wanted(i)) if like and what != "step" else self._value(key)
             if what != "step" and isinstance(value, Tensor) and tuple(value.shape) == self._whole_shape(i):
                 value = self._cut(i, value)
             entries.setdefault(numbers[name], {})[what] = value

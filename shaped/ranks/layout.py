@@ -72,32 +72,26 @@ def _filled(flat: Tensor, length: int) -> Tensor:
     return torch.cat([flat, flat.new_zeros(missing)])
 
 
-def units(names: Sequence[str], bytes_of: Sequence[int], small: int = 2**16) -> list[list[int]]:
-    """What moves over the ranks together: the entries of one block of a list, and small ones with the one before.
+def units(parts: Sequence[int], large: int = 2**18) -> list[list[int]]:
+    """What moves over the ranks together: a large entry alone, so that nothing of it is copied, and small ones.
 
     Args:
-        names: Of the entries, such as `blocks.3.w`, in their order.
-        bytes_of: How large each is.
-        small: Up to how many bytes an entry outside of lists goes along.
+        parts: How many bytes a rank has of each, in their order.
+        large: From how many on an entry moves by itself; small ones are at most as many together.
 
     Returns:
         Positions, in order; each once.
     """
     found: list[list[int]] = []
-    before: str | None = None
-    for i, name in enumerate(names):
-        block = _block(name)
-        along = block == before if block else before == "" and bytes_of[i] <= small
-        if found and along:
-            found[-1].append(i)
-        else:
+    together: list[int] = []
+    room = 0
+    for i, size in enumerate(parts):
+        if size >= large:
             found.append([i])
-        before = block
+        elif size <= room:
+            together.append(i)
+            room -= size
+        else:
+            together, room = [i], large - size
+            found.append(together)
     return found
-
-
-def _block(name: str) -> str:
-    """The entry of the outermost list that a name is in: `blocks.3` of `blocks.3.w`; empty where it is in none."""
-    parts = name.split(".")
-    at = next((i for i, part in enumerate(parts) if part.isdecimal()), None)
-    return ".".join(parts[: at + 1]) if at is not None else ""

@@ -17,14 +17,17 @@ class NamedAxis:
         axis: Of the mesh.
         size: How many ranks it has.
         names: What lies over it.
+        gathers: Whether values are made whole where an operation must see them so.
     """
 
     axis: str
     size: int
     names: tuple[str, ...]
+    gathers: bool = False
 
     def __str__(self) -> str:
-        return f"{', '.join(self.names)} over {self.axis} = {self.size}"
+        inside = ", inside" if self.gathers else ""
+        return f"{', '.join(self.names)} over {self.axis} = {self.size}{inside}"
 
     def shard(self, entry: Entry, sizes: Mapping[str, Any]) -> Shard | None:
         """The axis of an entry that is in parts; None where none has a name of these.

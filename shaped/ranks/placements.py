@@ -9,7 +9,7 @@ before = batch. A value so placed is a run of blocks in memory whatever its axes
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +62,12 @@ def part_of(t: Tensor, axis: int, before: Any, rank: int, size: int) -> Tensor:
     rest = t.shape[axis] // before
     blocks = t.unflatten(axis, (before, rest))
     return blocks.narrow(axis + 1, rank * (rest // size), rest // size).flatten(axis, axis + 1)
+
+
+def whole_of(parts: Tensor, local: Sequence[Any], axis: int, before: Any, size: int) -> Tensor:
+    """The whole from all ranks' parts, flattened, one after another; `local` is the shape of a part."""
+    stacked = parts.view(size, *local[:axis], before, local[axis] // before, *local[axis + 1 :])
+    return stacked.movedim(0, axis + 1).reshape(*local[:axis], local[axis] * size, *local[axis + 1 :])
 
 
 @dataclass(frozen=True)
@@ -120,6 +126,4 @@ class AxisPlacement:
     def joined(self, parts: Tensor) -> Tensor:
         """The whole from all ranks' parts, flattened, one after another."""
         assert self.shard is not None
-        at, before = self.shard.axis, int(self.shard.before)
-        stacked = parts.view(self.size, *self.shape[:at], before, self.local[at] // before, *self.shape[at + 1 :])
-        return stacked.movedim(0, at + 1).reshape(self.shape)
+        return whole_of(parts, self.local, self.shard.axis, int(self.shard.before), self.size)

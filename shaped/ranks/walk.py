@@ -30,11 +30,12 @@ class Unplaced(Exception):
         node: Which one.
         goal: What would have to hold.
         hint: What to do.
+        operands: Which of its operands would have to be whole; none where it is any of them.
     """
 
-    def __init__(self, node: Node, goal: str, hint: str = "") -> None:
+    def __init__(self, node: Node, goal: str, hint: str = "", operands: Sequence[Node] = ()) -> None:
         super().__init__(goal)
-        self.node, self.goal, self.hint = node, goal, hint
+        self.node, self.goal, self.hint, self.operands = node, goal, hint, operands
 
 
 @dataclass
@@ -43,6 +44,7 @@ class Task:
 
     Attributes:
         sums: Values whose sum over the ranks is taken before.
+        gathers: Values that are made whole before, with how they lay until then.
         cuts: Whole values of which this rank takes its part, for this node alone.
         sizes: Arguments that are sizes of the whole, and are divided by the number of ranks: position, and index in it.
         how: What is run in the operation's place.
@@ -50,6 +52,7 @@ class Task:
     """
 
     sums: list[Node] = field(default_factory=list)
+    gathers: dict[Node, Shard] = field(default_factory=dict)
     cuts: dict[Node, Shard] = field(default_factory=dict)
     sizes: list[tuple[int, int | None]] = field(default_factory=list)
     how: str = ""
@@ -61,8 +64,8 @@ class Collective:
     """A collective of a pass.
 
     Attributes:
-        kind: "sum" or "max".
-        sizes: Of what is summed on each rank.
+        kind: "sum", "max", "min" or "gather".
+        sizes: Of what each rank gives.
         itemsize: Bytes of an entry.
         what: The operation, or the parameter whose gradient it is.
         backward: Whether it belongs to the backward pass.
@@ -104,6 +107,7 @@ class PlacementWalk:
         sizes: What is known of sizes.
         size: How many ranks the axis has.
         names: Of the results, for messages.
+        gathers: Whether a value in parts is made whole where an operation must see it so; otherwise that is refused.
 
     Attributes:
         held: How each value lies: for one with several results, of each.
@@ -122,13 +126,15 @@ class PlacementWalk:
         sizes: Extents,
         size: int,
         names: Sequence[str],
+        gathers: bool = False,
     ) -> None:
-        self.graph, self.sizes, self.size = graph, sizes, size
+        self.graph, self.sizes, self.size, self._gathers = graph, sizes, size, gathers
         self.held: dict[Node, Held | tuple[Held, ...]] = dict(starts)
         self.tasks: dict[Node, Task] = {}
         self.collectives: list[Collective] = []
         self._pending: set[Node] = set()  # what has been a sum to be taken
         nodes = list(graph.graph.nodes)
+        self._written = {n for node in nodes for target in written_by(node) for n in sharing(target)}
         self._forward = _ancestors(nodes[-1].args[0][:1])
         for node in nodes:
             if node.op in ("placeholder", "get_attr"):
@@ -196,6 +202,7 @@ class PlacementWalk:
             node,
             f"one axis in parts, and an operand {shape} has parts along another ({held})",
             "two names of one value lie over one axis of the mesh: leave one of them out of shard",
+            [operand],
         )
 
     def whole(self, node: Node, *operands: Any, hint: str = "") -> None:
@@ -211,6 +218,7 @@ class PlacementWalk:
                     f"{name} whole, and a rank has a part of it in {self.sizes.shape(shape)}",
                     hint
                     or f"leave {name} out of shard; or write the operation so that each part is computed by itself",
+                    [operand],
                 )
 
     def is_due(self, node: Node) -> bool:
@@ -220,6 +228,36 @@ class PlacementWalk:
     # -- the walk ----------------------------------------------------------------------------------------------------
 
     def _placed(self, node: Node) -> Held | tuple[Held, ...]:
+        """How a node's result lies; what it must see whole is gathered first, where that is asked for."""
+        while True:
+            try:
+                return self._by_rule(node)
+            except Unplaced as error:
+                if not self._made_whole(node, error):
+                    raise
+
+    def _made_whole(self, node: Node, error: Unplaced) -> bool:
+        """Gather what an operation must see whole, for it and all that come after; False where that cannot be."""
+        operands = [n for n in error.operands or node.all_input_nodes if isinstance(self.of(n), Shard)]
+        if not self._gathers or not operands or _mutates(node) or not self._written.isdisjoint(operands):
+            return False
+        for operand in operands:
+            shard = self.held[operand]
+            assert isinstance(shard, Shard)
+            if not computable(shard.before):
+                return False
+            sizes = extents(operand.meta["val"])
+            sizes[shard.axis] = sizes[shard.axis] / self.size
+            task = self.task(node)
+            task.gathers[operand], self.held[operand] = shard, WHOLE
+            task.cuts, task.sizes, task.how = {}, [], ""
+            backward = node not in self._forward
+            self.collectives.append(
+                Collective("gather", tuple(sizes), operand.meta["val"].element_size(), operation(node), backward)
+            )
+        return True
+
+    def _by_rule(self, node: Node) -> Held | tuple[Held, ...]:
         name = operation(node)
         if name == "getitem":
             several, at = args_of(node)
@@ -281,11 +319,14 @@ class PlacementWalk:
                 self.held[result] = held = WHOLE
                 self.count("sum", result, result.meta["val"], name)
             if isinstance(held, Shard) and held != end:
-                raise Unplaced(
+                error = Unplaced(
                     result,
                     f"{name} {end}, and it comes out with {held}",
                     "leave that name out of shard, or give the parameter's axis the name",
+                    [result],
                 )
+                if not self._made_whole(node, error):
+                    raise error
 
 
 def operation(node: Node) -> str:

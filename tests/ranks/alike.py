@@ -4,11 +4,14 @@ import warnings
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from shaped import RankError
 from shaped.backends import CompileError
 from shaped.ranks import join
-from tests.ranks.processes import alone, batch, mine, new, raises, rank, same
+from tests.ranks.processes import MLP, alone, batch, mine, new, raises, rank, same
 
 ALIKE: dict[str, Callable[[], None]] = {}
 
@@ -27,6 +30,10 @@ def ranks_that_step_by_different_updates_are_refused_and_go_on_once_they_are_ali
     raises(lambda: together.train_step(*mine(0, *batch(0))), RankError, said)
     assert together.waiting == 0
     group["lr"] = 0.01
+    for name, other in (("weight_decay", 0.5), ("betas", (0.9, 0.5))):  # what comes after one of several numbers, too
+        kept, group[name] = group[name], other if rank() else group[name]
+        raises(lambda: together.train_step(*mine(0, *batch(0))), RankError, name)
+        group[name] = kept
     for k in range(3):
         together.train_step(*mine(k, *batch(k)))
         one.train_step(*batch(k))
@@ -39,8 +46,32 @@ def ranks_that_step_by_different_updates_are_refused_and_go_on_once_they_are_ali
 
 
 @alike
+def ranks_that_take_other_steps_are_refused_whatever_shapes_they_are_of() -> None:
+    first, second, one = new(mesh=join()), new(mesh=join()), alone()
+    rows = mine(0, *batch(0))
+    mine_first = second if rank() else first
+    raises(lambda: mine_first.train_step(*rows), RankError, "the trainer is number", "on rank 0 and number")
+    taken = first.loss_and_backward if rank() else first.train_step
+    said = "the step is an update on rank 0 and loss_and_backward on rank 1"
+    raises(lambda: taken(*rows), RankError, said)
+    first.train_step(*rows)
+    one.train_step(*batch(0))
+    same(first, one)
+
+
+@alike
 def ranks_that_made_different_trainers_are_refused() -> None:
     raises(lambda: new(mesh=join(), max_norm=1.0 + rank()), ValueError, "max_norm", "rank 1")
+    factor, weights = 1.0 + rank(), torch.ones(5, dtype=torch.float64) + rank()
+
+    def scaled(p: MLP, x: Float[Tensor, "batch pixels"], y: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
+        return factor * F.cross_entropy(x @ p.w1[:, :5], y) + p.b1.sum() + p.w2.sum() + p.b2.sum()
+
+    def weighed(p: MLP, x: Float[Tensor, "batch pixels"], y: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
+        return (weights * (x @ p.w1[:, :5]).square()).mean() + y.sum() * 0.0 + p.b1.sum() + p.w2.sum() + p.b2.sum()
+
+    raises(lambda: new(scaled, mesh=join()), ValueError, "`the proved graph` differ")
+    raises(lambda: new(weighed, mesh=join()), ValueError, "`the tensor weights from outside` differ")
 
 
 @alike

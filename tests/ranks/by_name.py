@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from shaped import Checkpoints, Loop, NonFiniteError, RankError, ScalarTrainer, ShapeError, dims
+from shaped import Checkpoints, Loop, NonFiniteError, ProofError, RankError, ScalarTrainer, ShapeError, dims
 from shaped.data import Batches
 from shaped.optim import AdamW, Muon
 from shaped.ranks import join
@@ -148,6 +148,28 @@ def highest(p: MLP, x: Float[Tensor, "batch pixels"], y: Int[Tensor, " batch"]) 
     return (each * p.w1.sum()).mean() + p.b1.sum() + p.w2.sum() + p.b2.sum()
 
 
+def contrastive(p: MLP, x: Float[Tensor, "batch pixels"], y: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
+    h = F.normalize(torch.tanh(x @ p.w1 + p.b1) @ p.w2 + p.b2 + 0.1 * y[:, None], dim=-1)
+    return F.cross_entropy(h @ h.T / 0.5, torch.arange(x.shape[0]))
+
+
+@named
+def a_batch_in_parts_within_steps_as_one_process_where_a_loss_is_no_mean() -> None:
+    x, y = torch.randn(18, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64), torch.arange(18) % 5
+    data = Batches(x, y, batch_size=6, seed=0)
+    for backend in ("eager", "compiled"):
+        one, options = Loop(alone(contrastive, plan, max_norm=0.3)), {"backend": backend, "sizes": "dynamic"}
+        together = Loop(plan(loss=contrastive, mesh=join(), inside=["batch"], max_norm=0.3, **options))
+        for loop in (one, together):
+            loop.run_epochs(data, 2)
+        same(together.trainer, one.trainer)
+    assert "batch over dp = 2, inside" in str(together.trainer.proof)
+    assert "gather" in str(together.trainer.proof)
+    raises(lambda: together.trainer.train_step(*batch(0)), ShapeError, "batch % dp == 0")
+    raises(lambda: together.trainer.train_step(x[:4] + rank(), y[:4]), RankError, "one batch along dp")
+    raises(lambda: plan(loss=contrastive, mesh=join()), ProofError, 'inside=["batch"]')
+
+
 @named
 def a_nan_in_the_part_of_one_rank_is_in_the_largest_of_all() -> None:
     together = plan("pixels", loss=highest)
@@ -176,7 +198,7 @@ def plans_that_do_not_fit_are_refused_on_all_ranks() -> None:
 def dropout_of_parts_is_drawn_as_one_process_draws_it_and_agrees_by_name() -> None:
     losses = []
     for names in (("hidden",), ("pixels",)):  # parts of what is dropped, and whole values
-        torch.manual_seed(3)
+        torch.manual_seed(3 + rank())  # what is drawn follows the first rank's
         together = plan(*names, loss=dropped)
         losses.append([float(together.train_step(*batch(k))) for k in range(3)])
         told: list[Any] = [None, None]

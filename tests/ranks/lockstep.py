@@ -1,8 +1,9 @@
 """All ranks of an axis in one process: threads that run a graph on their parts and meet at each sum."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ class Meeting:
 
     def __init__(self, rank: int, size: int, barrier: threading.Barrier, table: list[Any]) -> None:
         self.rank, self.size, self._barrier, self._table = rank, size, barrier, table
-        self.sums = 0
+        self.sums, self.group = 0, self
         self.said = torch.tensor([1.0, 0.0], dtype=torch.float64)
 
     @classmethod
@@ -64,7 +65,12 @@ def walked(trainer: ScalarTrainer, names: Sequence[str], size: int = 2) -> Place
 
 
 def on_parts(
-    trainer: ScalarTrainer, batch: Sequence[Tensor], names: Sequence[str], size: int = 2, columns: int = 0
+    trainer: ScalarTrainer,
+    batch: Sequence[Tensor],
+    names: Sequence[str],
+    size: int = 2,
+    columns: int = 0,
+    inside: bool = False,
 ) -> list[Tensor]:
     """Loss and gradients of a batch from runs on parts, put together; holds ranks to the same of what is whole.
 
@@ -73,8 +79,9 @@ def on_parts(
         size: Ranks along the names' axis.
         columns: Ranks along the batch's, over which what a rank has lies in flat parts, as with zero=3; each is given
             the batch. 0 for none.
+        inside: Whether what an operation must see whole is gathered.
     """
-    program, plan = trainer._program, NamedAxis("tp", size, tuple(names))
+    program, plan = trainer._program, NamedAxis("tp", size, tuple(names), inside)
     case = program.admit(batch)
     named = NamedEntries(program.params.entries, program.params.dims)
     found = placed(program, case.graph, case.entries, plan)
@@ -111,7 +118,13 @@ def on_parts(
             for meet in (*across, *down):
                 meet[0].abort()
 
-    threads = [threading.Thread(target=work, args=(r, c)) for r in range(size) for c in range(max(columns, 1))]
+    in_threads([partial(work, r, c) for r in range(size) for c in range(max(columns, 1))], results)
+    return [together([r[at] for r in results], layouts, at, program.trainable) for at in range(len(results[0]))]
+
+
+def in_threads(works: Sequence[Callable[[], None]], results: list[Any]) -> None:
+    """Run all of them at once, and raise what one left in the results."""
+    threads = [threading.Thread(target=work) for work in works]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -119,7 +132,6 @@ def on_parts(
     failed = [result for result in results if isinstance(result, BaseException)]
     for error in sorted(failed, key=lambda error: isinstance(error, threading.BrokenBarrierError)):
         raise error  # the cause, and not that another one left the barrier
-    return [together([r[at] for r in results], layouts, at, program.trainable) for at in range(len(results[0]))]
 
 
 def together(parts: Sequence[Tensor], layouts: dict[int, Any], at: int, trainable: Sequence[int]) -> Tensor:

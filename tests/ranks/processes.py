@@ -408,12 +408,15 @@ def several_processes_without_a_mesh_are_refused() -> None:
 
 
 def main(number: int, count: int, file: str, names: list[str]) -> None:
+    from shaped.backends import program
     from tests.ranks.alike import ALIKE
     from tests.ranks.by_name import NAMED
     from tests.ranks.exchanged import EXCHANGED
     from tests.ranks.of_both import BOTH
+    from tests.sharing import sharing_proofs
 
     CHECKS.update(ALIKE | NAMED | BOTH | EXCHANGED)
+    program.prove_setting = sharing_proofs(mlp, masked, dropped)  # type: ignore[attr-defined]
     patience = timedelta(seconds=120)  # for a rank that hangs; torch's own is half an hour
     method = f"file://{file}.meeting"
     dist.init_process_group("gloo", init_method=method, rank=number, world_size=count, timeout=patience)
@@ -434,4 +437,6 @@ def main(number: int, count: int, file: str, names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4:])
+    from tests.ranks import processes  # as the other files import it, so that losses are the same
+
+    processes.main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4:])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from shaped import ParamList, ProofError, SignatureError
 from shaped.backends import Program
-from shaped.backends.separable import hold_to_mean
+from shaped.backends.separable import SharedMeans, hold_to_mean
 
 X = Float[Tensor, "batch dim"]
 Y = Int[Tensor, " batch"]
@@ -157,7 +157,8 @@ def test_a_refusal_says_what_it_is_where_samples_meet_and_what_to_do() -> None:
         "take their part would train another program.\n"
         "  test_separable.py:N matmul [batch, classes], [classes, batch] -> [batch, batch]\n"
         "  hint  write it as a mean over samples; say samples= where it divides by a count of its own, such as "
-        "`lambda x, keep: keep.sum()`; or leave mesh out. To shard batch within the program is not done yet"
+        '`lambda x, keep: keep.sum()`; or inside=["batch"], with which all ranks are given whole batches and gather '
+        "what an operation must see whole; or leave mesh out"
     )
 
 
@@ -179,3 +180,43 @@ def test_batch_norm_is_refused_in_training_and_not_in_evaluation() -> None:
 
     with pytest.raises(ProofError, match="no mean over batch"):
         hold_to_mean(Program(over, Normed()), "batch")
+
+
+def on_small(p: P, x: X, y: Y) -> Scalar:
+    each = F.cross_entropy(x @ p.w, y, reduction="none")
+    return each.mean() if x.shape[0] > 3 else each.amax()
+
+
+def of_the_first(p: P, x: X, y: Y) -> Scalar:
+    return F.cross_entropy(x @ p.w, y, reduction="none")[:8].mean()
+
+
+def on_masks(p: P, x: X, keep: Keep | None = None) -> Scalar:
+    each = (x @ p.w).square().mean(1)
+    return each.mean() if keep is None else (each * keep).amax()
+
+
+def test_a_branch_on_the_size_of_a_batch_is_compared_where_batches_take_it() -> None:
+    with pytest.raises(ProofError, match="no mean over batch"):
+        hold(of_the_first)  # on 8 samples and below it is one
+    program = Program(on_small, P.init(dim=5, classes=3, seed=0))
+    means = SharedMeans(program, "batch", 2, hold_to_mean(program, "batch"))
+
+    def of(rows: int) -> None:
+        batch = torch.randn(rows, 5), torch.arange(rows) % 3
+        means.hold(program.admit(batch), batch)
+
+    of(12)
+    with pytest.raises(ProofError, match=r"of 4 drawn samples, and .* of 2 and 2 of them"):
+        of(2)
+    of(12)
+
+
+def test_another_graph_of_other_inputs_is_compared_when_it_comes() -> None:
+    program = Program(on_masks, P.init(dim=5, classes=3, seed=0))
+    means = SharedMeans(program, "batch", 2, set())
+    x, keep = torch.randn(4, 5), torch.arange(4) > 0
+    means.hold(program.admit((x, None)), (x, None))
+
+    with pytest.raises(ProofError, match="no mean over batch"):
+        means.hold(program.admit((x, keep)), (x, keep))
