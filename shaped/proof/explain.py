@@ -91,6 +91,9 @@ def explain(error: Exception, setting: Setting, world: World, recorder: Recorder
         return found
     if "not supported for tensor subclasses" in str(error):
         return Unprovable(f"`{name}` leaves torch here, so nothing is known of what follows.", source, Goal())
+    if isinstance(error, OSError):
+        hint = "read it outside, and pass it as an input"
+        return Unprovable(f"`{name}` reads a file here.", source, Goal(said=_named(str(error), world), hint=hint))
     if isinstance(error, AttributeError) and "FakeTensor" in str(error):
         said = str(error).replace("FakeTensor", "Tensor")
         return AttributeError(said).with_traceback(_user_part(error))

@@ -22,6 +22,9 @@ import jaxtyping
 import torch
 from torch import SymInt, Tensor
 from torch._dispatch.python import enable_python_dispatcher
+from torch.utils._sympy.functions import IntTrueDiv
+
+from shaped.proof.naming import is_only_called
 
 _ONE_AT_A_TIME = threading.RLock()  # torch's tracer keeps state that threads share
 _active: ContextVar[bool] = ContextVar("active", default=False)
@@ -83,12 +86,26 @@ class _Float(type):
     def __instancecheck__(cls, value: Any) -> bool:
         return isinstance(value, float)
 
-    def __call__(cls, value: Any) -> Any:
-        return torch.sym_float(value)
+    def __call__(cls, value: Any = 0.0) -> Any:
+        return torch.sym_float(value) if isinstance(value, torch.SymInt | torch.SymFloat) else float(value)
 
 
 class _Real(metaclass=_Float):
     """`float`, which keeps a size symbolic."""
+
+
+class _Entire(type):
+    def __instancecheck__(cls, value: Any) -> bool:
+        return isinstance(value, int)
+
+    def __call__(cls, value: Any = 0, *base: Any) -> Any:
+        if isinstance(value, torch.SymFloat) and isinstance(value.node.expr, IntTrueDiv):
+            return torch.sym_int(value)  # of other fractions the rounding is none of a proof
+        return value if isinstance(value, torch.SymInt) else int(value, *base)
+
+
+class _Cut(metaclass=_Entire):
+    """`int`, which keeps a size symbolic."""
 
 
 class _Whole(type):
@@ -119,9 +136,9 @@ _INSTEAD: dict[int, Any] = {
     **{id(getattr(math, name)): function for name, function in _SYMBOLIC.items()},
 }
 _BUILTINS: dict[str, Callable[..., Any]] = {"len": _length, "divmod": _divided}
-# In torch's own layers alone, since elsewhere `float` may be a dtype.
+# In torch's own layers, and in modules that do nothing but call them: elsewhere `float` may be a dtype.
 _LAYERS = (vars(torch.nn.init), vars(torch.nn.functional))
-_OF_LAYERS: dict[str, Callable[..., Any]] = {"float": _Real}
+_OF_LAYERS: dict[str, Callable[..., Any]] = {"float": _Real, "int": _Cut}
 
 
 def stands_in(value: Any) -> bool:
@@ -149,7 +166,9 @@ def note_asking(frame: FrameType | None) -> None:
 
 
 def _builtins_of(module: dict[str, Any]) -> dict[str, Callable[..., Any]]:
-    return _BUILTINS | _OF_LAYERS if any(module is layers for layers in _LAYERS) else _BUILTINS
+    if any(module is layers for layers in _LAYERS):
+        return _BUILTINS | {"float": _Real}
+    return _BUILTINS | {name: kind for name, kind in _OF_LAYERS.items() if is_only_called(module, name)}
 
 
 def _is_below(frame: FrameType) -> bool:

@@ -176,6 +176,47 @@ def _drawn(original: Callable[..., Tensor], fill: Callable[..., Tensor]) -> Call
     return draw
 
 
+def uniform_(x: Tensor, low: Any = 0.0, high: Any = 1.0, *, generator: torch.Generator | None = None) -> Tensor:
+    """`Tensor.uniform_`, whose kernel takes plain numbers: those of sizes are applied to what is drawn."""
+    if not _is_symbolic(low, high):
+        return x.uniform_(low, high, generator=generator)
+    if not low <= high:
+        raise RuntimeError("uniform_ expects to return a [from, to) range, and from is larger than to")
+    return x.uniform_(generator=generator).mul_(high - low).add_(low)
+
+
+def normal_(x: Tensor, mean: Any = 0.0, std: Any = 1.0, *, generator: torch.Generator | None = None) -> Tensor:
+    """`Tensor.normal_`, in the same way."""
+    if not _is_symbolic(mean, std):
+        return x.normal_(mean, std, generator=generator)
+    if not std >= 0:
+        raise RuntimeError("normal expects std >= 0.0")
+    return x.normal_(generator=generator).mul_(std).add_(mean)
+
+
+def _initial(fill: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`nn.init.uniform_` or `nn.init.normal_`, within which no mode sees what they call."""
+
+    def initialise(tensor: Tensor, *numbers: Any, generator: torch.Generator | None = None, **named: Any) -> Tensor:
+        first, second = ("a", "b") if fill is uniform_ else ("mean", "std")
+        given = [*numbers, *([named.get(first, 0.0)] if not numbers else []), *([named.get(second, 1.0)])][:2]
+        with torch.no_grad():
+            return fill(tensor, *given, generator=generator)
+
+    return initialise
+
+
+def random_(x: Tensor, *bounds: Any, generator: torch.Generator | None = None) -> Tensor:
+    """`Tensor.random_`: a graph cannot be written with an argument that is named `from`."""
+    if len(bounds) != 2 or None in bounds:
+        return x.random_(*bounds, generator=generator)
+    return x.random_(bounds[1] - bounds[0], generator=generator).add_(bounds[0])
+
+
+def _is_symbolic(*numbers: Any) -> bool:
+    return any(isinstance(number, SymInt | torch.SymFloat) for number in numbers)
+
+
 def grouped_mm(mat_a: Tensor, mat_b: Tensor, *, offs: Tensor | None = None, bias: Tensor | None = None,
                out_dtype: torch.dtype | None = None) -> Tensor:  # fmt: skip
     """`F.grouped_mm` of rows by groups, whose shape function knows bfloat16 alone: each group's product, masked."""
@@ -261,6 +302,11 @@ OPERATIONS: dict[Any, Callable[..., Any]] = {
     **LAYERS,
     Tensor.unfold: unfold,
     F.group_norm: group_norm,
+    Tensor.uniform_: uniform_,
+    Tensor.normal_: normal_,
+    Tensor.random_: random_,
+    torch.nn.init.uniform_: _initial(uniform_),
+    torch.nn.init.normal_: _initial(normal_),
     torch.rand: _drawn(torch.rand, lambda x, g: x.uniform_(generator=g)),
     torch.randn: _drawn(torch.randn, lambda x, g: x.normal_(generator=g)),
     **{f: grouped_mm for f in (getattr(F, "grouped_mm", None), getattr(torch, "_grouped_mm", None)) if f is not None},

@@ -18,6 +18,7 @@ from torch.func import grad, vmap
 
 from shaped import ParamList, ProofError, ScalarTrainer, Unprovable, init, prove
 from shaped.proof.isolation import tracing
+from shaped.proof.operations import OPERATIONS
 from shaped.proof.rewrites import Rewrites, batch_norm, cross_entropy, one_hot, tensor_of
 from shaped.proof.symbolic import Plan, World
 
@@ -321,4 +322,59 @@ def test_a_relation_of_fractions_ends_in_no_recursion() -> None:
         return x
 
     with pytest.raises(ProofError, match=r"1.0 / d\*\*0.5 = 0.25"):
+        prove(program)
+
+
+def filled(w: Tensor, rate: Any) -> Tensor:
+    nn.init.xavier_uniform_(w)
+    nn.init.normal_(w[:1], std=rate)
+    return w + torch.empty_like(w).uniform_(-rate, rate) + torch.empty_like(w).random_(1, 5)
+
+
+def test_what_is_drawn_with_numbers_that_sizes_make_is_proved_and_drawn_as_torch_does() -> None:
+    class Square(ParamList):
+        w: Float[Tensor, "d d"]
+
+    def loss(p: Square, x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
+        d = x.shape[1]
+        return (x @ p.w @ filled(x.new_empty(d, d), 1 / float(d))).square().mean()
+
+    x, w = drawn(5, 4), drawn(4, 4, seed=1)
+    trainer = ScalarTrainer(loss, Square(w=w.clone()))
+    torch.manual_seed(3)
+    found = trainer.step(x, lr=0.1)
+    torch.manual_seed(3)
+
+    torch.testing.assert_close(found, loss(Square(w=w), x), **EXACT)
+    assert trainer.proof.conditions == ()
+
+
+def test_what_the_rewrite_draws_is_what_torch_draws() -> None:
+    for name, numbers in (("uniform_", (-0.25, 0.5)), ("normal_", (0.5, 0.25)), ("random_", (1, 5))):
+        torch.manual_seed(3)
+        wanted = getattr(torch.empty(40, dtype=torch.float64), name)(*numbers)
+        low, high = numbers
+        torch.manual_seed(3)
+        if name == "random_":
+            found = OPERATIONS[Tensor.random_](torch.empty(40, dtype=torch.float64), *numbers)
+        else:
+            found = getattr(torch.empty(40, dtype=torch.float64), name)()
+            found = found.mul_(high - low).add_(low) if name == "uniform_" else found.mul_(high).add_(low)
+
+        torch.testing.assert_close(found, wanted, **EXACT)
+
+
+def by_python(x: Float[Tensor, "n d"]) -> Float[Tensor, "n//2 d"]:
+    return x[: int(x.shape[0] / 2)] / float(x.shape[1])
+
+
+def test_a_size_is_a_fraction_and_half_of_it_a_size() -> None:
+    assert prove(by_python).conditions == ()
+
+
+def test_a_file_that_is_not_there_is_no_matter_of_shapes() -> None:
+    def program(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        return x * torch.load("absent.pt")
+
+    with pytest.raises(Unprovable, match=r"`program` reads a file here\.[\s\S]*No such file[\s\S]*read it outside"):
         prove(program)
