@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from shaped.backends import Program, TrainerOptions
-from shaped.errors import SignatureError, listing, nearest
+from shaped.errors import RankError, SignatureError, listing, nearest
 from shaped.proof import Proof
 
 if TYPE_CHECKING:
@@ -92,9 +92,13 @@ def share(
     tried = hold_to_mean(program, plan.name) if plan.axis is not None else set[str]()
     found = _placed(program, plan, named, save_frozen) if plan.named is not None and named is not None else None
     exchange = Exchange(mesh, plan.axis if plan.named is None else None)
-    _compare(exchange, program, options, plan, zero)
-    peers_of(exchange)  # makes a group, which all ranks do at one place
-    exchange.spread([t.detach() for t in program.tensors])
+    try:
+        _compare(exchange, program, options, plan, zero)
+        peers_of(exchange)  # makes a group, which all ranks do at one place
+        exchange.spread([t.detach() for t in program.tensors])
+    except RuntimeError as error:
+        why = exchange.whereabouts(error)
+        raise RankError(f"another rank does not make this trainer, and all ranks make it together: {why}") from error
     if plan.named is None or named is None or found is None:
         shared = Together(program, exchange, zero == 3, plan.name, str(plan.axis))
         shared.means = SharedMeans(program, shared.name, shared.share[1], tried)

@@ -71,7 +71,7 @@ def test_blocks_add_what_the_second_one_adds_and_parts_divide_the_state(
         model.Counted([], [model.Operation("mm", 10 * n, 0)], [8] * n, 100 * n, 30 * n, [30] * n) for n in (1, 2)
     )
     chip, link = model.Chip("a chip", 10.0, 4.0), model.Link(100.0, 0.0)
-    found = model.predict((first, second), 3, {}, model.Layout(2, 2, zero), chip, (link, link))
+    found = model.predict((first, second), 3, {}, model.Layout(2, 2, zero), chip, model.Links(link, link, link, link))
 
     assert (found.computed, found.saved, found.state, found.gathered) == (3.0, 300.0, 16 * entries, gathered)
     assert found.by_name == pytest.approx(3 * link.ring(8, 2, 2))
