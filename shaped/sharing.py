@@ -87,18 +87,11 @@ def share(
     from shaped.backends.separable import SharedMeans, hold_to_mean
     from shaped.backends.together import Together
     from shaped.ranks.exchange import Exchange
-    from shaped.ranks.peers import peers_of
 
     tried = hold_to_mean(program, plan.name) if plan.axis is not None else set[str]()
     found = _placed(program, plan, named, save_frozen) if plan.named is not None and named is not None else None
     exchange = Exchange(mesh, plan.axis if plan.named is None else None)
-    try:
-        _compare(exchange, program, options, plan, zero)
-        peers_of(exchange)  # makes a group, which all ranks do at one place
-        exchange.spread([t.detach() for t in program.tensors])
-    except RuntimeError as error:
-        why = exchange.whereabouts(error)
-        raise RankError(f"another rank does not make this trainer, and all ranks make it together: {why}") from error
+    _begin(exchange, program, options, plan, zero)
     if plan.named is None or named is None or found is None:
         shared = Together(program, exchange, zero == 3, plan.name, str(plan.axis))
         shared.means = SharedMeans(program, shared.name, shared.share[1], tried)
@@ -305,6 +298,23 @@ def _refuse(program: Program) -> None:
             f"`{name}` writes into {written} from its batch, and each rank would write something else: run batch "
             "norm in eval(), or use layers without such statistics"
         )
+
+
+def _begin(exchange: "Exchange", program: Program, options: TrainerOptions, plan: SharedAxes, zero: int) -> None:
+    """Meet the other ranks where a trainer is made, and take rank 0's values.
+
+    Raises:
+        ValueError: They made different ones. RankError: One does not make it.
+    """
+    from shaped.ranks.peers import peers_of
+
+    try:
+        _compare(exchange, program, options, plan, zero)
+        peers_of(exchange)  # makes a group, which all ranks do at one place
+        exchange.spread([t.detach() for t in program.tensors])
+    except RuntimeError as error:
+        why = exchange.whereabouts(error)
+        raise RankError(f"another rank does not make this trainer, and all ranks make it together: {why}") from error
 
 
 def _compare(exchange: "Exchange", program: Program, options: TrainerOptions, plan: SharedAxes, zero: int) -> None:
