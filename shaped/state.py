@@ -44,9 +44,8 @@ class TrainingState:
         save_frozen: bool = True,
         scaler: LossScaler | None = None,
     ) -> None:
-        self.program = program
+        self.program, self.options = program, options
         self._save_frozen, self.scaler = save_frozen, scaler
-        self.options = options
         self.counters = Counters(program.used_tensors, options.skips)
         self.optimizer = None if optimizer is None else taken(optimizer, program)
         self.paths: dict[str, FusedOptimizer] = {}  # "adamw" and its like, made by the first step that uses them
@@ -268,10 +267,12 @@ class TrainingState:
         self.program.places.check()
         if not isinstance(state, Mapping):
             raise StateError(f"a state dict is a mapping, not a {type(state).__name__}")
-        wrong = _malformed(state)
-        if not wrong and "torch.distributed" in sys.modules:  # without it, nothing is in pieces
-            state = self._as_it_lies(state)
-        wrong = wrong or self._differences(state)
+        if not (wrong := _malformed(state)):
+            try:
+                state = self._as_it_lies(state) if "torch.distributed" in sys.modules else state
+                wrong = self._differences(state)
+            except (AttributeError, TypeError, LookupError, ValueError) as error:
+                wrong = [f"something in it is of another kind: {error}"]
         if wrong:
             raise StateError("the state dict does not fit this trainer.\n  " + "\n  ".join(wrong))
         ready = {path: self._in_order(path, saved) for path, saved in state["optimizers"].items()}
@@ -324,7 +325,7 @@ class TrainingState:
             saved, spec = state["params"].get(name), state["signature"].get(name)
             if spec is not None and spec != mine[name]:
                 wrong.append(f"{name}: declared {spec} there, {mine[name]} here")
-            if saved is not None and not isinstance(saved, Tensor):
+            if name in state["params"] and not isinstance(saved, Tensor):
                 wrong.append(f"{name}: a {type(saved).__name__}, not a tensor")
             elif saved is not None and _kind(saved) != _kind(tensor):
                 wrong.append(f"{name}: {_said(saved)} there, {describe(tensor)} here")

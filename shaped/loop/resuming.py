@@ -140,6 +140,9 @@ def _load_along(loop: Any, state: Mapping[str, Any]) -> None:
     for name, thing in loop._keepers.items():
         mine, found = thing.state_dict(), copy.deepcopy(state["kept"][name])  # a scheduler may change what it is given
         thing.load_state_dict(_alike(found, mine))
+    began = (state.get("position") or {}).get("generators")
+    if began is not None:  # it is wanted where the data is opened, which is too late to refuse it
+        set_generator_states(began)
     set_generator_states(state["generators"])
     loop.average.load_state_dict(state["average"])
 

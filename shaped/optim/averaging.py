@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
-from shaped.arguments import checked, keyed
+from shaped.arguments import checked, keyed, whole
 from shaped.errors import listing
 from shaped.params import ParamList
 
@@ -64,9 +64,12 @@ class _Average:
             ValueError: The averages do not fit the parameters; nothing has changed.
         """
         theirs = list(keyed("state", state, "averages", "count")["averages"])
+        whole("state['count']", state["count"], 0)
+        if odd := [type(t).__name__ for t in theirs if not isinstance(t, Tensor)]:
+            raise ValueError(f"expected averages that are tensors, got a {odd[0]}")
         if self._names is not None and state.get("names") is not None:
-            named = dict(zip(state["names"], theirs, strict=True))
-            if set(named) != set(self._names):
+            named = dict(zip(state["names"], theirs, strict=False))
+            if len(state["names"]) != len(theirs) or set(named) != set(self._names):
                 raise ValueError(f"expected averages of {listing(self._names)}, got those of {listing(list(named))}")
             theirs = [named[name] for name in self._names]
         mine = [tuple(e.shape) for e in self.averages]
@@ -77,7 +80,7 @@ class _Average:
             raise ValueError(f"expected averages of {', '.join(kinds[0])}, got {', '.join(kinds[1])}")
         with torch.no_grad():
             torch._foreach_copy_(self.averages, theirs)
-        self.count = int(state["count"])
+        self.count = state["count"]
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

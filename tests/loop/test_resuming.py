@@ -104,6 +104,19 @@ def test_what_is_kept_along_and_refuses_a_state_leaves_all_as_it_was() -> None:
     assert not second.resumed
 
 
+def test_generators_of_the_place_in_the_data_that_are_none_are_refused() -> None:
+    first, second = make(), make(seed=1)
+    first.run_steps(LIST, 2)
+    state = first.state_dict()
+    state["position"]["generators"] = {"torch": torch.ones(2), "python": {}}
+    before = torch.get_rng_state()
+    with pytest.raises(StateError, match="the state does not fit this loop"):
+        second.load_state_dict(state)
+
+    assert torch.equal(torch.get_rng_state(), before)
+    assert second.step == 0
+
+
 def test_hooks_without_a_name_have_a_state_each() -> None:
     def made() -> tuple[Loop, list[str]]:
         loop, log = make(), []

@@ -1,6 +1,7 @@
 """Averages beside parameters: torch's arithmetic, exchanged in and out, saved and loaded whole."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -97,3 +98,24 @@ def test_averages_of_fields_that_were_sorted_go_by_name() -> None:
     second.load_state_dict(first.state_dict())
 
     assert [t.tolist() for t in second.averages] == [[0.0] * 3, [1.0] * 3]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"averages": [1.0]}, "expected averages that are tensors, got a float"),
+        ({"count": -1}, r"state\['count'\] is -1; it is a whole number of at least 0"),
+        ({"count": 2.5}, r"state\['count'\] is 2.5"),
+        ({"names": []}, "expected averages of `w`, got those of"),
+    ],
+)
+def test_a_state_of_averages_that_is_none_changes_nothing(change: Any, said: str) -> None:
+    class One(ParamList):
+        w: Float[Tensor, " n"]
+
+    average = EMA(One(torch.ones(2)))
+    average.update()
+    with pytest.raises(ValueError, match=said):
+        average.load_state_dict({**average.state_dict(), **change})
+
+    assert (average.count, average.averages[0].tolist()) == (1, [1.0, 1.0])

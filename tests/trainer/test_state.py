@@ -90,9 +90,14 @@ def test_a_broken_optimizer_state_changes_nothing():
     with pytest.raises(StateError, match="the state of optimizer `adamw` does not fit"):
         other.load_state_dict(state)
     assert same(before, other.params)
-    for fault in ({"steps": None}, {"steps": -3}, {"params": [1]}, {"optimizers": {"adamw": {"class": "SGD"}}}):
+    saved = trainer.state_dict()
+    adamw = saved["optimizers"]["adamw"]
+    faults = [{"steps": None}, {"steps": -3}, {"params": [1]}, {"optimizers": {"adamw": {"class": "SGD"}}}]
+    faults += [{"params": {**saved["params"], "w1": None}}, {"optimizers": {"adamw": {**adamw, "state": 3}}}]
+    faults += [{"optimizers": {"adamw": {**adamw, "state": {**adamw["state"], "state": odd}}}} for odd in (5, {0: "x"})]
+    for fault in faults:
         with pytest.raises(StateError):
-            other.load_state_dict({**trainer.state_dict(), **fault})
+            other.load_state_dict({**saved, **fault})
         assert same(before, other.params)
     with pytest.raises(StateError, match="params: missing"):
         other.load_state_dict({})
