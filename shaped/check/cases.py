@@ -112,7 +112,7 @@ class Prover:
             raise _untold(where, case, examined.held[0].case if examined.held else None)
         if unfit and not examined.held:
             fault = unfit[0][1]
-            hint = "what the factory makes may have other axes: say which (width := 12)"
+            hint = "what the factory makes may have other axes and sizes: say which (width := 12)"
             raise Unprovable(fault.title, fault.source, replace(fault.goal, hint=hint, sizes={}))
         if not examined.held:
             first = refusals[0][1]
@@ -192,9 +192,12 @@ def _is_again(error: ProofError | Unprovable, refusal: Exception) -> bool:
 
 
 def _is_of_the_given(case: Case, error: ProofError) -> bool:
-    """Whether what a factory made may be at fault: it has as many axes as it has, or no size is to blame."""
-    goal = error.goal
-    return not goal.silent and (bool(case.ranks) or not (goal.sizes or goal.operation in ("claim", "result")))
+    """Whether what a factory made may be at fault: it has the axes that it has, and its sizes, or none is to blame."""
+    goal, lacking = error.goal, error.lacking
+    numbers = lacking is not None and not any(side.names for side in lacking)  # 2 = 3, of which one may be its own
+    return not goal.silent and (
+        bool(case.ranks) or numbers or not (goal.sizes or goal.operation in ("claim", "result"))
+    )
 
 
 def _telling(reasons: Sequence[Exception]) -> Exception:
