@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -92,7 +93,12 @@ def test_a_broken_optimizer_state_changes_nothing():
     assert same(before, other.params)
     saved = trainer.state_dict()
     adamw = saved["optimizers"]["adamw"]
-    faults = [{"steps": None}, {"steps": -3}, {"params": [1]}, {"optimizers": {"adamw": {"class": "SGD"}}}]
+    faults: list[dict[str, Any]] = [
+        {"steps": None},
+        {"steps": -3},
+        {"params": [1]},
+        {"optimizers": {"adamw": {"class": "SGD"}}},
+    ]
     faults += [{"params": {**saved["params"], "w1": None}}, {"optimizers": {"adamw": {**adamw, "state": 3}}}]
     faults += [{"optimizers": {"adamw": {**adamw, "state": {**adamw["state"], "state": odd}}}} for odd in (5, {0: "x"})]
     for fault in faults:
