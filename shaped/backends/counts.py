@@ -136,6 +136,8 @@ class _Reader:
         if name in ("add", "sub") or (name in _LINEAR and len(below) == 1):
             for each in below:
                 self.walk(each)
+        elif name == "div" and len(below) == 2 and self._chosen(node.args[1]):
+            self.found.unknown = True
         elif name in ("mul", "div") and len(below) == 1 and below[0] is node.args[0]:
             self._scaled(below[0], node.args[1], name)
         elif name == "mul" and len(below) == 1:
@@ -196,6 +198,18 @@ class _Reader:
         while _name(over) in _SAME or (_name(over) == "sum" and kind == "sum"):
             over = over.all_input_nodes[0]
         return Divisor((kind == "mean", self._key(over)), kind, over)
+
+    def _chosen(self, node: Any) -> bool:
+        """Whether a number counts what the parameters choose: what is not NaN, or lies beyond a margin."""
+        while isinstance(node, Node) and _name(node) not in _SUMS:
+            below = [n for n in node.all_input_nodes if n in self._trained]
+            if _name(node) not in (*_SAME, "clamp", "clamp_min", "maximum", "add") or len(below) != 1:
+                return False
+            node = below[0]
+        over = node.args[0] if isinstance(node, Node) else None
+        while isinstance(over, Node) and _name(over) in _SAME:
+            over = over.all_input_nodes[0]
+        return isinstance(over, Node) and over in self._data and not _floating(over)
 
     def _classes(self, node: Node) -> Divisor | None:
         """The targets of a mean over classes."""
