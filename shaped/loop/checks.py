@@ -5,7 +5,8 @@ from typing import Any
 
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from shaped.optim.schedules import as_lambda, refuse_other
+from shaped.optim.groups import refuse_other
+from shaped.optim.schedules import as_lambda
 from shaped.trainer import ScalarTrainer
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from shaped.params import ParamList
 
@@ -40,6 +41,17 @@ def refuse_no_sequence(name: str, value: Any) -> None:
     """Refuse what are no tensors in order, with ValueError."""
     if not isinstance(value, Sequence | ParamList) or isinstance(value, str | bytes):
         raise ValueError(f"{name} is of type {type(value).__name__}; it is a sequence of tensors")
+
+
+def refuse_other(scheduled: Any, stepped: Optimizer | None) -> None:
+    """Raise ValueError where what a scheduler moves is no group of the optimizer that steps."""
+    if stepped is None or not isinstance(scheduled, Optimizer):
+        return
+    if not {id(group) for group in scheduled.param_groups} & {id(group) for group in stepped.param_groups}:
+        raise ValueError(
+            f"the schedule moves the lr of another {type(scheduled).__name__} than the one that the trainer steps "
+            f"with, whose lr would stay as it is: make it over trainer.optimizer, a {type(stepped).__name__}"
+        )
 
 
 def read_group(group: Any) -> Group:

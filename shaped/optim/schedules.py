@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from shaped.arguments import checked, real, whole
 from shaped.errors import NonFiniteError
+from shaped.optim.groups import refuse_other
 
 Schedule = Callable[[int], float]
 
@@ -231,21 +232,11 @@ class ReduceOnPlateau(ReduceLROnPlateau):
         """As torch's."""
         return {key: value for key, value in super().state_dict().items() if key != "_loaded_at"}
 
+    @checked
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's."""
         super().load_state_dict(state_dict)
         self._loaded_at = int(state_dict.get("at", -1))
-
-
-def refuse_other(scheduled: Any, stepped: Optimizer | None) -> None:
-    """Raise ValueError where what a scheduler moves is no group of the optimizer that steps."""
-    if stepped is None or not isinstance(scheduled, Optimizer):
-        return
-    if not {id(group) for group in scheduled.param_groups} & {id(group) for group in stepped.param_groups}:
-        raise ValueError(
-            f"the schedule moves the lr of another {type(scheduled).__name__} than the one that the trainer steps "
-            f"with, whose lr would stay as it is: make it over trainer.optimizer, a {type(stepped).__name__}"
-        )
 
 
 def _share_of(schedule: Schedule, rate: float) -> Schedule:

@@ -93,8 +93,8 @@ READ: dict[str, tuple[Callable[[], Any], Callable[[float], Any]]] = {
     "a logger's level": (lambda: LOGGER.getEffectiveLevel() / 10, put_level),
     "how NumPy takes an error": (lambda: 1.0 + (np.geterr()["under"] == "warn"), put_errors),
     "a switch of torch's": (
-        lambda: 1.0 + torch.backends.cudnn.benchmark,
-        lambda v: setattr(torch.backends.cudnn, "benchmark", v == 2),
+        lambda: 1.0 + torch.backends.cuda.matmul.allow_tf32,
+        lambda v: setattr(torch.backends.cuda.matmul, "allow_tf32", v == 2),
     ),
     "what a member of an enumeration was given": (
         lambda: getattr(Color.RED, "rate"),  # noqa: B009

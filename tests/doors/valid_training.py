@@ -239,9 +239,16 @@ plain("warmup_cosine", schedules.warmup_cosine, lambda: {"peak": 0.1, "warmup": 
 plain("linear", schedules.linear, lambda: {"start": 0.1, "end": 0.0, "total": 5})
 plain("one_cycle", schedules.one_cycle, lambda: {"peak": 0.1, "total": 5, "rise": 0.3, "start": 25.0, "end": 1e4})
 plain("as_lambda", schedules.as_lambda, lambda: {"optimizer": optimizer(), "schedule": schedules.constant(0.1)})
+
+
+def plateau() -> schedules.ReduceOnPlateau:
+    return schedules.ReduceOnPlateau(optimizer())
+
+
 plain("ReduceOnPlateau", schedules.ReduceOnPlateau, lambda: {
     "optimizer": optimizer(), "monitor": "validation/loss", "mode": "min", "factor": 0.1, "patience": 2,
 })  # fmt: skip
+of("ReduceOnPlateau", plateau, "load_state_dict", lambda: {"state_dict": plateau().state_dict()})
 
 # -- shaped.losses, shaped.metrics ------------------------------------------------------------------------------------
 

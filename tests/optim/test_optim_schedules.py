@@ -1,6 +1,7 @@
 """Plain schedules against torch's schedulers, and torch's schedulers on our optimizers."""
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -101,8 +102,8 @@ def test_schedules_that_cannot_be_are_refused(make: Any, says: str) -> None:
 def recorded(optimizer: Any, figures: list[float], monitor: str = "figure") -> list[float]:
     plateau = schedules.ReduceOnPlateau(optimizer, monitor=monitor, factor=0.5, patience=1)
     rates = []
-    for figure in figures:
-        plateau.on_record(None, {"figure": figure, "other": 0.0})
+    for step, figure in enumerate(figures):
+        plateau.on_record(SimpleNamespace(step=step), {"figure": figure, "other": 0.0})
         rates.append(optimizer.get_lr())
     return rates
 
@@ -128,14 +129,14 @@ def test_reduce_on_plateau_goes_on_from_its_state(figures: list[float], cut: int
     expected = recorded(whole, figures)[-1]
     optimizer = moving(SGD)
     first = schedules.ReduceOnPlateau(optimizer, monitor="figure", factor=0.5, patience=1)
-    for figure in figures[:cut]:
-        first.on_record(None, {"figure": figure})
+    for step, figure in enumerate(figures[:cut]):
+        first.on_record(SimpleNamespace(step=step), {"figure": figure})
     tensors: dict[str, Any]
     data, tensors = split(first.state_dict())
     second = schedules.ReduceOnPlateau(optimizer, monitor="figure", factor=0.5, patience=1)
     second.load_state_dict(join(data, tensors))
-    for figure in figures[cut:]:
-        second.on_record(None, {"figure": figure})
+    for step, figure in enumerate(figures[cut:], start=cut):
+        second.on_record(SimpleNamespace(step=step), {"figure": figure})
 
     assert optimizer.get_lr() == expected
 
