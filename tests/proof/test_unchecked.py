@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import pytest
+import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -102,3 +103,18 @@ def test_a_condition_that_is_a_guess_from_runs_is_held_against_more() -> None:
 
     with pytest.raises(ProofError):
         prove(repeated)
+
+
+def test_a_proof_of_attention_moves_no_switch_that_other_threads_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a switch of the process")
+
+    for switch in ("_set_sdp_use_flash", "_set_sdp_use_math"):
+        monkeypatch.setattr(torch._C, switch, refuse)
+
+    def fits(q: Float[Tensor, "b m d"], k: Float[Tensor, "b n d"], v: Float[Tensor, "b n c"]) -> Float[Tensor, "b m c"]:
+        return F.scaled_dot_product_attention(q, k, v)
+
+    assert prove(fits).conditions == ()
+    with pytest.raises(ProofError):
+        prove(attended)
