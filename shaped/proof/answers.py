@@ -123,9 +123,10 @@ def _of_cache(reader: Reader, frame: FrameType, function: Any, given: list[Any])
         except Exception:  # it was given by name
             value = MISSING
     told = is_leaf(value) or (isinstance(value, Tensor) and not is_traced(value))
-    if told and function.cache_info().hits > hits:
+    found = function.cache_info().hits > hits
+    if told and (found or is_leaf(value)):  # what was given by name is kept apart, though it is the same question
         reader.read(frame, CALLED, function, tuple(given), value)
-        return value
+        return value if found else UNKNOWN
     reader.log.hide(function)
     reader.use(given)
     return UNKNOWN

@@ -47,7 +47,10 @@ def reads_alone(rank: int, store: Path) -> None:
     dist.init_process_group("gloo", store=shared, rank=rank, world_size=2, timeout=timedelta(seconds=10))
     made = trainer({"zero": 3})
     made.train_step(*batch(0))
-    with pytest.raises(RankError, match=f"rank {1 - rank} did not come within the group's time-out"):
+    # Both wait equally long, and the process of the first to give up may end before the other has.
+    with pytest.raises(
+        RankError, match=f"rank {1 - rank} (did not come within the group's time-out|ended before this)"
+    ):
         made.get_params() if rank == 0 else made.train_step(*batch(1))
 
 
