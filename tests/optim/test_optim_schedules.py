@@ -156,8 +156,8 @@ def test_a_compiled_step_follows_every_schedule_with_one_executor() -> None:
         trainer.train_step(x, y)
         eager.adamw_step(x, y, lr=plan(step))
         scheduler.step()
-    for _ in range(3):
-        plateau.on_record(None, {"figure": 1.0})
+    for step in range(3):
+        plateau.on_record(SimpleNamespace(step=step), {"figure": 1.0})
         trainer.train_step(x, y)
         eager.adamw_step(x, y, lr=optimizer.get_lr())
 
