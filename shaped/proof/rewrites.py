@@ -150,13 +150,12 @@ def _hold_classes(x: Tensor, target: Tensor) -> None:
 def attention(query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """`F.scaled_dot_product_attention`, whose kernels take a number as the scale: one of sizes goes to the query.
 
-    Nor does its kernel for the CPU look whether there are as many keys as values: it leaves keys out, or reads beyond.
+    Nor does its kernel for the CPU look whether there are as many keys as values.
     """
     if isinstance(scale := kwargs.get("scale"), SymFloat):
         query, kwargs["scale"] = query * (scale * torch.sym_sqrt(query.shape[-1])), None
-    key, value = (
-        (*args, kwargs.get("key"), kwargs.get("value"))[:2] if len(args) != 1 else (args[0], kwargs.get("value"))
-    )
+    named = {**dict(zip(("key", "value"), args, strict=False)), **kwargs}
+    key, value = named.get("key"), named.get("value")
     if isinstance(key, Tensor) and isinstance(value, Tensor) and min(key.dim(), value.dim()) >= 2:
         with disable_proxy_modes_tracing():
             key.detach().new_empty(key.shape[-2:]).mT @ value.detach().new_empty(value.shape[-2:])
