@@ -63,7 +63,7 @@ def put_in_cache(value: float) -> None:
     """A cache goes on with what it computed once."""
     answered.cache_clear()
     SUMMAND["now"] = value - 1
-    answered("a")
+    answered("a"), answered(key="a")  # which are two entries
     SUMMAND["now"] = 7.0
 
 
@@ -107,6 +107,7 @@ READ: dict[str, tuple[Callable[[], Any], Callable[[float], Any]]] = {
     "a record": (lambda: RECORDS.a[0], lambda v: RECORDS.a.__setitem__(0, v)),
     "what a function dispatches to": (lambda: dispatched("a"), lambda v: dispatched.register(str, lambda _: v)),
     "what a cache answers": (lambda: answered("a"), put_in_cache),
+    "what a cache answers that is asked by name": (lambda: answered(key="a"), put_in_cache),
 }
 
 
