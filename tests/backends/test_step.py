@@ -298,3 +298,34 @@ def test_a_loss_that_is_a_parameter_is_the_one_before_the_update(backend):
     value = trainer.step(torch.ones(3), lr=0.5)
 
     assert [t.item() for t in (before, value, trainer.params.s)] == [2.0, 2.0, 1.5]
+
+
+# -- numbers without a leading bit -------------------------------------------------------------------------------------
+
+
+def seen(p: Table, x: Float[Tensor, "batch width"]) -> Float[Tensor, ""]:
+    return (x @ p.w).square().mean()
+
+
+@pytest.mark.parametrize("kind", [AdamW, SGD])
+def test_a_moment_that_has_become_subnormal_is_0_after_a_compiled_step(kind):
+    """torch's steps keep it for ever: 0.9 of the least of them rounds to itself."""
+    given = {"momentum": 0.9} if kind is SGD else {}
+    x = torch.tensor([[1.0, 0.0, 2.0]])  # so the second entry has no gradient
+    found = []
+    for backend in ("compiled", "eager"):
+        params = Table(torch.ones(3))
+        optimizer = kind(params, lr=0.1, **given)
+        trainer = ScalarTrainer(seen, params, optimizer=optimizer, backend=backend)
+        trainer.train_step(x)
+        (state,) = optimizer.state.values()
+        moment = state["momentum_buffer" if kind is SGD else "exp_avg"]
+        moment[1] = 1e-40
+        for _ in range(3):
+            trainer.train_step(x)
+        found.append((params.w.detach().clone(), moment))
+    (compiled, settled), (eager, kept) = found
+
+    assert settled[1] == 0
+    assert 0 < kept[1] < torch.finfo(torch.float32).tiny
+    close([compiled, settled], [eager, kept], 1e-6)
