@@ -1,11 +1,11 @@
 """The driver of a step in C++: one call for kernels and products that stand in a row in its generated text.
 
 In Python each of them costs more than a small kernel itself, and so does each buffer. Here a segment takes the
-addresses of its tensors, lets other threads have the interpreter, and calls kernels and torch's own products (by
-torch's C interface, which is the same in all versions) one after another. Its own small buffers lie in one piece of
-memory, at places that are known from when each is used; large ones are made and freed around their use. A buffer that
-other lines use as well is there for all of its row. The piece is taken by one call at a time: a call in another thread,
-or within this one, makes another.
+addresses of its tensors, lets other threads have the interpreter, and calls kernels and products one after another:
+small products that are written here too (microkernels.py), and others by torch's C interface, which is the same in all
+versions. Its own small buffers lie in one piece of memory, at places that are known from when each is used; large ones
+are made and freed around their use. A buffer that other lines use as well is there for all of its row. The piece is
+taken by one call at a time: a call in another thread, or within this one, makes another.
 """
 
 import ctypes
@@ -18,7 +18,9 @@ from typing import Any
 
 import torch
 
+from shaped.backends import microkernels
 from shaped.backends.calls import PRODUCTS, Launch, Segment, View
+from shaped.backends.microkernels import small
 
 SMALL, PIECE = 2**17, 2**20  # bytes: of a buffer that shares the piece at most, and of the piece
 _ALIGNED = 64  # bytes, as torch's own allocator has it; the results of MKL may hang on it
@@ -84,7 +86,7 @@ def _function(product: str) -> str:
 
 def torchs(segments: Sequence[Segment]) -> list[str]:
     """The functions of torch that segments call, in order."""
-    used = {call.name for segment in segments for call in segment.calls} & {*PRODUCTS}
+    used = {call.name for segment in segments for call in segment.calls if small(call) is None} & {*PRODUCTS}
     return [_MAKE, _FREE, *(_function(name) for name in PRODUCTS if name in used)] if used else []
 
 
@@ -105,7 +107,8 @@ def written(
     declared = [f"static void (*{kernels[o][0]})({', '.join(kernels[o][1])});\n" for o in others]
     places = [*(_SHORT[name] for name in needed), *(kernels[name][0] for name in others)]
     link = "".join(f"    put({place}, given[{i}]);\n" for i, place in enumerate(places))
-    parts = [_HEAD, _TORCH if needed else "", *declared]
+    ours = any(small(call) for segment in segments for call in segment.calls)
+    parts = [microkernels.CODE if ours else "", _HEAD, _TORCH if needed else "", *declared]
     parts += [_written(number, segment, kernels) for number, segment in enumerate(segments)]
     parts += [_LINK.replace("COUNT", str(len(places))).replace("PUT", link)] if places else []
     return "".join([*parts, "}\n"])
@@ -119,11 +122,14 @@ def functions(segments: Sequence[Segment], others: Sequence[str]) -> list[str]:
 
 def _written(number: int, segment: Segment, kernels: Mapping[str, tuple[str, Sequence[str]]]) -> str:
     uses: dict[str, list[int]] = {}
+    own = dict(segment.own)
     for i, call in enumerate(segment.calls):
         for view in call.views:
-            if view.buffer in segment.own:
+            if view.buffer in own:
                 uses.setdefault(view.buffer, [i, i])[1] = i
-    placed, length = placement({b: (segment.own[b], first, last) for b, (first, last) in uses.items()})
+        if product := small(call):
+            uses[f"room{i}"], own[f"room{i}"] = [i, i], product.room
+    placed, length = placement({buffer: (own[buffer], first, last) for buffer, (first, last) in uses.items()})
     alone = [buffer for buffer in uses if buffer not in placed]
     seats: dict[View, int] = {}
 
@@ -145,8 +151,11 @@ def _written(number: int, segment: Segment, kernels: Mapping[str, tuple[str, Seq
     for i, call in enumerate(segment.calls):
         for buffer in alone:
             if uses[buffer][0] == i:
-                lines.append(f"Buffer {buffer}(buffer({max(segment.own[buffer], 1)}));")
-        lines.append(_called(call, kernels, address, tensor))
+                lines.append(f"Buffer {buffer}(buffer({max(own[buffer], 1)}));")
+        if product := small(call):
+            lines.append(microkernels.called(product, address, address(View(f"room{i}"))))
+        else:
+            lines.append(_called(call, kernels, address, tensor))
         lines += [f"{buffer}.reset();" for buffer in alone if uses[buffer][1] == i]
     body = "".join(f"        {line}\n" for line in lines)
     values = {"NUMBER": number, "GIVEN": len(segment.given), "BYTES": length, "SEATS": max(len(seats), 1), "BODY": body}

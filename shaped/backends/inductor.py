@@ -3,8 +3,7 @@
 
 The function is traced with Inductor's decompositions, at concrete sizes or with symbols for the free ones, made
 functional (writes become copies at the end) and given to Inductor's inner compiler. What comes back is called
-directly: no Dynamo guards, no autograd. The inner compiler looks into torch's on-disk cache first, so a second process
-starts warm.
+directly: no Dynamo guards, no autograd. The inner compiler looks into torch's on-disk cache first.
 Facts read from torch 2.11, 2.13 and 2.15; the same calls work in all three. They are imported where they are used:
 Inductor brings Triton and seconds of import that an eager user need not take.
 """
@@ -36,6 +35,7 @@ from shaped.garbage import young_collected
 
 Flat = Callable[..., tuple[Any, ...]]
 _METADATA = ("val", "tensor_meta", "original_aten", "seq_nr")  # of a node: what the compiler reads
+_CHUNK = 2**14  # numbers of a loop for which a thread is woken; Inductor's 512 take it less time than waking does
 _warned = False
 _LOWERING = threading.RLock()  # Inductor's settings are the process's: one graph at a time
 
@@ -317,7 +317,8 @@ def _settings() -> Iterator[None]:
     # Torch's on-disk cache goes by the settings too. This one has an entry for a function that there is not, so that no
     # code is found there that was made without what is mended here.
     cacheable = {**config.unsafe_marked_cacheable_functions, "shaped": f"{MENDED}; {ORDERED}"}
-    ours = config.patch(size_asserts=False, unsafe_marked_cacheable_functions=cacheable)
+    at_once = {"cpp.min_chunk_size": max(config.cpp.min_chunk_size, _CHUNK)}
+    ours = config.patch({"size_asserts": False, "unsafe_marked_cacheable_functions": cacheable, **at_once})
     quiet = warnings.catch_warnings()
     with torch.no_grad(), quiet, young_collected(), ours, mended(), ordered(), unasked(), together():
         warnings.simplefilter("ignore")

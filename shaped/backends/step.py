@@ -325,7 +325,7 @@ class TrainStep:
         new, state = rule.plain_list(params, gradients, slots, list(row.unbind()), counted.double() + 1)
         for kind, before, after in zip(("parameter", *rule.slots), (params, *slots), (new, *state), strict=True):
             refuse_misshapen(rule, kind, before, after)
-        state = tuple([_without_subnormals(t) for t in slot] for slot in state)
+        state = [list(map(_without_subnormals, slot)) for slot in state]
         for at, p in enumerate(new):
             for before, after in zip((params, *slots), (new, *state), strict=True):
                 before[at].copy_(torch.where(go, after[at], before[at]))
