@@ -93,6 +93,8 @@ class Checked(Interpreter):
 
     def run_node(self, n: Node) -> Any:
         """Run one node; a view of what lies otherwise here than in the proof is a copy, where nobody writes into it."""
+        if n.target is torch.ops.aten.equal.default and not n.users:  # of constants, and answered when it was traced
+            return None
         try:
             return super().run_node(n)
         except (RuntimeError, ValueError):

@@ -20,7 +20,7 @@ from shaped.proof.statement import Alternative
 from shaped.proof.symbolic import Plan
 from shaped.shapes import Term
 
-_PERIOD = 24  # larger sizes of the same rests are this far apart
+_PERIODS = (120, 24)  # larger sizes of the same rests are this far apart; fewer of them for more than three names
 _HIGHER = (5, 7, 11, 13)
 _SMALL = 10  # sizes below are tried as numbers, one at a time
 _EQUALITIES = 3  # that one proof takes from the sizes it begins at
@@ -56,18 +56,20 @@ class Beginning:
     conditions: Callable[[FoundTrace], list[Condition]]
     _known: dict[str, Alternative | Equality | None] = field(default_factory=dict)  # what was found of each branch
 
-    def at(self, sizes: Sizes) -> Alternative | None:
-        """A proof whose conditions admit these sizes; None if none is found."""
+    def at(self, sizes: Sizes) -> list[Alternative]:
+        """Proofs that were found on the way to one whose conditions admit these sizes; that one is the last."""
+        found: list[Alternative] = []
         for plan in {repr(plan): plan for plan in self._starts(sizes)}.values():
-            found = self._proved(plan, sizes)
-            if found is not None:
-                return found
-        return None
+            proved = self._proved(plan, sizes)
+            found += [] if proved is None else [proved]
+            if proved is not None and proved.admits(sizes):
+                break
+        return found
 
     def _starts(self, sizes: Sizes) -> Iterator[Plan]:
         """All sizes larger; those of 1 as numbers and the others larger, or as they are; small ones as numbers."""
         free = [name for name in self.plan.size_hints if self.plan.is_free(name)]
-        larger = dict(zip(free, (_PERIOD * n for n in _HIGHER), strict=False))
+        larger = dict(zip(free, (_PERIODS[len(free) > 3] * n for n in _HIGHER), strict=False))
         ones, small = ({n: sizes[n] for n in free if sizes[n] <= most} for most in (1, 2))
         single = sorted((name for name in free if sizes[name] < _SMALL), key=sizes.__getitem__)
         starts = [({}, larger), (ones, larger), (ones, {}), *(({n: sizes[n]}, larger) for n in single), (small, {})]
@@ -87,7 +89,7 @@ class Beginning:
                 self._known[key] = self._stating(found)
             known = self._known[key]
             if isinstance(known, Alternative):
-                return known if known.admits(sizes) else None
+                return known
             equal = self._equal(known.fact, found, sizes) if known is not None else None
             if equal is None:
                 return None

@@ -331,6 +331,14 @@ def constant(size: Any) -> Any:
     return number if number is not None and number.is_Integer else None
 
 
+def most(size: Any, hints: Mapping[Any, Any]) -> Any:
+    """The number that a quotient of sizes is at its hints, if it is no larger at any: 4 for (5*n + 1)//(n + 1)."""
+    if type(size) is not FloorDiv or size.args[1].is_Integer:
+        return None
+    number = value_at(size, hints)
+    return number if number.is_Integer and holds(sympy.Lt(size.args[0], (number + 1) * size.args[1])) else None
+
+
 def whole(size: Any) -> Any:
     """A size with `ceil(n / 4)` as (n + 3)//4, and `floor(n / 4)` and `int(0.25*n)` as n//4."""
     for atom in size.atoms(*ROUNDED):
@@ -379,6 +387,18 @@ def flat(size: Any) -> Any:
             numerator, by = inner[0].args
             size = size.xreplace({atom: FloorDiv(numerator + by * (over - inner[0]), by * under)})
     return size
+
+
+def clauses(question: sympy.Basic) -> tuple[int, int]:
+    """How many clauses a question and its negation have in conjunctive normal form, at most."""
+    if isinstance(question, sympy.Not):
+        return clauses(question.args[0])[::-1]
+    if not isinstance(question, sympy.And | sympy.Or):
+        return 1, 1
+    parts = [*zip(*map(clauses, question.args), strict=True)]
+    one, other = parts if isinstance(question, sympy.And) else parts[::-1]
+    both = sum(one), math.prod(other)
+    return both if isinstance(question, sympy.And) else both[::-1]
 
 
 def value_at(fact: Any, sizes: Mapping[Any, int]) -> Any:

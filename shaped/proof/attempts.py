@@ -64,6 +64,7 @@ def attempts(setting: Setting, names: Sequence[str], plan: Plan, most: int) -> "
             # The user's own `assert seq <= 16` too may need other size hints.
             waiting.extend([*larger(world, plan), *repairs(world, plan)])
         finally:
+            world.env.notice = None  # what explains a failure asks sizes too
             hush()
     return max(failures, key=lambda failure: len(failure.recorder.steps))
 
@@ -121,6 +122,8 @@ def attempt_at(setting: Setting, names: Sequence[str], plan: Plan) -> FoundTrace
             if is_unprovable(error):
                 break
             waiting.extend(splits(world, plan, sizes))
+        finally:
+            world.env.notice = None
     return None
 
 

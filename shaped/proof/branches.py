@@ -100,6 +100,16 @@ def opposite_plans(fact: Any, world: World, plan: Plan, given: Sequence[Any] = (
     return None if size_hints is None else [replace(plan, size_hints=size_hints)]
 
 
+def with_its_bound(fact: Any, world: World, plan: Plan, passes: Callable[[Plan], bool]) -> Any:
+    """`a >= b` for a condition `a > b` between sizes where the program is well-shaped at a = b too."""
+    if not isinstance(fact, sympy.Gt | sympy.Lt) or len(fact.free_symbols) < 2:
+        return fact
+    plans = equal_at(fact.args[0] - fact.args[1], 0, world, plan)
+    if not plans or not all(map(passes, plans)):
+        return fact
+    return (sympy.Ge if isinstance(fact, sympy.Gt) else sympy.Le)(*fact.args)
+
+
 def _equal_plans(fact: Any, world: World, plan: Plan) -> list[Plan] | None:
     """Substitutions that make both sides of `a != b` equal."""
     for left, right in (fact.args, fact.args[::-1]):

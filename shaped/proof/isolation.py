@@ -19,10 +19,11 @@ from types import FrameType, ModuleType
 from typing import Any
 
 import jaxtyping
+import sympy
 import torch
 from torch import SymInt, Tensor
 from torch._dispatch.python import enable_python_dispatcher
-from torch.utils._sympy.functions import IntTrueDiv
+from torch.utils._sympy.functions import IntTrueDiv, ToFloat
 
 from shaped.proof.naming import is_only_called
 
@@ -82,6 +83,9 @@ _SYMBOLIC: dict[str, Callable[..., Any]] = {
 }
 
 
+_DENOMINATOR = 64  # the largest of a number whose product with a size is taken to be exact
+
+
 class _Float(type):
     def __instancecheck__(cls, value: Any) -> bool:
         return isinstance(value, float)
@@ -94,12 +98,19 @@ class _Real(metaclass=_Float):
     """`float`, which keeps a size symbolic."""
 
 
+def _is_exact(fraction: Any) -> bool:
+    """Whether it is one size by another, or times a number that floating point has, such as 0.25."""
+    if isinstance(fraction, sympy.Mul) and len(fraction.args) == 2 and isinstance(fraction.args[1], ToFloat):
+        return bool(fraction.args[0].is_Float) and float(fraction.args[0]).as_integer_ratio()[1] <= _DENOMINATOR
+    return isinstance(fraction, IntTrueDiv)
+
+
 class _Entire(type):
     def __instancecheck__(cls, value: Any) -> bool:
         return isinstance(value, int)
 
     def __call__(cls, value: Any = 0, *base: Any) -> Any:
-        if isinstance(value, torch.SymFloat) and isinstance(value.node.expr, IntTrueDiv):
+        if isinstance(value, torch.SymFloat) and _is_exact(value.node.expr):
             return torch.sym_int(value)  # of other fractions the rounding is none of a proof
         return value if isinstance(value, torch.SymInt) else int(value, *base)
 

@@ -114,7 +114,9 @@ def bilinear(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None = None) -
 
 
 def corrcoef(x: Tensor) -> Tensor:
-    """`torch.corrcoef` of several variables, each a row."""
+    """`torch.corrcoef` of several variables, each a row; of one, 1, or NaN where it does not vary."""
+    if x.dim() == 1:
+        return cov(x) / cov(x)
     rows: Any = x.shape[0] if x.dim() == 2 else 1
     if isinstance(rows, int):
         return torch.corrcoef(x)
@@ -133,6 +135,8 @@ def logspace(start: Any, end: Any, steps: Any, base: float = 10.0, **kwargs: Any
 
 def cov(x: Tensor, *, correction: int = 1, fweights: Tensor | None = None, aweights: Tensor | None = None) -> Tensor:
     """`torch.cov` without weights: rows are variables."""
+    if x.dim() == 1 and fweights is None and aweights is None:
+        return cov(x.unsqueeze(0), correction=correction).reshape(())
     if fweights is not None or aweights is not None or x.dim() != 2:
         return torch.cov(x, correction=correction, fweights=fweights, aweights=aweights)
     centred = x - x.mean(1, keepdim=True)

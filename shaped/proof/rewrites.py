@@ -108,10 +108,11 @@ def _stacked(data: Any, dtype: torch.dtype) -> Tensor:
 
 
 def kron(a: Tensor, b: Tensor) -> Tensor:
-    """`torch.kron` of two matrices, which C++ takes apart with sizes as plain numbers."""
-    if a.dim() != 2 or b.dim() != 2:
-        return torch.kron(a, b)
-    return (a[:, None, :, None] * b[None, :, None, :]).reshape(a.shape[0] * b.shape[0], a.shape[1] * b.shape[1])
+    """`torch.kron`, which C++ takes apart with sizes as plain numbers."""
+    rank = max(a.dim(), b.dim())
+    one, other = ([1] * (rank - x.dim()) + list(x.shape) for x in (a, b))
+    parts = a.reshape([n for size in one for n in (size, 1)]) * b.reshape([n for size in other for n in (1, size)])
+    return parts.reshape([n * m for n, m in zip(one, other, strict=True)])
 
 
 def cross_entropy(x: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -277,6 +278,7 @@ _REWRITES: dict[Any, Callable[..., Any]] = {
     **OPERATIONS,
     F.one_hot: one_hot,
     torch.kron: kron,
+    Tensor.kron: kron,
     F.batch_norm: batch_norm,
     F.cross_entropy: cross_entropy,
     F.nll_loss: nll_loss,

@@ -17,7 +17,7 @@ from shaped.errors import Goal, ProofError, SignatureError, Source, nearest
 from shaped.proof.alternatives import Beginning, Equality
 from shaped.proof.arithmetic import divides, divisions, holds, holds_exactly
 from shaped.proof.attempts import Failure, FoundTrace, attempts, explained
-from shaped.proof.branches import Branches, Settled, together
+from shaped.proof.branches import Branches, Settled, together, with_its_bound
 from shaped.proof.conditions import Assumption, Condition, follows, in_one, meant, needed
 from shaped.proof.plans import size_hints_where, sizes_of
 from shaped.proof.proof import Proof, count_operations, forward_graph
@@ -187,31 +187,33 @@ class ProofSearch:
         """What has to be assumed about sizes: no less, and as far as it can be told no more."""
         world = found.world
         asked = self._asked(found)
-        given: list[Any] = []  # what is needed in any case, the simplest first: no size is negative
+        bounds: dict[Any, Any] = {}  # what is needed in any case, the simplest first: no size is negative
         for fact in sorted(
             (f for f, _ in asked if isinstance(f, sympy.Ge | sympy.Le | sympy.Gt | sympy.Lt)), key=effort
         ):
-            large = [sympy.Ge(small.size, 2) for small in small_expressions(world, plan, given)]
-            known = [*given, *large]
+            given = list(bounds.values())
+            known = [*given, *(sympy.Ge(small.size, 2) for small in small_expressions(world, plan, given))]
             if not holds(fact, known) and self._settle(fact, world, plan, known) is None:
-                given.append(fact)
+                passes = lambda other, known=known: self._passes_branch(world, plan, other, known)  # noqa: E731
+                bounds[fact] = with_its_bound(fact, world, plan, passes)
+        given = list(bounds.values())
         smalls = small_expressions(world, plan, given)
         large = [sympy.Ge(small.size, 2) for small in smalls]
         kept: list[tuple[Any, Source | None]] = []
         dropped: list[tuple[Any, Source | None, list[Plan]]] = []
         for fact, source in asked:
-            if fact not in given and holds(fact, [*given, *large]):
+            if fact not in bounds and holds(fact, [*given, *large]):
                 continue  # or some size is small, and those are traced apart
-            settled = None if fact in given else self._settle(fact, world, plan, [*given, *large])
+            settled = None if fact in bounds else self._settle(fact, world, plan, [*given, *large])
             if settled is None:
-                kept.append((fact, source))
+                kept.append((bounds.get(fact, fact), source))
             else:
                 kept.extend((other, source) for other in settled.instead)
                 dropped.append((fact, source, settled.plans))
         kept += self._in_pairs(dropped, plan)
         divisibility = self._divisibility(world, plan) + _nonzero_divisors(found)
         stated = [*divisibility, *(Condition(world.term(fact)) for fact, _ in kept)]
-        implied = [q.fact for q in found.questions if q.fact not in given and holds(q.fact, [*given, *large])]
+        implied = [q.fact for q in found.questions if q.fact not in bounds and holds(q.fact, [*given, *large])]
         needs = partial(self._needs_small, world, plan, stated, [*(fact for fact, _ in kept), *large], implied)
         smalls = [*small_dimensions(world, plan), *smalls]
         kept += [(fact, None) for fact in needed_of_small(plan, world, smalls, needs)]

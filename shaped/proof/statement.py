@@ -16,7 +16,8 @@ from shaped.proof.trace import Trace
 from shaped.proof.trials import Trials
 from shaped.shapes import Term
 
-_ALTERNATIVES = 4  # proofs that are tried from sizes that the first does not admit
+_ALTERNATIVES = 8  # proofs that are tried from sizes that the first does not admit
+_FRUITLESS = 4  # of these
 _GUESSES = 4  # at what excludes the sizes at which runs fail
 _DEEP = 40  # operations; programs of more are stated as they were traced first
 
@@ -38,9 +39,14 @@ class Alternative:
         return all(condition.holds(sizes) for condition in self.conditions)
 
     @property
+    def own(self) -> Sizes:
+        """The sizes that it was traced with."""
+        return {name: size_hint(value) for name, value in self.found.world.values.items()}
+
+    @property
     def admits_its_own(self) -> bool:
         """Whether its conditions hold at the sizes that it was traced with."""
-        return self.admits({name: size_hint(value) for name, value in self.found.world.values.items()})
+        return self.admits(self.own)
 
 
 class Fails(Exception):
@@ -52,7 +58,7 @@ class Fails(Exception):
 
 
 def held(
-    first: Alternative | None, trials: Trials, tried: Iterable[Sizes], again: Callable[[Sizes], Alternative | None]
+    first: Alternative | None, trials: Trials, tried: Iterable[Sizes], again: Callable[[Sizes], Sequence[Alternative]]
 ) -> Alternative:
     """The proof with the conditions to state.
 
@@ -60,7 +66,8 @@ def held(
         first: The proof that was found; None where the program itself refuses the sizes that were traced.
         trials: The runs.
         tried: Sizes that satisfy what is assumed.
-        again: A proof from the sizes of a run that went through, if there is one.
+        again: Proofs from the sizes of a run that went through, the last of which may admit these; others are of larger
+            ones.
 
     Raises:
         Fails: No conditions were found.
@@ -76,15 +83,19 @@ def held(
             raise Fails(min(filter(first.admits, failing), key=_total))
         proved.append(sound)
     lost = [some for some in passing if not any(one.admits(some) for one in proved)]
+    fruitless = 0
     for _ in range(_ALTERNATIVES if trials.operations <= _DEEP else 0):
-        if not lost:
+        if not lost or fruitless == _FRUITLESS:
             break
+        before = len(proved)
         start = max(lost, key=_generality)
-        other = again(start)
-        sound = None if other is None else _sound(other, passing, failing, trials)
-        if sound is not None:
-            proved.append(sound)
-        lost = [some for some in lost if some is not start and not (sound and sound.admits(some))]
+        for other in again(start):
+            if any(one.admits(other.own) for one in proved) and not other.admits(start):
+                continue
+            sound = _sound(other, passing, failing, trials)
+            proved += [] if sound is None else [sound]
+        fruitless += len(proved) == before
+        lost = [some for some in lost if some is not start and not any(one.admits(some) for one in proved)]
     if not proved or (failing and not passing and not any(one.admits_its_own for one in proved)):
         raise Fails(min(failing, key=_total, default={}))
     return either(proved, passing)

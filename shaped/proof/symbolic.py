@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import _lru_cache_wrapper, cached_property, lru_cache, partial
-from math import prod
 from types import FrameType
 from typing import Any
 
@@ -22,7 +21,7 @@ from torch._guards import SLoc
 from torch.fx.experimental.symbolic_shapes import DimDynamic, GuardOnDataDependentSymNode, ShapeEnv, _lru_cache
 
 from shaped.errors import Goal, Source, Unprovable
-from shaped.proof.arithmetic import constant, divided_exactly, divisions, flat, holds, value_at, whole
+from shaped.proof.arithmetic import clauses, constant, divided_exactly, divisions, flat, holds, most, value_at, whole
 from shaped.proof.conditions import is_dim
 from shaped.proof.expressions import sympy_of, term_of, without_fractions
 from shaped.proof.fake import RememberingMode
@@ -98,11 +97,17 @@ class _Questions(ShapeEnv):
         before = len(self.guards)
         orig_expr = self._settle(orig_expr)
         symbolic = isinstance(orig_expr, sympy.Basic) and bool(orig_expr.free_symbols)
-        if isinstance(orig_expr, sympy.And | sympy.Or) and max(_clauses(orig_expr)) > _CLAUSES:
+        if isinstance(orig_expr, sympy.And | sympy.Or) and max(clauses(orig_expr)) > _CLAUSES:
             enough = isinstance(orig_expr, sympy.Or)
             fallback = kwargs.get("fallback_value")
             parts = (self.evaluate_expr(part, fallback_value=fallback) for part in orig_expr.args)
             return sympy.true if any(bool(part) == enough for part in parts) == enough else sympy.false
+        number = most(orig_expr, self.backed_var_to_val) if symbolic and self.refuse is not None else None
+        if number is not None:
+            if self.notice is not None:
+                self.notice(orig_expr, True)
+            self.evaluate_expr(sympy.Ge(orig_expr, number))
+            return number
         try:
             answer = super().evaluate_expr(orig_expr, *args, **kwargs)
         except GuardOnDataDependentSymNode:
@@ -186,18 +191,6 @@ class _Questions(ShapeEnv):
             numbers = {atom: number for atom in divisions(expression) if (number := constant(atom)) is not None}
             self._settled[expression] = flat(whole(expression.xreplace(numbers) if numbers else expression))
         return self._settled[expression]
-
-
-def _clauses(question: sympy.Basic) -> tuple[int, int]:
-    """How many clauses a question and its negation have in conjunctive normal form, at most."""
-    if isinstance(question, sympy.Not):
-        return _clauses(question.args[0])[::-1]
-    if not isinstance(question, sympy.And | sympy.Or):
-        return 1, 1
-    parts = [*zip(*map(_clauses, question.args), strict=True)]
-    one, other = parts if isinstance(question, sympy.And) else parts[::-1]
-    both = sum(one), prod(other)
-    return both if isinstance(question, sympy.And) else both[::-1]
 
 
 OF_DATA = "as many as data has"  # instead of torch's u0, in messages

@@ -12,6 +12,7 @@ from torch import Tensor
 from shaped import ParamList, ProofError, SignatureError, Unprovable, prove
 from shaped.proof import operations
 from shaped.proof.indexing import take_along_dim
+from shaped.proof.rewrites import kron
 from shaped.proof.setting import Setting
 from shaped.proof.symbolic import Plan, World
 from shaped.proof.trace import Recorder, trace
@@ -42,6 +43,14 @@ def spaced(x: Float[Tensor, "n l"]) -> Float[Tensor, "n l"]:
 
 def covariance(x: Float[Tensor, "n l"]) -> Float[Tensor, "n n"]:
     return x.cov()
+
+
+def of_one_variable(x: Float[Tensor, " n"], y: Float[Tensor, " m"]) -> Float[Tensor, " n*m"]:
+    return torch.kron(x, y) * x.cov() + torch.corrcoef(x)
+
+
+def a_quarter(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d//4"]:
+    return x[:, : int(x.shape[1] * 0.25)]
 
 
 def frequent(x: Float[Tensor, "n l"]) -> Float[Tensor, "n l//2+1"]:
@@ -88,6 +97,8 @@ PROVED: dict[Callable[..., Any], tuple[str, ...]] = {
     likelihood: (),
     spaced: (),
     covariance: ("n >= 2",),
+    of_one_variable: (),
+    a_quarter: (),
     frequent: (),
     tapered: (),
     powers: (),
@@ -134,6 +145,9 @@ def test_the_other_forms_give_what_torch_gives() -> None:
         (operations.max_pool1d(x, 2), F.max_pool1d(x, 2)),
         (operations.max_pool1d(x[None], 3, 2, 1, 1, True), F.max_pool1d(x[None], 3, 2, 1, 1, True)),
         (operations.cov(x, correction=0), torch.cov(x, correction=0)),
+        (operations.cov(x[0]), torch.cov(x[0])),
+        (operations.corrcoef(x[0]), torch.corrcoef(x[0])),
+        *((kron(a, b), torch.kron(a, b)) for a, b in ((x, x[:2]), (x, x[0]), (x[0], x), (x[0, 0], x[None]))),
         *((take_along_dim(x, i[:, None], 1), torch.take_along_dim(x, i[:, None], 1)) for i in (beyond, -beyond)),
     ]
 

@@ -137,7 +137,16 @@ def every_other_of_as_many(x: Float[Tensor, "n d"], y: Float[Tensor, " m"]) -> F
     return x[: y.shape[0]][1::2]
 
 
+def up_to_a_product(x: Float[Tensor, " n"], y: Float[Tensor, "m k"]) -> Float[Tensor, " n"]:
+    return x[: y.shape[0] * y.shape[1]]
+
+
+def last_of_four(x: Float[Tensor, "n m"]) -> Float[Tensor, ""]:
+    return x.chunk(4, -1)[-1].sum()
+
+
 PROGRAMS: list[Callable[..., Any]] = [
+    up_to_a_product, last_of_four,
     parts, odd_and_not_too_small, one_side_fails, scattered, over_one_entry, chosen, chosen_beyond,
     indexed_by_another, claims_few, either_way, uneven_parts, halved_twice, last, last_of_each, ends,
     before_the_first, written_at_a_size, enlarged, taken_along, divided_by_what_may_be_nothing,
@@ -251,3 +260,18 @@ def test_an_index_that_is_data_stays_a_matter_of_values():
 
     assert prove(none_to_look_up).conditions == ("v >= 2",)  # no index is in range of an axis that is empty
     assert prove(looked_up).conditions == ()
+
+
+def test_what_holds_at_equal_sizes_too_is_said_of_both():
+    assert prove(up_to_a_product).conditions == ("k*m >= n",)
+    assert prove(last_of_four).conditions == ()
+
+
+def test_a_failure_beside_a_remainder_is_told_in_our_words():
+    def cut(x: Float[Tensor, "n 4"], y: Float[Tensor, " m"]) -> Float[Tensor, ""]:
+        n, m = x.shape[0], y.shape[0]
+        kept = x.median(-1)[0].topk(min(1, x.shape[0]), -1)[1].float()
+        return F.pad(kept, (0, m % 3)).reshape(n // 2, -1).sum()
+
+    with pytest.raises(ProofError, match="is not well-shaped"):
+        prove(cut)

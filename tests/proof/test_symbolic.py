@@ -2,7 +2,8 @@
 
 import sympy
 
-from shaped.proof.symbolic import Plan, World, _clauses
+from shaped.proof.arithmetic import clauses
+from shaped.proof.symbolic import Plan, World
 
 
 def test_a_question_of_many_relations_is_asked_by_its_parts() -> None:
@@ -16,12 +17,12 @@ def test_a_question_of_many_relations_is_asked_by_its_parts() -> None:
     assert {question.fact for question in world.env.asked} == {few, *many.args}
 
 
-def test_clauses_are_those_of_the_normal_forms_of_a_question_and_its_negation() -> None:
+def testclauses_are_those_of_the_normal_forms_of_a_question_and_its_negation() -> None:
     n = sympy.Symbol("n", integer=True)
     a, b, c, d = (sympy.Ne(n, size) for size in range(4))
 
-    assert _clauses(a) == (1, 1)
-    assert _clauses(sympy.And(a, b, c)) == (3, 1)
-    assert _clauses(sympy.Or(a, b, c)) == (1, 3)
-    assert _clauses(sympy.Or(sympy.And(a, b), sympy.And(c, d))) == (4, 2)
-    assert _clauses(sympy.Not(sympy.Or(sympy.And(a, b), sympy.And(c, d)), evaluate=False)) == (2, 4)
+    assert clauses(a) == (1, 1)
+    assert clauses(sympy.And(a, b, c)) == (3, 1)
+    assert clauses(sympy.Or(a, b, c)) == (1, 3)
+    assert clauses(sympy.Or(sympy.And(a, b), sympy.And(c, d))) == (4, 2)
+    assert clauses(sympy.Not(sympy.Or(sympy.And(a, b), sympy.And(c, d)), evaluate=False)) == (2, 4)
