@@ -224,7 +224,7 @@ def _lsp(options: argparse.Namespace) -> int:
 
 def _check_files(targets: Sequence[str], options: argparse.Namespace) -> int:
     """Files in processes of their own. Status 2 if one could not be checked."""
-    from shaped.check import CheckOptions, Report, check_project, find_jobs, one_file, read_project
+    from shaped.check import CheckOptions, Report, check_project, find_jobs, names_of, one_file, read_project
 
     project = read_project(Path.cwd())
     jobs = find_jobs(targets, project, options.hook)
@@ -232,10 +232,12 @@ def _check_files(targets: Sequence[str], options: argparse.Namespace) -> int:
         raise ShapedError(f"nothing to check in {', '.join(targets)}: no file there names jaxtyping or ParamList")
     one = len(jobs) == len(targets) == 1 and (bool(jobs[0].name) or Path(targets[0]).is_file()) and not options.hook
     static = dict(map(_static, options.static))
-    asked = CheckOptions.of(project, options.assume, static, options.make, options.memory, one)
+    asked = CheckOptions.of(project, options.assume, static, options.make, options.memory)
     found = check_project(jobs, asked, workers=options.jobs, seconds=options.timeout, keep=not options.fresh)
-    report = Report("sarif" if options.sarif else "json" if options.json else "text", one and bool(jobs[0].name),
-                    options.steps)  # fmt: skip
+    named = [name for name in static if name != "auto"]
+    named += [name for text in options.assume for name in sorted(names_of(text))]
+    report = Report("sarif" if options.sarif else "json" if options.json else "text", named,
+                    one and bool(jobs[0].name), options.steps)  # fmt: skip
     if one:
         alone = one_file(next(found))
         if alone.answer.failure and not alone.verdicts and report.form == "text":

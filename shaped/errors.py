@@ -145,6 +145,7 @@ class _Located(ShapedError):
         absent: Whether it asks for a device that this machine does not have.
         untold: Whether it reads a value that nothing tells, whatever the sizes are.
         writes: Whether all that is wrong is that it writes into its arguments.
+        assigns: Whether it gives a module another tensor, which at other sizes it may not.
     """
 
     names: tuple[str, ...] = ()
@@ -153,6 +154,7 @@ class _Located(ShapedError):
     absent: bool = False
     untold: bool = False
     writes: bool = False
+    assigns: bool = False
     lacking: tuple[Any, Any] | None = None
     between: tuple[Sequence[Any], Sequence[Any]] | None = None
 

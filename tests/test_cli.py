@@ -138,7 +138,9 @@ def test_check_takes_assumptions_and_static_names(model: Path, capsys: pytest.Ca
     assert main(["check", f"{model}:loss", "--assume", "features <= 64", "--static", "batch"]) == 0
     assert "features <= 64" in capsys.readouterr().out
     assert main(["check", f"{model}:loss", "--static", "bach"]) == 2
-    assert "`bach` is no dimension of `loss`; did you mean `batch`?" in capsys.readouterr().err
+    assert "`bach` is no dimension of `loss`; did you mean `batch`?" in capsys.readouterr().out
+    assert main(["check", f"{model}:loss", "--assume", "feature <= 64"]) == 2
+    assert "`feature` is no dimension of `loss`; did you mean `features`?" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

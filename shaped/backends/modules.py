@@ -116,11 +116,10 @@ def lasting() -> Iterator[None]:
 
 
 def _assigns(replaced: Sequence[str]) -> Unprovable:
-    return Unprovable(
-        f"the program assigns a new tensor to {listing(replaced)}, which is no part of a step.",
-        None,
-        Goal(hint=f"write into it: self.{replaced[0].rpartition('.')[2]}.copy_(...)"),
-    )
+    title = f"the program assigns a new tensor to {listing(replaced)}, which is no part of a step."
+    error = Unprovable(title, None, Goal(hint=f"write into it: self.{replaced[0].rpartition('.')[2]}.copy_(...)"))
+    error.assigns = True
+    return error
 
 
 def _over_output(

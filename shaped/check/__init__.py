@@ -13,3 +13,4 @@ from shaped.check.targets import functions_of as functions_of
 from shaped.check.verdicts import Verdict as Verdict
 from shaped.check.worker import Answer as Answer
 from shaped.check.worker import CheckOptions as CheckOptions
+from shaped.check.written import names_of as names_of

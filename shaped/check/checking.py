@@ -36,7 +36,6 @@ def check_file(
     static: Mapping[str, Any],
     factories: Sequence[str] = (),
     auto: bool = False,
-    wanted: Sequence[str] = (),
     journal: Journal | None = None,
 ) -> list[Verdict]:
     """Prove the functions and methods of a module, or those that are named.
@@ -47,11 +46,10 @@ def check_file(
         static: Names with their sizes, None for one of our choice; each for the functions that have it.
         factories: How instances of a class are made, where its constructor cannot tell: `Net(Config(dim=8))`.
         auto: Take a dimension that a program reads as a number at some numbers, and state them.
-        wanted: Names of `static` that a function has to have.
         journal: Where each function is noted before and after it is looked at; what it knows is not asked again.
 
     Raises:
-        ShapedError: There is no such function, or none has a name that is wanted.
+        ShapedError: There is no such function.
     """
     functions, methods = functions_of(module), methods_of(module)
     outer = [*(Target(key, function) for key, function in functions.items()), *methods.values()]
@@ -60,19 +58,17 @@ def check_file(
     if name and not found:
         known = [*functions, *methods, *(key.rpartition(".")[0] for key in methods)]
         raise ShapedError(f"{path} has no function `{name}`{nearest(name, known)}")
-    every = list(dict.fromkeys(n for target in found.values() for n in _dimensions(target))) if wanted else []
-    for one in wanted:
-        if one not in every:
-            where = f"`{name}`" if name else str(path)
-            raise SignatureError(f"`{one}` is no dimension of {where}{nearest(one, every)}")
     instances = Instances(Factories(factories, vars(module)))
     verdicts: list[Verdict] = []
+    last = next(reversed(found), "")
     for target in found.values():
         verdict = journal.known.get(target.name) if journal is not None else None
         if verdict is None:
             if journal is not None:
-                journal.begin(_where(target))
-            verdict = replace(_verdict(target, instances, assume, static, auto), header=_header(target))
+                journal.begin(_where(target), target.name == last)
+            verdict = _verdict(target, instances, assume, static, auto)
+            dims = tuple(dict.fromkeys([*verdict.dims, *_dimensions(target)]))
+            verdict = replace(verdict, header=_header(target), dims=dims)
             if journal is not None:
                 journal.end(verdict)
         verdicts.append(verdict)
@@ -109,11 +105,12 @@ def _verdict(
             except Exception as error:  # which one proof cannot say may be said in several
                 examined = _otherwise(Prover(target, instances, assume, static, auto), error)
         examined = examined or Prover(target, instances, assume, static, auto).examine()
-        seconds = sum(proof.seconds for held in examined.held for proof in held.proofs)
-        steps = examined.held[0].proofs[0].steps
+        proofs = [proof for held in examined.held for proof in held.proofs]
+        seconds, dims = sum(proof.seconds for proof in proofs), (name for proof in proofs for name in proof.dims)
+        steps = proofs[0].steps
         return Verdict(
             *where, "proved", summary(examined), statement(examined), None, tuple(conditions(examined)),
-            tuple(map(str, steps)), seconds, _shapes(steps, where[1]),
+            tuple(map(str, steps)), seconds, _shapes(steps, where[1]), dims=tuple(dict.fromkeys(dims)),
         )  # fmt: skip
     except (ProofError, Unprovable, MemoryError, RuntimeError) as error:
         from shaped.proof.trials import is_memory

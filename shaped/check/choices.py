@@ -27,6 +27,7 @@ _FLOATS = (0.5, 2.0)
 _LENGTHS = (1, 2)  # of lists
 _RANKS = (2, 1, 3, 0)  # of tensors without a shape
 _KEYS = ("a", "b")
+_SPOKEN = (bool, int, float, str, enum.Enum, type(None))  # defaults that a statement can say
 _SIZE = TensorSpec((), (torch.bool,), "Bool")
 _SEQUENCES = {list: list, tuple: tuple, set: None}
 T = TypeVar("T")
@@ -41,11 +42,18 @@ class ValueChoice:
     tried: bool = False  # nothing says that it is so: a shape for a Tensor that has none
     given: bool = False  # made once, by a factory without free dimensions
     sizes: tuple[tuple[str, int], ...] = ()  # dimensions that it has then: boot(width := 12)
+    defaults: tuple[str, ...] = ()  # of constructors, that were taken: n_heads = 4
 
 
 def constant(path: str, value: Any, said: str = "") -> ValueChoice:
     """A value that is known."""
     return ValueChoice(Container(path, type(value).__name__, make=partial(_given, value)), (said,) if said else ())
+
+
+def _by_default(path: str, value: Any, constructor: str) -> ValueChoice:
+    """What stands in a signature: in a function's own it is seen, in a constructor's it is to be said."""
+    said = constructor and isinstance(value, _SPOKEN)
+    return replace(constant(path, value), defaults=(f"{path.removeprefix('self.')} = {value!r}",) if said else ())
 
 
 def whole(path: str, dim: str) -> ValueChoice:
@@ -77,7 +85,7 @@ def together(
     value = Container(path, kind, None, tuple(part.value for part in parts), tuple(keys), make)
     sizes = tuple(size for part in parts for size in part.sizes)
     tried, given = any(part.tried for part in parts), any(part.given for part in parts)
-    return ValueChoice(value, said, tried, given, sizes)
+    return ValueChoice(value, said, tried, given, sizes, tuple(text for part in parts for text in part.defaults))
 
 
 def alike(choice: ValueChoice, path: str) -> ValueChoice:
@@ -165,13 +173,15 @@ class Inventor:
         if said:
             return said
         if parameter.name not in hints:
-            return [constant(path, default)] if given else [unknown(path, "it has no annotation")]
+            return [_by_default(path, default, prefix) if given else unknown(path, "it has no annotation")]
         bare, optional = without_none(hint)
         if bare is int and parameter.name in self.dims:
             return [self._integer(path, parameter.name)]
         shaped = has_shape(hint) or (optional and self._holds_shapes(bare))
         if given and not (default is None and shaped and not (self.plain and prefix)):
-            return [constant(path, default, f"{path} absent" if default is None and shaped else "")]
+            if default is None and shaped:
+                return [constant(path, default, f"{path} absent")]
+            return [_by_default(path, default, prefix)]
         if given and optional is False:  # x: Float[Tensor, "n"] = None
             hint = Union[hint, None]  # noqa: UP007  # of any two objects
         return self.of(hint, path)
@@ -224,7 +234,7 @@ class Inventor:
                 else:
                     shape = f" {choice.value.name}" if tensors > 1 and choice.value.spec else ""
                     said = f"{path} as {spell(alternative)}" if several and not shape else f"{path}{shape} present"
-                    found.append(ValueChoice(choice.value, choice.said or (said,), choice.tried))
+                    found.append(replace(choice, said=choice.said or (said,)))
         found.sort(key=lambda choice: choice.said == (f"{path} absent",))
         return found or [unknown(path, "none of its alternatives can be invented")]
 

@@ -273,7 +273,9 @@ class CaseProgram:
         """A proof, or one for each way that data may take."""
         self.counted = {}  # what was in the way for other numbers may not be for these
         try:
-            return [prove_setting(*self._asked(assume, static))]
+            proof = prove_setting(*self._asked(assume, static))
+            self.refusals |= dict.fromkeys(proof.demands)
+            return [proof]
         except Unprovable as error:
             if not (error.on_data or error.counts):
                 raise
@@ -310,14 +312,9 @@ class CaseProgram:
         signature, names = self.signature, set(self.names)
         dtypes = tuple(self._dtype(entry.spec) for entry in signature.entries)
         setting = Setting(
-            signature,
-            dtypes,
-            (False,) * len(dtypes),
-            torch.device("cpu"),
-            call=self.call,
-            runs=self.runs,
-            seconds=_SECONDS,
-        )
+            signature, dtypes, (False,) * len(dtypes), torch.device("cpu"),
+            call=self.call, runs=self.runs, seconds=_SECONDS,
+        )  # fmt: skip
         relations = [text for text in assume if names_of(text) <= names]
         return setting, relations, {name: size for name, size in static.items() if name in names}
 
@@ -400,6 +397,8 @@ class CaseProgram:
 
     def _hold_built(self, error: ProofError) -> None:
         """Raise Unbuilt where it is a constructor that fails at the sizes of a refutation."""
+        if error.goal.operation == "claim":
+            return  # an attribute is not what its annotation says
         if not self.built:
             raise Unbuilt(error) from error
         entries, names = self.signature.entries, set(self.names)

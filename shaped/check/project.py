@@ -11,6 +11,7 @@ from shaped.check.ignoring import Unused, ignored
 from shaped.check.sarif import as_sarif
 from shaped.check.verdicts import Verdict, annotation, lines_of
 from shaped.check.worker import Answer, CheckOptions, ask_each
+from shaped.errors import nearest
 
 Form = Literal["text", "json", "sarif"]
 
@@ -53,11 +54,13 @@ class Report:
     """What a run prints, and its exit status: 0 all is proved, 1 something is not, 2 a file could not be checked.
 
     Args:
+        named: Names of dimensions that the command gives, each of which a function has to have.
         whole: Print each statement whole, not a line of it.
         steps: Print the derivations too.
     """
 
     form: Form = "text"
+    named: Sequence[str] = ()
     whole: bool = False
     steps: bool = False
     status: int = 0
@@ -73,20 +76,32 @@ class Report:
         wrong = [verdict for verdict in verdicts if verdict.status not in ("proved", "ignored")]
         unused = [comment for one in every for comment in one.unused]
         failed = [one.answer for one in every if one.answer.failure]
-        self.status = 2 if failed else 1 if wrong or unused else 0
+        failures = [*(answer.failure for answer in failed), *_strangers(self.named, every)]
+        self.status = 2 if failures else 1 if wrong or unused else 0
         if self.form == "sarif":
-            yield json.dumps(as_sarif(wrong, unused, [answer.failure for answer in failed]), indent=2)
+            yield json.dumps(as_sarif(wrong, unused, failures), indent=2)
         elif self.form == "json":
             said = {"verdicts": [v.as_json() for v in verdicts], "unused": [str(c) for c in unused],
-                    "failed": [answer.failure for answer in failed]}  # fmt: skip
+                    "failed": failures}  # fmt: skip
             yield json.dumps(said, indent=2)
         else:
             blocks = [*(v.message for v in wrong), *(f"unused      {comment}" for comment in unused),
-                      *(f"failed      {answer.failure}" for answer in failed)]  # fmt: skip
+                      *(f"failed      {failure}" for failure in failures)]  # fmt: skip
             bare = self.whole and not any(v.status in ("proved", "ignored") for v in verdicts)
             yield from (block if bare and i == 0 else f"\n{block}" for i, block in enumerate(blocks))
             yield from _annotations(wrong, unused, failed)
             yield f"\n{_counts(every, wrong, len(failed))}"
+
+
+def _strangers(named: Sequence[str], every: Sequence[FileFindings]) -> list[str]:
+    """What to say of names that no function has; nothing where one was not looked at."""
+    verdicts = [verdict for one in every for verdict in one.verdicts]
+    if any(one.answer.failure for one in every) or any(v.status == "unprovable" and not v.dims for v in verdicts):
+        return []
+    known = list(dict.fromkeys(name for verdict in verdicts for name in verdict.dims))
+    where = f"`{verdicts[0].function}`" if len(verdicts) == 1 else "a function that was checked"
+    return [f"SignatureError: `{name}` is no dimension of {where}{nearest(name, known)}"
+            for name in dict.fromkeys(named) if name not in known]  # fmt: skip
 
 
 def _annotations(wrong: Sequence[Verdict], unused: Sequence[Unused], failed: Sequence[Answer]) -> Iterator[str]:

@@ -9,6 +9,7 @@ from shaped.check.programs import Held
 from shaped.check.written import spelled
 from shaped.proof import NUMBER, Proof
 
+_SAID = 12  # defaults
 _LEAST = re.compile(r"(\w+) >= (\d+)$")
 
 
@@ -21,6 +22,7 @@ def statement(examined: Examined) -> str:
         ("", f"{examined.target.name} : {', '.join(shown) or '()'} -> {_result(examined)}"),
         ("", f"proved for all {', '.join(names)} >= 1" if names else "proved"),
         ("given", "; ".join(given(examined))),
+        ("by default", _shortened(defaults(examined))),
         ("conditions", ", ".join(conditions(examined)) or "none"),
         ("values", ", ".join(values(proof for held in examined.held for proof in held.proofs))),
         ("where", "; ".join(alternatives(examined))),
@@ -83,6 +85,17 @@ def given(examined: Examined) -> list[str]:
     choices = [choice for held in examined.held for choice in held.case.choices if choice.given]
     found = {choice.value.path: choice.value.kind for choice in choices}
     return [f"{path} = {kind}" for path, kind in found.items()]
+
+
+def defaults(examined: Examined) -> list[str]:
+    """`n_heads = 4`: what constructors take where nobody says anything else."""
+    choices = [choice for held in examined.held for choice in held.case.choices]
+    return list(dict.fromkeys(text for choice in choices for text in choice.defaults))
+
+
+def _shortened(texts: Sequence[str]) -> str:
+    more = [f"and {len(texts) - _SAID} more"] if len(texts) > _SAID else []
+    return ", ".join([*texts[:_SAID], *more])
 
 
 def alternatives(examined: Examined) -> list[str]:

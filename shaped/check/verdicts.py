@@ -36,6 +36,7 @@ class Verdict:
     shapes: tuple[Shape, ...] = ()  # of what the first proof met in this file
     context: tuple[tuple[str, str, str], ...] = ()  # of a fault: name, shape, where it comes from
     hint: str = ""
+    dims: tuple[str, ...] = ()  # the names of sizes that it has, as far as they are known
     header: int = 1  # lines of the definition, decorators included, on which a comment about it may stand
 
     def as_json(self) -> dict[str, Any]:

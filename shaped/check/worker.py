@@ -38,7 +38,6 @@ class CheckOptions:
     factories: tuple[str, ...] = ()
     auto: bool = False
     memory: float = 4.0  # GB that the process of a file may take, where the system can be told so
-    wanted: tuple[str, ...] = ()  # names of `static` that a function of the file has to have
     root: str = ""  # of the project: what a file imports from there is part of what its verdicts depend on
 
     @classmethod
@@ -49,20 +48,12 @@ class CheckOptions:
         static: Mapping[str, int | None] | None = None,
         factories: Sequence[str] = (),
         memory: float = 4.0,
-        one: bool = False,
     ) -> "CheckOptions":
-        """A project's, and what a command adds to them.
-
-        Args:
-            one: The command names one file: what is static there has to be a dimension of it.
-        """
+        """A project's, and what a command adds to them."""
         sizes = {**project.static, **(static or {})}
         auto = sizes.pop("auto", 1) is None
-        wanted = tuple(name for name in static or () if name != "auto") if one else ()
-        return cls(
-            (*project.assume, *assume), sizes, (*project.factories, *factories), auto, float(memory), wanted,
-            str(project.root),
-        )  # fmt: skip
+        factories = (*project.factories, *factories)
+        return cls((*project.assume, *assume), sizes, factories, auto, float(memory), str(project.root))
 
 
 @dataclass(frozen=True)
@@ -149,8 +140,8 @@ def _asked(
     if may_fork():
         importlib.import_module("shaped.proof.search")  # for every child, and not where all is known
     task, place, journal = folder / "task.json", folder / "answer.json", Journal(folder / "journal")
-    task.write_text(json.dumps({"file": str(job.file), "name": job.name, **asdict(options)}))
     until, whole = time.monotonic() + seconds, True
+    task.write_text(json.dumps({"file": str(job.file), "name": job.name, "until": until, **asdict(options)}))
     while True:
         left = max(until - time.monotonic(), 0.1)
         child = Child(main, _PROGRAM, [*map(str, (task, place, journal.place))], folder / "said", left)
@@ -176,6 +167,8 @@ def _asked(
 
 def _ended(child: Child) -> str:
     status = child.status or 0
+    if os.name == "posix" and status == -signal.SIGALRM:
+        return "was ended, since it took too long: more than a third of what is left to its file (--timeout)"
     if status == -signal.SIGKILL:
         return "was killed: too little memory?"
     if status < 0:
@@ -254,14 +247,14 @@ def main(arguments: Sequence[str]) -> None:
 
     task = json.loads(Path(arguments[0]).read_text())
     _limit(task["memory"])
-    file = Path(task["file"])
+    file, journal = Path(task["file"]), Journal.read(Path(arguments[2]))
+    journal.until = task["until"]
     answer: dict[str, Any] = {"verdicts": [], "files": {}, "failure": ""}
     try:
         module = load(file)
         verdicts = check_file(
-            module, file, task["name"], task["assume"], task["static"], task["factories"], task["auto"],
-            task["wanted"], Journal.read(Path(arguments[2])),
-        )  # fmt: skip
+            module, file, task["name"], task["assume"], task["static"], task["factories"], task["auto"], journal
+        )
         answer["verdicts"] = [asdict(verdict) for verdict in verdicts]
         answer["files"] = _files(Path(task["root"]).resolve(), file)
     except ShapedError as error:

@@ -3,12 +3,14 @@
     def feed(x: Float[Tensor, "batch dim"], w: Float[Tensor, "dim out"]) -> Float[Tensor, "batch out"]:
         h: Float[Tensor, "batch out"] = x @ w
 
-They are held against the symbolic shapes at the next operation. As under jaxtyping, names mean one size within one call
+They are held against the symbolic shapes at the next operation. An attribute that its class annotates is held where it
+is set (`self.w = ...`, `self.register_buffer("w", ...)`). As under jaxtyping, names mean one size within one call
 of one function; those of the function that is proved are the statement's.
 """
 
 import ast
 import inspect
+import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +24,8 @@ from shaped.errors import SignatureError, Source
 from shaped.proof.source import Place, is_users
 from shaped.proof.symbolic import World
 from shaped.shapes import TensorSpec, dtype_name, is_tensor_annotation, read_tensor, resolve_annotations
+
+_REGISTERS = ("self.register_buffer", "self.register_parameter")
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ class Claims:
             name, _, attribute = claim.name.partition(".")
             value = scope.frame.f_locals.get(name)
             if attribute:  # a name on `self` is the constructor's integer of that name
-                value = getattr(value, "__dict__", {}).get(attribute, getattr(value, "_parameters", {}).get(attribute))
+                value = _attribute(value, attribute)
                 scope.sizes.update((n, scope.frame.f_locals[n]) for dim in claim.spec.dims for n in dim.names
                                    if isinstance(scope.frame.f_locals.get(n), int | SymInt))  # fmt: skip
             goal = self._goal(claim.spec, value, scope.sizes) if isinstance(value, Tensor) else ""
@@ -122,6 +126,13 @@ class Claims:
         if value.dtype not in spec.dtypes:
             return f"{dtype_name(value.dtype)} is {spec.kind}"
         return ""
+
+
+def _attribute(owner: Any, name: str) -> Any:
+    """What an instance itself holds under a name, a module its parameters and buffers."""
+    held = getattr(owner, "__dict__", {})
+    tables = (held, held.get("_parameters") or {}, held.get("_buffers") or {})
+    return next((table[name] for table in tables if name in table), None)
 
 
 def _meant(spec: TensorSpec, sizes: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -160,7 +171,8 @@ def _local_claims(frame: FrameType) -> Sequence[Claim]:
     found = []
     for name, line, text in _annotated_locals(frame.f_code, frame.f_code.co_filename):
         try:
-            spec = _spec(eval(text, frame.f_globals, dict(frame.f_locals)))
+            known = eval(text, frame.f_globals, dict(frame.f_locals)) if text else _of_class(frame, name)
+            spec = _spec(known)
         except Exception:  # the user's own expression, which Python itself does not evaluate
             continue
         if spec is not None:
@@ -168,10 +180,19 @@ def _local_claims(frame: FrameType) -> Sequence[Claim]:
     return found
 
 
+def _of_class(frame: FrameType, name: str) -> Any:
+    """The annotation of `self.w` in the body of its class, or of one that this inherits from."""
+    for base in type(frame.f_locals.get("self")).__mro__:
+        if (hint := inspect.get_annotations(base).get(name.partition(".")[2])) is not None:
+            return eval(hint, dict(vars(sys.modules[base.__module__]))) if isinstance(hint, str) else hint
+    return None
+
+
 @lru_cache(maxsize=1024)
 def _annotated_locals(code: CodeType, file: str) -> tuple[tuple[str, int, str], ...]:
-    """Name, last line and annotation of each annotated assignment in a function's own body.
+    """Name, last line and annotation of each annotated assignment in a function's own body; and what is set of `self`.
 
+    Where an attribute is set without an annotation, that is empty: its class may have one.
     `file` is part of the key: to Python, codes of two files are equal where they do the same.
     """
     try:
@@ -183,12 +204,20 @@ def _annotated_locals(code: CodeType, file: str) -> tuple[tuple[str, int, str], 
     waiting: list[ast.AST] = list(tree.body[0].body) if isinstance(tree.body[0], ast.FunctionDef) else []
     while waiting:
         node = waiting.pop(0)
-        target = node.target if isinstance(node, ast.AnnAssign) and node.value is not None else None
-        of_self = isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id == "self"
-        if isinstance(node, ast.AnnAssign) and (isinstance(target, ast.Name) or of_self):
-            found.append(
-                (ast.unparse(node.target), start - 1 + (node.end_lineno or node.lineno), ast.unparse(node.annotation))
-            )
+        last = start - 1 + (getattr(node, "end_lineno", None) or 0)
+        if isinstance(node, ast.AnnAssign) and node.value is not None and _is_held(node.target):
+            found.append((ast.unparse(node.target), last, ast.unparse(node.annotation)))
+        elif isinstance(node, ast.Assign):
+            found += [(ast.unparse(one), last, "") for one in node.targets if _is_held(one) and "." in ast.unparse(one)]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in _REGISTERS and node.args:
+            name = getattr(node.args[0], "value", None)
+            found += [(f"self.{name}", last, "")] if isinstance(name, str) else []
         elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
             waiting.extend(ast.iter_child_nodes(node))
     return tuple(found)
+
+
+def _is_held(target: ast.expr) -> bool:
+    """Whether what is set is a variable, or an attribute of `self`."""
+    attribute = isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id == "self"
+    return attribute or isinstance(target, ast.Name)

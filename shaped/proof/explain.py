@@ -158,7 +158,7 @@ def _called(recorder: Recorder) -> str:
 def is_unprovable(error: Exception) -> bool:
     """Whether no other sizes would help."""
     kinds = GuardOnDataDependentSymNode | DataDependentOutputException | DynamicOutputShapeException | Unprovable
-    return isinstance(error, kinds)
+    return isinstance(error, kinds) and not getattr(error, "assigns", False)
 
 
 def _users_own(error: Exception, name: str, place: Place | None, world: World) -> Exception:

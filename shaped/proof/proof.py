@@ -33,6 +33,7 @@ class Proof:
         unused: Parameters that ask for a gradient and do not influence the result.
         writes: Parameters without a gradient that the program writes into, such as running statistics.
         values: What integer inputs that index something must lie between: `0 <= ids < vocab`. A step checks them.
+        demands: Lines at which the program raises unless its data are as it wants. A step checks that, too.
         without: The proof where optional inputs are None, of a function that has any.
         plan: Of a trainer whose values lie over ranks by name: how, and what a step sends.
         divided: What that assumes of sizes, which is part of the conditions.
@@ -54,6 +55,7 @@ class Proof:
     per_size: tuple[str, ...] = ()  # static names whose every size is proved as it comes
     without: "Proof | None" = None
     values: tuple[str, ...] = ()
+    demands: tuple[str, ...] = ()
     plan: tuple[tuple[str, str], ...] = ()  # of a trainer on several ranks by name: lines of the statement
     divided: tuple[str, ...] = ()  # what a plan assumes of sizes
     _region: tuple[Condition, ...] = ()  # where the traced graph itself is valid; outside, a branch apart is traced
@@ -174,6 +176,8 @@ class Proof:
             lines.append(f"without      {absent}: conditions {', '.join(self.without.conditions) or 'none'}")
         if self.writes:
             lines.append(f"writes       {', '.join(self.writes)}")
+        if self.demands:
+            lines.append(f"data         values that are refused at {', '.join(self.demands)} are left out")
         fixed = {**self.here, **self.static}
         notes = [", ".join(f"{name} = {size}" for name, size in fixed.items() if name in self.dims)]
         free = [name for name in self.dims if name not in fixed and name not in self.per_size]

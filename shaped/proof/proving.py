@@ -99,13 +99,14 @@ def prove_setting(
 ) -> Proof:
     """Prove a function at given dtypes, device and gradient mask. The rest is as for `prove`."""
     # These bring sympy and the tracer: a second that `import shaped` need not take.
+    from shaped.proof.demands import demanding
     from shaped.proof.isolation import heard_once, proving
     from shaped.proof.keeping import keeping
     from shaped.proof.ranks import prove_ranks
     from shaped.proof.search import ProofSearch
 
     roots = setting.signature.function, setting.call, setting.strategy
-    with young_collected(), proving(), keeping(*roots) as kept, heard_once(kept.printing):
-        if setting.signature.axes:
-            return prove_ranks(setting, assume, static)
-        return ProofSearch(setting, assume, static).proof()
+    with young_collected(), proving(), keeping(*roots) as kept, heard_once(kept.printing), demanding() as demands:
+        ranked = bool(setting.signature.axes)
+        proof = prove_ranks(setting, assume, static) if ranked else ProofSearch(setting, assume, static).proof()
+        return replace(proof, demands=tuple(map(str, demands))) if demands else proof

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from shaped.errors import Unprovable
 from shaped.proof import indexing
+from shaped.proof.demands import as_bool, as_item
 from shaped.proof.margins import multi_margin_loss, multilabel_margin_loss
 from shaped.proof.operations import OPERATIONS
 from shaped.proof.ranges import arange, linspace
@@ -296,6 +297,8 @@ _REWRITES: dict[Any, Callable[..., Any]] = {
     F.interpolate: interpolate,
     torch.equal: equal,
     Tensor.__float__: as_float,
+    Tensor.__bool__: as_bool,
+    Tensor.item: as_item,
     Tensor.__deepcopy__: deep_copy,
     torch.tensor: tensor_of(torch.tensor),
     torch.as_tensor: tensor_of(torch.as_tensor),

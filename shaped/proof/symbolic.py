@@ -23,6 +23,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, GuardOnDataDepende
 from shaped.errors import Goal, Source, Unprovable
 from shaped.proof.arithmetic import clauses, constant, divided_exactly, divisions, flat, holds, most, value_at, whole
 from shaped.proof.conditions import is_dim
+from shaped.proof.demands import demanded, validates
 from shaped.proof.expressions import sympy_of, term_of, without_fractions
 from shaped.proof.fake import RememberingMode
 from shaped.proof.isolation import note_asking
@@ -92,6 +93,7 @@ class _Questions(ShapeEnv):
         way = way_under_way()
         self.course = Course(way) if way is not None else None
         self._told: list[sympy.Symbol] = []  # what stands for whole numbers of data, until these are sizes
+        self.taken: dict[sympy.Symbol, Tensor] = {}  # numbers that the program read from these
 
     def evaluate_expr(self, orig_expr: Any, *args: Any, **kwargs: Any) -> Any:
         before = len(self.guards)
@@ -112,12 +114,15 @@ class _Questions(ShapeEnv):
             answer = super().evaluate_expr(orig_expr, *args, **kwargs)
         except GuardOnDataDependentSymNode:
             if self.course is None:
-                raise
+                wanted = demanded(orig_expr, self)
+                if wanted is None:
+                    raise
+                return sympy.true if wanted else sympy.false
             if not isinstance(orig_expr, Relational | BooleanFunction):  # a number, not a question
                 if all(symbol.is_integer for symbol in orig_expr.free_symbols):
                     raise
                 return sympy.Float(self.course.number(place_of_caller()))
-            if _validates(sys._getframe(1)):
+            if validates(sys._getframe(1)):
                 self.course.valid(place_of_caller())
                 return sympy.true
             return sympy.true if self.course.answer(orig_expr, place_of_caller()) else sympy.false
@@ -203,15 +208,6 @@ def _is_claimed(frame: FrameType | None) -> bool:
         while frame is not None and (frame.f_code.co_filename == torch.__file__) == within:
             frame = frame.f_back
     return frame is not None and is_users(frame)
-
-
-def _validates(frame: FrameType | None) -> bool:
-    """Whether a distribution of torch's asks whether its arguments are valid, of which one side only raises."""
-    while frame is not None and not is_users(frame):
-        if str(frame.f_globals.get("__name__", "")).startswith("torch.distributions."):
-            return frame.f_code.co_name in ("__init__", "_validate_sample")
-        frame = frame.f_back
-    return False
 
 
 # For what Python makes a plain number of, whatever we do.

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from shaped.errors import ShapeError, Unprovable
+from shaped.proof.demands import is_demand
 from shaped.proof.isolation import uncompiled, unwarned
 from shaped.proof.keeping import putting_back
 from shaped.proof.setting import Setting, checking
@@ -212,7 +213,7 @@ class Trials:
             return True
         _forget(error)
         self._errors[key] = error
-        if way is not None and way.refuses(error):
+        if is_demand(error) or (way is not None and way.refuses(error)):
             return None
         return None if isinstance(error, Warning) or _depends_on_values(error) else False
 
