@@ -96,11 +96,13 @@ def model_of(name: str) -> nn.Module:
 EXTRA: dict[str, dict[str, Any]] = {
     "ministral": {"head_dim": 4},
     **{
-        name: {"qk_rope_head_dim": 4, "head_dim": 4, "num_key_value_heads": 4}
+        name: {"qk_rope_head_dim": 4, "head_dim": 4, "num_key_value_heads": 4, "num_experts_per_tok": 2}
         for name in ("deepseek_v2", "deepseek_v3")
     },
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
-    "mamba2": {"num_heads": 4, "head_dim": 8},
+    "mamba2": {"num_heads": 4, "head_dim": 8, "n_groups": 1},
+    "zamba": {"num_hidden_layers": 9, "attn_layer_period": 3, "attn_layer_offset": 1},
+    "zamba2": {"num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid"] * 2, "mamba_headdim": 8},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "recurrent_gemma": {"num_hidden_layers": 3},
     "nemotron": {"num_key_value_heads": 2},

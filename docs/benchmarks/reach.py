@@ -32,6 +32,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is downloaded, and nobody waits for it
 PACKAGES = {
     "nerfstudio": "nerfstudio",
     "transformer_lens": "transformer-lens",

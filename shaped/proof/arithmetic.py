@@ -13,6 +13,7 @@ from typing import Any
 
 import sympy
 from sympy.core.function import Application
+from sympy.core.relational import Relational
 from torch.utils._sympy.functions import (
     CeilToInt,
     FloatTrueDiv,
@@ -21,6 +22,7 @@ from torch.utils._sympy.functions import (
     IntTrueDiv,
     Max,
     Min,
+    Mod,
     PythonMod,
     ToFloat,
     TruncToInt,
@@ -255,6 +257,11 @@ def _with(
 
 def nonnegative(expression: Any, least: Least) -> bool:
     """Whether a size expression is shown to be at least 0."""
+    return _nonnegative(expression, frozenset(least.items()))
+
+
+@lru_cache(maxsize=8192)  # sizes within sizes ask the same again and again, which adds up to powers of their depth
+def _nonnegative(expression: Any, least: frozenset[tuple[Any, Any]]) -> bool:
     bounds: dict[Any, Any] = dict(least)
     shifted = sympy.expand(_plain(expression, bounds))
     opaque = dict(zip(sorted(shifted.atoms(Application), key=str), _OPAQUE, strict=False))
@@ -340,12 +347,21 @@ def most(size: Any, hints: Mapping[Any, Any]) -> Any:
 
 
 def whole(size: Any) -> Any:
-    """A size with `ceil(n / 4)` as (n + 3)//4, and `floor(n / 4)` and `int(0.25*n)` as n//4."""
+    """A size with `ceil(n / 4)` as (n + 3)//4, `floor(n / 4)` and `int(0.25*n)` as n//4, and padding without a rest."""
     for atom in size.atoms(*ROUNDED):
         over, under = sympy.together(_fraction(atom.args[0])).as_numer_denom()
         if (under.is_Integer and not over.has(sympy.Float)) or isinstance(atom.args[0], IntTrueDiv):
             above = over + under - 1 if isinstance(atom, CeilToInt) else over
             size = size.xreplace({atom: FloorDiv(sympy.expand(above), under)})
+    for atom in size.atoms(Mod, PythonMod):
+        over, by = atom.args
+        rests = [rest for rest in over.atoms(Mod, PythonMod) if rest.args[1] == by and over.coeff(rest, 1) == -1]
+        if rests and by.is_Integer:  # (4 - n % 4) % 4, so that n padded by it is 4*((n + 3)//4)
+            left = sympy.expand(over.xreplace({rest: rest.args[0] for rest in rests}) - by)
+            if isinstance(size, Relational) and size.args == (atom, 0):  # whether there is any padding
+                none = sympy.Eq(PythonMod(-left, by), 0)
+                return none if isinstance(size, sympy.Eq | sympy.Le) else sympy.Not(none)
+            size = size.xreplace({atom: left + by * FloorDiv(sympy.expand(by - 1 - left), by)})
     return size
 
 

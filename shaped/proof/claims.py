@@ -3,8 +3,8 @@
     def feed(x: Float[Tensor, "batch dim"], w: Float[Tensor, "dim out"]) -> Float[Tensor, "batch out"]:
         h: Float[Tensor, "batch out"] = x @ w
 
-They are held against the symbolic shapes at the next operation. An attribute that its class annotates is held where it
-is set (`self.w = ...`, `self.register_buffer("w", ...)`). As under jaxtyping, names mean one size within one call
+They are held against the symbolic shapes at the next operation. An attribute that its class annotates is held where the
+constructor sets it (`self.w = ...`, `self.register_buffer("w", ...)`): later it may grow, as a cache does. As under jaxtyping, names mean one size within one call
 of one function; those of the function that is proved are the statement's.
 """
 
@@ -182,6 +182,8 @@ def _local_claims(frame: FrameType) -> Sequence[Claim]:
 
 def _of_class(frame: FrameType, name: str) -> Any:
     """The annotation of `self.w` in the body of its class, or of one that this inherits from."""
+    if frame.f_code.co_name not in ("__init__", "__post_init__"):
+        return None
     for base in type(frame.f_locals.get("self")).__mro__:
         if (hint := inspect.get_annotations(base).get(name.partition(".")[2])) is not None:
             return eval(hint, dict(vars(sys.modules[base.__module__]))) if isinstance(hint, str) else hint
