@@ -141,6 +141,9 @@ def test_check_takes_assumptions_and_static_names(model: Path, capsys: pytest.Ca
     assert "`bach` is no dimension of `loss`; did you mean `batch`?" in capsys.readouterr().out
     assert main(["check", f"{model}:loss", "--assume", "feature <= 64"]) == 2
     assert "`feature` is no dimension of `loss`; did you mean `features`?" in capsys.readouterr().out
+    model.write_text(MODEL + SCAN)
+    assert main(["check", f"{model}:loss", f"{model}:scan", "--static", "time", "--static", "bach"]) == 2
+    assert "`bach` is no dimension of a function that was checked; did you mean `batch`?" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,9 @@
         h: Float[Tensor, "batch out"] = x @ w
 
 They are held against the symbolic shapes at the next operation. An attribute that its class annotates is held where the
-constructor sets it (`self.w = ...`, `self.register_buffer("w", ...)`): later it may grow, as a cache does. As under jaxtyping, names mean one size within one call
-of one function; those of the function that is proved are the statement's.
+constructor sets it (`self.w = ...`, `self.register_buffer("w", ...)`): later it may grow, as a cache does. As under
+jaxtyping, names mean one size within one call of one function; those of the function that is proved are those of the
+statement.
 """
 
 import ast

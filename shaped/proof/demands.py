@@ -82,7 +82,7 @@ def as_bool(x: Tensor) -> bool:
 
 def as_item(x: Tensor) -> Any:
     """`x.item()`, remembered with the number that stands for it."""
-    number = x.item()
+    number: Any = x.item()
     if isinstance(number, SymInt | torch.SymFloat) and isinstance(x, FakeTensor):
         env: Any = x.fake_mode.shape_env
         env.taken[number.node.expr] = x.detach().reshape(())
@@ -182,7 +182,7 @@ def _name(place: Place, instruction: int) -> str:
 
 
 def _span(place: Place) -> Span | None:
-    """Where the expression stands that is asked. A jump has the place of the whole test: what comes before it has that."""
+    """Where the expression stands that is asked; a jump has the place of the whole test, so what is before it."""
     at = place.instruction
     if _name(place, at).startswith(_ASKING):
         at -= 2

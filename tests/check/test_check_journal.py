@@ -1,6 +1,7 @@
 """A function that ends the process of its file: it is undecided, and the others are looked at."""
 
 import json
+import signal
 from dataclasses import asdict
 from pathlib import Path
 
@@ -65,3 +66,32 @@ def test_a_function_that_ends_the_process_is_undecided_and_the_others_are_asked_
     ]  # fmt: skip
     assert answer.verdicts[1].message == ("Unprovable: `ends`: the process that checked it ended: Segmentation fault")
     assert not list(tmp_path.rglob("*.json"))
+
+
+HANGS = """
+import time
+from jaxtyping import Float
+from torch import Tensor
+
+def first(x: Float[Tensor, "a b"]) -> Float[Tensor, "b a"]:
+    return x.T
+
+def hangs(x: Float[Tensor, "a b"]) -> Float[Tensor, "b a"]:
+    time.sleep(1000)
+
+def last(x: Float[Tensor, "a b"]) -> Float[Tensor, "b a"]:
+    return x.T
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers of the system here")
+def test_a_function_that_hangs_takes_a_part_of_its_files_time_and_the_others_are_answered(tmp_path: Path) -> None:
+    (tmp_path / "hangs.py").write_text(HANGS)
+
+    (answer,) = worker.ask_each([Job(tmp_path / "hangs.py")], worker.CheckOptions(root=str(tmp_path)), 1, seconds=12)
+
+    assert not answer.failure
+    assert [(v.function, v.status) for v in answer.verdicts] == [
+        ("first", "proved"), ("hangs", "unprovable"), ("last", "proved"),
+    ]  # fmt: skip
+    assert "it took too long" in answer.verdicts[1].summary

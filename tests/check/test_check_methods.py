@@ -276,6 +276,31 @@ class Net(nn.Module):
     assert wrong.summary == "at checked.py:12: d_out = d_in"
 
 
+def test_so_is_one_that_the_body_of_its_class_annotates_and_the_defaults_it_was_made_with_are_said(check) -> None:  # type: ignore[no-untyped-def]
+    text = """
+class Net(nn.Module):
+    w: Float[Tensor, "{axes}"]
+    scale: Float[Tensor, " {width}"]
+    kept: Float[Tensor, "batch d_in"]
+
+    def __init__(self, d_in: int, d_out: int, heads: int = 4, act="relu") -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.empty(d_out, d_in))
+        self.register_buffer("scale", torch.ones(d_out))
+
+    def forward(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_out"]:
+        self.kept = x if self.training else torch.cat([x, x])
+        return x @ self.w.T * self.scale
+"""
+    right = check(text.format(axes="d_out d_in", width="d_out"))["Net.forward"]
+
+    assert right.status == "proved"
+    assert "by default   heads = 4, act = 'relu'\n" in right.message
+    for axes, width, line in (("d_in d_out", "d_out", 16), ("d_out d_in", "d_in", 17)):
+        wrong = check(text.format(axes=axes, width=width))["Net.forward"]
+        assert wrong.summary == f"at checked.py:{line}: d_out = d_in"
+
+
 def test_a_coroutine_is_undecided_and_what_a_generator_yields_is_held(check) -> None:  # type: ignore[no-untyped-def]
     found = check("""
 from typing import Iterator

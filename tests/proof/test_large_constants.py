@@ -161,3 +161,14 @@ def test_a_causal_mask_serves_batches_up_to_its_whole_length():
     assert trainer.proof.conditions == ("n <= 128",)
     for n in (127, 128):
         assert trainer.step(torch.ones(1, n, 3), lr=0.0) == 1
+
+
+def to_chunks(x: Float[Tensor, "batch n d"]) -> Float[Tensor, "batch n d"]:
+    batch, n, d = x.shape
+    more = (16 - n % 16) % 16
+    chunks = F.pad(x, (0, 0, 0, more)).reshape(batch, -1, 16, d).cumsum(2)
+    return chunks.reshape(batch, -1, d)[:, :n]
+
+
+def test_padding_to_a_multiple_needs_nothing_of_the_size():
+    assert prove(to_chunks).conditions == ()
