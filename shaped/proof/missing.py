@@ -14,8 +14,8 @@ from typing import Any
 import sympy
 from torch.utils._sympy.functions import PythonMod
 
-from shaped.proof.arithmetic import whole
 from shaped.proof.conditions import Condition
+from shaped.proof.rounded import whole
 from shaped.proof.symbolic import World
 from shaped.shapes import Term
 

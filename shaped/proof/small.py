@@ -12,9 +12,10 @@ from typing import Any
 
 import sympy
 
-from shaped.proof.arithmetic import holds, whole
+from shaped.proof.arithmetic import holds
 from shaped.proof.branches import equal_at
 from shaped.proof.plans import sizes_of
+from shaped.proof.rounded import whole
 from shaped.proof.symbolic import Plan, World
 
 _EXPRESSIONS = 24  # size expressions of one trace that are looked at

@@ -21,12 +21,13 @@ from torch._guards import SLoc
 from torch.fx.experimental.symbolic_shapes import DimDynamic, GuardOnDataDependentSymNode, ShapeEnv, _lru_cache
 
 from shaped.errors import Goal, Source, Unprovable
-from shaped.proof.arithmetic import clauses, constant, divided_exactly, divisions, flat, holds, most, value_at, whole
+from shaped.proof.arithmetic import clauses, constant, divided_exactly, divisions, flat, holds, most, value_at
 from shaped.proof.conditions import is_dim
 from shaped.proof.demands import demanded, validates
 from shaped.proof.expressions import sympy_of, term_of, without_fractions
 from shaped.proof.fake import RememberingMode
 from shaped.proof.isolation import note_asking
+from shaped.proof.rounded import whole
 from shaped.proof.source import Place, is_users, place_of_caller
 from shaped.proof.ways import Course, way_under_way
 from shaped.shapes import Dim, Entry, Term

@@ -17,7 +17,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.utils._sympy.functions import Max
 
-from shaped.proof.arithmetic import divided_exactly, divisions, in_halves, whole
+from shaped.proof.arithmetic import divided_exactly, divisions, in_halves
+from shaped.proof.rounded import whole
 
 
 def reshape(x: Tensor, *shape: Any, **named: Any) -> Tensor:

@@ -21,8 +21,9 @@ from torch.utils._sympy.functions import (
     ToFloat,
 )
 
-from shaped.proof.arithmetic import constant, holds, nonnegative, whole
+from shaped.proof.arithmetic import constant, holds, nonnegative
 from shaped.proof.relations import tidy
+from shaped.proof.rounded import whole
 
 A, B = sympy.symbols("a b", integer=True, positive=True)
 BATCH, HEIGHT, WIDTH, DIM, HEADS, LENGTH, TIME, KERNEL = sympy.symbols(
