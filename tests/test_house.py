@@ -189,7 +189,7 @@ def test_the_root_does_not_make_the_import_name_kernels_ours() -> None:
     assert found is None or found.origin is None or not Path(found.origin).is_relative_to(ROOT)
 
 
-NAMING = ("headers", "inductor", "kernels", "lowerings", "ordering", "surroundings", "units", "vectors")
+NAMING = ("headers", "inductor", "kernels", "lowerings", "ordering", "sparing", "surroundings", "units", "vectors")
 
 
 def test_only_these_files_name_inductor() -> None:

@@ -1,11 +1,10 @@
 """Lowering: one flat function of tensors to one compiled callable. Only this file, `kernels.py`,
-`lowerings.py`, `ordering.py`, `surroundings.py`, `units.py` and `vectors.py` name Inductor.
+`lowerings.py`, `ordering.py`, `sparing.py`, `surroundings.py`, `units.py` and `vectors.py` name Inductor.
 
 The function is traced with Inductor's decompositions, at concrete sizes or with symbols for the free ones, made
 functional (writes become copies at the end) and given to Inductor's inner compiler. What comes back is called
 directly: no Dynamo guards, no autograd. The inner compiler looks into torch's on-disk cache first.
-Facts read from torch 2.11, 2.13 and 2.15; the same calls work in all three. They are imported where they are used:
-Inductor brings Triton and seconds of import that an eager user need not take.
+Read from torch 2.11, 2.13 and 2.15. Imports stand where they are used: Inductor brings Triton and seconds of import.
 """
 
 import contextlib
@@ -28,6 +27,7 @@ from shaped.backends.kernels import driver_of
 from shaped.backends.lowerings import MENDED, decompositions, mended
 from shaped.backends.ordering import ORDERED, ordered
 from shaped.backends.products import choose_products
+from shaped.backends.sparing import NEIGHBOURS, spared
 from shaped.backends.units import given, together
 from shaped.backends.vectors import doubted, unasked
 from shaped.errors import ShapedError, first_line
@@ -317,10 +317,10 @@ def _settings() -> Iterator[None]:
     # Torch's on-disk cache goes by the settings too. This one has an entry for a function that there is not, so that no
     # code is found there that was made without what is mended here.
     cacheable = {**config.unsafe_marked_cacheable_functions, "shaped": f"{MENDED}; {ORDERED}"}
-    at_once = {"cpp.min_chunk_size": max(config.cpp.min_chunk_size, _CHUNK)}
-    ours = config.patch({"size_asserts": False, "unsafe_marked_cacheable_functions": cacheable, **at_once})
+    less = {"max_fusion_buffer_group_pairwise_attempts": NEIGHBOURS, "cpp.min_chunk_size": _CHUNK}
+    ours = config.patch({"size_asserts": False, "unsafe_marked_cacheable_functions": cacheable, **less})
     quiet = warnings.catch_warnings()
-    with torch.no_grad(), quiet, young_collected(), ours, mended(), ordered(), unasked(), together():
+    with torch.no_grad(), quiet, young_collected(), ours, mended(), ordered(), spared(), unasked(), together():
         warnings.simplefilter("ignore")
         yield
 
