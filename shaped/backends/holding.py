@@ -190,6 +190,8 @@ def _instead(module: nn.Module) -> str:
     """What to do where a tensor is stored; for torch's old norms of weights there are new forms, which store none."""
     hooks = [type(hook) for m in module.modules() for hook in m._forward_pre_hooks.values()]
     old = sorted({kind.__module__ for kind in hooks if kind.__module__ in _OLD})
+    if any(above.__module__ == "torch.nn.utils.prune" for kind in hooks for above in kind.__mro__):
+        return "prune.remove(layer, name) leaves the masked parameter; torch.nn.utils.parametrize masks it in each step"
     if old:
         return "take " + " and ".join(f"torch.nn.utils.parametrizations.{name.rpartition('.')[2]}" for name in old)
     return "register it as a buffer, or compute it anew"

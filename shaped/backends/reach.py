@@ -234,6 +234,9 @@ class Reach:
             self.numbers[id(vars(module))] = len(self.lines)
             self._say(path, "its dictionary", vars(module))
         if is_library(module.__name__):
+            for name in names:
+                if type(vars(module).get(name)) in (int, float):  # `math.pi` may be bound anew like any other
+                    self._push(f"{path}.{name}", vars(module)[name], names)
             return
         self._mine(module.__name__)
         held = vars(module)

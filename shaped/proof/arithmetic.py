@@ -323,10 +323,13 @@ def constant(size: Any) -> Any:
     if len({value_at(size, sizes) for sizes in some}) > 1:
         return None
     (size,), least = _with_products([size], dict.fromkeys(size.free_symbols, 2))
-    cases = rest_by_rest((size,), least)
-    values = {sympy.expand(_plain(size.xreplace(written), bounds)) for written, bounds in cases or []}
-    number = values.pop() if len(values) == 1 else None
-    return number if number is not None and number.is_Integer else None
+    number: Any = None
+    for written, bounds in rest_by_rest((size,), least) or ():
+        value = sympy.expand(_plain(size.xreplace(written), bounds))
+        if not value.is_Integer or number not in (None, value):
+            return None
+        number = value
+    return number
 
 
 def most(size: Any, hints: Mapping[Any, Any]) -> Any:

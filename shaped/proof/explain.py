@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import sympy
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
@@ -63,6 +64,21 @@ def _of_a_number(setting: Setting, source: Source | None) -> str:
         f"`{asked}` is an input, of another value in each call: torch.where chooses by it. With a default it is a "
         "constant, and the proof is for that"
     )
+
+
+def _of_layers(error: Exception) -> str:
+    """What to do where a layer, a distribution or a mode of torch's asks for data, and no code of the user's."""
+    traceback = error.__traceback__
+    while traceback is not None:
+        frame, traceback = traceback.tb_frame, traceback.tb_next
+        if str(frame.f_globals.get("__name__", "")).startswith("torch.distributions."):
+            return "it checks its arguments: say validate_args=False, with which it does not"
+        layer = frame.f_locals.get("self")
+        if isinstance(layer, nn.Module) and getattr(layer, "momentum", 0.0) is None:
+            return "a batch norm of momentum=None averages over a count of batches, which is data: give it a momentum"
+    if torch.is_anomaly_enabled():
+        return "set_detect_anomaly(True) looks into each gradient: leave it, nonfinite= tells of what is not finite"
+    return ""
 
 
 def explain(error: Exception, setting: Setting, world: World, recorder: Recorder) -> Exception:
@@ -127,7 +143,7 @@ def _on_values(
     """What is not known from shapes: values of tensors, plain numbers of sizes, devices."""
     name, source = setting.signature.name, place.source() if place is not None else None
     if isinstance(error, GuardOnDataDependentSymNode | DataDependentOutputException):
-        hint = _of_a_number(setting, source) or _REMEDIES.get(_called(recorder), _WHERE)
+        hint = _of_a_number(setting, source) or _of_layers(error) or _REMEDIES.get(_called(recorder), _WHERE)
         title = f"`{name}` depends on data here: a branch, or a number read with .item(), is not known from shapes."
         on_data = Unprovable(title, source, Goal(hint=hint))
         on_data.on_data = on_data.counts = True

@@ -12,6 +12,7 @@ from shaped.proof.log import of_class
 from shaped.proof.reads import ATTRIBUTE, DESCRIBED, MISSING, PLAIN, is_leaf, is_library, is_opaque
 
 _SWITCHES = "torch.backends"
+_NUMBERS = (float, int, bool, complex)  # `math.pi` may be bound anew like any other
 Found = tuple[list[tuple[str, Any, Any, Any]], Any]
 
 
@@ -23,8 +24,13 @@ def looked_up(owner: Any, name: str) -> Found | None:
             return _switch(owner, name) or (None if name not in held else ([], held[name]))
         if name not in held:
             return None if "__getattr__" in held else ([(PLAIN, held, name, MISSING)], UNKNOWN)
-        kept = not is_opaque(owner) or (own_dictionary(held[name]) is not None and not callable(held[name]))
-        return [(PLAIN, held, name, held[name])] if kept else [], held[name]
+        value = held[name]
+        kept = (
+            not is_opaque(owner)
+            or type(value) in _NUMBERS
+            or (own_dictionary(value) is not None and not callable(value))
+        )
+        return [(PLAIN, held, name, value)] if kept else [], value
     if isinstance(owner, super):
         return _of_super(owner, name)
     kind = owner if isinstance(owner, type) else type(owner)

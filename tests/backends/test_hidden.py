@@ -3,6 +3,7 @@
 import ctypes
 import decimal
 import logging
+import math
 from collections.abc import Callable
 from enum import Enum
 from functools import lru_cache, singledispatch
@@ -104,6 +105,7 @@ READ: dict[str, tuple[Callable[[], Any], Callable[[float], Any]]] = {
     "what each thread has its own": (lambda: OWN.rate, lambda v: setattr(OWN, "rate", v)),
     "a slot under a private name": (lambda: float(repr(SLOTTED)), SLOTTED.put),
     "a class's own dictionary": (lambda: Rate.__dict__["rate"], lambda v: setattr(Rate, "rate", v)),
+    "a constant of a library": (lambda: math.tau, lambda v: setattr(math, "tau", v)),
     "a record": (lambda: RECORDS.a[0], lambda v: RECORDS.a.__setitem__(0, v)),
     "what a function dispatches to": (lambda: dispatched("a"), lambda v: dispatched.register(str, lambda _: v)),
     "what a cache answers": (lambda: answered("a"), put_in_cache),
@@ -119,8 +121,9 @@ def reading(read: Callable[[], Any]) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize("kind", READ)
-def test_both_backends_follow_what_lies_in_c(kind: str) -> None:
+def test_both_backends_follow_what_lies_in_c(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     read, change = READ[kind]
+    monkeypatch.setattr(math, "tau", math.tau)  # and is put back
     change(1.0)
     trainers = [ScalarTrainer(reading(read), P(w=torch.ones(3)), backend=b) for b in ("eager", "compiled")]  # type: ignore[arg-type]
     seen = []

@@ -8,6 +8,7 @@ import pytest
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from shaped import ParamList, ScalarTrainer, ShapeError, Unprovable
 from shaped.checkpoint import Checkpoints
@@ -296,6 +297,13 @@ def test_the_old_norms_of_weights_are_refused_with_their_new_forms(name: str) ->
     net = nn.Sequential(getattr(torch.nn.utils, name)(nn.Linear(6, 3))).double()
     with pytest.raises(Unprovable, match=rf"hint +take torch\.nn\.utils\.parametrizations\.{name}"):
         ScalarTrainer(loss, net)
+
+
+def test_a_pruned_layer_is_refused_with_what_masks_it_in_each_step() -> None:
+    layer = nn.Linear(6, 3)
+    prune.l1_unstructured(layer, "weight", 0.5)  # type: ignore[no-untyped-call]
+    with pytest.raises(Unprovable, match=r"hint +prune\.remove\(layer, name\)"):
+        ScalarTrainer(loss, nn.Sequential(layer).double())
 
 
 class Averages(nn.Module):

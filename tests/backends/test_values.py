@@ -241,3 +241,13 @@ def test_a_view_that_is_written_into_is_never_a_copy():
 
     with pytest.raises(RuntimeError, match="view"):
         Checked(graph).run(torch.rand(4, 3).T)
+
+
+def test_what_torch_asks_of_constants_alone_is_no_part_of_a_step(interpreted: None):
+    def correlated(p: Table, x: Float[Tensor, "5 3"]) -> Float[Tensor, ""]:
+        return torch.corrcoef(x + p.w).square().sum()
+
+    x = torch.rand(5, 3, generator=torch.Generator().manual_seed(0))
+    losses = [ScalarTrainer(correlated, Table.init(seed=0), backend=b).step(x, lr=0.1) for b in ("eager", "compiled")]
+
+    torch.testing.assert_close(*losses)

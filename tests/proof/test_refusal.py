@@ -1,19 +1,21 @@
 """Deliberate mistakes, and the whole of what a user reads."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from shaped import ProofError, Unprovable, prove
+from shaped import ParamList, ProofError, ScalarTrainer, Unprovable, prove
 from tests.models import MLP
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -258,3 +260,42 @@ def test_a_reentrant_checkpoint_is_refused_with_the_word_that_makes_it_run():
 
     assert "`checkpointed` runs a reentrant checkpoint" in str(caught.value)
     assert "use_reentrant=False" in str(caught.value)
+
+
+class Layered(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4, momentum=None)
+
+    def forward(self, x: Float[Tensor, "n 4"]) -> Float[Tensor, ""]:
+        return self.norm(x).sum()
+
+
+def likely(x: Float[Tensor, "n 4"]) -> Float[Tensor, ""]:
+    return torch.distributions.Normal(x, x.exp()).log_prob(x).sum()
+
+
+@pytest.mark.parametrize(
+    ("function", "hint"),
+    [
+        (likely, "it checks its arguments: say validate_args=False, with which it does not"),
+        (
+            Layered(),
+            "a batch norm of momentum=None averages over a count of batches, which is data: give it a momentum",
+        ),
+    ],
+)
+def test_where_a_layer_of_torchs_asks_for_data_the_hint_names_what_does(function: Any, hint: str):
+    with pytest.raises(Unprovable, match=rf"hint +{re.escape(hint)}"):
+        prove(function)
+
+
+def test_a_trace_under_anomaly_detection_says_so():
+    class Scale(ParamList):
+        w: Float[Tensor, " n"]
+
+    def loss(p: Scale, x: Float[Tensor, "b n"]) -> Float[Tensor, ""]:
+        return (x * p.w).square().mean()
+
+    with torch.autograd.set_detect_anomaly(True), pytest.raises(Unprovable, match=r"set_detect_anomaly\(True\) looks"):
+        ScalarTrainer(loss, Scale(w=torch.ones(3)))
