@@ -16,6 +16,7 @@ from contextvars import ContextVar
 from functools import _lru_cache_wrapper, partial
 from operator import is_
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +80,7 @@ class Kept:
         elif isinstance(value, partial):
             self._push([value.func, value.args, value.keywords])
         elif isinstance(value, _lru_cache_wrapper):
-            self._puts.append(partial(_forget_calls, value, value.cache_info().misses))
+            self._puts.append(partial(_forget_calls, value, _calls(value)))
             self._push([value.__wrapped__])
         elif isinstance(value, type):
             self._class(value)
@@ -287,10 +288,18 @@ def _put_array(array: Any, held: Any) -> None:
         array[...] = held
 
 
-def _forget_calls(function: Any, misses: int) -> None:
+_cleared: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # how often we did: the cache then counts from 0 again
+
+
+def _calls(function: Any) -> tuple[int, int]:
+    return function.cache_info().misses, _cleared.get(function, 0)
+
+
+def _forget_calls(function: Any, calls: tuple[int, int]) -> None:
     """What a cached call gave within a run is of no use outside of it."""
-    if function.cache_info().misses != misses:
+    if _calls(function) != calls:
         function.cache_clear()
+        _cleared[function] = _cleared.get(function, 0) + 1
 
 
 # -- when --------------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from shaped import ParamList, ScalarTrainer, Unprovable, init, prove
 from shaped.proof.fake import RememberingMode
-from shaped.proof.keeping import keeping
+from shaped.proof.keeping import keeping, putting_back
 
 CACHE: dict[str, Tensor] = {}
 LOG: list[Tensor] = []
@@ -142,6 +142,17 @@ def adds(x: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
 def adds_to_a_row(x: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
     SEEN[:2].fill_(1)
     return x + SEEN
+
+
+def test_what_a_cache_was_asked_before_is_no_reason_to_keep_what_a_run_put_there() -> None:
+    ones.cache_clear()
+    ones(4)
+    with keeping(lambda: ones(3)):
+        for n in (5, 6):  # of the second run one call is left, as there was at first
+            with putting_back():
+                ones(n)
+
+    assert ones.cache_info().currsize == 0
 
 
 @pytest.mark.parametrize("function", [adds, adds_to_a_row])
