@@ -11,7 +11,6 @@ from torch.utils._sympy.functions import PythonMod
 from shaped.errors import Source
 from shaped.proof.arithmetic import (
     ORDER,
-    ROUNDED,
     divisions,
     holds,
     holds_in_case,
@@ -19,8 +18,8 @@ from shaped.proof.arithmetic import (
     rest_by_rest,
     slack_of,
     value_at,
-    whole,
 )
+from shaped.proof.rounded import ROUNDED, whole
 from shaped.proof.symbolic import Plan
 from shaped.shapes import Term
 
