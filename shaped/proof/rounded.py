@@ -33,11 +33,28 @@ def whole(size: Any) -> Any:
         rests = [rest for rest in over.atoms(Mod, PythonMod) if rest.args[1] == by and over.coeff(rest, 1) == -1]
         if rests and by.is_Integer:  # (4 - n % 4) % 4, so that n padded by it is 4*((n + 3)//4)
             left = sympy.expand(over.xreplace({rest: rest.args[0] for rest in rests}) - by)
-            if isinstance(size, Relational) and size.args == (atom, 0):  # whether there is any padding
-                none = sympy.Eq(PythonMod(-left, by), 0)
-                return none if isinstance(size, sympy.Eq | sympy.Le) else sympy.Not(none)
             size = size.xreplace({atom: left + by * FloorDiv(sympy.expand(by - 1 - left), by)})
-    return size
+    return _without_padding(size) if isinstance(size, Relational) else size
+
+
+def _without_padding(fact: Any) -> Any:
+    """Whether 4*((n + 3)//4) is n, or more, as a question about the rest: n % 4 == 0."""
+    difference = sympy.expand(fact.args[0] - fact.args[1])
+    for atom in difference.atoms(FloorDiv):
+        over, by = atom.args
+        times = difference.coeff(atom, 1) / by
+        padded = sympy.expand(over - by + 1)
+        if not by.is_Integer or sympy.expand(difference - times * (by * atom - padded)) != 0:
+            continue
+        none = sympy.Eq(PythonMod(padded, by), 0)
+        if isinstance(fact, sympy.Eq | sympy.Ne):
+            return none if isinstance(fact, sympy.Eq) else sympy.Not(none)
+        if not (times.is_positive or times.is_negative):
+            continue
+        more = isinstance(fact, sympy.Ge | sympy.Gt) == bool(times.is_positive)  # asks whether padding is above 0, or 0
+        at_none = isinstance(fact, sympy.Ge | sympy.Le)  # what is so where there is no padding
+        return (sympy.true if at_none else sympy.Not(none)) if more else (none if at_none else sympy.false)
+    return fact
 
 
 def _fraction(quotient: Any) -> Any:

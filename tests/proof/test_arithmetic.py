@@ -17,6 +17,7 @@ from torch.utils._sympy.functions import (
     FloorToInt,
     Max,
     Min,
+    Mod,
     PythonMod,
     ToFloat,
 )
@@ -295,3 +296,16 @@ def test_a_rounded_product_is_the_same_in_whole_numbers(kind: Any, rounding: Cal
         expected = rounding(factor * size)
 
         assert int(written.subs({A: size})) == expected
+
+
+@pytest.mark.parametrize("kind", [sympy.Eq, sympy.Ne, sympy.Ge, sympy.Gt, sympy.Le, sympy.Lt])
+@pytest.mark.parametrize("times", [1, 32, -3])
+def test_a_question_about_padding_is_one_about_the_rest(kind: Any, times: int) -> None:
+    n = sympy.Symbol("n", integer=True, positive=True)
+    more = Mod(8 - Mod(n, 8), 8)
+    padded = 8 * FloorDiv(n + 7, 8)
+    for fact in (kind(times * padded, times * n, evaluate=False), kind(times * (n + more), times * n, evaluate=False)):
+        asked = whole(fact)
+
+        assert not any(type(atom) is FloorDiv for atom in asked.atoms(sympy.Function))
+        assert all(asked.subs(n, i) == fact.subs(n, i) for i in range(1, 30))
