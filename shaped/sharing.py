@@ -171,7 +171,9 @@ def _named(
     if len(axes) > 1:
         raise SignatureError(
             f"shard: {listing(list(inner))} lie over {listing(list(map(str, axes)))}: within the program names lie "
-            "over one axis of the mesh as yet"
+            f"over one axis of the mesh as yet. Put them all over {axes[0]}, or leave those over "
+            f"{listing(list(map(str, axes[1:])))} out; the batch may have an axis of its own, and zero=3 cuts over it "
+            "what a rank has by name"
         )
     if not axes or sizes[axes[0]] == 1:
         return None

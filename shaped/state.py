@@ -197,8 +197,7 @@ class TrainingState:
 
     def pack(self, parts: bool = False) -> dict[str, Any]:
         """Everything as a state dict; tensors are copies, or a rank's pieces of what lies in parts."""
-        packed = self._pack()
-        together = self.program.together
+        packed, together = self._pack(), self.program.together
         if together is None or not together.parted:
             return packed
         from shaped.cutting import as_pieces, changed, made_whole
@@ -301,8 +300,9 @@ class TrainingState:
         self.counters.clear()
         if waiting := state.get("waiting"):
             means = [waiting["means"][name] for name in self._used_names()]
-            path = self.optimizers()[waiting["path"]]
-            self.counters.restore(means, waiting["samples"], waiting["count"], path)
+            self.counters.restore(means, waiting["samples"], waiting["count"], self.optimizers()[waiting["path"]])
+        if self.program.together is not None:
+            self.program.together.note_loaded(f"a state of step {state['steps']}")
 
     def _as_it_lies(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
         """A state dict with each tensor as it lies here: whole, or in parts."""

@@ -5,10 +5,11 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from shaped.backends.turns import Turns
 from shaped.optim import FusedOptimizer
-from shaped.optim.foreign import Foreign, name_of
+from shaped.optim.foreign import Foreign, name_of, own
 from shaped.ranks.exchange import Exchange
 from shaped.ranks.layout import Placement
 
@@ -73,6 +74,7 @@ class Parts(Turns):
             ValueError: It cannot step parameters as they lie.
         """
         self.refuse(optimizer)
+        self._notice(own(optimizer))
         of = {id(self._program.tensors[i]): layout for i, layout in self.layouts.items() if self.parted}
         for p, entry in optimizer.state.items():
             layout = of.get(id(p))
@@ -81,6 +83,15 @@ class Parts(Turns):
             for name, value in entry.items():
                 if name != "step" and isinstance(value, Tensor) and tuple(value.shape) == layout.shape:
                     entry[name] = layout.cut(value, self.place)
+
+    def _notice(self, optimizer: Optimizer) -> None:
+        """Notice what is loaded into an optimizer by itself."""
+
+        def loaded(which: Optimizer) -> None:  # a function, which copies of an optimizer share
+            if which is optimizer:
+                self.note_loaded(f"{type(which).__name__}'s state")
+
+        optimizer.register_load_state_dict_post_hook(loaded)
 
     @property
     def summing(self) -> Exchange:

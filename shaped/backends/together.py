@@ -150,6 +150,10 @@ class Together(Parts):
         return self._program.plain
 
     @property
+    def _in_full(self) -> Sequence[Tensor]:
+        return [t for i, t in enumerate(self._program.tensors) if not (self.parted and i in self.layouts)]
+
+    @property
     def _graph(self) -> GraphModule:
         return self._program.proof.graph  # type: ignore[no-any-return]
 

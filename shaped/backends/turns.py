@@ -39,6 +39,7 @@ class Turns:
     _read: CheckedRules | None = None
     _last = True
     _stepped_by: dict[str, Any] = {}  # noqa: RUF012  replaced, never changed
+    _loaded = ""
 
     def gathering(self, graph: GraphModule, samples: Tensor | None = None, forward: bool = False) -> Gathering:
         """A run of a graph on parts."""
@@ -56,6 +57,11 @@ class Turns:
     @property
     def _graph(self) -> GraphModule:
         """The graph that was proved first."""
+        raise NotImplementedError
+
+    @property
+    def _in_full(self) -> Sequence[Tensor]:
+        """The parameters that every rank has whole."""
         raise NotImplementedError
 
     @property
@@ -159,13 +165,29 @@ class Turns:
         self._read = None
         self._mark({"the step": "loss_and_backward"})
 
+    def note_loaded(self, what: str) -> None:
+        """Note that this rank loaded something, which all ranks do between the same two steps or none does."""
+        told = zlib.crc32(b"".join(map(_sample, self._in_full)))
+        self._loaded = f"{what} (checksum {told:08x}) before step {self.exchange.agreements + 1} of this trainer"
+        self._read = None
+
     def _mark(self, stepped: dict[str, Any]) -> None:
         self._stepped_by = {"the trainer": f"number {self.number}", **stepped}
+        if self._loaded:
+            self._stepped_by["what was loaded last"] = self._loaded
         self.exchange.mark = zlib.crc32(repr(self._stepped_by).encode()) % MARK
 
     def raise_unlike(self) -> NoReturn:
         """Raise on all ranks that they step by different updates."""
         told: list[dict[str, Any]] = self.exchange.tell(self._stepped_by)
+        if len({of.get("what was loaded last") for of in told}) > 1:
+            shown = "; ".join(f"rank {r}: {of.get('what was loaded last', 'nothing')}" for r, of in enumerate(told[:4]))
+            raise self.agreed(
+                RankError(
+                    f"the ranks loaded different states ({shown}). Nothing was updated. load_state_dict is called by "
+                    "all ranks between the same two steps, with the same state; make it again on all of them"
+                )
+            )
         rank = next(rank for rank, theirs in enumerate(told) if theirs != told[0])
         differing = [what for what in {**told[0], **told[rank]} if told[0].get(what) != told[rank].get(what)][:3]
         shown = ", ".join(
@@ -202,6 +224,12 @@ def lost(error: Exception) -> bool:
             return True
         found = found.__cause__
     return False
+
+
+def _sample(t: Tensor) -> bytes:
+    """Up to some 1,000 entries of a tensor, spread over it."""
+    flat = t.detach().reshape(-1)
+    return flat[:: max(flat.numel() // 1000, 1)].double().cpu().numpy().tobytes()
 
 
 def _like(kind: str, text: str) -> Exception:

@@ -104,6 +104,7 @@ class Exchange:
         self.said = torch.tensor([1.0, 0.0, 0.0, 0.0], dtype=torch.float64, device=device)
         self.stopping = False
         self.last: Totals | None = None  # of the last step
+        self.agreements = 0  # that were read
         self._weight, self._stop, self._mark = 1.0, False, 0
         self._device = device
 
@@ -195,6 +196,7 @@ class Exchange:
         """What was agreed on, as numbers of the host; remembers whether to stop."""
         found = self.last = Totals(*totals.tolist())
         self.stopping = found.stop > 0
+        self.agreements += 1
         return found
 
     # -- between hosts ---------------------------------------------------------------------------------------------

@@ -84,3 +84,30 @@ def a_rank_that_leaves_the_compiler_goes_on_with_those_that_stay() -> None:
         together.train_step(*mine(k, *batch(k)))
         one.train_step(*batch(k))
     same(together, one)
+
+
+@alike
+def what_one_rank_loads_alone_is_refused_until_all_have_it() -> None:
+    for zero in (0, 3):
+        together, one = new(mesh=join(), zero=zero), alone()
+        first = together.state_dict()
+        together.train_step(*mine(0, *batch(0)))
+        if rank() == 0:  # as scripts do that load where they save
+            together.load_state_dict(first)
+        said = "the ranks loaded different states (rank 0: a state of step 0 (checksum", "rank 1: nothing). Nothing was"
+        raises(lambda: together.train_step(*mine(0, *batch(0))), RankError, *said)
+        together.load_state_dict(first)
+        for k in range(3):
+            together.train_step(*mine(k, *batch(k)))
+            one.train_step(*batch(k))
+        same(together, one)
+        optimizer = together._shared.own_optimizer()
+        if rank() == 1:
+            optimizer.load_state_dict(optimizer.state_dict())
+        raises(lambda: together.train_step(*mine(0, *batch(0))), RankError, "rank 1: AdamW's state")
+        if zero == 0:
+            other = new(mesh=join())
+            with torch.no_grad():
+                first["params"]["w1"] += rank()
+            other.load_state_dict(first)
+            raises(lambda: other.train_step(*mine(0, *batch(0))), RankError, "rank 1: a state of step 0 (checksum")

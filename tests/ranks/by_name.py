@@ -189,6 +189,9 @@ def plans_that_do_not_fit_are_refused_on_all_ranks() -> None:
     raises(lambda: new(shard={"hidden": "tp"}, **options), ShapeError, "hidden % tp == 0, and hidden = 7")
     raises(lambda: new(shard={"hiden": "tp"}, **options), TypeError, "did you mean `hidden`?")
     raises(lambda: new(shard={"batch": "tp", "hidden": "tp"}, **options), TypeError, "two of its axes")
+    two = join(dp=2, tp=1)
+    said = "over one axis of the mesh as yet. Put them all over dp"
+    raises(lambda: new(mesh=two, shard={"pixels": "dp", "hidden": "tp"}), TypeError, said)
     raises(lambda: new(shard={"pixels": "tp"}, zero=3, **options), ValueError, "no dimension of the batch")
     params = MLP.init(pixels=6, hidden=8, classes=5, seed=0)
     raises(lambda: ScalarTrainer(mlp, params, optimizer=Muon, shard={"hidden": "tp"}, **options), ValueError, "Muon")

@@ -17,6 +17,7 @@ SHORT = [
     "ranks_that_step_by_different_updates_are_refused_and_go_on_once_they_are_alike",
     "ranks_that_take_other_steps_are_refused_whatever_shapes_they_are_of",
     "ranks_that_made_different_trainers_are_refused",
+    "what_one_rank_loads_alone_is_refused_until_all_have_it",
     "dropout_of_parts_is_drawn_as_one_process_draws_it_and_agrees_by_name",
     "what_ranks_save_in_any_layout_plain_torch_loads_and_goes_on_alike",
     "what_fully_shard_saved_ranks_take_in_any_layout_all_or_none",
