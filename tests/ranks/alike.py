@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -95,7 +96,7 @@ def what_one_rank_loads_alone_is_refused_until_all_have_it() -> None:
         if rank() == 0:  # as scripts do that load where they save
             together.load_state_dict(first)
         said = "the ranks loaded different states (rank 0: a state of step 0 (checksum", "rank 1: nothing). Nothing was"
-        raises(lambda: together.train_step(*mine(0, *batch(0))), RankError, *said)
+        raises(partial(together.train_step, *mine(0, *batch(0))), RankError, *said)
         together.load_state_dict(first)
         for k in range(3):
             together.train_step(*mine(k, *batch(k)))
@@ -104,10 +105,10 @@ def what_one_rank_loads_alone_is_refused_until_all_have_it() -> None:
         optimizer = together._shared.own_optimizer()
         if rank() == 1:
             optimizer.load_state_dict(optimizer.state_dict())
-        raises(lambda: together.train_step(*mine(0, *batch(0))), RankError, "rank 1: AdamW's state")
+        raises(partial(together.train_step, *mine(0, *batch(0))), RankError, "rank 1: AdamW's state")
         if zero == 0:
             other = new(mesh=join())
             with torch.no_grad():
                 first["params"]["w1"] += rank()
             other.load_state_dict(first)
-            raises(lambda: other.train_step(*mine(0, *batch(0))), RankError, "rank 1: a state of step 0 (checksum")
+            raises(partial(other.train_step, *mine(0, *batch(0))), RankError, "rank 1: a state of step 0 (checksum")
