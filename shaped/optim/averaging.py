@@ -63,13 +63,20 @@ class _Average:
         Raises:
             ValueError: The averages do not fit the parameters; nothing has changed.
         """
-        theirs = list(keyed("state", state, "averages", "count")["averages"])
+        theirs = keyed("state", state, "averages", "count")["averages"]
+        names = state.get("names")
+        if not isinstance(theirs, list | tuple):
+            raise ValueError(f"expected a list of averages, got a {type(theirs).__name__}")
+        if names is not None and not (isinstance(names, list | tuple) and all(isinstance(n, str) for n in names)):
+            raise ValueError(f"expected a list of names, got {names!r}")
         whole("state['count']", state["count"], 0)
         if odd := [type(t).__name__ for t in theirs if not isinstance(t, Tensor)]:
             raise ValueError(f"expected averages that are tensors, got a {odd[0]}")
-        if self._names is not None and state.get("names") is not None:
-            named = dict(zip(state["names"], theirs, strict=False))
-            if len(state["names"]) != len(theirs) or set(named) != set(self._names):
+        if any(t.is_meta for t in theirs):
+            raise ValueError("expected averages with entries, got one on meta, which has none")
+        if self._names is not None and names is not None:
+            named = dict(zip(names, theirs, strict=False))
+            if len(names) != len(theirs) or set(named) != set(self._names):
                 raise ValueError(f"expected averages of {listing(self._names)}, got those of {listing(list(named))}")
             theirs = [named[name] for name in self._names]
         mine = [tuple(e.shape) for e in self.averages]

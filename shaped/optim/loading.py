@@ -82,6 +82,7 @@ def checked_state(optimizer: LoadTarget, loaded: Mapping[str, Any]) -> tuple[lis
         StateError: Listing every difference.
     """
     faults: list[str] = []
+    _refuse(optimizer, _built_wrong(loaded))
     loaded = _by_name(optimizer, loaded)
     groups = _groups(optimizer, loaded, faults)
     _refuse(optimizer, faults)  # without matching groups no entry can be told whose it is
@@ -90,6 +91,26 @@ def checked_state(optimizer: LoadTarget, loaded: Mapping[str, Any]) -> tuple[lis
     _tie_steps(groups, state)
     _copy(groups, state)
     return groups, state
+
+
+def _built_wrong(loaded: Mapping[str, Any]) -> list[str]:
+    """What of a state dict is not what it should be a mapping, a list or a key; what is missing is told elsewhere."""
+    groups, state = loaded.get("param_groups", ()), loaded.get("state", {})
+    if not isinstance(groups, list | tuple):
+        return [f"param_groups: expected a list, got a {type(groups).__name__}"]
+    faults = [f"param_groups[{i}]: expected a dict, got a {type(g).__name__}" for i, g in enumerate(groups)
+              if not isinstance(g, Mapping)]  # fmt: skip
+    for i, group in enumerate(groups if not faults else ()):
+        for key, kinds in (("params", int | str), ("param_names", str)):
+            held = group.get(key, ())
+            if not isinstance(held, list | tuple) or not all(isinstance(one, kinds) for one in held):
+                faults.append(f"param_groups[{i}].{key}: expected a list of {'keys' if key == 'params' else 'names'}")
+        if odd := [str(key) for key in ("fused", "foreach", "differentiable") if isinstance(group.get(key), Tensor)]:
+            faults.append(f"param_groups[{i}]: expected no tensors for {listing(odd)}")
+    if not isinstance(state, Mapping):
+        return [*faults, f"state: expected a dict, got a {type(state).__name__}"]
+    return faults + [f"state[{key}]: expected a dict, got a {type(entry).__name__}" for key, entry in state.items()
+                     if not isinstance(entry, Mapping)]  # fmt: skip
 
 
 def in_order(groups: Sequence[Any], theirs: Sequence[Any], mine: Sequence[Sequence[str]]) -> list[dict[str, Any]]:

@@ -379,10 +379,10 @@ def clauses(question: sympy.Basic) -> tuple[int, int]:
 
 
 def value_at(fact: Any, sizes: Mapping[Any, int]) -> Any:
-    """A relation at some sizes: sympy's true or false; None where it divides by zero there."""
+    """A relation at some sizes: sympy's true or false; None where it has no value there."""
     try:
         return fact.subs(sizes)
-    except ZeroDivisionError:
+    except (ZeroDivisionError, AssertionError):  # torch's remainder takes no size below 0
         return None
 
 

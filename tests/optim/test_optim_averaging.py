@@ -104,6 +104,8 @@ def test_averages_of_fields_that_were_sorted_go_by_name() -> None:
     ("change", "said"),
     [
         ({"averages": [1.0]}, "expected averages that are tensors, got a float"),
+        ({"averages": 1.0}, "expected a list of averages, got a float"),
+        ({"names": -1}, "expected a list of names, got -1"),
         ({"count": -1}, r"state\['count'\] is -1; it is a whole number of at least 0"),
         ({"count": 2.5}, r"state\['count'\] is 2.5"),
         ({"names": []}, "expected averages of `w`, got those of"),

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from shaped.errors import StateError
 from shaped.optim import SGD, Adam, AdamW, FusedOptimizer
 from tests.optim.optim_cases import advance, assert_alike, each_case, parameters, theirs_of
 
@@ -200,3 +201,20 @@ def test_load_hooks_see_and_may_replace_the_dict() -> None:
 
     assert seen == ["pre", "post"]
     assert not optimizer.state
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"state": b"x"}, "state: expected a dict, got a bytes"),
+        ({"state": {0: 2.5}}, r"state\[0\]: expected a dict, got a float"),
+        ({"param_groups": 3}, "param_groups: expected a list, got a int"),
+        ({"param_groups": [[1, 2]]}, r"param_groups\[0\]: expected a dict, got a list"),
+        ({"param_groups": [{"params": [set()]}]}, r"param_groups\[0\]\.params: expected a list of keys"),
+        ({"param_groups": [{"params": [0], "param_names": [[1]]}]}, r"\.param_names: expected a list of names"),
+    ],
+)
+def test_a_state_dict_that_is_built_otherwise_is_refused_in_our_words(changes: dict[str, Any], said: str) -> None:
+    optimizer = AdamW([torch.ones(2, requires_grad=True)], lr=0.1)
+    with pytest.raises(StateError, match=said):
+        optimizer.load_state_dict({**optimizer.state_dict(), **changes})

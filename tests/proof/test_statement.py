@@ -145,7 +145,13 @@ def last_of_four(x: Float[Tensor, "n m"]) -> Float[Tensor, ""]:
     return x.chunk(4, -1)[-1].sum()
 
 
+def padded_where_two_less_are_thirds(x: Float[Tensor, " n"]) -> Float[Tensor, ""]:
+    x = x[: max(x.shape[0] - 2, 1)]
+    return F.pad(x[None], (2, 2), mode="reflect").sum() if x.shape[0] % 3 == 0 else x.sum()
+
+
 PROGRAMS: list[Callable[..., Any]] = [
+    padded_where_two_less_are_thirds,
     up_to_a_product, last_of_four,
     parts, odd_and_not_too_small, one_side_fails, scattered, over_one_entry, chosen, chosen_beyond,
     indexed_by_another, claims_few, either_way, uneven_parts, halved_twice, last, last_of_each, ends,
