@@ -16,7 +16,7 @@ from shaped.proof.trace import Trace
 from shaped.proof.trials import Trials
 from shaped.shapes import Term
 
-_ALTERNATIVES = 8  # proofs that are tried from sizes that the first does not admit
+_ALTERNATIVES = 6  # proofs that are tried from sizes that the first does not admit
 _FRUITLESS = 4  # of these
 _GUESSES = 4  # at what excludes the sizes at which runs fail
 _DEEP = 40  # operations; programs of more are stated as they were traced first
