@@ -227,6 +227,11 @@ def _number(node: ast.expr) -> float | None:
     return value if type(value) in (int, float) else None
 
 
+# A thread that torch has not met takes as many for a product as there are cores, until something asks how many it may:
+# then as many as `torch.set_num_threads` said. Of another number the sums are in another order.
+_THREADS = "torch.get_num_threads()"
+
+
 # -- segments ----------------------------------------------------------------------------------------------------------
 
 
@@ -236,7 +241,7 @@ def _driven(lines: Sequence[_Line]) -> tuple[str, list[Segment]] | None:
         return None
     visible = _visible(rows)
     live: dict[str, View] = {}
-    body: list[ast.stmt] = []
+    body: list[ast.stmt] = [*ast.parse(_THREADS).body]
     segments: list[Segment] = []
     for row in rows:
         if isinstance(row, _Line):

@@ -47,6 +47,7 @@ def test_lines_in_a_row_become_one_call_and_all_others_stay() -> None:
     source, (first, second) = found
     assert source == (
         "def driven(args):\n"
+        "    torch.get_num_threads()\n"
         "    arg0_1, arg1_1 = args\n"
         "    args.clear()\n"
         "    buf0 = empty_strided_cpu((4, 4), (4, 1), torch.float32)\n"
