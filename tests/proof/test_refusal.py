@@ -261,9 +261,8 @@ def test_a_reentrant_checkpoint_is_refused_with_the_word_that_makes_it_run():
 
 
 def likely(x: Float[Tensor, "n 4"]) -> Float[Tensor, ""]:
-    return (
-        torch.distributions.Normal(x, x.exp(), validate_args=True).log_prob(x).sum()
-    )  # torch.compile changes the default
+    # said, since the default is another one once torch.compile was called in the process
+    return torch.distributions.Normal(x, x.exp(), validate_args=True).log_prob(x).sum()
 
 
 def test_where_a_distribution_of_torchs_asks_for_data_the_hint_says_how_it_does_not():
