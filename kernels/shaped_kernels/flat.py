@@ -1,6 +1,6 @@
 """Small CPU tensors as one: an operator over four flat tensors costs the same for 1 and for 1000 parameters.
 
-torch's fused CPU operators spend 0.1 to 2 us on every tensor of a list, and a norm over a list 1 us
+torch's fused CPU operators spend 0.5 to 2 us on every tensor of a list, and a norm over a list 1 us
 more: for 1000 tensors of 1024 elements that is ten times the arithmetic. So
 
     the state that we own lies in one block (`arena`);
@@ -14,7 +14,6 @@ made the block.
 from collections.abc import Sequence
 from itertools import accumulate, repeat
 from operator import attrgetter, eq, is_
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,9 +25,6 @@ from .lists import TensorLists, is_dense
 SMALL = 4096
 # Fewer tensors than this gain nothing.
 _FEW = 4
-_WALKED = (torch.float32, torch.float64)  # of others torch's operator leaves whole vectors as they are, up to 2.13
-_COPYING: dict[str, Any] = {"momentum": 1.0, "is_first_step": True, "lr": 0.0, "weight_decay": 0.0, "dampening": 0.0}
-_COPYING |= {"nesterov": False, "maximize": False}
 _is_cpu, _dtype, _shape = attrgetter("is_cpu"), attrgetter("dtype"), attrgetter("shape")
 
 
@@ -106,10 +102,6 @@ class Flat:
         self.params = lists.params[0].new_zeros(total) if owned is None else owned
         self._param_views = [] if self.owned else views(self.params, lists.params, offsets)
         self._counts = list(map(Tensor.numel, lists.params))
-        self._walks = self.small and self.params.dtype in _WALKED and all(map(Tensor.is_contiguous, lists.params))
-        self._walks = self._walks and {*map(type, lists.params)} <= {Tensor, torch.nn.Parameter}
-        self._room: list[Tensor] = []
-        self._contiguous = False
         self.copies = True
         self._shapes = [p.shape for p in lists.params]
         self._seen: list[int] = []
@@ -158,7 +150,7 @@ class Flat:
         if self._grads is None:
             self._grads = torch.zeros_like(self.params)
             self._grad_views = views(self._grads, self._lists.params, self._offsets)
-        self._copy(self._grad_views, grads, {*map(type, grads)} == {Tensor} and all(map(Tensor.is_contiguous, grads)))
+        torch._foreach_copy_(self._grad_views, grads)
         return self._grads
 
     def _in_one_block(self, grads: list[Tensor], pointers: list[int]) -> Tensor | None:
@@ -171,28 +163,12 @@ class Flat:
     def enter(self) -> None:
         """Bring the parameters into `params`."""
         if not self.owned:
-            params = self._lists.params
-            self._contiguous = all(map(Tensor.is_contiguous, params))
-            self._copy(self._param_views, params, self._contiguous)
+            torch._foreach_copy_(self._param_views, self._lists.params)
 
     def leave(self) -> None:
         """Bring `params` back into the parameters."""
         if not self.owned:
-            self._copy(self._lists.params, self._param_views, self._contiguous)
-
-    def _copy(self, to: list[Tensor], of: list[Tensor], contiguous: bool) -> None:
-        """Copy the tensors of a list; `contiguous` where all are, and as large as the parameters.
-
-        Then by the one operator that walks lists in C alone: that of SGD, whose momentum is the gradient at the first
-        step. Its parameters, moved by 0 times that, are room that nobody reads. It checks no size and no stride.
-        """
-        if not (self._walks and contiguous):
-            torch._foreach_copy_(to, of)
-            return
-        if not self._room:
-            room = self.params.new_zeros(max(self._counts))
-            self._room = [room[:count] for count in self._counts]
-        torch._fused_sgd_(self._room, of, to, **_COPYING)
+            torch._foreach_copy_(self._lists.params, self._param_views)
 
 
 def flat_view(lists: TensorLists, gather: bool) -> Flat | None:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from shaped.optim import SGD, Adam, AdamW
-from shaped_kernels import flat
 from tests.optim.optim_cases import CASES, advance, assert_alike, each_case, give_gradients, parameters, theirs_of
 
 
@@ -296,31 +295,6 @@ def many(dtype: torch.dtype, seed: int) -> list[Tensor]:
     draw = torch.Generator().manual_seed(seed)
     shapes = [(3,), (2, 5), (1,), (4, 3), (0,), ()] * 3
     return [torch.randn(shape, generator=draw, dtype=torch.float64).to(dtype) for shape in shapes]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("turned", [False, True])
-def test_many_small_tensors_are_copied_bit_for_bit(
-    dtype: torch.dtype, turned: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The operator that copies lists is one that was made for something else; what it must copy is any number."""
-    found = []
-    for walked in (flat._WALKED, ()):
-        monkeypatch.setattr(flat, "_WALKED", walked)
-        params, grads = ([*many(dtype, seed)] for seed in range(2))
-        params[0][:] = torch.tensor([torch.inf, -0.0, 1e-42])
-        params[3][0, 1] = torch.nan
-        grads[0][:] = torch.tensor([1e3, -0.0, 1e-42])
-        if turned:
-            grads[3] = grads[3].T.contiguous().T
-        optimizer = AdamW(params, lr=0.1, max_norm=1e30)
-        for _ in range(2):
-            optimizer.update(grads, params)
-        found.append(params)
-    ours, torchs = found
-
-    for one, other in zip(ours, torchs, strict=True):
-        assert torch.equal(one.reshape(-1).view(torch.int8), other.reshape(-1).view(torch.int8))
 
 
 def test_a_parameter_that_was_cut_short_is_an_error_and_nothing_has_moved() -> None:
