@@ -5,7 +5,7 @@
 # put into it once.
 # Seen (torch 2.11.0, 2.13.0 and 2.14.1, CPU): Python calls `__init__` on what `__new__` returns, each time. One function of
 # 30 sines, compiled, fills the table dozens of times, more often the longer it is. Of the step of an optimizer over 148
-# parameters (4,800 loops) it took 3 of 40 s of processor time, by hand.
+# parameters (4,800 loops) it took 3 of 40 s of processor time, by hand, beside other work.
 # What it means: put a flag around `__init__` while compiling; the rules do not change in between.
 set -euo pipefail
 work=$(mktemp -d)

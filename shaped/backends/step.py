@@ -337,7 +337,7 @@ class TrainStep:
 
 
 def _without_subnormals(state: Tensor) -> Tensor:
-    """0 for each number too small for its leading bit, on which a CPU is up to a hundred times slower.
+    """0 for each number too small for its leading bit, at which a CPU is slow.
 
     The moment of an entry whose gradient stays 0 shrinks to such a number and remains one: 0.9 of it rounds to itself.
     Those of float16 are left: they are in use, and wide where they are computed with.
