@@ -119,7 +119,13 @@ def reduced(losses: Tensor, mask: Tensor | None, weights: Tensor | None, reducti
         return losses.sum()
     if mask is None and weights is None:
         return losses.mean()
-    share = mask if weights is None else weights if mask is None else weights * mask
+    share = mask if weights is None else weights if mask is None else torch.where(mask, weights, weights.new_zeros(()))
     assert share is not None
-    total = share.sum().to(losses.dtype)
-    return losses.sum() / torch.where(total > 0, total, torch.ones_like(total))
+    wide = accurate(losses)  # a count of float16 is infinite from 65,520 on
+    total = accurate(share).sum().to(wide.dtype)
+    return (wide.sum() / torch.where(total > 0, total, torch.ones_like(total))).to(losses.dtype)
+
+
+def accurate(values: Tensor) -> Tensor:
+    """Half-precision numbers as float32, as torch's own reductions take them; others as they are."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values

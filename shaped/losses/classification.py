@@ -18,6 +18,8 @@ from shaped.losses.checks import (
 )
 from shaped.shapes import dtype_name
 
+_NO_CLASS = -(2**62)  # torch's own, -100, would be a loss of 0 that the mean counts: here a mask leaves classes out
+
 
 @one_step
 def cross_entropy(
@@ -53,7 +55,9 @@ def cross_entropy(
         (logits,) = kept(mask.unsqueeze(-1), logits)
     classes = logits.shape[-1]
     flat = logits if logits.dim() == 2 else logits.reshape(-1, classes)
-    single = F.cross_entropy(flat, target.reshape(-1), reduction="none", label_smoothing=label_smoothing)
+    single = F.cross_entropy(
+        flat, target.reshape(-1), reduction="none", label_smoothing=label_smoothing, ignore_index=_NO_CLASS
+    )
     return reduced(single if target.dim() == 1 else single.reshape(target.shape), mask, weights, reduction)
 
 

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from shaped.losses.checks import (
     Reduction,
+    accurate,
     check_floating,
     check_number,
     check_options,
@@ -83,8 +84,8 @@ def contrastive(
 
 
 def distance(a: Tensor, b: Tensor) -> Tensor:
-    """Euclidean distance of rows."""
-    return ((a - b).square().sum(-1) + _EPS).sqrt()
+    """Euclidean distance of rows; the squares, and the number under the root, are no numbers of float16."""
+    return (accurate(a - b).square().sum(-1) + _EPS).sqrt().to(a.dtype)
 
 
 def _vectors(

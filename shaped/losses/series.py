@@ -4,7 +4,16 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from shaped.losses.checks import check_floating, check_number, check_options, check_rank, check_same, kept, one_step
+from shaped.losses.checks import (
+    accurate,
+    check_floating,
+    check_number,
+    check_options,
+    check_rank,
+    check_same,
+    kept,
+    one_step,
+)
 
 
 @one_step
@@ -32,12 +41,12 @@ def pearson(
     check_rank("pearson", "prediction", prediction, 1, form="[batch]")
     check_floating("pearson", prediction=prediction, target=target)
     check_options("pearson", mask, weights, "mean")
-    prediction, target = kept(mask, prediction, target)
+    dtype, (prediction, target) = prediction.dtype, map(accurate, kept(mask, prediction, target))
     share = _shares(prediction, mask, weights)
-    p, t = prediction - (share * prediction).sum(), target - (share * target).sum()
+    p, t = _centred(prediction, share), _centred(target, share)
     covariance = (share * p * t).sum()
-    variances = (share * p.square()).sum() + eps, (share * t.square()).sum() + eps
-    return -covariance / (variances[0] * variances[1]).sqrt()
+    deviations = ((share * p.square()).sum() + eps).sqrt(), ((share * t.square()).sum() + eps).sqrt()
+    return -(covariance / deviations[0] / deviations[1]).to(dtype)  # the product of both may overflow
 
 
 @one_step
@@ -75,13 +84,19 @@ def sharpe(
     check_same("sharpe", time=time, mask=mask, weights=weights)
     check_options("sharpe", mask, weights, "mean")
     rows = mask if mask is None or positions.dim() == 1 else mask.unsqueeze(-1)
-    positions, returns = kept(rows, positions, returns)
+    dtype, (positions, returns) = positions.dtype, map(accurate, kept(rows, positions, returns))
     earned = positions * returns
     earned = earned if earned.dim() == 1 else earned.sum(1)
     share = _shares(earned, mask, weights)
     mean = (share * earned).sum()
     variance = (share * (earned - mean).square()).sum()
-    return -mean * periods**0.5 / (variance + eps).sqrt()
+    return (-mean * periods**0.5 / (variance + eps).sqrt()).to(dtype)
+
+
+def _centred(values: Tensor, share: Tensor) -> Tensor:
+    """Less their mean; twice, for the first mean of numbers far from 0 is rounded in their unit."""
+    values = values - (share * values).sum()
+    return values - (share * values).sum()
 
 
 def _shares(like: Tensor, mask: Tensor | None, weights: Tensor | None) -> Tensor:

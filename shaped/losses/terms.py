@@ -55,12 +55,13 @@ def with_terms(loss: F) -> F:
 
     def total(*args: Any, **kwargs: Any) -> Any:
         terms: dict[str, Tensor] = {}
-        token = _added.set(terms)
+        apart, token, outer = _apart.get(), _added.set(terms), _apart.set(None)  # a loss within: its sum is in `main`
         try:
             main = loss(*args, **kwargs)
         finally:
             _added.reset(token)
-        if (apart := _apart.get()) is not None:
+            _apart.reset(outer)
+        if apart is not None:
             apart.update({MAIN: main, **terms})
         return functools.reduce(torch.add, terms.values(), main)
 

@@ -332,3 +332,61 @@ def test_a_term_needs_a_loss_around_it_and_a_name_of_its_own() -> None:
     for name, value in (("main", T), ("", T), ("decay", 1.0), ("decay", T.long())):
         with pytest.raises(ValueError, match="add_loss"):
             wrong(name, value)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_what_a_mask_hides_of_the_weights_counts_for_nothing(name: str) -> None:
+    loss, _ = ALL[name]
+    p, t = numbers(4, 3), numbers(4, 3, seed=1)
+    weights = numbers(*loss(p, t, reduction="none").shape, seed=2).abs()
+    mask = numbers(*weights.shape, seed=3) > 0
+    odd = torch.where(mask, weights, math.nan)
+
+    assert torch.equal(loss(p, t, mask=mask, weights=odd), loss(p, t, mask=mask, weights=weights))
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_mean_of_more_half_precision_numbers_than_they_count_is_that_of_float64(name: str, dtype: torch.dtype) -> None:
+    loss, oracle = ALL[name]
+    p, t = numbers(70_000, 2).to(dtype), numbers(70_000, 2, seed=1).to(dtype)
+    expected = oracle(p.double(), t.double()).mean().to(dtype)
+    mask = torch.ones(loss(p, t, reduction="none").shape, dtype=torch.bool)
+
+    for found in (loss(p, t, mask=mask), loss(p, t, weights=mask.to(dtype))):
+        assert found.dtype == dtype
+        torch.testing.assert_close(found, expected)
+
+
+def test_equal_vectors_of_half_precision_have_no_gradient() -> None:
+    for dtype in (torch.float16, torch.bfloat16):
+        a = numbers(4, 3).to(dtype).requires_grad_()
+        found = losses.triplet(a, a.detach(), a.detach() + 9) + losses.contrastive(a, a.detach(), T == T)
+
+        assert not torch.autograd.grad(found, a)[0].any()
+
+
+def test_no_class_is_left_out_without_a_mask() -> None:
+    with pytest.raises(IndexError, match="-100 is out of bounds"):
+        losses.cross_entropy(numbers(3, 4), torch.tensor([0, -100, 1]))
+
+
+@pytest.mark.parametrize(("scale", "origin"), [(1e12, 0.0), (1.0, 3e5), (1e-3, 10.0)])
+def test_pearson_depends_on_neither_unit_nor_origin(scale: float, origin: float) -> None:
+    p, t = ((n * scale + origin).float() for n in (numbers(200), numbers(200) + numbers(200, seed=1)))
+    expected = -torch.corrcoef(torch.stack([p, t]).double())[0, 1]
+
+    torch.testing.assert_close(losses.pearson(p, t, eps=1e-20).double(), expected, rtol=1e-5, atol=0)
+
+
+def test_the_terms_of_a_loss_within_a_loss_are_part_of_what_it_returns() -> None:
+    @with_terms
+    def outer(p: Lin, x: Tensor, y: Tensor) -> Tensor:
+        add_loss("own", p.w.sum())
+        return of_terms(p, x, y)
+
+    p, x, y = Lin.init(features=3, out=2, seed=0), numbers(4, 3).float(), numbers(4, 2).float()
+    terms = loss_terms(outer, p, x, y)
+
+    assert list(terms) == ["main", "own"]
+    torch.testing.assert_close(sum(terms.values()), outer(p, x, y).detach())
