@@ -70,12 +70,12 @@ class OneStep:
     def __call__(self, loss: Loss, params: ParamList, /, *inputs: Any, **named: Any) -> tuple[Tensor, ParamList]:
         with _cutting() as marks:
             value = loss(params, *inputs)
-        if not marks.count:
-            raise GradientError(
-                "OneStep found no carried state to cut: mark it where a time step takes it, "
-                f"`h = cell(x[:, t], carry(h))`. {_CELLS}"
-            )
-        return value, gradients(value, params)
+            if not marks.count:
+                raise GradientError(
+                    "OneStep found no carried state to cut: mark it where a time step takes it, "
+                    f"`h = cell(x[:, t], carry(h))`. {_CELLS}"
+                )
+            return value, gradients(value, params)  # what a checkpoint runs again is cut like the first time
 
 
 _CELLS = "torch.nn.RNN, LSTM and GRU loop inside and cannot be cut: use RNNCell, LSTMCell or GRUCell in a loop"

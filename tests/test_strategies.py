@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from shaped import FullBackpropagation, GradientError, OneStep, ParamList, ProofError, ScalarTrainer, carry
 from shaped.strategies import Loss, gradients
@@ -67,6 +68,21 @@ def test_one_step_gives_the_gradients_of_the_last_step_alone(backend: Any) -> No
 def test_the_proof_names_the_strategy() -> None:
     assert "gradients : RNN by OneStep" in str(recurrent().proof)
     assert "gradients : RNN\n" in str(recurrent(strategy=FullBackpropagation()).proof)
+
+
+def test_what_a_checkpoint_runs_again_is_cut_like_the_first_time() -> None:
+    def step(x: Tensor, h: Tensor, p: RNN) -> Tensor:
+        return torch.tanh(x @ p.wx + carry(h) @ p.wh)
+
+    def loss(p: RNN, x: Float[Tensor, "batch time features"], y: Float[Tensor, "batch one"]) -> Float[Tensor, ""]:
+        h = x.new_zeros(x.shape[0], p.wh.shape[0])
+        for t in range(x.shape[1]):
+            h = checkpoint(step, x[:, t], h, p, use_reentrant=False)
+        return F.mse_loss(h @ p.wo, y)
+
+    params = rnn()
+    _, found = recurrent(loss=loss, params=params).loss_and_backward(*sequence())
+    torch.testing.assert_close(list(found), list(truncated(params, *sequence())))
 
 
 def test_full_backpropagation_ignores_the_marks() -> None:

@@ -78,17 +78,29 @@ def load_safetensors(params: Annotated[Owner, OWN], path: str | Path) -> None:
     ]
     if wrong:
         raise StateError(f"{path} does not fit.\n  " + "\n  ".join(wrong))
+    module = _module(params)
+    if module is not None:
+        module.load_state_dict(there, strict=False)  # by its own hooks: merged adapters would go on with the old sum
+        return
     with torch.no_grad():
         for name, tensor in here.items():
             tensor.copy_(there[name])
 
 
+def _module(params: Owner) -> nn.Module | None:
+    """The module that the parameters are of, if they are of one."""
+    if isinstance(params, ScalarTrainer):
+        return params.modules[0] if params.modules else None
+    return params if isinstance(params, nn.Module) else None
+
+
 def _named(params: Owner) -> dict[str, Tensor]:
     """The tensors themselves, by the names of a state dict."""
+    module = _module(params)
+    if module is not None:
+        return {name: value for name, value in module.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
     if isinstance(params, ScalarTrainer):
-        params = params.modules[0] if params.modules else params.params
-    if isinstance(params, nn.Module):
-        return {name: value for name, value in params.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
+        params = params.params
     if isinstance(params, ParamList):
         return dict(zip(params.names, params.tensors, strict=True))
     raise ExportError(f"params is {describe(params)}: pass a trainer, a ParamList or an nn.Module")

@@ -92,16 +92,28 @@ def _numbers(features: Any, names: Sequence[str]) -> Tensor:
         text = [name for name, kind in zip(names, kinds, strict=True) if kind not in "fiub"]
         if text:
             raise DataError(f"columns that are not numeric: {', '.join(text)}; encode or drop them")
-        features = features.to_numpy(dtype="float32", na_value=float("nan"))
+        features = features.to_numpy(dtype="float64", na_value=float("nan"))
     copied = features.copy() if hasattr(features, "copy") else features  # an array may be read-only, or a view of yours
     try:
-        x = torch.as_tensor(copied).detach().float()
+        given = torch.as_tensor(copied).detach()
+        x = given.to(torch.float32, copy=True)
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"the features are not numeric: {error}") from None
     bad = [] if x.dim() != 2 else torch.nonzero(~torch.isfinite(x).all(0)).flatten().tolist()
     if bad:
         raise DataError(f"missing or infinite values in {', '.join(names[i] if names else f'column {i}' for i in bad)}")
+    if x.dim() == 2 and len(x) and (blurred := torch.nonzero(_is_blurred(given, x)).flatten().tolist()):
+        shown = ", ".join(names[i] if names else f"column {i}" for i in blurred)
+        raise DataError(f"float32 cannot tell the values of {shown} apart, as they lie far from 0: subtract an origin")
     return x
+
+
+def _is_blurred(given: Tensor, narrow: Tensor) -> Tensor:
+    """Whether rounding to float32 moves a column's values by a thousandth of their range, which is none of rounding."""
+    wide = given.double()
+    span = wide.amax(0) - wide.amin(0)
+    off = (narrow.double() - wide).abs().amax(0)
+    return (off > 1e-3 * span) & (span > 1e-12 * wide.abs().amax(0))
 
 
 def _target(target: Any) -> tuple[Tensor, list[str]]:
@@ -121,7 +133,10 @@ def _target(target: Any) -> tuple[Tensor, list[str]]:
     if all(isinstance(value, float) for value in values):
         if any(math.isinf(value) for value in values):
             raise DataError("the target has infinite values")
-        return torch.tensor(values, dtype=torch.float32), []
+        given = torch.tensor(values, dtype=torch.float64)
+        if values and bool(_is_blurred(given, given.float())):
+            raise DataError("float32 cannot tell the targets apart, as they lie far from 0: subtract an origin")
+        return given.float(), []
     if not all(isinstance(value, str | bool | int) for value in values):
         kinds = ", ".join(sorted({type(value).__name__ for value in values}))
         raise DataError(f"the target has values of {kinds}: pass numbers, or texts or whole numbers as classes")

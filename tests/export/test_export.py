@@ -1,5 +1,6 @@
 """A trained program elsewhere: what torch.export and onnxruntime give is what the function gives, at every size."""
 
+import copy
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from shaped import ExportError, ParamList, ProofError, ScalarTrainer, SignatureError, StateError, Unprovable
 from shaped.export import export_program, load_safetensors, save_safetensors, state_dict, to_onnx
+from shaped.lora import inject, merge
 
 
 class Line(ParamList):
@@ -241,6 +243,21 @@ def test_safetensors_are_read_by_anybody_and_read_back_whole_or_not_at_all(tmp_p
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(StateError, match="cannot be read"):
         load_safetensors(other, path)
+
+
+def test_what_is_read_into_a_merged_module_takes_the_place_of_the_sum(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, x, path = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), torch.randn(5, 3), tmp_path / "a.safetensors"
+    inject(module, ["0"], rank=2)
+    other = copy.deepcopy(module)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_()
+    save_safetensors(module, path)
+    merge(other)
+    load_safetensors(other, path)
+
+    torch.testing.assert_close(other(x), module(x))
 
 
 def test_a_module_that_was_trained_here_is_an_ordinary_module() -> None:

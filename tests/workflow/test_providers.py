@@ -191,6 +191,30 @@ def test_a_table_is_standardized_by_its_training_rows_alone() -> None:
     torch.testing.assert_close(next(iter(validation))[0], expected, atol=1e-5, rtol=1e-5)
 
 
+def test_numbers_far_from_0_are_refused_rather_than_all_made_one() -> None:
+    seconds = 1_700_000_000.0 + np.arange(50)
+    narrow = "float32 cannot tell the values of {} apart, as they lie far from 0: subtract an origin"
+
+    with pytest.raises(DataError, match=narrow.format("at")):
+        as_table(pd.DataFrame({"at": seconds, "b": seconds % 7}), seconds % 2 > 0)
+    with pytest.raises(DataError, match=narrow.format("column 0")):
+        as_table(np.stack([seconds.astype(int), seconds.astype(int) % 3], 1), seconds % 2 > 0)
+    with pytest.raises(DataError, match="float32 cannot tell the targets apart"):
+        as_table(np.eye(50), seconds)
+    noisy = 0.1 + 1e-17 * np.arange(50)  # one number but for rounding
+    assert as_table(np.stack([noisy * 3 - noisy * 2, seconds - seconds[0]], 1), seconds % 2 > 0).x[-1, 1] == 49
+
+
+def test_a_table_keeps_none_of_its_owners_memory() -> None:
+    features, targets = torch.ones(4, 2), torch.ones(4)
+    table = as_table(features, targets)
+    features.zero_()
+    targets.zero_()
+
+    assert table.x.all()
+    assert table.y.all()
+
+
 def test_a_share_of_each_class_is_held_out_and_the_rest_is_trained_on() -> None:
     provider = data.get("iris")(validation=0.2, seed=3)
     table = provider.table
