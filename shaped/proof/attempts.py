@@ -38,10 +38,12 @@ def attempts(setting: Setting, names: Sequence[str], plan: Plan, most: int) -> "
     """Trace until it goes through; where the size hints were unlucky, repair them and try again.
 
     Unlucky is: not divisible, or in the wrong order. What a repaired size hint decided comes back as a question and so
-    as a condition. If nothing helps, the failure of the attempt that got furthest is the one to explain.
+    as a condition. A repair that gets further is repaired before others are tried: `h % 8 == 0`, and then `w % 8 == 0`.
+    If nothing helps, the failure of the attempt that got furthest is the one to explain.
     """
     failures: list[Failure] = []
     waiting = [plan]
+    furthest = (0, 0)
     seen: set[str] = set()
     while waiting and len(seen) < most:
         plan = waiting.pop(0)
@@ -61,8 +63,11 @@ def attempts(setting: Setting, names: Sequence[str], plan: Plan, most: int) -> "
             failures.append(Failure(error, world, recorder))
             if is_unprovable(error):
                 break
+            reached = len(recorder.steps), getattr(error, "held", 0)
+            first = 0 if reached > furthest else len(waiting)
+            furthest = max(reached, furthest)
             # The user's own `assert seq <= 16` too may need other size hints.
-            waiting.extend([*larger(world, plan), *repairs(world, plan)])
+            waiting[first:first] = [*larger(world, plan), *repairs(world, plan)]
         finally:
             world.env.notice = None  # what explains a failure asks sizes too
             hush()

@@ -64,11 +64,15 @@ class ClaimMismatch(Mismatch):
 
 
 class ResultMismatch(Mismatch):
-    """The result is not what the signature declares."""
+    """The result is not what the signature declares.
 
-    def __init__(self, actual: str, declared: str, goal: str, hint: str) -> None:
+    Args:
+        held: Axes before the one that is not, which are as declared.
+    """
+
+    def __init__(self, actual: str, declared: str, goal: str, hint: str, held: int = 0) -> None:
         super().__init__(goal)
-        self.actual, self.declared, self.hint = actual, declared, hint
+        self.actual, self.declared, self.hint, self.held = actual, declared, hint, held
 
 
 # Where an operation takes `sparse`, or gather `sparse_grad`, if it is given by position; and where its table is.

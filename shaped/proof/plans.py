@@ -186,17 +186,20 @@ def size_hints_where(
     symbols = [symbol for symbol in fact.free_symbols if symbol in world.symbols]
     if not symbols or len(symbols) != len(fact.free_symbols) or len(symbols) > len(_TRIED):
         return None
-    near = [int(n) + 11 for n in fact.atoms(sympy.Integer) if _TRIED[3] < n < 2**31]  # beyond a threshold of torch's
+    beyond = [int(n) for n in fact.atoms(sympy.Integer) if _TRIED[3] < n < 2**31]  # a threshold of torch's
+    near = [size for n in beyond for size in (n - n % _FINEST + 2 * _FINEST, n + 11)]  # the one divisible, the other odd
     grid = itertools.product((*_TRIED, *near), repeat=len(symbols)) if len(symbols) <= 2 else _staircases(len(symbols))
     more = sorted({s for g in given for s in g.free_symbols if s in world.symbols}.union(symbols), key=str)
     generator = random.Random(0)
     count = _DRAWS if len(symbols) > 2 or len(more) > len(symbols) else 0
     draws = ([generator.choice((*_TRIED, *_MORE)) for _ in more] for _ in range(count))
+    alike = [(symbols, (2,) * len(symbols))] if len(symbols) > 2 else []  # where no different ones are small enough
     edge: Mapping[str, int] | None = None  # where both sides of an inequality are equal: it is that by accident
-    for names, sizes in itertools.chain(((symbols, s) for s in grid), ((more, s) for s in draws)):
+    for names, sizes in itertools.chain(((symbols, s) for s in grid), ((more, s) for s in draws), alike):
         chosen = {**world.size_hints, **dict(zip(names, sizes, strict=True))}
         kept = all(value_at(g, chosen) == sympy.true for g in given if g.free_symbols <= set(chosen))
-        if kept and len(set(sizes)) == len(sizes) and value_at(fact, chosen) == wanted:
+        apart = len(set(sizes)) == len(sizes) or (names, sizes) in alike
+        if kept and apart and value_at(fact, chosen) == wanted:
             base = {plan.quotient(name): name for name in plan.multiples}
             changed = {world.symbols[s]: size for s, size in zip(names, sizes, strict=True)}
             found = {**plan.size_hints, **{base.get(name, name): size for name, size in changed.items()}}

@@ -397,7 +397,7 @@ def check_result(actual: Any, declared: TensorSpec, world: World, own: dict[str,
     hint = ".mean() or .sum() makes it one" if not declared.dims else ""
     if actual.dim() != len(declared.dims):
         raise ResultMismatch(shown, wanted, f"{shown} = {declared}", hint)
-    for dim, size in zip(declared.dims, actual.shape, strict=True):
+    for axis, (dim, size) in enumerate(zip(declared.dims, actual.shape, strict=True)):
         if dim.is_name and dim.text not in world.values:
             own.setdefault(dim.text, size)
         unknown = [name for name in dim.names if name not in world.values and name not in own]
@@ -408,7 +408,7 @@ def check_result(actual: Any, declared: TensorSpec, world: World, own: dict[str,
         if not world.same(expected, size) and not world.granted(expected, size):
             wanted_equal = sympy.Eq(expression(size), expression(expected), evaluate=False)
             world.env.answers.append((wanted_equal, False))  # other size hints may divide better
-            raise ResultMismatch(shown, wanted, f"{world.show(size)} = {dim}", "")
+            raise ResultMismatch(shown, wanted, f"{world.show(size)} = {dim}", "", held=axis)
     if actual.dtype not in declared.dtypes:
         name = dtype_name(actual.dtype)
         raise ResultMismatch(f"{shown} of {name}", f"{wanted} of {declared.kind}", f"{name} is {declared.kind}", "")
