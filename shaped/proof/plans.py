@@ -187,7 +187,7 @@ def size_hints_where(
     if not symbols or len(symbols) != len(fact.free_symbols) or len(symbols) > len(_TRIED):
         return None
     beyond = [int(n) for n in fact.atoms(sympy.Integer) if _TRIED[3] < n < 2**31]  # a threshold of torch's
-    near = [size for n in beyond for size in (n - n % _FINEST + 2 * _FINEST, n + 11)]  # the one divisible, the other odd
+    near = [size for n in beyond for size in (n - n % _FINEST + 2 * _FINEST, n + 11)]  # a divisible one first
     grid = itertools.product((*_TRIED, *near), repeat=len(symbols)) if len(symbols) <= 2 else _staircases(len(symbols))
     more = sorted({s for g in given for s in g.free_symbols if s in world.symbols}.union(symbols), key=str)
     generator = random.Random(0)
