@@ -90,6 +90,7 @@ class OutsideValues:
         self.cases: dict[Any, Any] = {}
         self.codes: set[tuple[types.CodeType, str]] = set()  # that the traces ran, each with its module
         self._reads: list[_Place] = []  # each place once, however many graphs read it; after what it lies in
+        self._calls: dict[Hashable, Read] = {}  # functions of libraries, each by its place
         self._known: dict[Hashable, int] = {}
         self._lifted: dict[GraphModule, tuple[set[int], Lifted]] = {}
         self._gather()
@@ -97,10 +98,11 @@ class OutsideValues:
     def add(self, graph: GraphModule) -> Reads:
         """Take over what the trace of a graph read."""
         reads: Reads = graph.meta.get(READS) or Reads()
-        before = len(self._reads)
+        before = len(self._reads) + len(self._calls)
         self._places(reads)
+        self._calls |= {(id(read.owner), read.key): read for read in reads.calls}
         self.codes |= reads.codes
-        if len(self._reads) > before:
+        if len(self._reads) + len(self._calls) > before:
             self._gather()
         return reads
 
@@ -164,6 +166,9 @@ class OutsideValues:
         """Look everything up along its path; where only objects and tensors were replaced, go on with those."""
         difference = Difference()
         now = _looked_up(self._reads, difference)
+        for read in self._calls.values():
+            if (value := read.now()) is not read.value:
+                difference.changed.setdefault(read.text, (read.value, value))
         if not difference:
             for place, (owner, value) in zip(self._reads, now, strict=True):
                 place.read.owner, place.read.value = owner, value
@@ -174,6 +179,7 @@ class OutsideValues:
         """All reads once, ordered for `holds`."""
         once = {(id(p.read.owner), p.read.kind, p.read.key): p.read for p in self._reads if p.watched}
         sorts: dict[str, list[Read]] = {sort: [] for sort in (PLAIN, CELL, ATTRIBUTE, WHOLE, "")}
+        sorts[PLAIN] += self._calls.values()
         for read in once.values():
             sorts[_sort(read)].append(read)
         self._owners, self._keys = [r.owner for r in sorts[PLAIN]], [r.key for r in sorts[PLAIN]]

@@ -83,6 +83,9 @@ _SYMBOLIC: dict[str, Callable[..., Any]] = {
 }
 
 
+_ORIGINAL = {name: getattr(math, name) for name in _SYMBOLIC}
+
+
 _DENOMINATOR = 64  # the largest of a number whose product with a size is taken to be exact
 
 
@@ -128,7 +131,8 @@ class _Math(ModuleType):
     """`math`, with functions that keep sizes symbolic in the thread that traces."""
 
     def __getattribute__(self, name: str) -> Any:
-        return _SYMBOLIC[name] if name in _SYMBOLIC and _active.get() else getattr(math, name)
+        value = getattr(math, name)  # or what took its place
+        return _SYMBOLIC[name] if _active.get() and value is _ORIGINAL.get(name, self) else value
 
 
 class _Numbers(ModuleType):
@@ -144,7 +148,7 @@ class _Numbers(ModuleType):
 _INSTEAD: dict[int, Any] = {
     id(math): _Math("math"),
     id(numbers): _Numbers("numbers"),
-    **{id(getattr(math, name)): function for name, function in _SYMBOLIC.items()},
+    **{id(_ORIGINAL[name]): function for name, function in _SYMBOLIC.items()},
 }
 _BUILTINS: dict[str, Callable[..., Any]] = {"len": _length, "divmod": _divided}
 # In torch's own layers, and in modules that do nothing but call them: elsewhere `float` may be a dtype.

@@ -59,6 +59,7 @@ class Log:
         self._budget = _LIMIT
         self._hidden: dict[int, Any] = {}
         self.beyond: Any = None
+        self.calls: dict[tuple[int, str], Read] = {}  # functions of libraries' modules
 
     def root(self, owner: Any, name: str = "") -> None:
         """Something that is there before the program runs, and what it is called."""
@@ -177,7 +178,8 @@ class Log:
         for read in found:
             if read.kind == WHOLE and isinstance(read.value, tuple):
                 read.value = tuple([PLACED if is_traced(part) else part for part in read.value])
-        return Reads(found, changed, beyond=beyond, hidden="" if hidden is None else _told(hidden))
+        calls = [read for read in self.calls.values() if read.now() is read.value]
+        return Reads(found, changed, calls=calls, beyond=beyond, hidden="" if hidden is None else _told(hidden))
 
     def _is_changed(self, read: Read) -> bool:
         if (id(read.owner), read.kind, read.key) in self._counted or id(read.owner) in self._written:

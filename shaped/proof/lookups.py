@@ -1,5 +1,6 @@
 """Attributes as they lie in dictionaries: found without running any code of the object's own."""
 
+import sys
 import types
 from enum import Enum
 from typing import Any
@@ -9,7 +10,7 @@ from torch import nn
 from shaped.proof.contents import own_dictionary
 from shaped.proof.instructions import UNKNOWN
 from shaped.proof.log import of_class
-from shaped.proof.reads import ATTRIBUTE, DESCRIBED, MISSING, PLAIN, is_leaf, is_library, is_opaque
+from shaped.proof.reads import ATTRIBUTE, DESCRIBED, MISSING, PLAIN, Read, is_leaf, is_library, is_opaque
 
 _SWITCHES = "torch.backends"
 _NUMBERS = (float, int, bool, complex)  # `math.pi` may be bound anew like any other
@@ -71,6 +72,17 @@ def looked_up(owner: Any, name: str) -> Found | None:
     if found is not None and hides:
         found[0].append((PLAIN, own, name, MISSING))  # one of its own would hide the class's
     return found
+
+
+def function_of(owner: Any, name: str) -> Read | None:
+    """A function of a library's module, as it lies there: another may take its place (`math.floor = f`)."""
+    if not isinstance(owner, types.ModuleType) or not is_opaque(owner):
+        return None
+    owner = sys.modules.get(owner.__name__, owner)  # a trace has a `math` of its own
+    value = vars(owner).get(name)
+    if not callable(value) or isinstance(value, type):
+        return None
+    return Read(PLAIN, vars(owner), name, value, text=f"{owner.__name__}.{name}")
 
 
 def has_switches(owner: Any) -> bool:

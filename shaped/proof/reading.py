@@ -24,7 +24,7 @@ from shaped.proof.drawn import READ, VERSION, WAITED, Drawn, draws, opens, waits
 from shaped.proof.instructions import ASKED, INPLACE, PURE, UNKNOWN, Shadow, instructions
 from shaped.proof.isolation import say, stands_in
 from shaped.proof.log import Log, of_class
-from shaped.proof.lookups import has_switches, looked_up
+from shaped.proof.lookups import function_of, has_switches, looked_up
 from shaped.proof.reads import (
     ATTRIBUTE,
     CELL,
@@ -157,6 +157,8 @@ class Reading:
             return UNKNOWN
         if isinstance(owner, ParamList):
             return self._of_parameters(frame, owner, name)
+        if (function := function_of(owner, name)) is not None:
+            self.log.calls.setdefault((id(function.owner), name), function)
         found = looked_up(owner, name)
         if found is None:  # code decides: a frame that is followed, or a library's
             if not shadow.called:

@@ -114,6 +114,7 @@ class Reads:
     Attributes:
         found: The reads.
         changed: What the program itself changes, of what it reads.
+        calls: Functions of libraries' modules, as they lie there.
         settled: Such changes alter nothing: the program traced once more, after them, is the same.
         beyond: What holds too much to look at.
         hidden: What keeps in C what is read of it.
@@ -123,6 +124,7 @@ class Reads:
 
     found: list[Read] = field(default_factory=list)
     changed: list[Read] = field(default_factory=list)
+    calls: list[Read] = field(default_factory=list)
     settled: bool = False
     beyond: str = ""
     hidden: str = ""

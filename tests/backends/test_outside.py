@@ -1,6 +1,7 @@
 """What a loss reads from outside: both backends follow it, or say that they do not."""
 
 import inspect
+import math
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
@@ -409,3 +410,27 @@ def test_what_each_size_reads_anew_is_kept_once_and_followed() -> None:
 
     assert len(world._reads) == kept
     assert seen == [1.0, 1.0, 2.0, 2.0, 13.0, 13.0, 14.0, 14.0, 5.0, 5.0]
+
+
+@pytest.mark.parametrize("backend", ["eager", "compiled"])
+@pytest.mark.parametrize(
+    ("owner", "name", "loss"),
+    [
+        (math, "floor", lambda p, x: (x @ p.w).sum() * math.floor(2.5)),
+        (math, "sqrt", lambda p, x: (x @ p.w).sum() * math.sqrt(x.shape[1])),
+        (F, "relu", lambda p, x: nn.ReLU()(x @ p.w).sum()),
+    ],
+)
+def test_a_function_of_a_library_that_another_replaces_is_followed(
+    owner: Any, name: str, loss: Any, backend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def program(p: P, x: Float[Tensor, "b n"]) -> Scalar:
+        value: Tensor = loss(p, x)
+        return value
+
+    trainer = ScalarTrainer(program, P(w=torch.ones(3)), backend=backend)
+    before = trainer.loss_and_backward(X)[0]
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, lambda x, *_, **__: x * 0 + 7)
+        torch.testing.assert_close(trainer.loss_and_backward(X)[0], program(trainer.params, X).detach())
+    assert trainer.loss_and_backward(X)[0] == before
