@@ -102,11 +102,13 @@ def prove_setting(
     from shaped.proof.demands import demanding
     from shaped.proof.isolation import heard_once, proving
     from shaped.proof.keeping import keeping
+    from shaped.proof.limits import limited
     from shaped.proof.ranks import prove_ranks
     from shaped.proof.search import ProofSearch
 
     roots = setting.signature.function, setting.call, setting.strategy
-    with young_collected(), proving(), keeping(*roots) as kept, heard_once(kept.printing), demanding() as demands:
+    within, name = young_collected(), setting.signature.name
+    with limited(name), within, proving(), keeping(*roots) as kept, heard_once(kept.printing), demanding() as demands:
         ranked = bool(setting.signature.axes)
         proof = prove_ranks(setting, assume, static) if ranked else ProofSearch(setting, assume, static).proof()
         return replace(proof, demands=tuple(map(str, demands))) if demands else proof

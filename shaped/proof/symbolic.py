@@ -27,6 +27,7 @@ from shaped.proof.demands import demanded, validates
 from shaped.proof.expressions import sympy_of, term_of, without_fractions
 from shaped.proof.fake import RememberingMode
 from shaped.proof.isolation import note_asking
+from shaped.proof.limits import hold_limits
 from shaped.proof.rounded import whole
 from shaped.proof.source import Place, is_users, place_of_caller
 from shaped.proof.ways import Course, way_under_way
@@ -97,6 +98,7 @@ class _Questions(ShapeEnv):
         self.taken: dict[sympy.Symbol, Tensor] = {}  # numbers that the program read from these
 
     def evaluate_expr(self, orig_expr: Any, *args: Any, **kwargs: Any) -> Any:
+        hold_limits()
         before = len(self.guards)
         orig_expr = self._settle(orig_expr)
         symbolic = isinstance(orig_expr, sympy.Basic) and bool(orig_expr.free_symbols)

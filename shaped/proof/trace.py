@@ -35,6 +35,7 @@ from shaped.proof.counted import Counted
 from shaped.proof.indices import Indices
 from shaped.proof.isolation import follow, tracing
 from shaped.proof.keeping import putting_back
+from shaped.proof.limits import hold_limits
 from shaped.proof.misplaced import VIEWS, Correction, Marks, order
 from shaped.proof.reads import READS, Reads, is_traced
 from shaped.proof.rewrites import Rewrites
@@ -100,6 +101,7 @@ class Recorder(TorchFunctionMode):
         if name in _ATTRIBUTES or name.startswith(("sym_", "_sym_")):  # arithmetic on sizes: not the same in each run
             return func(*args, **(kwargs or {}))
         self.calls += 1
+        hold_limits()
         replacement = self._replacement if self._replacement and self._replacement.number == self.calls else None
         if replacement is not None and replacement.instead is None:
             args, kwargs = self._with_replacement(args, kwargs or {}, replacement)
@@ -132,8 +134,7 @@ class Recorder(TorchFunctionMode):
         if results:
             source = call.place.source() if call.place else None
             place = str(source) if source else "?"
-            shown = [shape_text(tensor, self.world) for tensor in results]
-            known = tuple(shape_text(tensor, self.world) for tensor in operands)
+            shown, known = (tuple(shape_text(t, self.world) for t in some) for some in (results, operands))
             self.steps.append(Step(name, known, ", ".join(shown), place, source))
             self._mark_nodes()
         return result
