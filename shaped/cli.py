@@ -236,7 +236,7 @@ def _check_files(targets: Sequence[str], options: argparse.Namespace) -> int:
     found = check_project(jobs, asked, workers=options.jobs, seconds=options.timeout, keep=not options.fresh)
     named = [name for name in static if name != "auto"]
     named += [name for text in options.assume for name in sorted(names_of(text))]
-    report = Report("sarif" if options.sarif else "json" if options.json else "text", named,
+    report = Report("sarif" if options.sarif else "json" if options.json else "text", named, options.make,
                     one and bool(jobs[0].name), options.steps)  # fmt: skip
     if one:
         alone = one_file(next(found))

@@ -66,9 +66,10 @@ def check_file(
         if verdict is None:
             if journal is not None:
                 journal.begin(_where(target), target.name == last)
+            instances.factories.used.clear()
             verdict = _verdict(target, instances, assume, static, auto)
             dims = tuple(dict.fromkeys([*verdict.dims, *_dimensions(target)]))
-            verdict = replace(verdict, header=_header(target), dims=dims)
+            verdict = replace(verdict, header=_header(target), dims=dims, factories=tuple(instances.factories.used))
             if journal is not None:
                 journal.end(verdict)
         verdicts.append(verdict)
@@ -97,7 +98,8 @@ def _verdict(
     where = _where(target)
     try:
         examined = None
-        if _is_plain(target):
+        about = instances.factories.are_about(target.name, inspect.signature(target.function).parameters)
+        if _is_plain(target) and not about:
             try:
                 return _stated(where, _proof(target, assume, static))
             except (ProofError, SignatureError):

@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import inspect
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import CodeType, ModuleType
@@ -53,6 +53,7 @@ class Factories:
 
     expressions: Sequence[str] = ()
     names: Mapping[str, Any] = field(default_factory=dict)  # of the file
+    used: dict[str, None] = field(default_factory=dict)  # what was asked for, until it is cleared
 
     def __post_init__(self) -> None:
         self._codes: dict[str, tuple[CodeType, tuple[str, ...], str]] = {}
@@ -60,13 +61,9 @@ class Factories:
         self._modules: dict[str, ModuleType] = {}
         self._values: dict[str, tuple[Any, tuple[tuple[str, int], ...]]] = {}
         for text in self.expressions:
-            key, _, value = text.partition("=")
-            if not all(part.isidentifier() for part in key.strip().split(".")):
-                key, value = "", text
+            key, value = _parted(text)
             try:
-                node = ast.parse(value.strip(), mode="eval")
-                named = node.body.func if isinstance(node.body, ast.Call) else node.body
-                last = named.attr if isinstance(named, ast.Attribute) else getattr(named, "id", "")
+                node = ast.parse(value, mode="eval")
                 code = compile(node, "<factory>", "eval")
             except SyntaxError as error:
                 raise ShapedError(f"a factory is an expression such as Net(Config(dim=8)), not {text!r}") from error
@@ -74,9 +71,13 @@ class Factories:
             sized = {n.id for n in every if isinstance(n.ctx, ast.Store)}
             sized |= {n.arg for n in ast.walk(node) if isinstance(n, ast.arg)}  # of a lambda
             names = tuple(dict.fromkeys(n.id for n in every if n.id not in sized))
-            self._arguments |= {key.strip(): None} if key else {}
+            self._arguments |= {key: None} if key else {}
             self._modules |= _imported(node, self.names)
-            self._codes[key.strip() or last] = code, names, value.strip()
+            self._codes[made_by(text)] = code, names, value
+
+    def are_about(self, function: str, names: Iterable[str]) -> bool:
+        """Whether one says what an argument of a function is."""
+        return any(name in self._arguments or f"{function}.{name}" in self._arguments for name in names)
 
     def made(self, kind: type, path: str, ints: list[str]) -> list[ValueChoice]:
         """The choice that a factory gives for a class; none where there is no factory."""
@@ -99,6 +100,7 @@ class Factories:
 
     def _evaluating(self, key: str, path: str, ints: list[str]) -> list[ValueChoice]:
         code, names, text = self._codes[key]
+        self.used[key] = None
         known = self._known(key)
         free = [name for name in names if name not in known and not hasattr(builtins, name)]
         owners = [n.value.id for n in ast.walk(ast.parse(text, mode="eval"))
@@ -119,6 +121,7 @@ class Factories:
             if before == key:
                 break
             if before in self._arguments and before in self._codes[key][1]:
+                self.used[before] = None
                 found |= {before: self._built(before, before).value.build(())} if self._is_one(before) else {}
         return found
 
@@ -141,6 +144,24 @@ class Factories:
         value, sizes = self._values[key]
         choice = constant(path, value)
         return replace(choice, value=replace(choice.value, kind=text), given=True, sizes=sizes)
+
+
+def _parted(text: str) -> tuple[str, str]:
+    """What a factory is for, where it says so, and its expression."""
+    key, _, value = text.partition("=")
+    named = all(part.isidentifier() for part in key.strip().split("."))
+    return (key.strip(), value.strip()) if named else ("", text.strip())
+
+
+def made_by(text: str) -> str:
+    """The class, the argument or the attribute that a factory makes; nothing where it is no expression."""
+    key, value = _parted(text)
+    try:
+        body = ast.parse(value, mode="eval").body
+    except SyntaxError:
+        return key
+    named = body.func if isinstance(body, ast.Call) else body
+    return key or (named.attr if isinstance(named, ast.Attribute) else getattr(named, "id", ""))
 
 
 def _imported(node: ast.AST, names: Mapping[str, Any]) -> dict[str, ModuleType]:

@@ -79,7 +79,7 @@ def _end_after(seconds: float) -> None:
 def verdict_of(data: Mapping[str, Any]) -> Verdict:
     """A verdict as `dataclasses.asdict` wrote it."""
     source = Source(**data["source"]) if data["source"] else None
-    lists = {name: tuple(data[name]) for name in ("conditions", "steps", "dims")}
+    lists = {name: tuple(data[name]) for name in ("conditions", "steps", "dims", "factories")}
     shapes = tuple(Shape(*shape) for shape in data["shapes"])
     context = tuple((name, shape, where) for name, shape, where in data["context"])
     return Verdict(**{**data, **lists, "source": source, "shapes": shapes, "context": context})

@@ -8,6 +8,7 @@ from typing import Literal
 
 from shaped.check.files import Job
 from shaped.check.ignoring import Unused, ignored
+from shaped.check.instances import made_by
 from shaped.check.sarif import as_sarif
 from shaped.check.verdicts import Verdict, annotation, lines_of
 from shaped.check.worker import Answer, CheckOptions, ask_each
@@ -55,12 +56,14 @@ class Report:
 
     Args:
         named: Names of dimensions that the command gives, each of which a function has to have.
+        made: Factories that the command gives, each of which a function has to ask for.
         whole: Print each statement whole, not a line of it.
         steps: Print the derivations too.
     """
 
     form: Form = "text"
     named: Sequence[str] = ()
+    made: Sequence[str] = ()
     whole: bool = False
     steps: bool = False
     status: int = 0
@@ -76,7 +79,7 @@ class Report:
         wrong = [verdict for verdict in verdicts if verdict.status not in ("proved", "ignored")]
         unused = [comment for one in every for comment in one.unused]
         failed = [one.answer for one in every if one.answer.failure]
-        failures = [*(answer.failure for answer in failed), *_strangers(self.named, every)]
+        failures = [*(answer.failure for answer in failed), *_strangers(self.named, self.made, every)]
         self.status = 2 if failures else 1 if wrong or unused else 0
         if self.form == "sarif":
             yield json.dumps(as_sarif(wrong, unused, failures), indent=2)
@@ -93,15 +96,20 @@ class Report:
             yield f"\n{_counts(every, wrong, len(failed))}"
 
 
-def _strangers(named: Sequence[str], every: Sequence[FileFindings]) -> list[str]:
-    """What to say of names that no function has; nothing where one was not looked at."""
+def _strangers(named: Sequence[str], made: Sequence[str], every: Sequence[FileFindings]) -> list[str]:
+    """What to say of names and factories that no function has or asks for; nothing where one was not looked at."""
     verdicts = [verdict for one in every for verdict in one.verdicts]
     if any(one.answer.failure for one in every) or any(v.status == "unprovable" and not v.dims for v in verdicts):
         return []
     known = list(dict.fromkeys(name for verdict in verdicts for name in verdict.dims))
-    where = f"`{verdicts[0].function}`" if len(verdicts) == 1 else "a function that was checked"
-    return [f"SignatureError: `{name}` is no dimension of {where}{nearest(name, known)}"
-            for name in dict.fromkeys(named) if name not in known]  # fmt: skip
+    which = f"`{verdicts[0].function}`" if len(verdicts) == 1 else "a function that was checked"
+    found = [f"SignatureError: `{name}` is no dimension of {which}{nearest(name, known)}"
+             for name in dict.fromkeys(named) if name not in known]  # fmt: skip
+    asked = {key for verdict in verdicts for key in verdict.factories}
+    where = which if len(verdicts) == 1 else "no function that was checked"
+    unasked = [text for text in dict.fromkeys(made) if made_by(text) not in asked]
+    denied = "does not ask" if len(verdicts) == 1 else "asks"
+    return [*found, *(f"ShapedError: --make {text}: {where} {denied} for `{made_by(text)}`" for text in unasked)]
 
 
 def _annotations(wrong: Sequence[Verdict], unused: Sequence[Unused], failed: Sequence[Answer]) -> Iterator[str]:

@@ -37,6 +37,7 @@ class Verdict:
     context: tuple[tuple[str, str, str], ...] = ()  # of a fault: name, shape, where it comes from
     hint: str = ""
     dims: tuple[str, ...] = ()  # the names of sizes that it has, as far as they are known
+    factories: tuple[str, ...] = ()  # what they make that was asked for: `Net`, `mode`, `loss.scale`
     header: int = 1  # lines of the definition, decorators included, on which a comment about it may stand
 
     def as_json(self) -> dict[str, Any]:

@@ -1,7 +1,11 @@
 """What an argument is by a factory of the user's: made for each run of free dimensions, or once for all."""
 
+from pathlib import Path
+
 import pytest
 
+from shaped.check import Answer, Job, Report, Verdict
+from shaped.check.project import FileFindings
 from tests.check.test_check_methods import check
 
 __all__ = ["check"]
@@ -90,3 +94,28 @@ def other(x: Float[Tensor, "n d"], scale: Any) -> Float[Tensor, "n d"]:
         "Loaded.denoised": "proved", "Loaded.wrong": "refuted", "one": "proved", "other": "proved",
     }  # fmt: skip
     assert "any Loaded with net as said" in found["Loaded.denoised"].message
+
+
+def test_a_factory_of_the_command_that_no_function_asks_for_is_said(tmp_path: Path) -> None:
+    job = Job(tmp_path / "one.py")
+    asked = Verdict("one", str(job.file), 1, "proved", "", "", dims=("n",), factories=("Net",))
+    found = FileFindings(Answer(job, (asked,)), [asked], [])
+    report = Report(made=["Net(Config(n))", "Nett(3)", "mode='relu'"])
+
+    lines = list(report.lines([found]))
+
+    assert report.status == 2
+    assert lines[1:3] == [
+        "\nfailed      ShapedError: --make Nett(3): `one` does not ask for `Nett`",
+        "\nfailed      ShapedError: --make mode='relu': `one` does not ask for `mode`",
+    ]
+
+
+def test_what_a_tensor_is_by_a_factory_is_taken_and_said(check) -> None:  # type: ignore[no-untyped-def]
+    found = check(
+        'def twice(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:\n    return x * 2\n',
+        factories=["x=torch.ones(n, 3)"],
+    )["twice"]
+
+    assert found.factories == ("x",)
+    assert found.status == "proved"
