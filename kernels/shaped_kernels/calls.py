@@ -46,6 +46,7 @@ class Extras:
 
 
 NOTHING = Extras()
+ONLY_KEEP = Extras(keep=True)  # by identity: most steps
 
 
 @dataclass

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from . import lowmemory
-from .calls import NOTHING, Extras, RuleCall, shared
+from .calls import NOTHING, ONLY_KEEP, Extras, RuleCall, shared
 from .lists import WIDE
 from .rule import refuse_misshapen
 
@@ -34,6 +34,10 @@ def take(calls: Sequence[RuleCall], extras: Extras = NOTHING) -> tuple[Tensor | 
         The norm of all gradients, unscaled and before clipping: 0-dim, None if nothing asked for it.
         Whether the step was skipped: a tensor where a device decided.
     """
+    if extras is ONLY_KEEP and len(calls) == 1 and calls[0].lists.path != "triton":
+        with torch.no_grad():
+            _move(calls[0], extras, None)
+        return None, False
     on_device = [call for call in calls if call.lists.path == "triton" and len(call.lists)]
     on_host = [call for call in calls if call.lists.path != "triton"]
     with torch.no_grad():

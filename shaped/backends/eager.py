@@ -7,7 +7,7 @@ from torch import Tensor
 
 from shaped.backends.counters import Counters
 from shaped.backends.executors import Executors
-from shaped.backends.gradients import all_finite, finite_flag, mean_with, of_counted
+from shaped.backends.gradients import all_finite, finite_flag, gradients_of, mean_with, of_counted
 from shaped.backends.interrupts import Whole
 from shaped.backends.options import TrainerOptions
 from shaped.backends.program import Program
@@ -43,7 +43,7 @@ class Eager:
                 loss, gradients, written = self.program.differentiate(inputs)
             else:
                 loss, written = self.program.call(inputs)
-                gradients = list(torch.autograd.grad(loss, self._used))
+                gradients = gradients_of(loss, self._used)
         return loss.detach().clone(), gradients, written  # a loss that is a parameter must not follow its update
 
     def at(
@@ -73,7 +73,7 @@ class Eager:
         if self._options.accumulate > 1:
             counted = self.program.count_now(inputs)
         samples = 1.0 if self._quiet else checked_count(counted)
-        with optimizer.ahead(self._used):
+        with optimizer.ahead(self._used, readings):
             loss, gradients, written = self.loss_and_backward(inputs)
         if self._quiet:
             with Whole():
@@ -107,7 +107,7 @@ class Eager:
     ) -> None:
         """Take a batch in, update where it is time for it, and count."""
         counters = self._counters
-        if finite:
+        if finite and written:
             self.program.write(written)
         go = finite and last
         if self._options.accumulate > 1:

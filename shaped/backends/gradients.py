@@ -1,19 +1,57 @@
 """What is asked of gradients before an update: whether everything is finite, their mean, and in a graph their norm."""
 
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import repeat
+from operator import attrgetter, is_
+from typing import Any
 
 import torch
 from torch import Tensor
 
+_SMALL = 2**14  # mean elements of tensors: at 2,048 norms take 2.4 times as long, at 65,536 four fifths (1 thread)
+_ONE = torch.ones(1, dtype=torch.float32, device="cpu")
+_is_cpu: Callable[[Tensor], bool] = attrgetter("is_cpu")
+_log = logging.getLogger("torch.autograd.graph")
+
+
+def gradients_of(loss: Tensor, tensors: tuple[Tensor, ...]) -> list[Tensor]:
+    """`torch.autograd.grad` of a scalar; on the CPU by its engine, which saves the Python around it.
+
+    That is 24 us for 64-128-10, where the pass itself takes 90 (torch 2.13).
+    """
+    plain = type(loss) is Tensor and loss.is_cpu and loss.is_floating_point() and loss.requires_grad and not loss.dim()
+    if not plain or _log.isEnabledFor(logging.DEBUG):
+        return list(torch.autograd.grad(loss, tensors))
+    engine: Any = torch.autograd.Variable._execution_engine
+    start = (torch.ones_like(loss),)
+    return list(engine.run_backward((loss,), start, False, False, tensors, False, accumulate_grad=False))
+
 
 def all_finite(tensors: Sequence[Tensor]) -> bool:
-    """Whether every element is finite; waits for the device once if so."""
-    # 5 us for four gradients of 64-128-10, where isfinite takes 33 (torch 2.13)
+    """Whether every element is finite; waits for the device once if so. Each element is left as it is."""
+    if _small(tensors):
+        # GradScaler's look, in one call: it multiplies by 1 where it looks. Four gradients of 64-128-10 take 4 us, 1000
+        # of 1024 elements 460; their norms 5 and 1250, isfinite of each 33 and more (torch 2.13).
+        found = torch.zeros_like(_ONE)
+        torch._amp_foreach_non_finite_check_and_unscale_(list(tensors), found, _ONE)
+        return not found.item()
     norms = torch._foreach_norm(list(tensors))
     if math.isfinite(sum(norm.item() for norm in norms) if norms[0].device.type == "cpu" else _total(norms)):
         return True
     return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)  # a norm may overflow where no element does
+
+
+def _small(tensors: Sequence[Tensor]) -> bool:
+    """Whether writing each element back costs less than a call for each tensor, and may be done."""
+    return (
+        all(map(is_, map(type, tensors), repeat(Tensor)))
+        and all(map(_is_cpu, tensors))
+        and sum(map(Tensor.numel, tensors)) <= _SMALL * len(tensors)
+        and all(map(Tensor.is_contiguous, tensors))  # an expanded one cannot be written to
+        and not any(map(Tensor.is_complex, tensors))
+    )
 
 
 def _total(norms: Sequence[Tensor]) -> float:

@@ -136,7 +136,7 @@ class JointEager(Eager):
         readings = optimizer.read(self._used)
         self._together.refuse(optimizer)
         self._together.hold_alike(optimizer, readings, last)
-        with optimizer.ahead(self._used):
+        with optimizer.ahead(self._used, readings):
             settled, totals, written = self._agreed(inputs, optimizer.options.measures(self._options.max_norm))
         if totals.unlike:
             self._together.raise_unlike()

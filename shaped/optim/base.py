@@ -10,12 +10,12 @@ is ours: parameters that move together share one `step` tensor, so that one incr
 """
 
 from abc import ABC
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import repeat
 from operator import attrgetter, is_not
-from typing import Any, ClassVar, overload
+from typing import Any, ClassVar, cast, overload
 
 import torch
 from torch import Tensor
@@ -200,7 +200,7 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
         Raises:
             ValueError: A gradient does not fit, or a number has left its range; each is named, and nothing has changed.
         """
-        if not isinstance(readings, CheckedRules | None):
+        if readings is not None and not isinstance(cast(object, readings), CheckedRules):
             raise ValueError(f"readings is of type {type(readings).__name__}; it is what `read` returns")
         around = self.options.around(max_norm, found_inf=found_inf, keep=True, norm=norm)
         self._take(grads, params, around, readings)
@@ -252,21 +252,20 @@ class FusedOptimizer(BornInterface, Optimizer, ABC):
         lr = update.group["lr"] if update.lr_on_device else None
         return RuleCall(reading.rule, update.lists, grads, reading.numbers, update.counted, lr, gather)
 
-    @contextmanager
-    def ahead(self, params: Sequence[Tensor] | None = None) -> Iterator[None]:
+    def ahead(
+        self, params: Sequence[Tensor] | None = None, readings: CheckedRules | None = None
+    ) -> AbstractContextManager[None]:
         """Put parameters where their rule takes the gradient, for the length of a `with` block; for most, that is here.
 
         Args:
             params: As `updates` takes them.
+            readings: What `read` returned for them, where this is the step that it was read for.
         """
-        if params is not self._asked[0]:
-            self.updates(params)  # refuses what is not ours
-        if not any(self.rule_of(group).leads for group in self.param_groups):
-            yield
-            return
-        points = [pair for u in self.updates(params) for pair in u.points()]
-        with swapped([p for p, _ in points], [point for _, point in points]):
-            yield
+        readings = readings or self.read(params)  # refuses what is not ours
+        if not readings.leads:
+            return nullcontext()
+        points = [pair for u in readings.plan.updates for pair in u.points()]
+        return swapped([p for p, _ in points], [point for _, point in points])
 
     def upload(self) -> None:
         """Write lr and all other hyper-parameters to the device, where captured steps read them.

@@ -68,7 +68,7 @@ class Foreign(FusedOptimizer):
         """Nothing: it reads its groups itself."""
         return CheckedRules(UpdatePlan(None, []), [])
 
-    def ahead(self, params: Sequence[Tensor] | None = None) -> Any:
+    def ahead(self, params: Sequence[Tensor] | None = None, readings: CheckedRules | None = None) -> Any:
         """Parameters stay where they are."""
         return nullcontext()
 

@@ -39,6 +39,8 @@ def listed(params: Any) -> list[Any]:
 
 def refuse_no_sequence(name: str, value: Any) -> None:
     """Refuse what are no tensors in order, with ValueError."""
+    if type(value) in (list, tuple):
+        return
     if not isinstance(value, Sequence | ParamList) or isinstance(value, str | bytes):
         raise ValueError(f"{name} is of type {type(value).__name__}; it is a sequence of tensors")
 

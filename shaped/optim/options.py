@@ -3,13 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, Literal, TypedDict
+from functools import cached_property
+from typing import Annotated, Any, Literal, TypedDict, cast
 
 import torch
 from torch import Tensor
 
 from shaped.arguments import OWN, checked
-from shaped_kernels.calls import Extras
+from shaped_kernels.calls import ONLY_KEEP, Extras
 from shaped_kernels.scalars import Store, number
 
 Moments = torch.dtype | Literal["8bit"] | None
@@ -39,6 +40,9 @@ class Decoupling(Fusing, total=False):
     """The same with SGD's decay apart from the gradient."""
 
     decoupled_weight_decay: bool
+
+
+_KEEP = {"keep": True, "norm": None}
 
 
 @checked
@@ -80,12 +84,18 @@ class Options:
 
     def limit(self, other: float | None) -> float | None:
         """What the norm of all gradients is at most, where another limit stands beside `max_norm`: the smaller."""
-        limits = [limit for limit in (self.max_norm, other) if limit is not None]
-        return min(limits, default=None)
+        if self.max_norm is None or other is None:
+            return other if self.max_norm is None else self.max_norm
+        return min(self.max_norm, other)
 
     def measures(self, other: float | None) -> bool:
         """Whether a step takes the norm of all gradients."""
         return self.skip_nonfinite or self.limit(other) is not None
+
+    @cached_property
+    def _bare(self) -> bool:
+        """Whether nothing is fused around an update."""
+        return not (self.max_norm or self.skip_nonfinite or self.ema_decay is not None or self.zero_grads)
 
     def around(self, max_norm: float | None = None, found_inf: Tensor | None = None, **given: Any) -> Extras:
         """What is fused around one step, under another limit and verdict too; `given` are further fields of `Extras`.
@@ -95,8 +105,10 @@ class Options:
         """
         if max_norm is not None and not 0.0 < number("max_norm", max_norm) < math.inf:
             raise ValueError(f"max_norm must be a finite number > 0, or None, got {max_norm}")
-        if not isinstance(found_inf, Tensor | None):
+        if found_inf is not None and not isinstance(cast(object, found_inf), Tensor):
             raise ValueError(f"found_inf is of type {type(found_inf).__name__}; it is a tensor of one element")
+        if max_norm is None and found_inf is None and given == _KEEP and self._bare:
+            return ONLY_KEEP
         return Extras(
             self.limit(max_norm), self.skip_nonfinite, self.ema_decay, self.zero_grads, found_inf=found_inf, **given
         )

@@ -6,6 +6,7 @@ check of parameters and state, is done once and kept while nothing changes.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 from operator import attrgetter, is_, methodcaller
 from typing import Any, Protocol
@@ -254,6 +255,11 @@ class CheckedRules:
 
     plan: UpdatePlan
     readings: list[CheckedRule]
+
+    @cached_property
+    def leads(self) -> bool:
+        """Whether a gradient is taken elsewhere than at its parameter."""
+        return any(reading.rule.leads for reading in self.readings)
 
 
 def _form(rule: Rule) -> tuple[tuple[str, ...], bool]:
