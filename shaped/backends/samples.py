@@ -23,10 +23,11 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from shaped.backends.counts import counting_graph, divisors
+from shaped.backends.draws import draws
 from shaped.backends.outside import PROOFS, OutsideValues, keep, lift
 from shaped.errors import ShapeError, SignatureError, listing
 from shaped.proof import Proof, Setting, prove_setting
-from shaped.proof.reads import Reads
+from shaped.proof.reads import READS, Reads
 from shaped.shapes import Dim, Entry, Signature, read_container
 
 FACTOR = "factor"  # in a graph's meta: a Factor, where values tell how many samples a batch has
@@ -201,6 +202,7 @@ class Samples:
             setting = Setting(counting, dtypes, (False,) * len(dtypes), device, roots=(self._given,))
             names = {name for entry in counting.entries for dim in entry.spec.dims for name in dim.names}
             proof = prove_setting(setting, (), {n: s for n, s in static.items() if n in names})
+            _refuse_draws(proof.graph)
             _refuse_tensors(proof.graph, world.add(proof.graph))
             keep(self._proofs, key, proof, PROOFS)
         return self._proofs[key]
@@ -215,6 +217,15 @@ def _refuse_tensors(graph: GraphModule, reads: Reads) -> None:
     if lifted.reads or lifted.refusal:
         said = lifted.refusal or f"reads `{lifted.reads[0].text}` from outside"
         raise SignatureError(f"samples {said}: make the tensor an input of the loss, or count by numbers")
+
+
+def _refuse_draws(graph: GraphModule) -> None:
+    """Raise SignatureError where a function counts by chance or by the clock: each backend would count otherwise."""
+    drawn = graph.meta[READS].drawn or next(("random numbers" for node in graph.graph.nodes if draws(node)), "")
+    if drawn:
+        raise SignatureError(
+            f"samples reads {drawn}: a count is the batch's own. Draw outside, and pass it as an input"
+        )
 
 
 def _expression(given: Any, inputs: Sequence[Entry], known: Mapping[str, int]) -> Dim:

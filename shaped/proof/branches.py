@@ -12,6 +12,7 @@ from typing import Any
 import sympy
 
 from shaped.proof.arithmetic import divides, divisions, holds, value_at
+from shaped.proof.limits import hold_limits
 from shaped.proof.plans import size_hints_where, sizes_of
 from shaped.proof.symbolic import Plan, World
 
@@ -47,6 +48,7 @@ class Branches:
         count. A question of the other branch that cannot be settled there is a condition in the fact's place if the
         fact implies it: `points > 25` gives way to `points >= 4`.
         """
+        hold_limits()
         plans = opposite_plans(fact, self.world, self.plan, self.given)
         if plans is None:
             return None

@@ -118,6 +118,7 @@ class Reads:
         settled: Such changes alter nothing: the program traced once more, after them, is the same.
         beyond: What holds too much to look at.
         hidden: What keeps in C what is read of it.
+        drawn: What gives another value each time, of a program that is no loss; a loss is refused for it.
         looks: What is read of an input beside its values and its shape.
         codes: What code was run, of those that are followed, with the name of the module that its globals are.
     """
@@ -128,6 +129,7 @@ class Reads:
     settled: bool = False
     beyond: str = ""
     hidden: str = ""
+    drawn: str = ""
     looks: str = ""
     codes: frozenset[tuple[types.CodeType, str]] = frozenset()
 

@@ -16,6 +16,7 @@ from shaped.errors import Goal, Unprovable
 from shaped.proof.source import place_of_caller
 
 _SEEDED = torch.Tag.nondeterministic_seeded
+_LARGEST = 2**28  # entries of one new tensor: a run that makes more counts as one that has no memory
 _FORMS = {"default": "generator", "low": "low_generator"}  # overloads that take a generator, by those that do not
 
 
@@ -71,6 +72,8 @@ class Shelter(TorchDispatchMode):
             raise
         made = [tensor for tensor in _tensors((result,)) if _address(tensor) not in self._own]
         if made:
+            if max(tensor.numel() for tensor in made) > _LARGEST:
+                raise MemoryError("larger than what is tried")
             lifted = func is torch.ops.aten.lift_fresh.default
             given = set() if lifted else {_address(tensor) for tensor in _tensors((args, *kwargs.values()))}
             for tensor in made:

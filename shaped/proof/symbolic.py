@@ -387,6 +387,7 @@ class World:
 
     def translate(self, fact: Any, other: "World") -> Any:
         """A fact about this world's symbols in those of another; None where a name stands for nothing there."""
+        hold_limits()
         written = {}
         for symbol in fact.free_symbols:
             value = other.values.get(self.symbols.get(symbol, ""))

@@ -25,6 +25,7 @@ from shaped.errors import ShapeError, Unprovable
 from shaped.proof.demands import is_demand
 from shaped.proof.isolation import uncompiled, unwarned
 from shaped.proof.keeping import putting_back
+from shaped.proof.limits import hold_limits
 from shaped.proof.setting import Setting, checking
 from shaped.proof.shelter import Shelter
 from shaped.proof.source import is_users
@@ -194,6 +195,7 @@ class Trials:
         return [[int(dim.evaluate(sizes)) for dim in entry.spec.dims] for entry in self.setting.signature.entries]
 
     def _run(self, sizes: Sizes, key: tuple[int, ...]) -> bool | None:
+        hold_limits()
         if not self.can_be(sizes):
             return None
         shapes = self._shapes(sizes)

@@ -103,6 +103,7 @@ class Watching:
             )
         if drawn is not None and is_loss:
             raise self._refusal(drawn)
+        self._found.drawn = drawn.what if drawn is not None else ""
         return self._found
 
     def _refusal(self, drawn: Drawn) -> Unprovable:

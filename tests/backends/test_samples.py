@@ -1,6 +1,8 @@
 """A mean is over what was counted: sizes, what a loss divides by, or what a function of the batch says."""
 
 import math
+import random
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -376,3 +378,24 @@ def test_gradients_that_wait_are_stepped_when_asked_for(backend):
     assert trainer.step_waiting() == 4
     assert (trainer.steps, trainer.waiting) == (1, 0)
     torch.testing.assert_close(trainer.params.w, union_step(masked).w, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("backend", ["eager", "compiled"])
+@pytest.mark.parametrize(
+    ("samples", "said"),
+    [
+        (lambda x, y: x.shape[0] * random.randint(1, 5), "samples reads Python's `random`: a count is"),
+        (lambda x, y: (torch.rand(x.shape[0]) > 0.5).sum() + 1, "samples reads random numbers"),
+        (lambda x, y: F.dropout(torch.ones(4)).sum(), "samples reads random numbers"),
+        (lambda x, y: time.time(), "samples reads the clock"),
+    ],
+)
+def test_a_count_by_chance_or_by_the_clock_is_refused(samples: Any, said: str, backend: Any) -> None:
+    def loss(p: Head, x: Float[Tensor, "batch dim"], y: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
+        return F.cross_entropy(x @ p.w, y)
+
+    batch = PARTS[0][0][:, 0], PARTS[0][1][:, 0]
+    with pytest.raises(SignatureError) as caught:
+        ScalarTrainer(loss, head(), backend=backend, samples=samples, accumulate=2).step(*batch, lr=0.1)
+
+    assert str(caught.value).startswith(said)

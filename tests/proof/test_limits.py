@@ -53,3 +53,11 @@ def test_a_limit_is_a_number_above_0(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHAPED_PROOF_GIB", "-1")
     with pytest.raises(SignatureError, match="SHAPED_PROOF_GIB=-1 in the environment is no number above 0"):
         prove(long)
+
+
+def test_a_run_whose_tensors_are_large_tells_nothing_and_takes_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def square(x: Float[Tensor, " n"]) -> Float[Tensor, "n n"]:
+        return torch.outer(x, x)
+
+    monkeypatch.setattr("shaped.proof.shelter._LARGEST", 100)
+    assert prove(square).conditions == ()
