@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 from torch.utils._pytree import tree_map
 
 from shaped.backends import Program, TrainerOptions
@@ -18,7 +19,9 @@ from shaped.errors import RankError, SignatureError, listing, nearest
 from shaped.proof import Proof
 
 if TYPE_CHECKING:
+    from shaped.backends.drift import Drift
     from shaped.backends.placed import PlacedGraph
+    from shaped.backends.together import Together
     from shaped.ranks.exchange import Exchange
     from shaped.ranks.module_names import NamedEntries
     from shaped.ranks.naming import NamedAxis
@@ -94,18 +97,28 @@ def share(
     _begin(exchange, program, options, plan, zero)
     if plan.named is None or named is None or found is None:
         shared = Together(program, exchange, zero == 3, plan.name, str(plan.axis))
-        shared.means = SharedMeans(program, shared.name, shared.share[1], tried)
-        program.share(shared)
-        return
-    from shaped.backends.planned import Planned
-    from shaped.backends.planned_parts import PlannedParts
+    else:
+        from shaped.backends.planned import Planned
+        from shaped.backends.planned_parts import PlannedParts
 
-    columns = Exchange(mesh, plan.axis) if plan.axis is not None else None
-    across = Exchange(mesh, plan.named.axis)
-    kind = PlannedParts if zero and columns is not None else Planned
-    shared = kind(program, exchange, columns, across, plan.named, plan.name, named, *found, str(plan.axis))
+        columns = Exchange(mesh, plan.axis) if plan.axis is not None else None
+        across = Exchange(mesh, plan.named.axis)
+        kind = PlannedParts if zero and columns is not None else Planned
+        shared = kind(program, exchange, columns, across, plan.named, plan.name, named, *found, str(plan.axis))
     shared.means = SharedMeans(program, shared.name, shared.share[1], tried)
+    shared.drift = _drift(program, shared)
     program.share(shared)
+
+
+def _drift(program: Program, shared: "Together") -> "Drift":
+    """What a rank's own code may change of what all have alike."""
+    from shaped.backends.drift import Drift
+
+    alike = {i: t for i, t in enumerate(program.tensors) if shared.is_alike(i)}
+    lifted = program.outside.now.lifted(program.proof.graph, program.storages).reads
+    places = {id(t): i for i, t in enumerate(program.tensors)}
+    names = program.params.names
+    return Drift(names, alike, program.used, places, program.outside, lifted, program.modules)
 
 
 def _plan_of(
@@ -324,7 +337,8 @@ def _compare(exchange: "Exchange", program: Program, options: TrainerOptions, pl
     entries = zip(program.params.names, program.tensors, strict=True)
     shapes = [f"{path} {tuple(t.shape)} {t.dtype} {t.requires_grad}" for path, t in entries]
     mine = {
-        "the loss": str(program.signature), "parameters": "; ".join(shapes), "the proved graph": _digest(program),
+        "the loss": str(program.signature), "samples": _counted(program), "parameters": "; ".join(shapes),
+        "the proved graph": _digest(program.proof.graph),
         **_outside(program),
         "max_norm": options.max_norm, "nonfinite": options.nonfinite, "accumulate": options.accumulate,
         "shard": f"{plan.name}, {plan}", "zero": zero,
@@ -339,10 +353,16 @@ def _compare(exchange: "Exchange", program: Program, options: TrainerOptions, pl
             raise ValueError(f"ranks 0 and {rank} made different trainers: {listing(differing)} differ{shown}")
 
 
-def _digest(program: Program) -> bytes:
-    """Of the proved graph with its constants; a device stands for all of its kind."""
+def _counted(program: Program) -> str:
+    """How batches are weighed: in words, and a function by its graph as far as it was proved."""
+    said, graphs = str(program.samples), program.samples.graphs
+    return f"{said} (checksum {b''.join(map(_digest, graphs)).hex()[:8]})" if graphs else said
+
+
+def _digest(graph: GraphModule) -> bytes:
+    """Of a graph with its constants; a device stands for all of its kind."""
     told = hashlib.sha256()
-    for node in program.proof.graph.graph.nodes:
+    for node in graph.graph.nodes:
         given = tree_map(lambda x: x.type if isinstance(x, torch.device) else x, (node.args, dict(node.kwargs)))
         told.update(f"{node.target} {given}".encode())
     return told.digest()
@@ -376,6 +396,16 @@ class Sharing:
     def ranks(self) -> "Exchange | None":
         """The ranks that train together; None where this process trains alone."""
         return None if self._program.together is None else self._program.together.exchange
+
+    def settle_rounding(self) -> None:
+        """Where ranks round otherwise, let all have rank 0's values: before a save. All ranks call it.
+
+        Raises:
+            RankError: They differ by more.
+        """
+        together = self._program.together
+        if together is not None and together.drift.rounds:
+            together.settle_drift()
 
     @property
     def peers(self) -> "Peers":

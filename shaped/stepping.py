@@ -27,7 +27,7 @@ class Stepping(Sharing):
     def _together(self, forward: bool = False) -> AbstractContextManager[None]:
         """Around what all ranks call, so that an error of one is raised on all and none waits for it."""
         together = self._program.together
-        return nullcontext() if together is None else together.guard(forward)
+        return nullcontext() if together is None else together.watched(forward)
 
     def step(self, *inputs: Any, lr: float, **named: Any) -> Float[Tensor, ""]:
         """Take one step of gradient descent, p <- p - lr*g, and return the loss it was computed from.

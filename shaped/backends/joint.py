@@ -67,8 +67,8 @@ class JointEager(Eager):
         """The loss over all ranks' batches and its whole gradients; all ranks call it."""
         self._together.hold_pass()
         settled, totals, written = self._agreed(inputs)
-        if totals.unlike:
-            self._together.raise_unlike()
+        if self._together.unlike(totals):
+            return self.loss_and_backward(inputs)
         used = self.program.used
         whole = [self._together.whole(i, g) for i, g in zip(used, settled.gradients, strict=True)]
         return settled.loss, whole, written
@@ -89,6 +89,7 @@ class JointEager(Eager):
         program, together = self.program, self._together
         program.outside.look(eager=True)
         together.hold_mean(program.admit(inputs), inputs)
+        together.mark(self._counters)
         counted = torch.as_tensor(program.count_now(inputs), dtype=torch.float64, device=program.params.device)
         checked_count(counted)
         samples, right, wrong = counted * together.exchange.said[0], None, None
@@ -138,8 +139,8 @@ class JointEager(Eager):
         self._together.hold_alike(optimizer, readings, last)
         with optimizer.ahead(self._used, readings):
             settled, totals, written = self._agreed(inputs, optimizer.options.measures(self._options.max_norm))
-        if totals.unlike:
-            self._together.raise_unlike()
+        if self._together.unlike(totals):
+            return self.update(inputs, optimizer, last)
         finite, counters = not totals.not_finite, self._counters
         if not finite and not self._options.skips:
             return settled.loss, False
@@ -163,6 +164,7 @@ class JointEager(Eager):
             readings = optimizer.read(self._used)
             self._together.refuse(optimizer)
             self._together.hold_alike(optimizer, readings)
+            self._together.mark(self._counters)
         except Exception as error:
             failed = error
         self._together.meet("the update of gradients that wait", failed)
@@ -322,6 +324,7 @@ class JointCompiled(Compiled):
         batch = inputs
         case, inputs = self._admit(batch)
         together.hold_mean(case, batch)
+        together.mark(self._counters)
         state = step.prepare(case.samples, self._layout)
         runner = step.runs.get(case) or self._runner(step, case, inputs)
         with Whole(), together.drawing(case.graph):
@@ -331,14 +334,15 @@ class JointCompiled(Compiled):
             norm, reason = rest[self.program.more + 2 :], int(why)
             together.ended()
             if self._counted(step, optimizer, reason, last):
+                together.drift.agreed()
                 self.program.keep(loss, rest[: self.program.more])
                 if norm and reason == 0:
                     self._counters.grad_norm = optimizer.grad_norm = norm[0]
                 return loss, True
         if totals.wrong:
             together.raise_on_all(None if bool(right) else self._wrong(step.name, case, inputs))
-        if totals.unlike:
-            together.raise_unlike()
+        if together.unlike(totals):
+            return self.update(batch, optimizer, last)
         own = None
         try:
             checked_count(self.program.count(case, inputs))

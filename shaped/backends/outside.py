@@ -361,6 +361,7 @@ class Outside:
         self._made = self._floats = 0
         self._warned = False
         self.beyond = ""  # why no other world is proved
+        self.moves = 0  # how often a look found something changed
 
     def is_as_it_was(self) -> bool:
         """Whether the values of the world that is now are those that are there."""
@@ -378,6 +379,7 @@ class Outside:
         if self.now.holds():
             self.beyond = ""
             return
+        self.moves += 1
         difference = self.now.follow()
         if not difference:
             self.beyond = ""

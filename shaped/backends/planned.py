@@ -98,6 +98,11 @@ class Planned(Together):
         """Which share of a batch is this rank's, and of how many."""
         return (0, 1) if self.columns is None else (self.columns.rank, self.columns.size)
 
+    def is_alike(self, index: int) -> bool:
+        """Whether all ranks have the same of a tensor."""
+        layout = self.layouts.get(index)
+        return layout is None or tuple(layout.local) == tuple(layout.shape)
+
     def shape(self, index: int) -> tuple[int, ...]:
         """The shape in which a gradient is summed."""
         return self.layouts[index].local  # type: ignore[no-any-return]

@@ -117,6 +117,14 @@ class Samples:
             leading = self._first.dims[:1]
             self._dims = leading if leading and leading[0].is_name and leading[0].text not in known else ()
 
+    def __str__(self) -> str:
+        return "a function" if self._counting is not None else repr(self._given)
+
+    @property
+    def graphs(self) -> list[GraphModule]:
+        """Of a function, as far as it was proved."""
+        return [proof.graph for proof in self._proofs.values()]
+
     def by_sizes(self, entries: Sequence[Entry], sizes: Mapping[str, int]) -> float:
         """The count as far as sizes tell it; 1 where values alone do.
 

@@ -145,6 +145,15 @@ class Together(Parts):
                 filled = size
         return found
 
+    def is_alike(self, index: int) -> bool:
+        """Whether all ranks have the same of a tensor."""
+        return not (self.parted and index in self.layouts)
+
+    @property
+    def named(self) -> dict[int, str]:
+        """The names of the program's tensors, by identity."""
+        return {id(t): name for name, t in zip(self._program.params.names, self._program.tensors, strict=True)}
+
     @property
     def _parts(self) -> Sequence[Tensor]:
         return self._program.plain

@@ -16,11 +16,12 @@ from torch.fx import GraphModule
 
 import shaped.errors
 from shaped.backends.alike import stepped_by
+from shaped.backends.drift import Differing, Drift, Waiting
 from shaped.backends.gathering import Gathering
-from shaped.errors import ExecutorError, RankError
+from shaped.errors import ExecutorError, RankError, listing
 from shaped.optim import FusedOptimizer
 from shaped.optim.updates import CheckedRules
-from shaped.ranks.exchange import MARK
+from shaped.ranks.exchange import MARK, Totals
 from shaped.ranks.join import cause
 from shaped.ranks.peers import peers_of
 
@@ -39,7 +40,12 @@ class Turns:
     _read: CheckedRules | None = None
     _last = True
     _stepped_by: dict[str, Any] = {}  # noqa: RUF012  replaced, never changed
+    _plain: dict[str, Any] = {}  # noqa: RUF012  as above
+    _said: dict[str, Any] = {}  # noqa: RUF012  as above
+    _optimizer: FusedOptimizer | None = None
+    _sum = 0  # of what this rank steps by
     _loaded = ""
+    drift: Drift  # what all ranks have alike
 
     def gathering(self, graph: GraphModule, samples: Tensor | None = None, forward: bool = False) -> Gathering:
         """A run of a graph on parts."""
@@ -69,6 +75,11 @@ class Turns:
         """Of the messages in which whole gradients are summed."""
         raise NotImplementedError
 
+    @property
+    def named(self) -> dict[int, str]:
+        """The names of the program's tensors, by identity."""
+        raise NotImplementedError
+
     def meet(self, place: str, failed: Exception | None) -> None:
         """Come to collectives that are no step's, with what this rank failed with until here: an error of all.
 
@@ -76,7 +87,7 @@ class Turns:
             The error of a rank that failed, marked as one that all raise. RankError: They step by different updates.
         """
         if len(set(peers_of(self.exchange).meet(place, self.exchange.mark, failed=failed))) > 1:
-            self.raise_unlike()
+            self.settle_unlike()
         self._under_way, self._gathering = True, None
 
     def come(self, place: str) -> None:
@@ -86,6 +97,16 @@ class Turns:
             RankError: Another rank does not come.
         """
         peers_of(self.exchange).meet(place)
+
+    @contextmanager
+    def watched(self, forward: bool = False) -> Iterator[None]:
+        """As `guard`; what this rank's own code wrote into before is noted, and what is written within is not."""
+        self.drift.note()
+        try:
+            with self.guard(forward):
+                yield
+        finally:
+            self.drift.record()
 
     @contextmanager
     def guard(self, forward: bool = False) -> Iterator[None]:
@@ -149,7 +170,7 @@ class Turns:
                 raise self.agreed(_like(said[0], f"on rank {rank}: {said[1]}"))
 
     def hold_alike(self, optimizer: FusedOptimizer, readings: CheckedRules, last: bool = True) -> None:
-        """Mark what this rank steps by next; where ranks differ in it no step is taken.
+        """Take what this rank steps by next; where ranks differ in it no step is taken.
 
         Args:
             optimizer: Of the step.
@@ -157,29 +178,60 @@ class Turns:
             last: Whether it updates, or gathers a batch for a later update.
         """
         if readings is not self._read or last != self._last:
-            self._read, self._last = readings, last
-            self._mark({"the step": "an update" if last else "a batch that waits", **stepped_by(optimizer, readings)})
+            self._read, self._last, self._optimizer = readings, last, optimizer
+            kind = "an update" if last else "a batch that waits"
+            self._plain = {"the step": kind, **stepped_by(optimizer, readings, self.named)}
+            self._stepped_by = {}
 
     def hold_pass(self) -> None:
-        """Mark that this rank takes gradients alone, without an update."""
+        """Take that this rank takes gradients alone, without an update."""
         self._read = None
-        self._mark({"the step": "loss_and_backward"})
+        self._plain, self._stepped_by = {"the step": "loss_and_backward"}, {}
 
     def note_loaded(self, what: str) -> None:
         """Note that this rank loaded something, which all ranks do between the same two steps or none does."""
         told = zlib.crc32(b"".join(map(_sample, self._in_full)))
         self._loaded = f"{what} (checksum {told:08x}) before step {self.exchange.agreements + 1} of this trainer"
         self._read = None
+        self.drift.forget()
 
-    def _mark(self, stepped: dict[str, Any]) -> None:
-        self._stepped_by = {"the trainer": f"number {self.number}", **stepped}
-        if self._loaded:
-            self._stepped_by["what was loaded last"] = self._loaded
-        self.exchange.mark = zlib.crc32(repr(self._stepped_by).encode()) % MARK
+    def mark(self, waiting: Waiting) -> None:
+        """Mark what was taken, and what all ranks have alike: the last thing before the collectives of a step."""
+        said = self.drift.said()
+        if not self._stepped_by or said is not self._said:
+            self._said = said
+            self._stepped_by = {"the trainer": f"number {self.number}", **self._plain, **said}
+            if self._loaded:
+                self._stepped_by["what was loaded last"] = self._loaded
+            self._sum = zlib.crc32(repr(self._stepped_by).encode())
+        self.exchange.mark = self.drift.told(self._optimizer, waiting, self.exchange.agreements, self._sum) % MARK
 
-    def raise_unlike(self) -> NoReturn:
-        """Raise on all ranks that they step by different updates."""
+    def unlike(self, totals: Totals) -> bool:
+        """Whether a step was not taken since ranks differed, and is to be taken again: they are alike now.
+
+        Raises:
+            RankError: They are not, on all ranks.
+        """
+        if not totals.unlike:
+            self.drift.agreed()
+            return False
+        self.settle_unlike()
+        return True
+
+    def settle_unlike(self) -> None:
+        """Raise on all ranks what they differ in; return where it comes to nothing but rounding. Collective."""
         told: list[dict[str, Any]] = self.exchange.tell(self._stepped_by)
+        if any(theirs != told[0] for theirs in told):
+            self._raise_unlike(told)
+        self.settle_drift()
+
+    def settle_drift(self) -> None:
+        """Raise on all ranks what they have otherwise that all have alike; as `settle_unlike`."""
+        if (differing := self.drift.settle(self.exchange)) is not None:
+            raise self.agreed(_not_alike(differing))
+
+    def _raise_unlike(self, told: list[dict[str, Any]]) -> NoReturn:
+        """Raise on all ranks that they step by different updates."""
         if len({of.get("what was loaded last") for of in told}) > 1:
             shown = "; ".join(f"rank {r}: {of.get('what was loaded last', 'nothing')}" for r, of in enumerate(told[:4]))
             raise self.agreed(
@@ -211,6 +263,17 @@ class Turns:
         """An error that all ranks raise, marked as one."""
         vars(error)["together"] = True
         return error
+
+
+def _not_alike(differing: Differing) -> RankError:
+    shown = listing(differing.names[:3]) + (f" and {len(differing.names) - 3} more" if len(differing.names) > 3 else "")
+    writers = f"rank{'s' if len(differing.writers) > 1 else ''} {' and '.join(map(str, differing.writers))}"
+    who = f"{writers} wrote into that" if differing.writers else "something changed that on one of them alone"
+    return RankError(
+        f"ranks 0 and {differing.rank} do not have the same {shown}: {who}, between two steps. Nothing was updated. "
+        "Parameters, buffers and an optimizer's state are changed on all ranks alike: do so, or call load_state_dict "
+        "on all of them with one state"
+    )
 
 
 def lost(error: Exception) -> bool:

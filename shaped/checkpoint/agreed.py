@@ -26,6 +26,7 @@ def saved_by_all(checkpoints: Any, loop: Any) -> Path:
     path: Path = checkpoints.path(loop.step)
     failed = None
     try:
+        loop.trainer.settle_rounding()
         if peers.leads:
             checkpoints._write_here(loop)
         else:

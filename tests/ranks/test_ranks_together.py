@@ -18,6 +18,10 @@ SHORT = [
     "ranks_that_take_other_steps_are_refused_whatever_shapes_they_are_of",
     "ranks_that_made_different_trainers_are_refused",
     "what_one_rank_loads_alone_is_refused_until_all_have_it",
+    "what_one_rank_writes_into_parameters_or_moments_is_refused_in_the_next_step_until_it_is_alike",
+    "what_torch_does_not_count_is_found_while_all_is_looked_at_in_turn",
+    "what_the_loss_reads_and_its_mode_are_the_same_on_all_ranks_in_each_step",
+    "groups_of_other_parameters_and_states_from_before_are_refused",
     "dropout_of_parts_is_drawn_as_one_process_draws_it_and_agrees_by_name",
     "what_ranks_save_in_any_layout_plain_torch_loads_and_goes_on_alike",
     "what_fully_shard_saved_ranks_take_in_any_layout_all_or_none",
@@ -42,6 +46,7 @@ LONG = [
     "parts_are_even_and_what_needs_whole_parameters_is_refused",
     "a_loop_with_checkpoints_runs_as_on_one_process_and_goes_on_in_parts",
     "a_rank_that_leaves_the_compiler_goes_on_with_those_that_stay",
+    "ranks_that_round_otherwise_go_on_and_save_with_one_state",
     "compiled_ranks_with_whole_parameters_step_as_one_process",
     "compiled_ranks_with_parts_of_parameters_step_as_one_process",
 ]
