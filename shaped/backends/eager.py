@@ -83,7 +83,7 @@ class Eager:
                 self._update_quietly(finite, gradients, written, counted, optimizer, readings, last)
                 self._counters.count(optimizer, last=last)
             return loss, True
-        right = not samples or all_finite([loss, *gradients])
+        right = not samples or all_finite([loss, *gradients], own=self.program.strategy is None)
         loss = loss if samples else torch.zeros_like(loss)  # of nothing; a mean over it may be NaN
         if not right and not self._options.skips:
             return loss, False
@@ -149,7 +149,7 @@ class Eager:
             loss, gradients, written = self.loss_and_backward(inputs)
         if self._options.accumulate > 1 and not checked_count(self.program.count_now(inputs)):
             return torch.zeros_like(loss), list(params)  # as a step of a batch without samples
-        finite = all_finite([loss, *gradients])
+        finite = all_finite([loss, *gradients], own=self.program.strategy is None)
         if finite:
             for i, new in zip(self.program.writes, written, strict=True):
                 params[i].copy_(new)

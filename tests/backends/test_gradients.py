@@ -9,7 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from shaped import ParamList, ScalarTrainer
 from shaped.backends.gradients import all_finite, gradients_of
+from shaped.strategies import Loss, gradients
+from tests.models import batch, mlp, mlp_loss
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.complex64)
 LAYOUTS = ("dense", "transposed", "expanded", "empty", "scalar", "large")
@@ -41,6 +44,22 @@ def test_all_finite_is_isfinite_of_each_and_leaves_all_as_it_was(
 def test_what_is_finite_and_has_a_norm_that_overflows_is_finite() -> None:
     for count in (3, 10**6):
         assert all_finite([torch.full((count,), 3e38)])
+
+
+def test_memory_that_is_not_ours_is_not_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[object] = []
+    monkeypatch.setattr(torch, "_amp_foreach_non_finite_check_and_unscale_", lambda *given: written.append(given))
+    assert all_finite([torch.ones(3)], own=False)
+    assert not written
+    for strategy in (None, given_back):
+        trainer = ScalarTrainer(mlp_loss, mlp(), strategy=strategy, backend="eager")
+        trainer.step(*batch(), lr=0.1)
+        assert len(written) == 1, strategy  # by full backpropagation alone
+
+
+def given_back(loss: Loss, params: ParamList, *inputs: Tensor) -> tuple[Tensor, ParamList]:
+    value = loss(params, *inputs)
+    return value, gradients(value, params)
 
 
 def test_gradients_of_a_loss_are_autograds() -> None:

@@ -98,7 +98,7 @@ def mutate(name: str) -> None:
         files.checksum = lambda path: 0
         files.zlib = SimpleNamespace(crc32=lambda content: 0)  # type: ignore
     elif name == "skip":
-        eager.all_finite = lambda tensors: True  # type: ignore[attr-defined]
+        eager.all_finite = lambda tensors, own=True: True  # type: ignore[attr-defined]
     else:
         raise SystemExit(f"no safeguard {name!r}")
 
