@@ -12,7 +12,7 @@ from typing import Any, cast
 from torch import Tensor
 
 from shaped.data.feed import Batch, Feed
-from shaped.data.sharing import SharedFeed, cut
+from shaped.data.sharing import SharedFeed, all_same, cut, looked_at
 from shaped.loop.hooks import Periodic
 from shaped.loop.signals import Watch
 from shaped.ranks import Peers, together
@@ -55,6 +55,7 @@ class LoopRanks:
         self._signal = 0  # that some rank was sent, and all know of
         self.counts = True  # the last batch of this rank was its own; else a row that stands for none
         self._held: Exception | None = None  # what failed on this rank, until all have met
+        self._looked = 0  # at the batch of a step for which ranks did not meet
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
@@ -103,7 +104,8 @@ class LoopRanks:
             Whether the run ends here.
 
         Raises:
-            Stopped: Some rank was sent a signal. What a hook of some rank raised.
+            Stopped: Some rank was sent a signal. DataError: The batch was not the same on all ranks. What a hook of
+            some rank raised.
         """
         loop = cast(Any, self)
         watch = loop._watch
@@ -113,7 +115,8 @@ class LoopRanks:
             clocks = [hook.schedule for hook in loop.hooks["step"] if isinstance(hook.schedule, Periodic)][:_CLOCKS]
             due = sum(1 << place for place, clock in enumerate(clocks) if clock.passed)
             place = f"the end of step {loop.step}"
-            every = self.peers.meet(place, signal, stops, due, failed=held)
+            every = self.peers.meet(place, signal, stops, due, self._looked, failed=held)
+            all_same([row[3] for row in every], f"the batch of step {loop.step}")
             for place_, clock in enumerate(clocks):
                 clock.agreed = bool(every[0][2] >> place_ & 1)
             signal = self._signal = max(row[0] for row in every)
@@ -130,6 +133,7 @@ class LoopRanks:
         if not isinstance(feed, SharedFeed):
             return feed.next()
         batch = feed.follow()
+        self._looked = looked_at(batch) if batch is not None else 0
         return batch if batch is not None else feed.take(f"the batch of step {cast(Any, self).step + 1}")[0]
 
     def _taken(self, take: Callable[..., Tensor], batch: Batch, feed: Feed) -> tuple[Batch, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from shaped import Loop
-from shaped.data import DataError, Local
+from shaped.data import Batches, DataError, Local
 from shaped.errors import RankError
 from shaped.loop import JsonLines, TrainMetrics, read_log
 from shaped.metrics import Scored
@@ -70,6 +70,25 @@ def test_batches_that_differ_where_they_should_be_the_same_are_an_error_on_all()
 
     assert [type(error) for error in found] == [DataError] * 2
     assert str(found[0]).startswith("batch 0 of epoch 0 is not the same on all ranks")
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_later_batches_that_differ_are_an_error_on_all_too(memory: bool) -> None:
+    def work(peers: Peers) -> None:
+        x, y = examples()
+        x[13:] += peers.rank  # the fourth batch, and those after it
+        data = (
+            Batches(x, y, batch_size=4, shuffle=False)
+            if memory
+            else [(x[i : i + 4], y[i : i + 4]) for i in range(0, 20, 4)]
+        )
+        loop_of(peers).run_epochs(data, 1)
+
+    found = on_ranks(2, work)
+
+    assert [type(error) for error in found] == [DataError] * 2
+    where = "the batch of step 4" if memory else "batch 3 of epoch 0"
+    assert all(str(error).startswith(f"{where} is not the same on all ranks, and a batch is") for error in found)
 
 
 def test_the_same_rows_where_each_rank_should_have_its_own_are_an_error_on_all() -> None:
