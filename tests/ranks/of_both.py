@@ -4,9 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from shaped import NonFiniteError, RankError, ScalarTrainer, ShapeError
+from shaped import NonFiniteError, ParamList, RankError, ScalarTrainer, ShapeError
 from shaped.optim import AdamW
 from shaped.ranks import join
 from tests.ranks.by_name import module_follows
@@ -65,3 +67,41 @@ def parts_by_name_and_over_the_batch_step_as_one_process_and_share_errors() -> N
         together.train_step(*given(k))
         one.train_step(*batch(k))
     same(together, one)
+
+
+class Tied(ParamList):
+    tokens: Float[Tensor, "vocab dim"]
+    scale: Float[Tensor, " dim"]
+    up: Float[Tensor, "dim hidden"]
+    bias: Float[Tensor, " hidden"]
+    down: Float[Tensor, "hidden dim"]
+
+
+def next_token(p: Tied, x: Int[Tensor, "batch seq"], y: Int[Tensor, "batch seq"]) -> Float[Tensor, ""]:
+    h = p.tokens[x]
+    h = h + F.gelu(F.rms_norm(h, (h.shape[-1],), p.scale) @ p.up + p.bias) @ p.down
+    return F.cross_entropy((h @ p.tokens.T).flatten(0, 1), y.flatten())
+
+
+def tied(loss: Callable[..., Any] = next_token, **options: Any) -> ScalarTrainer:
+    params = Tied.init(vocab=12, dim=6, hidden=8, seed=0, dtype=torch.float32).to(dtype=torch.float64)
+    return ScalarTrainer(loss, params, optimizer=AdamW(params, lr=0.01), max_norm=0.3, **options)
+
+
+@both
+def a_tied_table_by_name_over_tp_with_the_batch_over_dp_steps_as_one_process() -> None:
+    mesh, one = join(dp=2, tp=2), alone(next_token, make=tied)
+    row, first = mesh.get_local_rank("dp"), one.state_dict()
+    for zero in (0, 3):
+        one.load_state_dict(first)
+        together = tied(mesh=mesh, shard={"batch": "dp", "hidden": "tp", "vocab": "tp"}, zero=zero)
+        said = "tokens [vocab/tp, dim], up [dim, hidden/tp], bias [hidden/tp], down [hidden/tp, dim]"
+        assert said in str(together.proof)
+        for k in range(4):
+            tokens = torch.randint(0, 12, (5, 4), generator=torch.Generator().manual_seed(k))
+            rows = tokens[:3] if row == 0 else tokens[3:]  # 3 and 2 of 5
+            value, want = together.train_step(rows[:, :3], rows[:, 1:]), one.train_step(tokens[:, :3], tokens[:, 1:])
+            torch.testing.assert_close(value, want, rtol=EXACT, atol=EXACT)
+        same(together, one)
+        assert together.grad_norm is not None
+        torch.testing.assert_close(together.grad_norm, one.grad_norm, rtol=EXACT, atol=EXACT)

@@ -51,6 +51,7 @@ LONG = [
     "compiled_ranks_with_parts_of_parameters_step_as_one_process",
 ]
 FOUR = [
+    "a_tied_table_by_name_over_tp_with_the_batch_over_dp_steps_as_one_process",
     "parts_by_name_and_over_the_batch_step_as_one_process_and_share_errors",
     "a_module_steps_as_one_process_in_parts_by_name_and_over_the_batch",
 ]
