@@ -17,6 +17,7 @@ from shaped.errors import Goal, ProofError, Source, Unprovable, first_line
 from shaped.proof.calls import Call, ClaimMismatch, HiddenBroadcast, Mismatch, Misplaced, ResultMismatch
 from shaped.proof.goals import SYMBOLS, equation, lacking, last_answer
 from shaped.proof.hints import hint_for, hint_for_view
+from shaped.proof.misplaced import VIEWS
 from shaped.proof.setting import Setting
 from shaped.proof.source import (
     Place,
@@ -39,8 +40,7 @@ _ABSENT = re.compile(r"not linked with support for|not compiled with CUDA|No CUD
 _REMEDIES = {  # where no mask within the operation is the way out
     "ctc_loss": "its table is as large as the longest target, which is data: declare the time static, and give targets "
     "as [batch, labels]; then it is computed step by step",
-    "_pack_padded_sequence": "how many rows are packed is data: run on the padded batch, and mask what lies past "
-    "each length in what follows; the last state is the output at each length - 1",
+    "_pad_packed_sequence": "it is as long as the longest, which is data: say total_length=x.shape[1]",
     "linalg_lstsq": "how many residuals there are is data; torch.linalg.pinv(a) @ b is the solution for any sizes",
     "bincount": "its length is data: F.one_hot(x, n).sum(0) counts n numbers",
     "one_hot": "give it the number of classes: F.one_hot(x, n)",
@@ -142,13 +142,14 @@ def _on_values(
 ) -> Unprovable | None:
     """What is not known from shapes: values of tensors, plain numbers of sizes, devices."""
     name, source = setting.signature.name, place.source() if place is not None else None
-    if isinstance(error, GuardOnDataDependentSymNode | DataDependentOutputException):
+    viewed = isinstance(error, GuardOnDataDependentSymNode) and _called(recorder) in VIEWS  # as sizes that data tell
+    if isinstance(error, GuardOnDataDependentSymNode | DataDependentOutputException) and not viewed:
         hint = _of_a_number(setting, source) or _of_layers(error) or _REMEDIES.get(_called(recorder), _WHERE)
         title = f"`{name}` depends on data here: a branch, or a number read with .item(), is not known from shapes."
         on_data = Unprovable(title, source, Goal(hint=hint))
         on_data.on_data = on_data.counts = True
         return on_data
-    if isinstance(error, DynamicOutputShapeException) or _UNBACKED.search(str(error)):
+    if viewed or isinstance(error, DynamicOutputShapeException) or _UNBACKED.search(str(error)):
         hint = _REMEDIES.get(_called(recorder), "use a mask and torch.where")
         shaped = Unprovable(f"`{name}` makes a tensor here whose shape depends on data.", source, Goal(hint=hint))
         shaped.counts = True

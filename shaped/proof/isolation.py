@@ -122,6 +122,15 @@ class _Cut(metaclass=_Entire):
     """`int`, which keeps a size symbolic."""
 
 
+class _Counts(_Entire):
+    def __instancecheck__(cls, value: Any) -> bool:
+        return isinstance(value, int | SymInt)
+
+
+class _Count(metaclass=_Counts):
+    """`int` of torch's recurrent layers, whose width is to be one: a size is."""
+
+
 class _Whole(type):
     def __instancecheck__(cls, value: Any) -> bool:
         return isinstance(value, numbers.Integral | SymInt)
@@ -156,9 +165,13 @@ _LAYERS = (vars(torch.nn.init), vars(torch.nn.functional))
 _OF_LAYERS: dict[str, Callable[..., Any]] = {"float": _Real, "int": _Cut}
 
 
+# What is said where a size is no number: by Python, and by torch's recurrent layers.
+_COUNTS = ("divmod()", "SymInt' object is not iterable", "_size should be of type int")
+
+
 def stands_in(value: Any) -> bool:
     """Whether a value is one of ours, in the place of `len` or of a part of `math` while a trace lasts."""
-    return any(value is ours for ours in (say, *_BUILTINS.values(), *_OF_LAYERS.values(), *_INSTEAD.values()))
+    return any(value is ours for ours in (say, _Count, *_BUILTINS.values(), *_OF_LAYERS.values(), *_INSTEAD.values()))
 
 
 class Asks(BaseException):
@@ -183,6 +196,8 @@ def note_asking(frame: FrameType | None) -> None:
 def _builtins_of(module: dict[str, Any]) -> dict[str, Callable[..., Any]]:
     if any(module is layers for layers in _LAYERS):
         return _BUILTINS | {"float": _Real}
+    if module is vars(torch.nn.modules.rnn):  # where its other uses are annotations, which are read already
+        return _BUILTINS | {"int": _Count}
     return _BUILTINS | {name: kind for name, kind in _OF_LAYERS.items() if is_only_called(module, name)}
 
 
@@ -205,7 +220,7 @@ def follow(run: Callable[[], Any], begin: Callable[[], None]) -> Any:
                 last = error.__traceback__
                 while last is not None and last.tb_next is not None:
                     last = last.tb_next
-                counts = any(call in str(error) for call in ("divmod()", "SymInt' object is not iterable"))
+                counts = any(call in str(error) for call in _COUNTS)
                 if not counts or last is None or not _learn(last.tb_frame.f_globals):
                     raise
             begin()

@@ -6,6 +6,8 @@ Here it stays whole, and so it runs in torch's own kernels, whatever the time:
     recurrent             the layer
     recurrent_backward    its gradients: the layer once more, differentiated by torch
 
+So does a layer over what is packed (packed.py), which has the sizes of its batches beside its rows.
+
 Several layers with dropout between them are taken one by one: torch's own decomposition leaves that dropout out.
 """
 
@@ -16,9 +18,11 @@ from typing import Any
 import torch
 from torch import SymInt, Tensor
 
+from shaped.proof.packed import batch_of
+
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}  # rows of a layer's weights, in units of its state
 _OPTIONS = "bool biased, int layers, bool both_ways, bool batch_first"
-_OPERANDS = f"str kind, Tensor x, Tensor[] state, Tensor[] weights, {_OPTIONS}"
+_OPERANDS = f"str kind, Tensor x, Tensor[] state, Tensor[] weights, {_OPTIONS}, Tensor? sizes=None"
 
 
 def layer_of(kind: str) -> Callable[..., Any]:
@@ -28,12 +32,21 @@ def layer_of(kind: str) -> Callable[..., Any]:
     def layer(*args: Any, **kwargs: Any) -> Any:
         if not kwargs and _drops(args):
             return _one_by_one(kind, layer, args)
-        if not _is_plain(kind, args, kwargs):
+        packed = not kwargs and _is_packed(args) and batch_of(args[1]) is not None
+        if not packed and not _is_plain(kind, args, kwargs):
             return original(*args, **kwargs)
-        x, state, weights, biased, layers, _, _, both_ways, batch_first = args
+        if packed:
+            x, sizes, state, weights, biased, layers, _, _, both_ways = args
+            options: tuple[Any, ...] = (biased, layers, both_ways, False, sizes)
+            batch = batch_of(sizes)
+        else:
+            x, state, weights, biased, layers, _, _, both_ways, batch_first = args
+            options = (biased, layers, both_ways, batch_first)
+            batch, time = (x.shape[i] for i in ((0, 1) if batch_first else (1, 0)))
+            if not time >= 1:
+                raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
         state = [state] if isinstance(state, Tensor) else list(state)
-        _hold(kind, x, state, weights, args)
-        options = (biased, layers, both_ways, batch_first)
+        _hold(kind, x, batch, state, weights, options)
         return _Layer.apply(kind, options, len(state), x, *state, *weights)  # type: ignore[no-untyped-call]
 
     return layer
@@ -69,7 +82,7 @@ def _one_by_one(kind: str, layer: Callable[..., Any], args: Sequence[Any]) -> tu
 
 
 def _is_plain(kind: str, args: Sequence[Any], kwargs: Any) -> bool:
-    """Whether it is a batch of sequences of a free time: nothing packed, no projection."""
+    """Whether it is a batch of sequences of a free time, or of a free width: nothing packed, no projection."""
     if kwargs or len(args) != 9 or not isinstance(args[0], Tensor) or args[0].dim() != 3:
         return False
     x, state, weights, biased, layers, _, _, both_ways, batch_first = args
@@ -81,22 +94,21 @@ def _is_plain(kind: str, args: Sequence[Any], kwargs: Any) -> bool:
         return False
     mapped = torch._C._functorch.is_batchedtensor(x) or torch._C._functorch.is_gradtrackingtensor(x)
     cast = torch.is_autocast_enabled(x.device.type)
-    return isinstance(x.shape[1 if batch_first else 0], SymInt) and not (mapped or cast)
+    free = isinstance(x.shape[1 if batch_first else 0], SymInt) or isinstance(weights[0].shape[0], SymInt)
+    return free and not (mapped or cast)
 
 
-def _hold(kind: str, x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor], args: Sequence[Any]) -> None:
+def _hold(kind: str, x: Tensor, batch: Any, state: Sequence[Tensor], weights: Sequence[Tensor],
+          options: Sequence[Any]) -> None:  # fmt: skip
     """What torch's kernels need of the sizes."""
-    biased, layers, both_ways, batch_first = (args[i] for i in (3, 4, 7, 8))
-    time, batch = (x.shape[i] for i in ((1, 0) if batch_first else (0, 1)))
-    if not time >= 1:
-        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+    biased, layers, both_ways = options[:3]
     directions, hidden = 2 if both_ways else 1, state[0].shape[-1]
     rows = GATES[kind] * hidden
     for held in state:
         _same("the state", held, [layers * directions, batch, hidden])
     count = 4 if biased else 2
     for i in range(layers * directions):
-        width = x.shape[2] if i < directions else directions * hidden
+        width = x.shape[-1] if i < directions else directions * hidden
         into, within, *biases = weights[i * count : (i + 1) * count]
         _same("a layer's weight of the input", into, [rows, width])
         _same("a layer's weight of the state", within, [rows, hidden])
@@ -141,40 +153,41 @@ def _operations() -> tuple[Any, Any]:
 
 def _call(kind: str, x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor], options: Sequence[Any],
           train: bool) -> list[Tensor]:  # fmt: skip
-    biased, layers, both_ways, batch_first = options
+    biased, layers, both_ways, batch_first, sizes = options
     before = tuple(state) if kind == "lstm" else state[0]
-    found = getattr(torch, kind)(x, before, list(weights), biased, layers, 0.0, train, both_ways, batch_first)
-    return list(found)
+    first, last = ((x,), (batch_first,)) if sizes is None else ((x, sizes), ())
+    return list(getattr(torch, kind)(*first, before, list(weights), biased, layers, 0.0, train, both_ways, *last))
 
 
 def _run(kind: str, x: Tensor, state: list[Tensor], weights: list[Tensor], biased: bool, layers: int, both_ways: bool,
-         batch_first: bool) -> list[Tensor]:  # fmt: skip
+         batch_first: bool, sizes: Tensor | None = None) -> list[Tensor]:  # fmt: skip
     with torch.no_grad():
-        out, *states = _call(kind, x, state, weights, (biased, layers, both_ways, batch_first), train=False)
+        out, *states = _call(kind, x, state, weights, (biased, layers, both_ways, batch_first, sizes), train=False)
     # Time before batch in memory, as torch's kernels have it and as `_like` says.
     out = out.transpose(0, 1).contiguous().transpose(0, 1) if batch_first else out.contiguous()
     return [out, *(held.contiguous() for held in states)]
 
 
 def _differentiate(gradients: list[Tensor], kind: str, x: Tensor, state: list[Tensor], weights: list[Tensor],
-                   biased: bool, layers: int, both_ways: bool, batch_first: bool) -> list[Tensor]:  # fmt: skip
+                   biased: bool, layers: int, both_ways: bool, batch_first: bool,
+                   sizes: Tensor | None = None) -> list[Tensor]:  # fmt: skip
     given = [t.detach().requires_grad_() for t in (x, *state, *weights)]
     count = 1 + len(state)
     with torch.enable_grad():
-        options = (biased, layers, both_ways, batch_first)
+        options = (biased, layers, both_ways, batch_first, sizes)
         results = _call(kind, given[0], given[1:count], given[count:], options, train=True)
     return [g.contiguous() for g in torch.autograd.grad(results, given, gradients)]
 
 
 def _like(kind: str, x: Tensor, state: list[Tensor], weights: list[Tensor], biased: bool, layers: int,
-          both_ways: bool, batch_first: bool) -> list[Tensor]:  # fmt: skip
-    time, batch = (x.shape[i] for i in ((1, 0) if batch_first else (0, 1)))
-    out = x.new_empty(time, batch, (2 if both_ways else 1) * state[0].shape[-1])
+          both_ways: bool, batch_first: bool, sizes: Tensor | None = None) -> list[Tensor]:  # fmt: skip
+    first, last = x.shape[:-1], (2 if both_ways else 1) * state[0].shape[-1]
+    out = x.new_empty(*(reversed(first) if batch_first else first), last)
     return [out.transpose(0, 1) if batch_first else out, *(x.new_empty(held.shape) for held in state)]
 
 
 def _alike(gradients: list[Tensor], kind: str, x: Tensor, state: list[Tensor], weights: list[Tensor], biased: bool,
-           layers: int, both_ways: bool, batch_first: bool) -> list[Tensor]:  # fmt: skip
+           layers: int, both_ways: bool, batch_first: bool, sizes: Tensor | None = None) -> list[Tensor]:  # fmt: skip
     return [t.new_empty(t.shape) for t in (x, *state, *weights)]
 
 

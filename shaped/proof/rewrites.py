@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from shaped.errors import Unprovable
-from shaped.proof import indexing
+from shaped.proof import indexing, packed
 from shaped.proof.demands import as_bool, as_item
 from shaped.proof.margins import multi_margin_loss, multilabel_margin_loss
 from shaped.proof.operations import OPERATIONS
@@ -309,6 +309,7 @@ _REWRITES: dict[Any, Callable[..., Any]] = {
     Tensor.multinomial: multinomial,
     **{f: _not_empty(f) for name in _REDUCTIONS for f in (getattr(torch, name), getattr(Tensor, name))},
     **indexing.REWRITES,
+    **packed.REWRITES,
     **{f: _not_beyond(f) for f in (F.conv1d, F.conv2d, F.conv3d)},
 }
 

@@ -121,7 +121,9 @@ class _Regrouping:
         expression = exact if sympy.denom(sympy.together(exact)) == 1 else expression
         if expression.is_Integer:
             return int(expression)
-        return self.env.create_symintnode(expression, hint=int(expression.xreplace(self.env.backed_var_to_val)))
+        expression = self.env.replace(expression)
+        size = expression.xreplace(self.env.backed_var_to_val)  # of what data tell there is none
+        return self.env.create_symintnode(expression, hint=int(size) if size.is_number else None)
 
 
 def _of_elements(stride: Any) -> Any:

@@ -1,12 +1,13 @@
 """Recurrent layers over a time that is a name: proved, and the same as torch's on both backends."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from shaped import ParamList, ProofError, ScalarTrainer, init, prove
@@ -128,6 +129,60 @@ def test_layers_with_dropout_between_them_are_torchs_one_by_one(kind: str, both_
         given = [torch.randn(5, 6, 3), state, net._flat_weights, True, 3, 1.0, True, both_ways, True]
 
     torch.testing.assert_close(recurrent.layer_of(kind)(*given), getattr(torch, kind)(*given))
+
+
+class Packed(nn.Module):
+    def __init__(self, kind: str, inputs: int = 3, hidden: int = 4) -> None:
+        super().__init__()
+        options: dict[str, Any] = {"nonlinearity": "relu"} if kind == "rnn_relu" else {}
+        self.rnn = KINDS[kind](inputs, hidden, batch_first=True, bidirectional=True, **options)
+        self.out = nn.Linear(2 * hidden, 1)
+
+    def forward(self, x: Tensor, ends: Tensor) -> Tensor:
+        rows = nn.utils.rnn.pack_padded_sequence(x, ends, batch_first=True, enforce_sorted=False)
+        states, last = self.rnn(rows)
+        padded, counts = nn.utils.rnn.pad_packed_sequence(states, batch_first=True, total_length=x.shape[1])
+        last = last[0] if isinstance(last, tuple) else last
+        scaled: Tensor = self.out(padded).squeeze(-1).sum(1) / counts
+        return scaled + last.sum((0, 2))
+
+
+def over_packed(net: Packed, x: Float[Tensor, "batch time 3"], ends: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
+    return net(x, ends).square().mean()
+
+
+@pytest.mark.parametrize("backend", ["eager", "compiled"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_packed_steps_as_plain_torch_does(kind: str, backend: Any, interpreted: None):
+    torch.manual_seed(0)
+    net = Packed(kind)
+    trainer = ScalarTrainer(over_packed, copy.deepcopy(net), backend=backend, sizes="dynamic")
+
+    assert trainer.proof.conditions == ()
+    for batch, time in ((5, 6), (3, 2), (1, 1)):
+        x, ends = torch.randn(batch, time, 3), torch.randint(1, time + 1, (batch,))
+        expected = over_packed(net, x, ends)
+        net.zero_grad()
+        expected.backward()  # type: ignore[no-untyped-call]
+        value, gradients = trainer.loss_and_backward(x, ends)
+
+        torch.testing.assert_close(value, expected)
+        torch.testing.assert_close(list(gradients), [p.grad for p in net.parameters()])
+
+
+def longer(x: Float[Tensor, "batch time 3"], ends: Int[Tensor, " n"]) -> Float[Tensor, "n 8"]:
+    rows = nn.utils.rnn.pack_padded_sequence(x, ends, batch_first=True)
+    return PACKED(rows)[1].transpose(0, 1).flatten(1)  # type: ignore[no-any-return]
+
+
+PACKED = nn.GRU(3, 4, bidirectional=True)
+
+
+def test_there_are_as_many_lengths_as_sequences():
+    with pytest.raises(ProofError) as refused:
+        prove(longer)
+
+    assert refused.value.goal.equation == "n = batch"
 
 
 class Dropping(Tagger):
