@@ -127,3 +127,26 @@ def large(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
 
     assert found["named"].status != "refuted"
     assert found["large"].summary == "it takes more memory than the process may have (--memory)"
+
+
+def test_recurrent_layers_are_proved_for_all_their_widths(check) -> None:  # type: ignore[no-untyped-def]
+    found = check("""
+class Net(nn.Module):
+    def __init__(self, d_in: int, hidden: int) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(d_in, hidden, batch_first=True)
+
+    def last(self, x: Float[Tensor, "batch time d_in"], ends: Int[Tensor, " batch"]) -> Float[Tensor, "batch hidden"]:
+        rows = nn.utils.rnn.pack_padded_sequence(x, ends, batch_first=True, enforce_sorted=False)
+        return self.rnn(rows)[1][0][-1]
+
+    def wide(self, x: Float[Tensor, "batch time d_in"]) -> Float[Tensor, "batch time d_in"]:
+        return self.rnn(x)[0]
+""")
+
+    assert (found["Net.last"].status, found["Net.last"].conditions, found["Net.last"].summary) == (
+        "proved",
+        (),
+        "for all sizes",
+    )
+    assert "goal     hidden = d_in" in found["Net.wide"].message
