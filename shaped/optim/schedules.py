@@ -151,7 +151,7 @@ def one_cycle(peak: float, total: int, rise: float = 0.3, start: float = 25.0, e
 
     def lr(step: int) -> float:
         if step <= top:
-            return _between(peak / start, peak, step / top)
+            return _between(peak / start, peak, step / top if top else 1.0)  # a rise of one step is at the peak
         return _between(peak, peak / start / end, (min(step, last) - top) / (last - top))
 
     return lr

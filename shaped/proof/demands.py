@@ -5,6 +5,7 @@ graph, which a step checks as it checks indices, and the statement names it.
 """
 
 import ast
+import builtins
 import dis
 import linecache
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from torch import SymInt, Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._sympy.symbol import SymT, symbol_is_type
 
+from shaped.proof.setting import Setting
 from shaped.proof.source import Place, is_own, is_users, place_of_caller, place_of_traceback
 from shaped.proof.ways import way_under_way
 
@@ -127,7 +129,7 @@ def _asserted(right: Tensor, place: Place | None, wanted: bool) -> bool:
 def _wanted(place: Place) -> bool | None:
     """What the question that is asked at an instruction has to be, so that the program goes on."""
     statement, span = _statement(place), _span(place)
-    if statement is None or span is None:
+    if statement is None or span is None or _is_caught(statement, place.frame):
         return None
     if isinstance(statement, ast.Assert):
         value = True
@@ -159,6 +161,63 @@ def _of(test: ast.expr, span: Span, value: bool, place: Place) -> bool | None:
 def _raises(body: list[ast.stmt]) -> bool:
     """Whether statements do nothing but end in a `raise`."""
     return bool(body) and isinstance(body[-1], ast.Raise) and all(isinstance(one, _SIMPLE) for one in body[:-1])
+
+
+def _is_caught(statement: ast.Assert | ast.If, frame: FrameType | None) -> bool:
+    """Whether the program itself goes on after what a statement raises, so that it demands nothing."""
+    raised = "AssertionError" if isinstance(statement, ast.Assert) else ""
+    if isinstance(statement, ast.If):
+        last = [body[-1] for body in (statement.body, statement.orelse) if _raises(body)]
+        cause = last[0].exc if last and isinstance(last[0], ast.Raise) else None
+        cause = cause.func if isinstance(cause, ast.Call) else cause
+        raised = cause.id if isinstance(cause, ast.Name) else ""
+    while frame is not None and frame.f_globals.get("__name__") != Setting.__module__:  # which calls the program
+        if is_users(frame):
+            text = "".join(linecache.getlines(frame.f_code.co_filename))
+            for first, last_line, caught in _guarded(text):
+                if first <= frame.f_lineno <= last_line and any(_catches(name, raised) for name in caught):
+                    return True
+        frame = frame.f_back
+    return False
+
+
+@lru_cache(maxsize=32)
+def _guarded(text: str) -> tuple[tuple[int, int, tuple[str, ...]], ...]:
+    """First and last line of what stands under `try` or `suppress`, and which exceptions do not leave it."""
+    try:
+        nodes = [*ast.walk(ast.parse(text))]
+    except (SyntaxError, ValueError):
+        return ()
+    found: list[tuple[ast.Try | ast.With, list[ast.expr | None]]] = [
+        (node, [handler.type for handler in node.handlers if not _raises(handler.body)])
+        for node in nodes
+        if isinstance(node, ast.Try)
+    ]
+    for node in nodes:
+        calls = [item.context_expr for item in node.items] if isinstance(node, ast.With) else []
+        names = [
+            part
+            for c in calls
+            if isinstance(c, ast.Call) and ast.unparse(c.func).endswith("suppress")
+            for part in c.args
+        ]
+        found += [(node, [*names])] if isinstance(node, ast.With) else []
+    each = [
+        (node, [part for t in types for part in (t.elts if isinstance(t, ast.Tuple) else [t])]) for node, types in found
+    ]
+    return tuple(
+        (node.body[0].lineno, node.body[-1].end_lineno or 0, tuple("" if t is None else ast.unparse(t) for t in types))
+        for node, types in each
+        if types
+    )
+
+
+def _catches(name: str, raised: str) -> bool:
+    """Whether a handler for `name`, of all where it is empty, takes an exception; of what is not known it does."""
+    handler, kind = getattr(builtins, name, None), getattr(builtins, raised, None)
+    if not isinstance(handler, type) or not isinstance(kind, type):
+        return name in ("", raised) or not raised or name in ("Exception", "BaseException")
+    return issubclass(kind, handler)
 
 
 def _statement(place: Place) -> ast.Assert | ast.If | None:

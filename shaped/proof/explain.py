@@ -73,6 +73,8 @@ def _of_layers(error: Exception) -> str:
         frame, traceback = traceback.tb_frame, traceback.tb_next
         if str(frame.f_globals.get("__name__", "")).startswith("torch.distributions."):
             return "it checks its arguments: say validate_args=False, with which it does not"
+        if frame.f_globals.get("__name__") == "torch.nn.init":
+            return "draw it outside, and pass it as an input or a parameter: here it would be another at each call"
         layer = frame.f_locals.get("self")
         if isinstance(layer, nn.Module) and getattr(layer, "momentum", 0.0) is None:
             return "a batch norm of momentum=None averages over a count of batches, which is data: give it a momentum"

@@ -19,6 +19,7 @@ from shaped.shapes import Term
 _ALTERNATIVES = 6  # proofs that are tried from sizes that the first does not admit
 _FRUITLESS = 4  # of these
 _GUESSES = 4  # at what excludes the sizes at which runs fail
+_TABLE = 8  # the least number of entries that a bound on one size is read off runs for
 _DEEP = 40  # operations; programs of more are stated as they were traced first
 
 _OPPOSITE = {"==": "!=", "!=": "==", "<": ">=", ">=": "<", ">": "<=", "<=": ">"}
@@ -78,7 +79,8 @@ def held(
     failing = [some for some, passes in zip(sizes, outcomes, strict=True) if passes is False]
     proved: list[Alternative] = []
     if first is not None:
-        sound = _sound(first, passing, failing, trials)
+        passing, failing, bounds = _bounded(first, passing, failing, trials)
+        sound = _sound(first, passing, failing, trials, bounds)
         if sound is None:
             raise Fails(min(filter(first.admits, failing), key=_total))
         proved.append(sound)
@@ -101,8 +103,33 @@ def held(
     return either(proved, passing)
 
 
+def _bounded(
+    proof: Alternative, passing: list[Sizes], failing: list[Sizes], trials: Trials
+) -> tuple[list[Sizes], list[Sizes], list[Term]]:
+    """Where all that fails is larger than all that runs, by one size: `seq <= 32`, of a table of so many positions."""
+    wrong = [some for some in failing if proof.admits(some)]
+    bounds: list[Term] = []
+    for name in trials.names if wrong and passing else ():
+        good, bad = max(passing, key=lambda some: some[name]), min(wrong, key=lambda some: some[name])
+        least, most = good[name], bad[name]
+        while least < most - 1:
+            tried = {**good, name: (least + most) // 2}
+            (passes,) = trials.outcomes([tried]) if trials.assumed(tried) and proof.admits(tried) else (None,)
+            if passes is None:
+                break
+            (passing if passes else failing).append(tried)
+            least, most = (tried[name], most) if passes else (least, tried[name])
+        if least == most - 1 and least >= _TABLE:
+            bounds.append(Term.of("<=", Term.name(name), Term.number(least)))
+    return passing, failing, bounds
+
+
 def _sound(
-    proof: Alternative, passing: Sequence[Sizes], failing: Sequence[Sizes], trials: Trials
+    proof: Alternative,
+    passing: Sequence[Sizes],
+    failing: Sequence[Sizes],
+    trials: Trials,
+    bounds: Sequence[Term] = (),
 ) -> Alternative | None:
     """A proof with what excludes the sizes at which a run failed; None where no relation does.
 
@@ -113,7 +140,7 @@ def _sound(
         if not wrong:
             return proof
         right = [some for some in passing if proof.admits(some)]
-        more = excluding(wrong, right, list(relations(proof.found.world))) if right else None
+        more = excluding(wrong, right, [*bounds, *relations(proof.found.world)]) if right else None
         if more is None:
             return None
         guess = replace(proof, conditions=[*proof.conditions, *more])

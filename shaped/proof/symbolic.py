@@ -4,6 +4,7 @@ Each dimension name gets its own symbol with its own size hint, so `hidden == pi
 question that torch or the user's Python asks about sizes goes through `_Questions.evaluate_expr`: it reads guards.
 """
 
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -214,6 +215,7 @@ def _is_claimed(frame: FrameType | None) -> bool:
 
 
 # For what Python makes a plain number of, whatever we do.
+_SHARE = re.compile(r"\b(0\.\d+)\*")  # 0.1*n
 _INSTEAD = {"sqrt": "name the side instead of its square", "int": "write n // 2 for int(n / 2)"}
 
 
@@ -303,6 +305,8 @@ class World:
         if place is not None and place.source().text.startswith("while "):
             size = ", ".join(names)
         instead = next((how for call, how in _INSTEAD.items() if f"{call}(" in text), "keep to tensor operations")
+        if (part := _SHARE.search(size)) and abs(round(1 / float(part[1])) * float(part[1]) - 1) < 1e-9:
+            instead = f"write {names[0]} // {round(1 / float(part[1]))}, in whole numbers"
         error = Unprovable(
             f"`{size}` is used as a plain number here, so this holds for one size only.",
             place.source() if place else None,

@@ -19,10 +19,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from shaped.errors import Goal, Unprovable
 from shaped.proof.drawn import READ, WAITED, Drawn, asks
 from shaped.proof.instructions import UNKNOWN, Shadow, instructions
+from shaped.proof.isolation import Asks
 from shaped.proof.reading import Reading
 from shaped.proof.reads import WHOLE, Reads, is_array, is_traced, parts
 from shaped.proof.source import is_users
@@ -38,6 +41,9 @@ _READ_OUT = {
     *(Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__bool__, Tensor.__int__, Tensor.__float__),
     *(Tensor.__index__, Tensor.__complex__),
 }
+# Raised in the program for want of an answer: an `except` of the user's may take it, and a call would not go there.
+_UNANSWERED = (GuardOnDataDependentSymNode, DataDependentOutputException, DynamicOutputShapeException, Unprovable, Asks)
+_LEAVES = "is not supported for tensor subclasses"  # of NumPy's form of a tensor
 _CALL_BACK = {"grad", "backward", "apply", "map"}  # operations that run code of the user's
 _LOOKS = {"LOAD_ATTR", "LOAD_METHOD", "LOAD_GLOBAL", "LOAD_NAME", "BINARY_SUBSCR"}
 _RESUMED = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
@@ -60,6 +66,7 @@ class Watching:
         self._asking: dict[CodeType, str] = {}  # what functions of the standard library ask the system for
         self._before: Any = None
         self._paused = False
+        self.unanswered: BaseException | None = None  # what no trace knows was asked, and may be caught by the program
         self.returns = False  # code of the user's may run in the backward pass: a checkpoint, a hook, a function
         self._generators: Any = None
         for hook in gc.callbacks:  # which run at any time, and are none of the program's
@@ -74,13 +81,16 @@ class Watching:
         sys.settrace(self._enter_frame)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         sys.settrace(self._before)
         self._frames.clear()
         self._found = self._reading.log.reads()
         self._found.codes, self._found.looks = frozenset(self._ran.items()), self._reading.looks
         if self._reading.drawn is None and _generators() != self._generators:
             self._reading.drawn = Drawn("a generator of Python's or NumPy's", None)
+        missed = self.unanswered
+        if missed is not None and error is not missed and (kind is None or issubclass(kind, Exception)):
+            raise missed  # the program caught it, and went on as no call of it does
 
     def given(self, inputs: Mapping[str, Tensor]) -> None:
         """The tensors that stand for the program's own in this trace, by name."""
@@ -194,6 +204,9 @@ class Watching:
             if self._reading.drawn is not None and self._reading.drawn.what in WAITED:
                 raise self._refusal(self._reading.drawn)
         elif event == "exception":
+            left = type(arg[1]) in (RuntimeError, TypeError) and _LEAVES in str(arg[1])
+            if self.unanswered is None and (left or isinstance(arg[1], _UNANSWERED)):
+                self.unanswered = arg[1]
             if shadow.last is not None and shadow.last.name in _LOOKS:  # what is not there may come
                 self._reading.finish(frame, shadow, -1)
             shadow.stack.clear()

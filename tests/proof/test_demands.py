@@ -3,6 +3,7 @@
 PYTEST_DONT_REWRITE: the programs' own assertions are what is read here.
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -123,3 +124,94 @@ def test_a_demand_that_hangs_on_sizes_too_is_none_of_them() -> None:
         return x
 
     assert prove(below).conditions == ()
+
+
+def positive(x: Tensor) -> Tensor:
+    assert x.min() > 0
+    return x.log()
+
+
+def caught(x: Float[Tensor, " n"], y: Float[Tensor, " m"]) -> Float[Tensor, " n"]:
+    try:
+        assert x.sum() > 0
+    except AssertionError:
+        return x + y
+    return x
+
+
+def raised_and_caught(x: Float[Tensor, " n"], y: Float[Tensor, " m"]) -> Float[Tensor, " n"]:
+    try:
+        if x.sum() > 0:
+            raise ValueError("too large")
+    except (TypeError, ValueError):
+        return x + y
+    return x
+
+
+def caught_above(x: Float[Tensor, " n"], y: Float[Tensor, " m"]) -> Float[Tensor, " n"]:
+    try:
+        return positive(x)
+    except Exception:
+        return x + y
+
+
+def suppressed(x: Float[Tensor, " n"], y: Float[Tensor, " m"]) -> Float[Tensor, " n"]:
+    with contextlib.suppress(AssertionError):
+        return positive(x)
+    return x + y
+
+
+@pytest.mark.parametrize("function", [caught, raised_and_caught, caught_above, suppressed])
+def test_what_the_program_catches_itself_is_no_demand(function: Callable[..., Any]) -> None:
+    with pytest.raises(Unprovable, match="depends on data here"):
+        prove(function)
+
+
+def asks(x: Rows) -> float:
+    return 2.0 if x.sum() > 0 else 3.0
+
+
+def counts(x: Rows) -> int:
+    return len([*range(x.shape[0])])
+
+
+def leaves(x: Rows) -> float:
+    return float(x.detach().numpy().sum())
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"), [(asks, "depends on data"), (counts, "a plain number"), (leaves, "leaves torch")]
+)
+@pytest.mark.parametrize("bare", [False, True])
+def test_what_no_proof_knows_is_not_taken_for_an_exception_of_the_program(ask: Any, said: str, bare: bool) -> None:
+    """The handler would be all that is traced, and no call of the program goes there."""
+
+    def careful(p: Table, x: Rows) -> Scalar:
+        factor = 1.0
+        with contextlib.suppress(Exception):
+            factor = ask(x)
+        return (x @ p.w).mean() * factor
+
+    def careless(p: Table, x: Rows) -> Scalar:
+        try:
+            factor = ask(x)
+        except:  # noqa: E722
+            factor = 1.0
+        return (x @ p.w).mean() * factor
+
+    with pytest.raises(Unprovable, match=said):
+        prove(careless if bare else careful)
+
+
+def test_what_no_handler_takes_is_a_demand() -> None:
+    def imports(x: Float[Tensor, " n"], y: Float[Tensor, " m"]) -> Float[Tensor, " n"]:
+        try:
+            return positive(x)
+        except ImportError:
+            return x + y
+
+    try:
+        proof = prove(imports)
+    except Exception:  # one around the proof is none of the program's
+        raise
+    assert len(proof.demands) == 1

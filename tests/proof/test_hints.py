@@ -11,9 +11,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
-from shaped import ParamList, ProofError, prove
+from shaped import ParamList, ProofError, Unprovable, prove
 
 
 class Two(ParamList):
@@ -182,3 +182,20 @@ def another_result(q: Float[Tensor, "n d"], k: Float[Tensor, "m d"]) -> Float[Te
 )
 def test_a_change_that_gets_one_operation_further_only_is_no_hint(function: Callable[..., Any]):
     assert hint(function) == ""
+
+
+@pytest.mark.parametrize(
+    ("function", "hint"),
+    [
+        (lambda x: x[: int(0.1 * x.shape[0])].sum(0), "write n // 10, in whole numbers"),
+        (lambda x: x @ nn.init.trunc_normal_(torch.empty(x.shape[1], 3)).sum(1), "draw it outside, and pass it as an"),
+    ],
+)
+def test_what_is_read_off_a_size_or_drawn_within_says_what_to_write(function: Any, hint: str) -> None:
+    def program(x: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:
+        result: Tensor = function(x)
+        return result
+
+    with pytest.raises(Unprovable) as caught:
+        prove(program)
+    assert hint in str(caught.value)

@@ -70,3 +70,13 @@ def beside_another(x: Float[Tensor, "v n"], i: Whole) -> Float[Tensor, "k n"]:
 @pytest.mark.parametrize("program", [shifted, shifted_rows, next_ones, one_of_two, beside_another])
 def test_an_index_that_an_input_may_have_otherwise_refutes_nothing(program: Callable[..., Any]) -> None:
     assert prove(program).conditions == ()
+
+
+def test_positions_that_a_table_lacks_bound_the_size_that_counts_them() -> None:
+    """As OPT counts its positions: no shape says that there are 32."""
+    table = torch.ones(34, 4)
+
+    def program(x: Float[Tensor, "batch seq 4"]) -> Float[Tensor, "batch seq 4"]:
+        return x + F.embedding(torch.ones(x.shape[:2], dtype=torch.int64).cumsum(1) + 1, table)
+
+    assert prove(program).conditions == ("seq <= 32",)
