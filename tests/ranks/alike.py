@@ -10,6 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from shaped import Checkpoints, Loop, RankError, ScalarTrainer
 from shaped.backends import CompileError
@@ -253,3 +254,36 @@ def ranks_that_round_otherwise_go_on_and_save_with_one_state() -> None:
     loop.run_epochs(Batches(x, y, batch_size=8, seed=0), 1)
     checkpoints.close()
     assert checkpoints.steps()[-1] == 6
+
+
+class Order(TorchDispatchMode):
+    """The collectives of an eager step, with what is sent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "_c10d_functional" in str(func) and "wait" not in str(func):
+            self.seen.append(f"{func} {tuple(args[0].shape)}")
+        return func(*args, **(kwargs or {}))
+
+
+@alike
+def all_executors_and_the_eager_step_have_one_order_of_collectives() -> None:
+    """Of a batch of one row, of several, in this size alone or in any; on all ranks."""
+    for zero in (0, 3):
+        orders = []
+        for sizes, rows in (("dynamic", 4), ("dynamic", 1), ("static", 4), ("static", 2)):
+            made = new(mesh=join(), zero=zero, backend="compiled", sizes=sizes, max_norm=0.3)
+            x, y = [t[: rows + rank()] for t in batch(3)]
+            graph, _ = made._backend.step_graph([x, y], made._shared.own_optimizer())  # type: ignore[attr-defined]
+            sent = [n for n in graph.graph.nodes if "_c10d_functional" in str(n.target) and "wait" not in str(n.target)]
+            orders.append([f"{n.target} {tuple(n.args[0].meta['val'].shape)}" for n in sent])
+        eager = new(mesh=join(), zero=zero, max_norm=0.3)
+        with Order() as order:
+            eager.train_step(*mine(3, *batch(3)))
+        told: list[Any] = [None, None]
+        dist.all_gather_object(told, [*orders, [seen.replace("all_reduce_.", "all_reduce.") for seen in order.seen]])
+        assert orders[0]
+        assert all(of == orders[0] for ranks in told for of in ranks), told
