@@ -3,6 +3,7 @@
 A log that cannot be written (a full disk, a link or a pipe in its place) warns once; training goes on.
 """
 
+import errno
 import json
 import math
 import os
@@ -18,6 +19,9 @@ from shaped.errors import ShapedError
 
 if TYPE_CHECKING:
     from shaped.loop.loop import Loop
+
+
+_FIRST = b'{"step"'  # of each line, so that a file which begins otherwise is another's
 
 
 class Training:
@@ -65,7 +69,7 @@ class Training:
 class JsonLines(Training):
     """A log of one JSON object a line: step, epoch, seconds of the run, and the figures by name.
 
-    A resumed run appends; where a step is there twice, `read_log` takes the later one.
+    A resumed run appends, to a file of such lines alone; where a step is there twice, `read_log` takes the later one.
 
     Args:
         path: The file; its folder is made.
@@ -88,6 +92,10 @@ class JsonLines(Training):
         if self._descriptor is None:
             self._descriptor = files.open_regular(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
             if os.lseek(self._descriptor, 0, os.SEEK_END):
+                os.lseek(self._descriptor, 0, os.SEEK_SET)
+                if not _FIRST.startswith(os.read(self._descriptor, len(_FIRST))):
+                    self.on_close(loop)
+                    raise OSError(errno.EINVAL, "it is there already, and no log of a run")
                 os.lseek(self._descriptor, -1, os.SEEK_END)
                 if os.read(self._descriptor, 1) != b"\n":  # a kill tore the last line: it stays alone
                     text = f"\n{text}"

@@ -148,7 +148,7 @@ def read_config(kind: type[C], path: str | Path) -> C:
         text = path.read_text(encoding="utf-8")
         values = json.loads(text, object_pairs_hook=_once) if path.suffix == ".json" else tomllib.loads(text)
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from None
     except ValueError as error:
         raise ConfigError(f"{path} is no {'JSON' if path.suffix == '.json' else 'TOML'}: {error}") from None
     return from_dict(kind, values)

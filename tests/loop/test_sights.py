@@ -90,6 +90,17 @@ def test_a_log_that_cannot_be_written_warns_once_and_training_goes_on(trainer: S
     assert (loop.step, len(warned)) == (8, 1)
 
 
+def test_a_file_that_is_no_log_is_left_as_it_is(trainer: ScalarTrainer, tmp_path: Path) -> None:
+    other = tmp_path / "data.csv"
+    other.write_text("a,b\n1,2")
+    loop = Loop(trainer)
+    loop.attach(JsonLines(other, every=1))
+    with pytest.warns(UserWarning, match="cannot be written and is left out .* it is there already, and no log of a"):
+        loop.run_epochs(DATA, 1)
+
+    assert other.read_text() == "a,b\n1,2"
+
+
 def test_curves_are_drawn_from_the_log_when_the_run_is_over(trainer: ScalarTrainer, tmp_path: Path) -> None:
     loop = Loop(trainer)
     log = loop.attach(JsonLines(tmp_path / "log.jsonl", every=1))

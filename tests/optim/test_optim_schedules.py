@@ -164,3 +164,10 @@ def test_a_compiled_step_follows_every_schedule_with_one_executor() -> None:
     assert len(trainer.executors) == 1
     for mine, theirs in zip(trainer.params, eager.params, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_a_cycle_whose_rise_is_one_step_begins_at_its_peak() -> None:
+    schedule = schedules.one_cycle(0.1, 10, rise=0.1)
+
+    assert schedule(0) == 0.1
+    assert schedule(9) == pytest.approx(0.1 / 25 / 1e4)
