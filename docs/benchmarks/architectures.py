@@ -36,7 +36,9 @@ gpt_oss gptj granite granitemoe helium jamba jetmoe lfm2 llama mamba mamba2 mari
 mixtral modernbert-decoder mpt mvp nemotron olmo olmo2 olmo3 olmoe openai-gpt opt pegasus persimmon phi phi3 phimoe
 plbart prophetnet qwen2 qwen2_moe qwen3 qwen3_moe qwen3_next recurrent_gemma rembert roberta roberta-prelayernorm
 roc_bert roformer rwkv smollm3 stablelm starcoder2 xglm xlm xlm-roberta xlnet xmod zamba zamba2 t5 mt5 umt5
-longt5"""
+longt5 afmoe cohere2_moe cwm doge ernie4_5_moe exaone flex_olmo fsmt gemma4_text glm4_moe granite_swa granitemoe_swa
+granitemoeshared hyperclovax internlm3 jais2 led llama4_text m2m_100 minimax_m2 ministral3 nanochat nllb-moe olmo_hybrid
+pegasus_x seed_oss solar_open trocr vaultgemma xlm-roberta-xl"""
 NAMES = _NAMES.split()
 _DOTTED = "transformers.models.auto.modeling_auto"
 _SMALL = (
