@@ -37,7 +37,7 @@ from typing import Any
 from reach import PACKAGES as MEASURED
 from reach import _names_shape, annotated
 
-PACKAGES = {name: MEASURED[name] for name in ("nerfstudio", "transformer_lens")}  # of which the peers are asked
+PACKAGES = dict(MEASURED)  # of which the peers are asked: those that the rows are of
 _REASONS = {
     "is read here": "it reads a value that nothing tells",
     "ends the process": "its constructor ends the process where a package is not installed",
@@ -322,6 +322,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
     rows = json.loads(options.rows.read_text())
+    for absent in set(PACKAGES) - {row["package"] for row in rows}:
+        del PACKAGES[absent]
     places = (options.packages.resolve(), rows, options.torchtyc.resolve(), options.pyrefly.resolve())
     found = measure(*places, options.keep)
     command = [str(options.pyrefly / "bin" / "pyrefly"), "--version"]

@@ -12,6 +12,7 @@ import runpy
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -76,6 +77,7 @@ def main(arguments: Sequence[str]) -> None:
     sys.argv = [script, *rest]
     sys.path[0] = str(Path(script).parent)
     logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # of the fault that is told below
+    warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # a copied module's; nothing is read
     ran = _followed(Path(script))
     sys.stdout.flush()
     replace(Path(answer), json.dumps({"status": ran.status, "said": ran.said}).encode())
