@@ -140,6 +140,7 @@ class _Located(ShapedError):
         names: Dimension names that the program reads as plain numbers there.
         lacking: The equality that an operation lacks, as two terms over dimension names, where it is one.
         between: Of what goes on without a word, the two shapes that should be one, as terms over dimension names.
+        steps: The operations before it, as far as it is known.
         on_data: Whether a branch on data is what is not known.
         counts: Whether a whole number that data tell is in the way.
         absent: Whether it asks for a device that this machine does not have.
@@ -149,6 +150,7 @@ class _Located(ShapedError):
     """
 
     names: tuple[str, ...] = ()
+    steps: Sequence[Any] = ()
     on_data: bool = False
     counts: bool = False
     absent: bool = False

@@ -242,7 +242,7 @@ def _in(case: Case, error: ProofError | Unprovable) -> ProofError | Unprovable:
     if not where:
         return error
     changed = type(error)(f"{error.title[:-1]} where {where}{error.title[-1]}", error.source, error.goal)
-    changed.names, changed.lacking = error.names, error.lacking
+    changed.names, changed.lacking, changed.steps = error.names, error.lacking, error.steps
     return changed
 
 

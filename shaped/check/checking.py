@@ -135,6 +135,7 @@ def _verdict(
             error.source,
             context=context,
             hint=as_options(error.goal.hint),
+            shapes=_shapes(error.steps, where[1]),
         )
     except Unbuilt as unbuilt:
         said = f"its arguments could not be made: {unbuilt}"

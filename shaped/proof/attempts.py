@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
-from shaped.errors import ProofError
+from shaped.errors import ProofError, Unprovable
 from shaped.proof.explain import explain, is_unprovable
 from shaped.proof.goals import lacking, last_answer
 from shaped.proof.isolation import hush
@@ -77,6 +77,8 @@ def attempts(setting: Setting, names: Sequence[str], plan: Plan, most: int) -> "
 def explained(failure: Failure, setting: Setting, names: Sequence[str]) -> Exception:
     """What to say of a failure; with the names that stand for one size only, where it goes through with these."""
     error = explain(failure.error, setting, failure.world, failure.recorder)
+    if isinstance(error, ProofError | Unprovable):
+        error.steps = tuple(failure.recorder.steps)
     if not isinstance(error, ProofError) or error.goal.hint or error.goal.equation != last_answer(failure.world):
         return error
     fixed = _of_one_size(failure, setting, names)

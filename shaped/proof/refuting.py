@@ -63,7 +63,7 @@ def _named(error: ProofError, sizes: Sizes | None) -> ProofError:
     if sizes is None:
         return error
     found = ProofError(error.title, error.source, replace(error.goal, sizes=dict(sizes)))
-    found.names, found.lacking, found.between = error.names, error.lacking, error.between
+    found.names, found.lacking, found.between, found.steps = error.names, error.lacking, error.between, error.steps
     return found
 
 

@@ -5,6 +5,9 @@ from pathlib import Path
 from shaped.check.editor import Mark, hover, inlays, marks
 from shaped.check.verdicts import Shape, Verdict
 from shaped.errors import Source
+from tests.check.test_check_methods import check
+
+__all__ = ["check"]
 
 TEXT = """def model(p, x):
     h = x @ p.w
@@ -53,3 +56,14 @@ def test_a_hint_in_words_is_no_fix_and_a_fault_elsewhere_is_marked_at_the_defini
     found = [Verdict("model", str(FILE), 1, "unprovable", "s", "m", source, hint="use torch.where")]
 
     assert list(marks(found, FILE, TEXT.splitlines())) == [Mark(1, 0, 16, "warning", "unprovable", "m")]
+
+
+def test_what_comes_before_a_fault_has_its_shapes(check) -> None:  # type: ignore[no-untyped-def]
+    found = check("""
+def wrong(x: Float[Tensor, "n d"], w: Float[Tensor, "d k"]) -> Float[Tensor, "n k"]:
+    h = x @ w
+    return h @ w
+""")["wrong"]
+
+    assert found.status == "refuted"
+    assert [shape.text for shape in found.shapes] == ["[n, k]"]
