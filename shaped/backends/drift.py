@@ -266,7 +266,7 @@ class Drift:
             return Differing(
                 list(dict.fromkeys(shown)), rank, [r for r, (of, _) in enumerate(told) if of & differing & one_sided]
             )
-        if differing:
+        if differing or not wrote:  # also where a look saw what a step had moved for a while, on some ranks alone
             self._every = min(2 * self._every, _SPACED)
         self.agreed()
         self.record()
