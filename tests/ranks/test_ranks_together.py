@@ -22,12 +22,12 @@ SHORT = [
     "what_torch_does_not_count_is_found_while_all_is_looked_at_in_turn",
     "what_the_loss_reads_and_its_mode_are_the_same_on_all_ranks_in_each_step",
     "groups_of_other_parameters_and_states_from_before_are_refused",
-    "all_executors_and_the_eager_step_have_one_order_of_collectives",
     "dropout_of_parts_is_drawn_as_one_process_draws_it_and_agrees_by_name",
     "what_ranks_save_in_any_layout_plain_torch_loads_and_goes_on_alike",
     "what_fully_shard_saved_ranks_take_in_any_layout_all_or_none",
 ]
 LONG = [
+    "all_executors_and_the_eager_step_have_one_order_of_collectives",
     "a_batch_in_parts_within_steps_as_one_process_where_a_loss_is_no_mean",
     "a_nan_in_the_part_of_one_rank_is_in_the_largest_of_all",
     "what_fails_on_one_rank_where_gradients_wait_is_an_error_on_all_and_the_update_comes_later",
