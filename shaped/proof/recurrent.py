@@ -32,8 +32,8 @@ def layer_of(kind: str) -> Callable[..., Any]:
     def layer(*args: Any, **kwargs: Any) -> Any:
         if not kwargs and _drops(args):
             return _one_by_one(kind, layer, args)
-        packed = not kwargs and _is_packed(args) and batch_of(args[1]) is not None
-        if not packed and not _is_plain(kind, args, kwargs):
+        packed = not kwargs and len(args) == 9 and _is_packed(args) and batch_of(args[1]) is not None
+        if not (_is_whole(args[0], *args[2:6], args[8]) if packed else _is_plain(args, kwargs)):
             return original(*args, **kwargs)
         if packed:
             x, sizes, state, weights, biased, layers, _, _, both_ways = args
@@ -81,11 +81,18 @@ def _one_by_one(kind: str, layer: Callable[..., Any], args: Sequence[Any]) -> tu
     return (x, *(torch.cat(ends) for ends in zip(*last, strict=True)))
 
 
-def _is_plain(kind: str, args: Sequence[Any], kwargs: Any) -> bool:
+def _is_plain(args: Sequence[Any], kwargs: Any) -> bool:
     """Whether it is a batch of sequences of a free time, or of a free width: nothing packed, no projection."""
     if kwargs or len(args) != 9 or not isinstance(args[0], Tensor) or args[0].dim() != 3:
         return False
     x, state, weights, biased, layers, _, _, both_ways, batch_first = args
+    if not _is_whole(x, state, weights, biased, layers, both_ways):
+        return False
+    return isinstance(x.shape[1 if batch_first else 0], SymInt) or isinstance(weights[0].shape[0], SymInt)
+
+
+def _is_whole(x: Tensor, state: Any, weights: Any, biased: bool, layers: int, both_ways: bool) -> bool:
+    """Whether it may be one operation: of one dtype, without projections, and neither mapped nor cast."""
     states = [state] if isinstance(state, Tensor) else list(state)
     per_layer = (4 if biased else 2) * (2 if both_ways else 1)
     if not isinstance(weights, list | tuple) or len(weights) != per_layer * layers:
@@ -93,9 +100,7 @@ def _is_plain(kind: str, args: Sequence[Any], kwargs: Any) -> bool:
     if not all(isinstance(t, Tensor) and t.dtype is x.dtype for t in (*states, *weights)):
         return False
     mapped = torch._C._functorch.is_batchedtensor(x) or torch._C._functorch.is_gradtrackingtensor(x)
-    cast = torch.is_autocast_enabled(x.device.type)
-    free = isinstance(x.shape[1 if batch_first else 0], SymInt) or isinstance(weights[0].shape[0], SymInt)
-    return free and not (mapped or cast)
+    return not (mapped or torch.is_autocast_enabled(x.device.type))
 
 
 def _hold(kind: str, x: Tensor, batch: Any, state: Sequence[Tensor], weights: Sequence[Tensor],

@@ -210,7 +210,8 @@ class Trials:
         way = way_under_way()
         if error is None and way is not None:  # which other values may not take
             error = self._error(shapes, sizes, _SIGNED)
-            error = None if error is not None and _INDEX.search(str(error)) else error
+            of_values = error is not None and (_INDEX.search(str(error)) or _LENGTH in str(error))
+            error = None if of_values else error
         if error is None:
             return True
         _forget(error)

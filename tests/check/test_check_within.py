@@ -142,6 +142,10 @@ class Net(nn.Module):
 
     def wide(self, x: Float[Tensor, "batch time d_in"]) -> Float[Tensor, "batch time d_in"]:
         return self.rnn(x)[0]
+
+    def padded(self, x: Float[Tensor, "batch time d_in"], ends: Int[Tensor, " batch"]) -> Float[Tensor, "batch 9 hidden"]:
+        rows = nn.utils.rnn.pack_padded_sequence(x, ends, batch_first=True, enforce_sorted=False)
+        return nn.utils.rnn.pad_packed_sequence(self.rnn(rows)[0], batch_first=True, total_length=9)[0]
 """)
 
     assert (found["Net.last"].status, found["Net.last"].conditions, found["Net.last"].summary) == (
@@ -150,3 +154,4 @@ class Net(nn.Module):
         "for all sizes",
     )
     assert "goal     hidden = d_in" in found["Net.wide"].message
+    assert found["Net.padded"].status == "unprovable"  # as long as 9 it may be: a length below 1 refutes nothing
