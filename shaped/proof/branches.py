@@ -115,9 +115,11 @@ def with_its_bound(fact: Any, world: World, plan: Plan, passes: Callable[[Plan],
 def _equal_plans(fact: Any, world: World, plan: Plan) -> list[Plan] | None:
     """Substitutions that make both sides of `a != b` equal."""
     for left, right in (fact.args, fact.args[::-1]):
-        if type(left).__name__ in ("Min", "Max") and right.is_Integer:
-            parts = [_equal_plans(sympy.Ne(part, right), world, plan) for part in left.args if not part.is_Integer]
-            return None if None in parts else [one for some in parts for one in some or []]
+        if type(left).__name__ in ("Min", "Max", "Abs"):  # one of what it may be equals the other side
+            may_be = left.args if type(left).__name__ != "Abs" else (left.args[0], -left.args[0])
+            unequal = [sympy.Ne(part, right) for part in may_be]
+            parts = [_equal_plans(one, world, plan) for one in unequal if isinstance(one, sympy.Ne)]
+            return None if None in parts or sympy.false in unequal else [one for some in parts for one in some or []]
     return equal_at(fact.args[0] - fact.args[1], 0, world, plan)
 
 

@@ -1,6 +1,10 @@
 """Branches that a trace did not take, and sizes at which it would."""
 
+from collections.abc import Callable
+
+import pytest
 import sympy
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils._sympy.functions import PythonMod
@@ -41,3 +45,16 @@ def kept(x: Float[Tensor, "h w d"]) -> Float[Tensor, "h w d"]:
 
 def test_each_axis_that_must_be_divisible_is_found_after_the_other() -> None:
     assert prove(kept).conditions == ("h % 4 == 0", "w % 4 == 0", "d % 4 == 0")
+
+
+def shortened(x: Float[Tensor, "n n"], y: Float[Tensor, " m"]) -> Float[Tensor, ""]:
+    return x[: min(x.shape[0], max(y.shape[0] - 2, 1))].sum()
+
+
+def spread(x: Float[Tensor, "n m"]) -> Float[Tensor, ""]:
+    return x.flatten()[torch.arange(abs(x.shape[0] - x.shape[1]))].sum()
+
+
+@pytest.mark.parametrize("function", [shortened, spread])
+def test_what_is_the_larger_of_two_or_a_distance_may_equal_a_size(function: Callable[..., Tensor]) -> None:
+    assert prove(function).conditions == ()
