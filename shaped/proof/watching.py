@@ -166,6 +166,9 @@ class Watching:
         if self._paused:
             return None
         code = frame.f_code
+        if code.co_name == "<module>":  # one that is imported as the program runs: what that runs is no part of it
+            self._paused, frame.f_trace_lines = True, False
+            return self._importing
         follow = self._reading.followed.get(code)
         if follow is None:
             follow = self._reading.followed[code] = _is_followed(frame)
@@ -187,6 +190,10 @@ class Watching:
         frame.f_trace = self._within  # Python 3.13 asks for it before it tells of instructions
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         return self._within
+
+    def _importing(self, frame: FrameType, event: str, arg: Any) -> Any:
+        self._paused = self._paused and event != "return"
+        return self._importing
 
     def _within(self, frame: FrameType, event: str, arg: Any) -> Any:
         shadow = self._frames.get(frame)
