@@ -119,8 +119,8 @@ class ParamList:
             draw_entry(entry, initializer, sizes, seed, dtype).to(device)
             for entry, initializer in zip(entries, layout.initializers, strict=True)
         ]
-        mask = _mask(cls.__name__, entries, tensors, None)
-        return cast(Self, _finish(layout, tensors, [m and not k for m, k in zip(mask, kept, strict=True)]))
+        mask = [m and not k for m, k in zip(_mask(cls.__name__, entries, tensors, None), kept, strict=True)]
+        return cast(Self, _finish(layout, tensors, mask, Binding.given(entries, sizes)))
 
     @classmethod
     def from_module(cls, module: nn.Module) -> "ParamList":

@@ -329,3 +329,14 @@ def test_a_state_dict_has_the_tensors_themselves_by_name() -> None:
     assert list(state) == list(params.names)
     assert all(state[n].data_ptr() == t.data_ptr() for n, t in zip(params.names, params, strict=True))
     assert not any(t.requires_grad for t in state.values())
+
+
+def test_sizes_of_names_that_stand_in_products_alone_are_those_that_init_was_given() -> None:
+    class Heads(ParamList):
+        q: Float[Tensor, "dim heads*head"]
+        out: Float[Tensor, "heads*head dim"]
+
+    params = Heads.init(dim=8, heads=4, head=2)
+
+    assert params.dims == {"dim": 8, "heads": 4, "head": 2}
+    assert copy.deepcopy(params).dims == params.to(dtype=torch.float64).dims == params.dims

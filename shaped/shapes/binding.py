@@ -23,6 +23,15 @@ class Binding:
     sizes: dict[str, int] = field(default_factory=dict)
     fixed_by: dict[str, str] = field(default_factory=dict)  # "w1 (64, 128)"
 
+    @classmethod
+    def given(cls, entries: Sequence[Entry], sizes: Mapping[str, int]) -> "Binding":
+        """Sizes that were said of names that stand in products alone, and so follow from no tensor."""
+        made, dims = cls(), [dim for entry in entries for dim in entry.spec.dims]
+        named, plain = {name for dim in dims for name in dim.names}, {dim.text for dim in dims if dim.is_name}
+        for name in sizes.keys() & (named - plain):
+            made.fix(name, sizes[name], f"init({name}={sizes[name]})")
+        return made
+
     def copy(self) -> "Binding":
         """Another binding, which may be added to."""
         return Binding(dict(self.sizes), dict(self.fixed_by))
