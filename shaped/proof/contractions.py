@@ -176,6 +176,13 @@ def _recurrent(walk: Walk, node: Node, name: str) -> list[Flow] | None:
     return _gated(walk, node, weights, GATES[kind])
 
 
+@handles("shaped.aligned")
+def _aligned(walk: Walk, node: Node, name: str) -> list[Flow] | None:
+    """A loss for each entry of the batch."""
+    (size,) = sizes_of(node.meta["val"])
+    return [Flow((plain(*size),), "activation")]
+
+
 def _gated(walk: Walk, node: Node, given: Sequence[Any], count: int) -> list[Flow] | None:
     use = Application(node)
     flows = list(map(walk.flow, given))

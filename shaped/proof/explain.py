@@ -38,8 +38,8 @@ _UNBACKED = re.compile(
 )  # torch asks for a size that data decides
 _ABSENT = re.compile(r"not linked with support for|not compiled with CUDA|No CUDA GPUs|NVIDIA driver")
 _REMEDIES = {  # where no mask within the operation is the way out
-    "ctc_loss": "its table is as large as the longest target, which is data: declare the time static, and give targets "
-    "as [batch, labels]; then it is computed step by step",
+    "ctc_loss": "its table is as large as the longest target, which is data: give it [time, batch, classes] in float32 "
+    "or float64, outside autocast and torch.func, and targets as [batch, labels]; then it is one operation",
     "_pad_packed_sequence": "it is as long as the longest, which is data: say total_length=x.shape[1]",
     "linalg_lstsq": "how many residuals there are is data; torch.linalg.pinv(a) @ b is the solution for any sizes",
     "bincount": "its length is data: F.one_hot(x, n).sum(0) counts n numbers",

@@ -33,7 +33,7 @@ def layer_of(kind: str) -> Callable[..., Any]:
         if not kwargs and _drops(args):
             return _one_by_one(kind, layer, args)
         packed = not kwargs and len(args) == 9 and _is_packed(args) and batch_of(args[1]) is not None
-        if not (_is_whole(args[0], *args[2:6], args[8]) if packed else _is_plain(args, kwargs)):
+        if not (_is_whole(args[0], args[2], args[3], args[4], args[5], args[8]) if packed else _is_plain(args, kwargs)):
             return original(*args, **kwargs)
         if packed:
             x, sizes, state, weights, biased, layers, _, _, both_ways = args
