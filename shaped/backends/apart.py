@@ -29,6 +29,7 @@ import torch
 from shaped.backends.executors import CompileError, Key, Lowered, tell
 from shaped.backends.inductor import Prepared, compile_pickled, keeps
 from shaped.errors import first_line
+from shaped.proof.whole import DEFINED_BY
 
 _START = (
     "import os, pickle, sys; os.nice(10); sys.path[:] = pickle.load(sys.stdin.buffer); "
@@ -198,6 +199,8 @@ def work(told: IO[bytes]) -> None:
     verdict = "compiled", ""
     try:
         _set(switches)
+        for define in DEFINED_BY.values():
+            define()
         compile_pickled(pickled)
     except CompileError as error:
         verdict = "refused", str(error)

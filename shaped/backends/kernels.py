@@ -26,11 +26,13 @@ from shaped.backends.driver import Driver, addresses
 from shaped.backends.executors import CompileError, Run
 from shaped.backends.products import onednn
 from shaped.errors import first_line
+from shaped.proof.whole import DEFINED_BY, named
 
 _LEFT_OUT = ("get_args", "benchmark_compiled_module")  # functions with which a module of Inductor's tries itself
 _KERNEL = "kernel"  # what a library is called, and its functions, with their numbers
 _FUNCTIONS = (_KERNEL, "drive")
 _ADDRESS = "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"  # where a library looks for how a tensor's memory is found
+_DEFINED_BY: dict[str, Callable[[], object]] = {**DEFINED_BY, "product": onednn}
 _STANDING = ("async_compile", "extern_kernels", "AsyncCompile")
 
 
@@ -62,8 +64,8 @@ class KeptCode:
         space |= {"extern_kernels": _operations(), "kernels": {d: _library(d, c) for d, c in self.libraries.items()}}
         space["addresses"] = addresses
         try:
-            if "ops.shaped.product" in self.source:
-                onednn()
+            for name in named(self.source):
+                _DEFINED_BY[name]()
             exec(compile(self.source, "<a kept program>", "exec"), space)
         except Exception as error:  # whatever a module that was made elsewhere says of this torch
             raise CompileError(f"the kept code cannot be loaded: {first_line(error)}") from error

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, symbolic_trace
 
 from shaped.backends.samples import FACTOR, CountGraph
+from shaped.proof.whole import DEFINED_BY, named
 
 _IN_GRAPHS = {
     "device": torch.device,
@@ -51,6 +52,8 @@ def outlined(told: Mapping[str, Any]) -> GraphModule:
         made.meta[FACTOR] = None
     elif told["factor"]:
         space: dict[str, Any] = {"torch": torch, **_IN_GRAPHS}
+        for name in named(told["factor"]["source"]):
+            DEFINED_BY[name]()
         exec(compile(told["factor"]["source"], "<a kept program>", "exec"), space)
         traced = symbolic_trace(space["forward"])
         made.meta[FACTOR] = CountGraph(traced, None, told["factor"]["share"])

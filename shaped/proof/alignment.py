@@ -70,17 +70,17 @@ class _Aligned(torch.autograd.Function):
         *data, blank, zero_infinity = rest
         ctx.save_for_backward(log_probs, *data)
         ctx.options = blank, zero_infinity
-        losses: Tensor = _operations()[0](log_probs, *data, blank, zero_infinity)
+        losses: Tensor = operations()[0](log_probs, *data, blank, zero_infinity)
         return losses
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        return _operations()[1](gradient, *ctx.saved_tensors, *ctx.options), *[None] * 5
+        return operations()[1](gradient, *ctx.saved_tensors, *ctx.options), *[None] * 5
 
 
 @cache
-def _operations() -> tuple[Any, Any]:
+def operations() -> tuple[Any, Any]:
     """The losses of a batch, and the gradient of its logarithms."""
     forward, backward = "shaped::aligned", "shaped::aligned_backward"
     torch.library.define(forward, f"({_OPERANDS}) -> Tensor", tags=torch.Tag.pt2_compliant_tag)

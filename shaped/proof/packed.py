@@ -62,7 +62,7 @@ def getitem(x: Any, index: Any) -> Any:
 class _Pack(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, lengths: Tensor, batch_first: bool) -> Any:
-        data, sizes = _operations()[0](x, lengths, batch_first)
+        data, sizes = operations()[0](x, lengths, batch_first)
         ctx.save_for_backward(sizes)
         ctx.given = batch_first, x.shape[:2]
         ctx.mark_non_differentiable(sizes)
@@ -73,7 +73,7 @@ class _Pack(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, _: Any) -> Any:
         batch_first, shape = ctx.given
         batch, time = shape if batch_first else shape[::-1]
-        return _operations()[1](gradient, *ctx.saved_tensors, batch_first, 0.0, time, batch), None, None
+        return operations()[1](gradient, *ctx.saved_tensors, batch_first, 0.0, time, batch), None, None
 
 
 class _Unpack(torch.autograd.Function):
@@ -83,17 +83,17 @@ class _Unpack(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(data, sizes)
         ctx.batch_first = batch_first
-        padded: Tensor = _operations()[1](data, sizes, batch_first, value, time, batch)
+        padded: Tensor = operations()[1](data, sizes, batch_first, value, time, batch)
         return padded
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        return _operations()[2](gradient, *ctx.saved_tensors, ctx.batch_first), None, None, None, None, None
+        return operations()[2](gradient, *ctx.saved_tensors, ctx.batch_first), None, None, None, None, None
 
 
 @cache
-def _operations() -> tuple[Any, Any, Any]:
+def operations() -> tuple[Any, Any, Any]:
     tags = (torch.Tag.pt2_compliant_tag,)
     given = "Tensor data, Tensor sizes, bool batch_first"
     for name, schema, run, like, more in (

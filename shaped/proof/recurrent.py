@@ -131,20 +131,20 @@ class _Layer(torch.autograd.Function):
     def forward(ctx: Any, kind: str, options: tuple[Any, ...], count: int, x: Tensor, *rest: Tensor) -> Any:
         ctx.save_for_backward(x, *rest)
         ctx.given = kind, options, count
-        forward, _ = _operations()
+        forward, _ = operations()
         return tuple(forward(kind, x, list(rest[:count]), list(rest[count:]), *options))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Any) -> Any:
         (kind, options, count), (x, *rest) = ctx.given, ctx.saved_tensors
-        _, backward = _operations()
+        _, backward = operations()
         found = backward(list(gradients), kind, x, rest[:count], rest[count:], *options)
         return (None, None, None, *found)
 
 
 @cache
-def _operations() -> tuple[Any, Any]:
+def operations() -> tuple[Any, Any]:
     """The two operations: results are `[the outputs, the last states ...]`, and gradients of x, states and weights."""
     forward, backward = "shaped::recurrent", "shaped::recurrent_backward"
     torch.library.define(forward, f"({_OPERANDS}) -> Tensor[]", tags=torch.Tag.pt2_compliant_tag)

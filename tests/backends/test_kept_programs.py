@@ -2,6 +2,9 @@
 
 import functools
 import json
+import re
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -14,6 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+import shaped
 from shaped import ExecutorError, ParamList, ScalarTrainer, ShapeError, StateError
 from shaped.backends import DisagreementError, archive
 from shaped.backends.outlines import outline, outlined
@@ -329,3 +333,20 @@ def test_what_cannot_be_kept_is_said(project: Project, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the eager backend compiles nothing"):
         trainer.with_backend("eager").save_program(tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()
+
+
+OWN = """
+import sys
+import torch
+from shaped.backends.kernels import KeptCode
+assert not any(hasattr(torch.ops.shaped, name) for name in sys.argv[1:])
+for name in sys.argv[1:]:
+    KeptCode(f"import torch; call = torch.ops.shaped.{name}.default", {}).load()
+"""
+
+
+def test_kept_code_may_name_each_operation_of_ours_before_anything_was_traced() -> None:
+    sources = (path.read_text() for path in Path(shaped.__file__).parent.rglob("*.py"))
+    every = {name for source in sources for name in re.findall(r"\bops\.shaped\.(\w+)\.default", source)}
+    assert {"recurrent", "pack", "aligned", "product"} <= every
+    subprocess.run([sys.executable, "-c", OWN, *sorted(every)], check=True)
