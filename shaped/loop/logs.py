@@ -85,7 +85,11 @@ class JsonLines(Training):
         self._descriptor: int | None = None
 
     def write(self, loop: "Loop", values: Mapping[str, float]) -> None:
-        """Append a line."""
+        """Append a line.
+
+        Raises:
+            OSError: The file is no log of a run, and stays as it is; or it cannot be written.
+        """
         seconds = round(time.monotonic() - self._began, 3)
         line = {"step": loop.step, "epoch": loop.epoch, "seconds": seconds, **values}
         text = json.dumps({key: value if _writable(value) else str(value) for key, value in line.items()})
