@@ -209,6 +209,10 @@ def one(m: Bool[Tensor, " n"], c: Int[Tensor, " n"]) -> Float[Tensor, " k"]:
 def flat(x: Float[Tensor, "n d"], m: Bool[Tensor, " n"]) -> Float[Tensor, "n d"]:
     return x.reshape(int(m.sum()), -1)
 
+def square(s: Int[Tensor, " n"]) -> Float[Tensor, "h h 2"]:
+    h, w = s.max().item(), s.min().item()
+    return torch.stack(torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij"), -1).float()
+
 def four(x: Float[Tensor, "n d"], m: Bool[Tensor, " n"]) -> Float[Tensor, "n d"]:
     return {4: x[:, :1]}.get(int(m.sum()), x)
 """
@@ -219,7 +223,8 @@ def test_a_whole_number_that_data_tell_is_a_size_of_its_own_in_the_statement(che
     found = check(COUNTED)
 
     assert {verdict.status for verdict in found.values()} == {"proved"}
-    assert "data1 is a whole number that data tell at checked.py:" in found["grid"].message
+    assert "as many as data has, as many as data has, 2" in found["grid"].steps[-1]
+    assert "data1 is a whole number that data tell at checked.py:" in found["ranked"].message
 
 
 @pytest.mark.slow
